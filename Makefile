@@ -1,0 +1,44 @@
+# Needs python3 (3.11 or newer), pip and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# pip stays outside: --without-pip also works where Debian has not installed python3-venv.
+INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python install --quiet --editable
+
+.PHONY: help demo test lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a simulated Facilitator
+	@$(BIN)/relay demo
+
+test: $(VENV)/.dev  ## run the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "job-status-relay needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0] or 0)'
+	@$(PYTHON) -m venv --without-pip $(VENV)
+
+$(VENV)/.local: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the relay into $(VENV) (once) ..."
+	@$(INSTALL) '.[local]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the relay and its development tools into $(VENV) (once) ..."
+	@$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.local

@@ -1,0 +1,1 @@
+"""Carries job status updates from NATS JetStream to the Facilitator."""

@@ -1,0 +1,1 @@
+"""The NATS side: connection, topology, pull loop, settlement."""

@@ -1,0 +1,110 @@
+"""What can go wrong, as types. Fields first; the message is composed from them.
+
+    RelayError
+    ├── ConfigurationError      a setting is missing or wrong (exit 2)
+    ├── IdentityError           the hotkey cannot be used (exit 2)
+    ├── BrokerUnavailable       no nats-server answers, or none lets us in
+    ├── UnsuitableServer        nats-server is too old, or runs without JetStream
+    ├── NotProvisioned          streams or consumers are missing or differ
+    ├── UnsafeChange            provisioning would endanger updates, so it refused
+    ├── JetStreamError          the server answered a JetStream request with an error
+    ├── PublishUnconfirmed      a publish got no PubAck
+    └── LocalServerError        the embedded nats-server or simulator did not start
+
+Every message says what happened, what it means and what to do.
+"""
+
+from collections.abc import Sequence
+
+
+class RelayError(Exception):
+    """The root: catch this to catch everything that the relay raises on purpose."""
+
+
+class ConfigurationError(RelayError):
+    """A setting is missing or has a value that is not allowed."""
+
+    def __init__(self, variable: str, value: str, allowed: str) -> None:
+        self.variable = variable
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{variable}={value!r} is not allowed: {allowed}")
+
+
+class IdentityError(RelayError):
+    """The validator's hotkey cannot be used to sign in at the Facilitator."""
+
+    def __init__(self, path: str, problem: str, remedy: str) -> None:
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"hotkey file {path}: {problem}; {remedy}")
+
+
+class BrokerUnavailable(RelayError):  # noqa: N818 - named for the state it reports, as in the NATS clients
+    """No nats-server could be reached, or none accepted the credentials."""
+
+    def __init__(self, servers: Sequence[str], cause: str) -> None:
+        self.servers = tuple(servers)
+        self.cause = cause
+        super().__init__(
+            f"no NATS connection to {', '.join(servers)}: {cause}; check RELAY_NATS_URL and the NATS credentials"
+        )
+
+
+class UnsuitableServer(RelayError):  # noqa: N818
+    """The nats-server cannot carry the relay."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}; {remedy}")
+
+
+class NotProvisioned(RelayError):  # noqa: N818
+    """Streams, consumers or the lease bucket are not as the relay needs them."""
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        super().__init__(f"not provisioned ({'; '.join(differences)}): run `relay provision`")
+
+
+class UnsafeChange(RelayError):  # noqa: N818
+    """Provisioning was asked for a change that could lose or reorder updates, and changed nothing."""
+
+    def __init__(self, refusals: Sequence[str]) -> None:
+        self.refusals = tuple(refusals)
+        super().__init__("refused, nothing was changed: " + "; ".join(refusals))
+
+
+class JetStreamError(RelayError):
+    """The server answered a JetStream request with an error.
+
+    `err_code` tells errors apart (10059 stream not found, 10014 consumer not found, 10077 stream full, ...);
+    the text may change between server versions.
+    """
+
+    def __init__(self, request: str, code: int, err_code: int, description: str) -> None:
+        self.request = request
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+        super().__init__(f"{request}: {description} (err_code {err_code})")
+
+
+class PublishUnconfirmed(RelayError):  # noqa: N818
+    """A publish was not confirmed by a PubAck: the message may or may not be stored. Publish it again."""
+
+    def __init__(self, subject: str, cause: str) -> None:
+        self.subject = subject
+        self.cause = cause
+        super().__init__(f"publish on {subject} was not confirmed: {cause}")
+
+
+class LocalServerError(RelayError):
+    """The embedded nats-server did not start or stopped too early."""
+
+    def __init__(self, problem: str, log_tail: str = "") -> None:
+        self.problem = problem
+        self.log_tail = log_tail
+        super().__init__(problem + (f"; its last words:\n{log_tail}" if log_tail else ""))

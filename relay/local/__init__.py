@@ -1,0 +1,1 @@
+"""The embedded nats-server, the Facilitator simulator and a source of traffic, for demo, tests and benchmarks."""

@@ -1,0 +1,194 @@
+"""Every name on the wire: streams, subjects, consumers, headers, buckets. Builders and parsers, nothing else.
+
+Users type these names into `nats sub` and dashboards are built on them, so they change only with a new major version.
+"""
+
+import re
+from enum import StrEnum
+from typing import Final
+
+STATUS_STREAM: Final = "JOB_STATUS"
+DLQ_STREAM: Final = "JOB_DLQ"
+ADVISORY_STREAM: Final = "JOB_ADVISORIES"
+REQUEST_STREAM: Final = "JOB_REQUESTS"
+LEASE_BUCKET: Final = "RELAY_LEASES"
+LEASE_STREAM: Final = f"KV_{LEASE_BUCKET}"
+"""The stream behind the bucket, as NATS names it."""
+
+STATUS_SUBJECTS: Final = "job.status.*"
+"""What producers publish on, and what STATUS_STREAM captures."""
+DLQ_SUBJECTS: Final = "job.dlq.*"
+REQUEST_SUBJECTS: Final = ("job.request.*", "job.cheated.*")
+LEASE_SUBJECTS: Final = f"$KV.{LEASE_BUCKET}.>"
+LANE_CONSUMER_PREFIX: Final = "relay-lane-"
+ADVISORY_SUBJECTS: Final = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.*"
+DLQ_METADATA_KEY: Final = "relay.dlq-subject"
+"""Key in a lane consumer's metadata that names where its dead letters go."""
+
+MSG_ID_HEADER: Final = "Nats-Msg-Id"
+REASON_HEADER: Final = "Relay-Reason"
+ERROR_HEADER: Final = "Relay-Error"
+ATTEMPTS_HEADER: Final = "Relay-Attempts"
+SOURCE_SUBJECT_HEADER: Final = "Relay-Source-Subject"
+SOURCE_SEQUENCE_HEADER: Final = "Relay-Source-Sequence"
+FAILED_AT_HEADER: Final = "Relay-Failed-At"
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UNSAFE_IN_TOKEN: Final = re.compile(r"[^0-9A-Za-z_-]")
+_FNV_OFFSET_32: Final = 0x811C9DC5
+_FNV_PRIME_32: Final = 0x01000193
+_MAX_TOKEN_CHARS: Final = 64
+
+
+class Reason(StrEnum):
+    """Why an update is in the dead-letter stream: the values of the `Relay-Reason` header."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_SCHEMA = "invalid_schema"
+    UNKNOWN_STATUS = "unknown_status"
+    INVALID_UUID = "invalid_uuid"
+    UUID_MISMATCH = "uuid_mismatch"
+    TOO_LARGE = "too_large"
+    REFUSED = "refused"
+    JOB_NOT_FOUND = "job_not_found"
+    CONNECTION_DROPPED = "connection_dropped"
+    MAX_DELIVER = "max_deliver"
+
+
+def is_job_uuid(token: str) -> bool:
+    """Whether `token` is a UUID as the relay wants it in a subject: lower case, with hyphens.
+
+    One spelling only, because a job's lane is computed from the letters of the token: two spellings of one
+    job could travel in two lanes and overtake each other.
+    """
+    return _UUID.fullmatch(token) is not None
+
+
+def lane_of(token: str, lanes: int) -> int:
+    """The lane, 0 to `lanes` - 1, that the server's `partition(lanes, 1)` gives the job `token`.
+
+    FNV-1a, 32 bits, modulo the number of lanes: what nats-server does in its subject transforms.
+    """
+    digest = _FNV_OFFSET_32
+    for byte in token.encode():
+        digest = (digest ^ byte) * _FNV_PRIME_32 & 0xFFFFFFFF
+    return digest % lanes
+
+
+def status_subject(uuid: str) -> str:
+    """Where a producer publishes the updates of job `uuid`."""
+    return f"job.status.{uuid}"
+
+
+def lane_transform(lanes: int) -> dict[str, str]:
+    """The subject transform of STATUS_STREAM: files each job's updates under its lane."""
+    return {"src": STATUS_SUBJECTS, "dest": f"job.status.{{{{partition({lanes},1)}}}}.{{{{wildcard(1)}}}}"}
+
+
+def lanes_of_transform(transform: dict[str, str] | None) -> int | None:
+    """How many lanes a stream's subject transform makes, or None if it is not one of ours."""
+    match = re.fullmatch(r"job\.status\.\{\{partition\((\d+),1\)\}\}\..*", (transform or {}).get("dest", ""))
+    return int(match[1]) if match else None
+
+
+def lane_filter(lane: int) -> str:
+    """The stored subjects of one lane."""
+    return f"job.status.{lane}.*"
+
+
+def lane_consumer(lane: int) -> str:
+    """The durable consumer of one lane."""
+    return f"{LANE_CONSUMER_PREFIX}{lane}"
+
+
+def lane_of_consumer(name: str) -> int | None:
+    """The lane that a consumer drives, or None if the name is not a lane consumer's."""
+    digits = name.removeprefix(LANE_CONSUMER_PREFIX)
+    return int(digits) if digits != name and digits.isascii() and digits.isdecimal() else None
+
+
+def stored_subject(lane: int, uuid: str) -> str:
+    """Where STATUS_STREAM keeps an update."""
+    return f"job.status.{lane}.{uuid}"
+
+
+def token_of_stored(subject: str) -> str:
+    """The job token of a stored subject `job.status.<lane>.<token>`; a job's UUID if the producer was right."""
+    return subject.split(".", 3)[3]
+
+
+def published_subject(stored: str) -> str:
+    """The subject that the producer published on, for a stored one: what a replay publishes to again."""
+    return status_subject(token_of_stored(stored))
+
+
+def safe_token(token: str) -> str:
+    """`token` made fit for a subject: a UUID stays as it is; what could break a subject becomes `_`."""
+    return _UNSAFE_IN_TOKEN.sub("_", token)[:_MAX_TOKEN_CHARS] or "_"
+
+
+def dlq_subject(token: str) -> str:
+    """Where the dead letters of job `token` go."""
+    return f"job.dlq.{safe_token(token)}"
+
+
+def dlq_msg_id(stream: str, sequence: int) -> str:
+    """The `Nats-Msg-Id` of a dead letter: the same however often the relay tries to write it."""
+    return f"{stream}:{sequence}"
+
+
+def request_subject(token: str) -> str:
+    """Where a job request that the Facilitator pushed is published."""
+    return f"job.request.{safe_token(token)}"
+
+
+def cheated_subject(token: str) -> str:
+    """Where a report of a cheated job that the Facilitator pushed is published."""
+    return f"job.cheated.{safe_token(token)}"
+
+
+def receipt_subject(token: str) -> str:
+    """Where the receipt of a settled update is published (core NATS, kept by nobody)."""
+    return f"job.relayed.{safe_token(token)}"
+
+
+def advisory_subject(consumer: str) -> str:
+    """Where the server reports updates that `consumer` delivered `max_deliver` times."""
+    return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.{consumer}"
+
+
+def api_stream_info(stream: str) -> str:
+    return f"$JS.API.STREAM.INFO.{stream}"
+
+
+def api_stream_create(stream: str) -> str:
+    return f"$JS.API.STREAM.CREATE.{stream}"
+
+
+def api_stream_update(stream: str) -> str:
+    return f"$JS.API.STREAM.UPDATE.{stream}"
+
+
+def api_message_get(stream: str) -> str:
+    """Answered by the stream's leader, so it reads what was just written."""
+    return f"$JS.API.STREAM.MSG.GET.{stream}"
+
+
+def api_consumer_list(stream: str) -> str:
+    return f"$JS.API.CONSUMER.LIST.{stream}"
+
+
+def api_consumer_info(stream: str, consumer: str) -> str:
+    return f"$JS.API.CONSUMER.INFO.{stream}.{consumer}"
+
+
+def api_consumer_create(stream: str, consumer: str, subject: str) -> str:
+    return f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}.{subject}"
+
+
+def api_consumer_delete(stream: str, consumer: str) -> str:
+    return f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}"
+
+
+def api_pull(stream: str, consumer: str) -> str:
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
