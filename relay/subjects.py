@@ -32,6 +32,8 @@ ATTEMPTS_HEADER: Final = "Relay-Attempts"
 SOURCE_SUBJECT_HEADER: Final = "Relay-Source-Subject"
 SOURCE_SEQUENCE_HEADER: Final = "Relay-Source-Sequence"
 FAILED_AT_HEADER: Final = "Relay-Failed-At"
+ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
+"""What a dead letter puts before those headers of the original that would steer the server (`Nats-*`)."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _UNSAFE_IN_TOKEN: Final = re.compile(r"[^0-9A-Za-z_-]")

@@ -1,0 +1,361 @@
+"""One NATS connection: how it is made, watched and closed, and the two requests that everything else is made of."""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+
+from relay.errors import BrokerUnavailable, ConfigurationError, JetStreamError, PublishUnconfirmed, UnsuitableServer
+from relay.settings import NatsSettings
+
+OLDEST_SERVER: Final = (2, 11, 0)
+"""The first nats-server with per-message TTLs, which the lease bucket is made with."""
+TOO_LARGE: Final = 10054
+"""err_code of JetStream for a message above the limit; also used here for one above the server's `max_payload`."""
+
+_CONNECT_TIMEOUT_S: Final = 2
+_RECONNECT_WAIT_S: Final = 0.25
+# A dead peer is found after three intervals; with nats-py's default of 120 s each, lanes would stand still for minutes.
+_PING_INTERVAL_S: Final = 5
+_MAX_OUTSTANDING_PINGS: Final = 2
+_CLOSE_GRACE_S: Final = 2.0
+_NO_JETSTREAM: Final = frozenset({10039, 10076})
+"""err_codes: not enabled for the account, not enabled at all."""
+_URL_CREDENTIALS: Final = re.compile(r"//[^/@]*@")
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class _ErrorAnswer(msgspec.Struct, frozen=True):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _PublishAnswer(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _ErrorAnswer | None = None
+
+
+_decode_publish_answer = msgspec.json.Decoder(_PublishAnswer).decode
+
+
+@dataclass(frozen=True, slots=True)
+class PubAck:
+    """The server's word that a message is stored: where, and whether it was there already (same `Nats-Msg-Id`)."""
+
+    stream: str
+    sequence: int
+    duplicate: bool
+
+
+async def connect(
+    settings: NatsSettings,
+    *,
+    name: str,
+    on_disconnected: Callable[[], None] | None = None,
+    on_reconnected: Callable[[], None] | None = None,
+    on_closed: Callable[[], None] | None = None,
+) -> Client:
+    """A client that is connected now and reconnects for ever; end it with `close`.
+
+    The callbacks must not block. `on_closed` is called when the client is closed for good: by us, or because the
+    server refused it after it was connected (credentials withdrawn, a protocol violation). `name` shows in the
+    server's list of connections.
+
+    Raises BrokerUnavailable when each server has been tried once in vain, ConfigurationError for credentials or
+    certificates that cannot be used.
+    """
+    client = Client()
+    events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
+    try:
+        await client.connect(
+            servers=list(settings.urls),
+            name=name,
+            error_cb=events.failed,
+            disconnected_cb=events.disconnected,
+            reconnected_cb=events.reconnected,
+            closed_cb=events.closed,
+            **_TIMING,
+            **_credentials(settings),
+        )
+    except BaseException as error:
+        _abort(client)
+        if isinstance(error, nats.errors.Error | ValueError | ImportError):
+            raise BrokerUnavailable(events.servers, _describe(error)) from error
+        raise
+    events.connected = True
+    _bound_closing(client)
+    return client
+
+
+async def close(client: Client, timeout_s: float = 5.0) -> None:
+    """Send what is buffered, acknowledgements included, and close: in every state, within about twice `timeout_s`.
+
+    With the server away nobody takes what is buffered: it is lost then, and the server redelivers.
+    (`Client.drain` raises while reconnecting, and which subscriptions to drain is for their owners to say.)
+    """
+    if client.is_connected:
+        try:
+            async with asyncio.timeout(timeout_s):
+                # A full circle to the server: when it answers, it has read all that was sent before.
+                await client.flush(timeout=timeout_s)  # pyright: ignore[reportArgumentType] - floats work
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            _log.warning("nats_closing_unflushed", error=_describe(error))
+            _abort(client)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await client.close()
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        _log.warning("nats_socket_aborted", error=_describe(error))
+        _abort(client)
+
+
+async def api_request(
+    client: Client, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 5.0
+) -> dict[str, Any]:
+    """One request to JetStream's API and its answer, both as parsed JSON.
+
+    Raises JetStreamError if the server answers with an error, UnsuitableServer if it runs without JetStream,
+    BrokerUnavailable if it is away or silent; the request may or may not have been carried out then.
+    """
+    servers = _servers(client)
+    if not client.is_connected:
+        # nats-py would buffer the request, and the server would carry it out after the caller has given up.
+        raise BrokerUnavailable(servers, f"not connected, so {subject} was not sent")
+    try:
+        answer = await client.request(subject, msgspec.json.encode(body) if body else b"", timeout=timeout_s)
+        parsed: dict[str, Any] = msgspec.json.decode(answer.data, type=dict[str, Any])
+    except nats.errors.NoRespondersError as error:
+        raise _without_jetstream(servers) from error
+    except TimeoutError as error:
+        raise BrokerUnavailable(servers, f"no answer to {subject} within {timeout_s:g} s") from error
+    except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
+        raise BrokerUnavailable(servers, f"{subject}: {_describe(error)}") from error
+    if "error" in parsed:
+        refused = msgspec.convert(parsed["error"], _ErrorAnswer)
+        if refused.err_code in _NO_JETSTREAM:
+            raise _without_jetstream(servers)
+        raise JetStreamError(subject, refused.code, refused.err_code, refused.description)
+    return parsed
+
+
+async def publish_confirmed(
+    client: Client,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str] | None = None,
+    *,
+    timeout_s: float = 5.0,
+) -> PubAck:
+    """Publish and wait for the stream's PubAck.
+
+    Raises JetStreamError if the server refuses the message (full stream, too large: TOO_LARGE), PublishUnconfirmed if
+    nobody vouches for it: it may or may not be stored, so publish it again, with the same `Nats-Msg-Id`.
+    """
+    size = len(payload) + _headers_size(headers)
+    if size > client.max_payload:
+        # The server would end the connection over it, and nats-py would then close the client for good.
+        problem = f"{size} bytes with headers are more than the server's max_payload of {client.max_payload}"
+        raise JetStreamError(f"publish on {subject}", 400, TOO_LARGE, problem)
+    if not client.is_connected:
+        raise PublishUnconfirmed(subject, "there is no connection to NATS; it was not sent")
+    try:
+        answer = await client.request(subject, payload, timeout=timeout_s, headers=headers)
+        ack = _decode_publish_answer(answer.data)
+    except nats.errors.NoRespondersError as error:
+        raise PublishUnconfirmed(subject, "no stream captures this subject; run `relay provision`") from error
+    except TimeoutError as error:
+        raise PublishUnconfirmed(subject, f"no PubAck within {timeout_s:g} s") from error
+    except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
+        raise PublishUnconfirmed(subject, _describe(error)) from error
+    if ack.error is not None:
+        raise JetStreamError(f"publish on {subject}", ack.error.code, ack.error.err_code, ack.error.description)
+    if not ack.stream:
+        raise PublishUnconfirmed(subject, f"the answer is not a PubAck: {answer.data[:80]!r}")
+    return PubAck(ack.stream, ack.seq, ack.duplicate)
+
+
+async def require_server(client: Client) -> None:
+    """Raise UnsuitableServer unless the server that `client` is connected to is new enough and runs JetStream.
+
+    Only that server is asked, not the others of its cluster.
+    """
+    server, needed = client.connected_server_version, ".".join(map(str, OLDEST_SERVER))
+    try:
+        version = (server.major, server.minor, server.patch)
+    except ValueError as error:
+        raise UnsuitableServer(f"nats-server says that its version is {server}", f"{needed} is needed") from error
+    if version < OLDEST_SERVER:
+        found = ".".join(map(str, version))
+        raise UnsuitableServer(
+            f"nats-server {found} at {', '.join(_servers(client))} is too old",
+            f"the relay needs {needed} or newer: upgrade the server",
+        )
+    await api_request(client, "$JS.API.INFO")
+
+
+_TIMING: Final[dict[str, Any]] = {
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    "ping_interval": _PING_INTERVAL_S,
+    "max_outstanding_pings": _MAX_OUTSTANDING_PINGS,
+    "reconnect_time_wait": _RECONNECT_WAIT_S,
+    "max_reconnect_attempts": -1,
+}
+
+
+@dataclass(slots=True)
+class _Events:
+    """What nats-py reports: logged, and passed on."""
+
+    client: Client
+    urls: Sequence[str]
+    on_disconnected: Callable[[], None] | None
+    on_reconnected: Callable[[], None] | None
+    on_closed: Callable[[], None] | None
+    connected: bool = False
+    failures: list[str] = field(default_factory=list[str])
+
+    @property
+    def servers(self) -> list[str]:
+        return [_without_credentials(url) for url in self.urls]
+
+    async def failed(self, error: Exception) -> None:
+        problem = _describe(error)
+        if not self.connected:
+            self._give_up_after_one_round(problem, error)
+        elif problem not in self.failures:
+            # An outage repeats itself four times a second: each problem is said once until the connection is back.
+            self.failures.append(problem)
+            _log.warning("nats_error", error=problem)
+
+    def _give_up_after_one_round(self, problem: str, error: Exception) -> None:
+        # Raising out of the callback is the one way to end nats-py's first round: with unlimited attempts it goes on
+        # for ever, and with limited ones it forgets the servers that were away, also for later reconnects.
+        self.failures.append(problem)
+        if len(self.failures) >= len(self.urls):
+            raise BrokerUnavailable(self.servers, "; ".join(dict.fromkeys(self.failures))) from error
+
+    async def disconnected(self) -> None:
+        if self.client.is_closed:
+            return  # by us, or `closed` says so
+        _log.warning("nats_disconnected")
+        if self.on_disconnected is not None:
+            self.on_disconnected()
+
+    async def reconnected(self) -> None:
+        self.failures.clear()
+        _log.info("nats_reconnected")
+        if self.on_reconnected is not None:
+            self.on_reconnected()
+
+    async def closed(self) -> None:
+        _log.info("nats_closed")
+        if self.on_closed is not None:
+            self.on_closed()
+
+
+def _credentials(settings: NatsSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {"user": settings.user}
+    if settings.password is not None:
+        options["password"] = settings.password.get_secret_value()
+    if settings.token is not None:
+        options["token"] = settings.token.get_secret_value()
+    if settings.creds is not None:
+        _require_credentials_file(settings.creds)
+        options["user_credentials"] = str(settings.creds)
+    if settings.ca_file or settings.cert_file:
+        options["tls"] = _tls(settings)
+    return options
+
+
+def _require_credentials_file(path: Path) -> None:
+    # nats-py looks for this line until it finds it: without it, it would never return to the event loop.
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError("RELAY_NATS_CREDS", str(path), f"a readable credentials file ({error})") from error
+    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
+        raise ConfigurationError("RELAY_NATS_CREDS", str(path), "a credentials file with a user JWT and an NKey seed")
+
+
+def _tls(settings: NatsSettings) -> ssl.SSLContext:
+    variable, path = "RELAY_NATS_CA_FILE", settings.ca_file
+    try:
+        context = ssl.create_default_context(cafile=path)
+        if settings.cert_file is not None:
+            variable, path = "RELAY_NATS_CERT_FILE", settings.cert_file
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(variable, str(path), f"a PEM file that fits its purpose ({error})") from error
+    return context
+
+
+def _bound_closing(client: Client) -> None:
+    """Make the client give up on a socket that does not close by itself within _CLOSE_GRACE_S.
+
+    On a half-open connection with unsent data nats-py's reconnect waits in `transport.wait_closed` for the kernel to
+    give up, which takes minutes (nats-py issue 671), and reports nothing before that. It keeps one transport object
+    for life, so bounding that one wait is enough. There is no public way to reach it.
+    """
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if not isinstance(transport, TcpTransport):
+        return
+    wait_closed = transport.wait_closed
+
+    async def wait_closed_or_abort() -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_GRACE_S):
+                await wait_closed()
+        except TimeoutError:
+            _log.warning("nats_socket_aborted", unclosed_for_s=_CLOSE_GRACE_S)
+            _abort(client)
+
+    transport.wait_closed = wait_closed_or_abort
+
+
+def _abort(client: Client) -> None:
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if isinstance(transport, TcpTransport) and transport:
+        writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        writer.transport.abort()
+
+
+def _headers_size(headers: dict[str, str] | None) -> int:
+    if not headers:
+        return 0
+    lines = sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
+    return len("NATS/1.0\r\n") + lines + len("\r\n")
+
+
+def _servers(client: Client) -> list[str]:
+    url = client.connected_url
+    return [_without_credentials(url.geturl())] if url else ["no server"]
+
+
+def _without_credentials(url: str) -> str:
+    return _URL_CREDENTIALS.sub("//", url)
+
+
+def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:
+    return UnsuitableServer(
+        f"JetStream is not enabled on the nats-server at {', '.join(servers)}, or not for this account",
+        "start the server with `nats-server -js` or a `jetstream` block in its configuration",
+    )
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "timed out"
+    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__

@@ -1,0 +1,211 @@
+"""The pull loop of one lane: a steady flow of deliveries, without batches to wait for.
+
+`fetch()` of the client waits for a whole batch and stalls now and then, so the loop speaks JetStream's own pull
+protocol: one inbox, requests topped up when half of what was asked for has come, idle heartbeats to notice when
+nobody is serving them. Each start, after a reconnect too, takes a fresh inbox: what the server may still hold for
+the old one cannot be told from new requests, and would be delivered twice over.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from relay.broker.connection import api_request
+from relay.broker.delivery import Delivery
+from relay.core.continuity import ConsumerState
+from relay.core.pull import DEAD_AFTER_S, IDLE_HEARTBEAT_S, REQUEST_EXPIRES_S, PullWindow, Signal
+from relay.errors import JetStreamError, RelayError
+from relay.logs import get_logger
+from relay.subjects import api_consumer_info, api_pull
+
+_log = get_logger(__name__)
+
+_NS_PER_S: Final = 1_000_000_000
+_RETRY_S: Final = 1.0
+"""How long to wait before asking again for a consumer that cannot be had."""
+_RESTART_S: Final = 0.1
+"""How long to wait before pulling again, so that a server in trouble is not asked in a tight loop."""
+_NOT_FOUND: Final = 404
+_CONSUMER_NOT_FOUND: Final = 10014
+_STATUS_HEADER: Final = "Status"
+_DESCRIPTION_HEADER: Final = "Description"
+_PENDING_HEADER: Final = "Nats-Pending-Messages"
+
+
+class PullConsumer:
+    """Pulls from a durable consumer as long as it `run`s.
+
+    Args:
+        nc: a connection that reconnects by itself.
+        stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
+        batch: how many updates to have on request at most.
+        room: how many more updates can be taken in now; 0 stops new requests.
+        on_delivery: awaited with each delivery, in the order of arrival.
+        on_start: called with the consumer's state at each start, before the first request.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        stream: str,
+        name: str,
+        *,
+        batch: int,
+        room: Callable[[], int],
+        on_delivery: Callable[[Delivery], Awaitable[None]],
+        on_start: Callable[[ConsumerState], None],
+    ) -> None:
+        self.name = name
+        self.trouble: str | None = "it has not started yet"
+        """Why nothing is being pulled, in words for an operator; None while all is well."""
+        self._nc = nc
+        self._stream = stream
+        self._room = room
+        self._on_delivery = on_delivery
+        self._on_start = on_start
+        self._window = PullWindow(batch)
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._wake = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._signal = Signal.ASK_AGAIN
+        self._heard_s = 0.0
+        self._failure: Exception | None = None
+
+    def top_up(self) -> None:
+        """There may be room again."""
+        if self._window.wanted(self._room()):
+            self._wake.set()
+
+    def restart(self) -> None:
+        """The connection was made anew: the server has forgotten our requests."""
+        self._note(Signal.START_OVER)
+
+    async def state(self) -> ConsumerState:
+        """What the server says of the consumer now. Raises RelayError if it cannot be had."""
+        info = await api_request(self._nc, api_consumer_info(self._stream, self.name))
+        delivered = info["delivered"]
+        return ConsumerState(
+            pending=info["num_ack_pending"],
+            delivered=delivered["stream_seq"],
+            delivered_count=delivered["consumer_seq"],
+            waiting=info["num_pending"],
+        )
+
+    async def run(self) -> None:
+        """Pull until cancelled or drained."""
+        while not self._draining.is_set():
+            try:
+                await self._start()
+                await self._pull()
+                await self._pause(_RESTART_S)
+            except RelayError as error:
+                self._complain(error)
+                await self._pause(_RETRY_S)
+            finally:
+                await self._close_inbox()
+
+    def drain(self) -> None:
+        """Ask for nothing more and take in what is on its way; `run` returns when that is done."""
+        self._draining.set()
+        self._wake.set()
+
+    async def _start(self) -> None:
+        state = await self.state()
+        self._window.reset()
+        self._signal = Signal.ASK_AGAIN
+        self._inbox = self._nc.new_inbox()
+        # No pending limits: beyond them the client drops messages, and the window bounds what can come.
+        self._subscription = await self._nc.subscribe(  # pyright: ignore[reportUnknownMemberType] - a bare Future
+            self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        self._on_start(state)
+        self._wake.set()
+        self.trouble = None
+
+    async def _pull(self) -> None:
+        """Keep requests under way until they have to be started over."""
+        while self._signal is Signal.ASK_AGAIN and not self._draining.is_set():
+            self._wake.clear()
+            await self._request()
+            try:
+                async with asyncio.timeout_at(self._heard_s + DEAD_AFTER_S if self._window.outstanding else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                _log.warning("no heartbeat for the pulls of a lane: starting over", consumer=self.name)
+                return
+            if self._failure is not None:
+                raise self._failure
+        if self._signal is Signal.CONSUMER_GONE:
+            raise JetStreamError(self.name, _NOT_FOUND, _CONSUMER_NOT_FOUND, "consumer deleted")
+
+    async def _request(self) -> None:
+        count = self._window.wanted(self._room())
+        if not count or not self._nc.is_connected:
+            return
+        if not self._window.outstanding:
+            self._heard_s = asyncio.get_running_loop().time()
+        self._window.requested(count)
+        request = {
+            "batch": count,
+            "expires": int(REQUEST_EXPIRES_S * _NS_PER_S),
+            "idle_heartbeat": int(IDLE_HEARTBEAT_S * _NS_PER_S),
+        }
+        await self._nc.publish(api_pull(self._stream, self.name), json.dumps(request).encode(), reply=self._inbox)
+
+    async def _receive(self, message: Msg) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+        if not message.reply:
+            self._receive_status(message.headers or {})
+            return
+        self._window.delivered()
+        try:
+            await self._on_delivery(Delivery(self._nc, message))
+        except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would swallow it
+            self._failure = error
+            self._wake.set()
+        if self._window.outstanding <= self._window.batch // 2:
+            self._wake.set()
+
+    def _receive_status(self, headers: Mapping[str, str]) -> None:
+        pending = headers.get(_PENDING_HEADER)
+        signal = self._window.status(
+            int(headers.get(_STATUS_HEADER, "0")),
+            headers.get(_DESCRIPTION_HEADER, ""),
+            None if pending is None else int(pending),
+        )
+        if signal is not Signal.ALIVE:
+            _log.debug("a pull request ended", consumer=self.name, signal=signal.name, **headers)
+            self._note(signal)
+
+    def _note(self, signal: Signal) -> None:
+        if self._signal is Signal.ASK_AGAIN:
+            self._signal = signal
+        self._wake.set()
+
+    def _complain(self, error: RelayError) -> None:
+        trouble = str(error)
+        if trouble != self.trouble:
+            _log.error("a lane cannot be pulled; trying again", consumer=self.name, error=trouble, every_s=_RETRY_S)
+        self.trouble = trouble
+
+    async def _close_inbox(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is None or self._nc.is_closed:
+            return
+        if self._draining.is_set() and self._nc.is_connected:
+            await subscription.drain()
+        else:
+            await subscription.unsubscribe()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before another start, but not while draining."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()

@@ -1,0 +1,93 @@
+"""Writing to the dead-letter stream: the update as it was, and why it is there."""
+
+import base64
+import datetime as dt
+from typing import Final
+
+from nats.aio.client import Client
+
+from relay.broker.connection import api_request, publish_confirmed
+from relay.core.delivery import DeliveryLike
+from relay.core.verdict import DeadLetter
+from relay.errors import JetStreamError, RelayError
+from relay.logs import get_logger
+from relay.subjects import (
+    ATTEMPTS_HEADER,
+    DLQ_STREAM,
+    ERROR_HEADER,
+    FAILED_AT_HEADER,
+    MSG_ID_HEADER,
+    ORIGINAL_HEADER_PREFIX,
+    REASON_HEADER,
+    SOURCE_SEQUENCE_HEADER,
+    SOURCE_SUBJECT_HEADER,
+    STATUS_STREAM,
+    api_message_get,
+    dlq_msg_id,
+    dlq_subject,
+    published_subject,
+    token_of_stored,
+)
+
+_log = get_logger(__name__)
+
+_NO_MESSAGE: Final = 10037
+_MAX_ERROR_CHARS: Final = 1000
+"""The Facilitator's complaints can echo a whole update; the update is in the body already."""
+_CONTROL_HEADER_PREFIX: Final = "nats-"
+"""Headers that tell the server what to do with a message, in any case of letters."""
+
+
+class DeadLetters:
+    """The dead-letter stream, to write to."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+
+    async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None:
+        """Store a copy of the update with its reason, and wait until the server has it.
+
+        Written again with the same `Nats-Msg-Id` it is stored once, as long as the stream's duplicate window lasts.
+
+        Raises:
+            JetStreamError: the server refused it, for instance because the stream is full.
+            PublishUnconfirmed: it may or may not be stored.
+        """
+        token = token_of_stored(delivery.subject)
+        headers = {_carried(name): value for name, value in delivery.headers.items()}
+        headers |= {
+            MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, delivery.sequence),
+            REASON_HEADER: letter.reason.value,
+            ERROR_HEADER: _one_line(letter.error),
+            ATTEMPTS_HEADER: str(attempts),
+            SOURCE_SUBJECT_HEADER: published_subject(delivery.subject),
+            SOURCE_SEQUENCE_HEADER: str(delivery.sequence),
+            FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+        }
+        await publish_confirmed(self._nc, dlq_subject(token), delivery.body, headers)
+
+    async def holds(self, delivery: DeliveryLike) -> bool:
+        """Whether the update is a dead letter already, because a worker died before it could end it.
+
+        One look at the job's last dead letter tells: an update that is not ended yet holds back its job's later
+        ones, so none of theirs can be there.
+        """
+        subject = dlq_subject(token_of_stored(delivery.subject))
+        try:
+            answer = await api_request(self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject})
+        except RelayError as error:
+            if not (isinstance(error, JetStreamError) and error.err_code == _NO_MESSAGE):
+                _log.warning("cannot see whether an update is dead-lettered; taking it as not", error=str(error))
+            return False
+        headers = base64.b64decode(answer["message"].get("hdrs", ""))
+        return f"\r\n{SOURCE_SEQUENCE_HEADER}: {delivery.sequence}\r\n".encode() in headers
+
+
+def _carried(name: str) -> str:
+    """The name under which a header of the original travels in the copy."""
+    return ORIGINAL_HEADER_PREFIX + name if name.lower().startswith(_CONTROL_HEADER_PREFIX) else name
+
+
+def _one_line(text: str) -> str:
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return printable if len(printable) <= _MAX_ERROR_CHARS else printable[:_MAX_ERROR_CHARS] + " ..."

@@ -1,0 +1,83 @@
+"""One delivery of one update, and the words to settle it with."""
+
+import datetime as dt
+from collections.abc import Mapping
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from relay.logs import get_logger
+
+_log = get_logger(__name__)
+
+_ACK = b"+ACK"
+_NAK = b"-NAK"
+_IN_PROGRESS = b"+WPI"
+_TERM = b"+TERM"
+
+
+class Delivery:
+    """A message of a pull consumer with what its reply subject tells.
+
+    `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<stored, ns>.<pending>`, and three tokens
+    more where the account has a domain: two before the stream, one at the end.
+    """
+
+    __slots__ = ("_nc", "consumer_sequence", "deliveries", "message", "sequence", "stored_at_s")
+
+    def __init__(self, nc: Client, message: Msg) -> None:
+        self._nc = nc
+        self.message = message
+        tokens = message.reply.split(".")
+        first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004 - the two forms above
+        self.deliveries = int(tokens[first])
+        """How often the server delivered it, this time included. It says nothing about whose fault that was."""
+        self.sequence = int(tokens[first + 1])
+        self.consumer_sequence = int(tokens[first + 2])
+        self.stored_at_s = int(tokens[first + 3]) / 1e9
+        """When the stream stored it, in seconds of Unix time, on the server's clock."""
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.message.subject} #{self.sequence}, {self.deliveries}x>"
+
+    @property
+    def subject(self) -> str:
+        """The stored subject, `job.status.<lane>.<token>`."""
+        return self.message.subject
+
+    @property
+    def body(self) -> bytes:
+        return self.message.data
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.message.headers or {}
+
+    @property
+    def stored_at(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self.stored_at_s, dt.UTC)
+
+    async def ack(self) -> None:
+        """Acknowledge, without waiting for the server: if this gets lost, the update is delivered again."""
+        await self._answer(_ACK)
+
+    async def in_progress(self) -> None:
+        """Start `ack_wait` anew; counts no delivery. Of no use later, so it is not kept for a lost connection."""
+        if self._nc.is_connected:
+            await self._answer(_IN_PROGRESS)
+
+    async def nak(self) -> None:
+        """Give it back, to be delivered again at once."""
+        await self._answer(_NAK)
+
+    async def term(self, reason: str) -> None:
+        """Never deliver it again, because of `reason`: the server publishes both as an advisory."""
+        await self._answer(_TERM + b" " + reason.encode())
+
+    async def _answer(self, word: bytes) -> None:
+        try:
+            await self._nc.publish(self.message.reply, word)
+        except nats.errors.Error as error:
+            # The server will deliver it again; the lane then settles it as before, or has it at hand still.
+            _log.warning("the server was not told what became of an update", delivery=repr(self), error=repr(error))

