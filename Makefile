@@ -5,7 +5,11 @@ BIN    := $(VENV)/bin
 # pip stays outside: --without-pip also works where Debian has not installed python3-venv.
 INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python install --quiet --editable
 
-.PHONY: help demo test lint format clean
+LOCK_VENV := .venv-lock
+LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
+	--no-emit-trusted-host --no-emit-options
+
+.PHONY: help demo test lint format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -25,6 +29,12 @@ lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 format: $(VENV)/.dev  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+lock:  ## pin what the image installs, with hashes and without addresses (PYTHON=the image's python)
+	@$(PYTHON) -m venv --clear $(LOCK_VENV)
+	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools>=7.5,<8'
+	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(LOCK_OPTIONS) --output-file requirements.lock pyproject.toml
+	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

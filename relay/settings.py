@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, ValidationError
@@ -57,7 +57,8 @@ def _whole(value: Any) -> Any:
 
 def _nats_address(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in _NATS_SCHEMES or not parts.hostname or parts.port == 0:
+    has_path = parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}  # likely a password with a bare slash
+    if parts.scheme not in _NATS_SCHEMES or not parts.hostname or parts.port == 0 or has_path:
         raise ValueError(url)
     return url
 
@@ -70,7 +71,7 @@ def _facilitator_address(url: str) -> str:
     return url
 
 
-_Seconds = Annotated[float, Field(ge=0.05, le=3600, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 _File = FilePath | None
 _Secret = SecretStr | None
 
@@ -273,7 +274,6 @@ class _Setting(NamedTuple):
     group: str
     field: str
     default: Any
-    secret: bool
     variable: Variable
 
 
@@ -281,7 +281,7 @@ def _settings() -> Iterator[_Setting]:
     for group, kind in _GROUPS.items():
         for field, info in kind.model_fields.items():
             variable = next(mark for mark in info.metadata if isinstance(mark, Variable))
-            yield _Setting(group, field, info.default, SecretStr in get_args(info.annotation), variable)
+            yield _Setting(group, field, info.default, variable)
 
 
 _BY_VARIABLE: Final = {setting.variable.name: setting for setting in _settings()}
@@ -353,12 +353,10 @@ def _refuse_contradictions(settings: Settings) -> None:
 
 
 def _refusal(name: str, value: str) -> ConfigurationError:
-    setting = _BY_VARIABLE[name]
-    if setting.secret and value:
-        value = "***"
-    elif name.endswith("_URL") and "@" in value:
-        value = "***@" + value.rpartition("@")[2]  # what stands before the @ may be a password
-    return ConfigurationError(name, value, setting.variable.allowed)
+    # Only addresses can be refused for their value and hold a secret: passwords and tokens take any text.
+    if name.endswith("_URL") and "@" in value:
+        value = "***@" + value.rpartition("@")[2]
+    return ConfigurationError(name, value, _BY_VARIABLE[name].variable.allowed)
 
 
 def _as_text(value: Any) -> str:

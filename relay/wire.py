@@ -346,7 +346,10 @@ def decode_incoming(text: str | bytes) -> Reply | Push | None:
 def _reply(message: _Incoming) -> Reply | None:
     if message.status not in ("success", "error"):
         return None
-    errors = _ERRORS.decode(message.errors)
+    try:
+        errors = _ERRORS.decode(message.errors)
+    except msgspec.DecodeError:
+        errors = ()  # still a reply: to overlook it would pair every later one with the wrong update
     return Reply(message.status, tuple(ReplyError(error.type, _one_line(error.msg)) for error in errors))
 
 
@@ -361,11 +364,11 @@ def _push(message: _Incoming) -> Push | None:
 def authentication_request(public_key_hex: str, signature_hex: str) -> str:
     """The first message on a connection: the hotkey's public key and its signature of the key's raw bytes.
 
-    Both in hexadecimal without `0x`; the Facilitator wants that prefix on the signature alone.
+    Both in hexadecimal, with or without `0x`; the Facilitator wants that prefix on the signature and not on the key.
     """
     message = {
         "message_type": "V0AuthenticationRequest",
-        "public_key": public_key_hex,
-        "signature": f"0x{signature_hex}",
+        "public_key": public_key_hex.removeprefix("0x"),
+        "signature": f"0x{signature_hex.removeprefix('0x')}",
     }
     return json.dumps(message, separators=(",", ":"))

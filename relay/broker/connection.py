@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 import nats.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
 from relay.errors import BrokerUnavailable, ConfigurationError, JetStreamError, PublishUnconfirmed, UnsuitableServer
+from relay.logs import get_logger
 from relay.settings import NatsSettings
 
 OLDEST_SERVER: Final = (2, 11, 0)
@@ -22,17 +22,20 @@ OLDEST_SERVER: Final = (2, 11, 0)
 TOO_LARGE: Final = 10054
 """err_code of JetStream for a message above the limit; also used here for one above the server's `max_payload`."""
 
-_CONNECT_TIMEOUT_S: Final = 2
-_RECONNECT_WAIT_S: Final = 0.25
-# A dead peer is found after three intervals; with nats-py's default of 120 s each, lanes would stand still for minutes.
-_PING_INTERVAL_S: Final = 5
-_MAX_OUTSTANDING_PINGS: Final = 2
+_TIMING: Final[dict[str, Any]] = {
+    # Seconds. A dead peer is found after three pings; with nats-py's default of 120 s each, lanes would stand still.
+    "ping_interval": 5,
+    "max_outstanding_pings": 2,
+    "connect_timeout": 2,
+    "reconnect_time_wait": 0.25,
+    "max_reconnect_attempts": -1,
+}
 _CLOSE_GRACE_S: Final = 2.0
 _NO_JETSTREAM: Final = frozenset({10039, 10076})
 """err_codes: not enabled for the account, not enabled at all."""
 _URL_CREDENTIALS: Final = re.compile(r"//[^/@]*@")
 
-_log = structlog.stdlib.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class _ErrorAnswer(msgspec.Struct, frozen=True):
@@ -70,9 +73,8 @@ async def connect(
 ) -> Client:
     """A client that is connected now and reconnects for ever; end it with `close`.
 
-    The callbacks must not block. `on_closed` is called when the client is closed for good: by us, or because the
-    server refused it after it was connected (credentials withdrawn, a protocol violation). `name` shows in the
-    server's list of connections.
+    The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or
+    because the server threw it out (credentials withdrawn, a violation). `name` shows in the server's connections.
 
     Raises BrokerUnavailable when each server has been tried once in vain, ConfigurationError for credentials or
     certificates that cannot be used.
@@ -112,13 +114,13 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
                 # A full circle to the server: when it answers, it has read all that was sent before.
                 await client.flush(timeout=timeout_s)  # pyright: ignore[reportArgumentType] - floats work
         except (nats.errors.Error, TimeoutError, OSError) as error:
-            _log.warning("nats_closing_unflushed", error=_describe(error))
+            _log.warning("closing the NATS connection without having sent everything", error=_describe(error))
             _abort(client)
     try:
         async with asyncio.timeout(timeout_s):
             await client.close()
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        _log.warning("nats_socket_aborted", error=_describe(error))
+        _log.warning("a NATS socket did not close and was aborted", error=_describe(error))
         _abort(client)
 
 
@@ -206,15 +208,6 @@ async def require_server(client: Client) -> None:
     await api_request(client, "$JS.API.INFO")
 
 
-_TIMING: Final[dict[str, Any]] = {
-    "connect_timeout": _CONNECT_TIMEOUT_S,
-    "ping_interval": _PING_INTERVAL_S,
-    "max_outstanding_pings": _MAX_OUTSTANDING_PINGS,
-    "reconnect_time_wait": _RECONNECT_WAIT_S,
-    "max_reconnect_attempts": -1,
-}
-
-
 @dataclass(slots=True)
 class _Events:
     """What nats-py reports: logged, and passed on."""
@@ -238,7 +231,7 @@ class _Events:
         elif problem not in self.failures:
             # An outage repeats itself four times a second: each problem is said once until the connection is back.
             self.failures.append(problem)
-            _log.warning("nats_error", error=problem)
+            _log.warning("NATS trouble", error=problem)
 
     def _give_up_after_one_round(self, problem: str, error: Exception) -> None:
         # Raising out of the callback is the one way to end nats-py's first round: with unlimited attempts it goes on
@@ -250,18 +243,19 @@ class _Events:
     async def disconnected(self) -> None:
         if self.client.is_closed:
             return  # by us, or `closed` says so
-        _log.warning("nats_disconnected")
+        _log.warning("disconnected from NATS; reconnecting")
         if self.on_disconnected is not None:
             self.on_disconnected()
 
     async def reconnected(self) -> None:
         self.failures.clear()
-        _log.info("nats_reconnected")
+        _log.info("connected to NATS again")
         if self.on_reconnected is not None:
             self.on_reconnected()
 
     async def closed(self) -> None:
-        _log.info("nats_closed")
+        error = self.client.last_error
+        _log.info("the NATS connection is closed", last_error=_describe(error) if error else None)
         if self.on_closed is not None:
             self.on_closed()
 
@@ -319,7 +313,7 @@ def _bound_closing(client: Client) -> None:
             async with asyncio.timeout(_CLOSE_GRACE_S):
                 await wait_closed()
         except TimeoutError:
-            _log.warning("nats_socket_aborted", unclosed_for_s=_CLOSE_GRACE_S)
+            _log.warning("a NATS socket did not close and was aborted", unclosed_for_s=_CLOSE_GRACE_S)
             _abort(client)
 
     transport.wait_closed = wait_closed_or_abort

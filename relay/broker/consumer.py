@@ -134,16 +134,25 @@ class PullConsumer:
         while self._signal is Signal.ASK_AGAIN and not self._draining.is_set():
             self._wake.clear()
             await self._request()
-            try:
-                async with asyncio.timeout_at(self._heard_s + DEAD_AFTER_S if self._window.outstanding else None):
-                    await self._wake.wait()
-            except TimeoutError:
+            if not await self._woken():
                 _log.warning("no heartbeat for the pulls of a lane: starting over", consumer=self.name)
                 return
             if self._failure is not None:
                 raise self._failure
         if self._signal is Signal.CONSUMER_GONE:
             raise JetStreamError(self.name, _NOT_FOUND, _CONSUMER_NOT_FOUND, "consumer deleted")
+
+    async def _woken(self) -> bool:
+        """Wait for something to do; False if requests are under way and nobody serves them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            dead_at_s = self._heard_s + DEAD_AFTER_S if self._window.outstanding else None
+            try:
+                async with asyncio.timeout_at(dead_at_s):
+                    return await self._wake.wait()
+            except TimeoutError:
+                if loop.time() >= self._heard_s + DEAD_AFTER_S:
+                    return False
 
     async def _request(self) -> None:
         count = self._window.wanted(self._room())

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import uuid4
 
 from nats.aio.client import Client
 
 from relay import subjects
-from relay.broker.connection import api_request, publish_confirmed
+from relay.broker.connection import api_request, publish_confirmed, require_server
 from relay.core.plan import LANE_CAPACITY, Actual, Config, Kind, LaneChange, Plan, Step, Verb, Wanted, make_plan
 from relay.errors import JetStreamError, UnsafeChange, UnsuitableServer
 
@@ -20,6 +21,8 @@ _DAY: Final = 24 * _HOUR
 _STREAM_NOT_FOUND: Final = 10059
 _WRONG_LAST_MESSAGE_ID: Final = 10070
 _WRONG_LAST_SEQUENCE: Final = 10071
+_CONSUMER_EXISTS: Final = 10148
+_LOCK_CONSUMER: Final = "relay-changing-lanes"
 _CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
 
 
@@ -37,8 +40,9 @@ class Topology:
 async def check(client: Client, topology: Topology) -> Plan:
     """Compare the server with `topology` and change nothing.
 
-    Raises UnsuitableServer, JetStreamError and BrokerUnavailable, as `api_request` does.
+    Raises UnsuitableServer, JetStreamError and BrokerUnavailable, as `require_server` and `api_request` do.
     """
+    await require_server(client)
     wanted_now = wanted(topology, client.max_payload)
     return make_plan(wanted_now, await _read(client, wanted_now))
 
@@ -231,16 +235,43 @@ async def _change_lanes(client: Client, step: Step, change: LaneChange) -> None:
     Meanwhile (a few milliseconds) a publish finds no stream: producers get an error, and publish again. Should we be
     killed in between, the next provisioning opens the intake.
     """
-    info = await api_request(client, subjects.api_stream_info(subjects.STATUS_STREAM))
-    config: dict[str, Any] = info["config"]
-    update = subjects.api_stream_update(subjects.STATUS_STREAM)
-    await api_request(client, update, config | {"subjects": [_CLOSED_SUBJECT]})
+    await _be_the_only_one(client, change)
     try:
-        await _require_last_sequence(client, change)
-        await _apply(client, step)
-    except BaseException:
-        await api_request(client, update, config | {"subjects": [subjects.STATUS_SUBJECTS]})
-        raise
+        info = await api_request(client, subjects.api_stream_info(subjects.STATUS_STREAM))
+        config: dict[str, Any] = info["config"]
+        if subjects.lanes_of_transform(config["subject_transform"]) != change.old:
+            raise UnsafeChange([f"{change}: somebody else has changed the lanes meanwhile; try again"])
+        update = subjects.api_stream_update(subjects.STATUS_STREAM)
+        await api_request(client, update, config | {"subjects": [_CLOSED_SUBJECT]})
+        try:
+            await _require_last_sequence(client, change)
+            await _apply(client, step)
+        except BaseException:
+            await api_request(client, update, config | {"subjects": [subjects.STATUS_SUBJECTS]})
+            raise
+    finally:
+        await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, _LOCK_CONSUMER))
+
+
+async def _be_the_only_one(client: Client, change: LaneChange) -> None:
+    # Two of these at a time could undo each other's change and let updates in between. Of consumers of one name with
+    # different configurations the server makes only the first; it goes away by itself should we be killed.
+    lock = {
+        "name": _LOCK_CONSUMER,
+        "filter_subject": _CLOSED_SUBJECT,
+        "ack_policy": "none",
+        "deliver_policy": "new",
+        "mem_storage": True,
+        "inactive_threshold": 10 * _NS,
+        "metadata": {"relay.provisioning": uuid4().hex},
+    }
+    request = subjects.api_consumer_create(subjects.STATUS_STREAM, _LOCK_CONSUMER, _CLOSED_SUBJECT)
+    try:
+        await api_request(client, request, {"stream_name": subjects.STATUS_STREAM, "config": lock, "action": "create"})
+    except JetStreamError as error:
+        if error.err_code != _CONSUMER_EXISTS:
+            raise
+        raise UnsafeChange([f"{change}: somebody else is changing the lanes at this moment; try again"]) from error
 
 
 async def _require_last_sequence(client: Client, change: LaneChange) -> None:
@@ -257,7 +288,7 @@ async def _require_last_sequence(client: Client, change: LaneChange) -> None:
             return
         if error.err_code != _WRONG_LAST_SEQUENCE:
             raise
-    raise UnsafeChange([f"lanes {change.old} -> {change.new}: an update arrived meanwhile; relay it and try again"])
+    raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
 
 
 async def _apply(client: Client, step: Step) -> None:

@@ -63,7 +63,7 @@ class Update(Generic[D]):
 
 @dataclass(slots=True)
 class _Job(Generic[D]):
-    queue: list[Update[D]] = field(default_factory=list)
+    queue: list[Update[D]] = field(default_factory=list["Update[D]"])
     out: Update[D] | None = None
 
 

@@ -93,6 +93,9 @@ class LaneChange:
     new: int
     last_sequence: int
 
+    def __str__(self) -> str:
+        return f"lanes {self.old} -> {self.new}"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

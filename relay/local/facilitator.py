@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from relay.errors import LocalServerError
 from relay.local.faults import DROP_BEFORE_STORING, EVERY_MESSAGE, Fault, FaultPlan, Injection, Moment
@@ -29,7 +30,6 @@ from relay.local.ledger import (
     INACTIVE,
     NOTHING,
     Answer,
-    Authentication,
     Conversation,
     Heartbeat,
     Ledger,
@@ -130,7 +130,7 @@ class FacilitatorSimulator:
 
     @property
     def connections(self) -> int:
-        return len(self._sessions)
+        return sum(session.connection.state is State.OPEN for session in self._sessions)
 
     @property
     def authenticated(self) -> int:
@@ -210,8 +210,12 @@ class FacilitatorSimulator:
         return injection
 
     async def close_all(self, code: int) -> None:
-        """Close every connection with `code`, or drop them with DROPPED; new ones are welcome."""
+        """Close every connection with `code`, or drop them with DROPPED; new ones are welcome.
+
+        An update that a stall holds meanwhile is stored when the stall ends, with nobody left to tell.
+        """
         await asyncio.gather(*(session.end(code) for session in self._sessions))
+        self._changed()
 
     async def remove_validator(self, public_key: str) -> None:
         """Make a validator inactive: its connections are closed with 3001, and new ones refused."""
@@ -291,7 +295,7 @@ class FacilitatorSimulator:
         self.accepted += 1
         self._changed()
         try:
-            end_code = self._plan.strike(Moment.CONNECT).fault.end_code
+            end_code = self._plan.on_connect().fault.end_code
             while end_code is None:
                 frame = await session.connection.recv()
                 self.received.append(frame)
@@ -303,10 +307,7 @@ class FacilitatorSimulator:
 
     async def _take(self, session: _Session, message: Message | Answer, arrived_s: float) -> int | None:
         """Handle one message and return the code to end the connection with, if it has to end."""
-        if isinstance(message, Update):
-            injection = self._plan.strike(Moment.UPDATE, message.job, message.status)
-        else:
-            injection = self._plan.strike(_moment_of(message))
+        injection = self._plan.on_message(message)
         self._changed()
         fault = injection.fault
         await injection.hold(fault.hold_s)
@@ -350,12 +351,6 @@ class FacilitatorSimulator:
         for condition, met in self._waiters:
             if not met.done() and condition(self):
                 met.set_result(None)
-
-
-def _moment_of(message: Message | Answer) -> Moment:
-    if isinstance(message, Authentication):
-        return Moment.AUTHENTICATION
-    return Moment.HEARTBEAT if isinstance(message, Heartbeat) else Moment.INVALID
 
 
 def _refuse_other_paths(connection: ServerConnection, request: Request) -> Response | None:

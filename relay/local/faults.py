@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Self
 
-from relay.local.ledger import DROPPED
+from relay.local.ledger import DROPPED, Answer, Authentication, Heartbeat, Message, Update
 
 
 class Moment(Enum):
@@ -153,7 +153,18 @@ class FaultPlan:
         self._waiting.append(injection)
         return injection
 
-    def strike(self, moment: Moment, uuid: str | None = None, status: str | None = None) -> Injection:
-        """The injection that befalls this moment, or NO_INJECTION. Each that means it counts it; the oldest acts."""
+    def on_connect(self) -> Injection:
+        return self._strike(Moment.CONNECT)
+
+    def on_message(self, message: Message | Answer) -> Injection:
+        """What befalls a message; an Answer stands for a frame that is none."""
+        if isinstance(message, Update):
+            return self._strike(Moment.UPDATE, message.job, message.status)
+        if isinstance(message, Authentication):
+            return self._strike(Moment.AUTHENTICATION)
+        return self._strike(Moment.HEARTBEAT if isinstance(message, Heartbeat) else Moment.INVALID)
+
+    def _strike(self, moment: Moment, uuid: str | None = None, status: str | None = None) -> Injection:
+        """The injection that hits this moment, or NO_INJECTION. Each that means it counts it; the oldest acts."""
         struck = [injection for injection in self._waiting if injection.strikes(moment, uuid, status)]
         return struck[0] if struck else NO_INJECTION

@@ -69,8 +69,9 @@ class NatsServer:
         max_payload: bytes; the largest message that the server takes.
         jetstream: whether JetStream is on.
         extra_config: lines in nats-server's own syntax, added to the configuration.
-        config_file: used in place of the whole generated configuration (`max_payload` and `extra_config` have
-            no effect then). Its host, ports and store folder are overridden; it must not redirect the log.
+        config_file: used in place of the whole generated configuration (`max_payload`, `jetstream` and
+            `extra_config` have no effect then). Its host and ports are overridden, relative paths in it begin at the
+            server's own folder, and it must not redirect the log.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class NatsServer:
         config_file: Path | None = None,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="relay-nats-"))
-        self._config_file = config_file or self._folder / "nats-server.conf"
+        self._config_file = (config_file or self._folder / "nats-server.conf").absolute()
         if config_file is None:
-            generated = f"max_payload: {max_payload}\n{'jetstream: {}' if jetstream else ''}\n{extra_config}\n"
-            self._config_file.write_text(generated)
+            store = 'jetstream: {store_dir: "store"}\n' if jetstream else ""
+            self._config_file.write_text(f"max_payload: {max_payload}\n{store}{extra_config}\n")
         self._port = _RANDOM_PORT
         self._monitor_port = _RANDOM_PORT
         self._log: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
@@ -128,7 +129,7 @@ class NatsServer:
             find_server(),
             *("-c", str(self._config_file)),
             *("-a", _HOST, "-p", str(self._port), "-m", str(self._monitor_port)),
-            *("-sd", str(self._folder / "store")),
+            cwd=self._folder,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             preexec_fn=_die_with_parent(),
@@ -192,7 +193,7 @@ class NatsServer:
     async def _until_ready(self, ready: asyncio.Event) -> None:
         said_so = asyncio.create_task(ready.wait())
         log_reader = self._log_reader
-        assert log_reader is not None  # noqa: S101 - `start` made it
+        assert log_reader is not None
         try:
             await asyncio.wait({said_so, log_reader}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -210,7 +211,7 @@ class NatsServer:
 
     async def _read_log(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
         # Reads until the server ends: a full pipe would block the server at its next log line.
-        assert process.stderr is not None  # noqa: S101 - it was asked for
+        assert process.stderr is not None
         async for line in process.stderr:
             self._log.append(line.decode(errors="replace").rstrip())
             if found := _CLIENT_PORT.search(line):

@@ -1,5 +1,7 @@
+import inspect
 import json
 import re
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -240,8 +242,10 @@ ERRORS = {
     update(extra=1): "not a job status update: Object contains unknown field `extra`",
     update(uuid=1): "not a job status update: Expected `str`, got `int` - at `$.uuid`",
     update(metadata={"miner_response": {}}): (
-        "not a job status update: Object missing required field `docker_process_stderr` - at `$.metadata.miner_response`"
+        "not a job status update: Object missing required field `docker_process_stderr`"
+        " - at `$.metadata.miner_response`"
     ),
+    raw(b'{"x":NaN}'): "not JSON that every reader understands alike: NaN is not a JSON value",
     raw(b'{"x":1e999}'): ("not JSON that every reader understands alike: the number '1e999' is too large for a float"),
     raw(b'{"a\\n":1,"a\\n":2}'): (
         "not JSON that every reader understands alike: the key 'a\\n' occurs twice in one object"
@@ -287,6 +291,16 @@ def test_many_brackets_that_are_not_deep_are_no_fault():
         metadata={"miner_response": MINER_RESPONSE | {"docker_process_stdout": "[{" * 1000}, "x": [[]] * 1000}
     )
     assert Frame(body, "accepted", ()) == decode(body, JOB)
+
+
+def test_decode_never_raises_however_little_stack_is_left():
+    """Nested metadata met deep in a call stack ends in an outcome, not in a RecursionError."""
+
+    def after(calls):
+        return after(calls - 1) if calls else decode(nested(190), JOB)
+
+    free = sys.getrecursionlimit() - len(inspect.stack())
+    assert isinstance(after(free - 100), Frame | Fault)
 
 
 # Fragments that an escape-blind search for \u0000 gets wrong, together with whatever hypothesis finds.
@@ -397,6 +411,12 @@ def test_an_error_without_text_still_has_its_type():
     )
 
 
+@pytest.mark.parametrize("errors", ["7", "[1]", '{"type":"x"}', '[{"type":1}]', "null"])
+def test_a_reply_with_errors_in_another_shape_is_still_a_reply(errors):
+    """Replies pair by order, so one whose errors cannot be read counts as a reply all the same."""
+    assert Reply("error", ()) == decode_incoming(f'{{"status":"error","errors":{errors}}}')
+
+
 PUSHES = {
     f'{{"message_type":"V2JobRequest","type":"job.new","uuid":"{JOB}","status":"x","errors":7}}': Push(
         PushKind.REQUEST, JOB, "V2JobRequest"
@@ -427,7 +447,6 @@ def test_a_message_with_a_message_type_is_a_push(text):
         "{}",
         '{"status":"maybe"}',
         '{"status":["success"]}',
-        '{"status":"error","errors":[1]}',
         '{"message_type":null}',
         b"\xff",
         "\ud800",
@@ -440,10 +459,11 @@ def test_what_is_neither_reply_nor_push_is_not_understood(text):
     assert decode_incoming(text) is None
 
 
-def test_the_first_message_signs_in_with_the_prefix_on_the_signature_alone():
-    """The authentication request has the key without 0x and the signature with it."""
+@pytest.mark.parametrize(("key", "signature"), [("ab", "cd"), ("0xab", "0xcd"), ("ab", "0xcd")])
+def test_the_first_message_signs_in_with_the_prefix_on_the_signature_alone(key, signature):
+    """However they are given, the authentication request has the key without 0x and the signature with it."""
     expected = {"message_type": "V0AuthenticationRequest", "public_key": "ab", "signature": "0xcd"}
-    assert expected == json.loads(authentication_request("ab", "cd"))
+    assert expected == json.loads(authentication_request(key, signature))
 
 
 def test_the_heartbeat_is_the_message_that_gets_no_reply():

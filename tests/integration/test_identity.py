@@ -135,7 +135,7 @@ def test_unreadable_file(tmp_path):
         pytest.param(b"[]", id="array"),
         pytest.param(json.dumps({"secretSeed": "0xsecret"}).encode(), id="seed not hex"),
         pytest.param(json.dumps({"secretPhrase": "secret words"}).encode(), id="not a mnemonic"),
-        pytest.param(b" " * 70_000, id="too large"),
+        pytest.param(wallet_keyfile.serialized_keypair_to_keyfile_data(KEYPAIR) + b" " * 70_000, id="too large"),
     ],
 )
 def test_not_a_key_file(tmp_path, content):

@@ -1,0 +1,68 @@
+"""The command `relay`: what users type, and how it ends.
+
+Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration.
+"""
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from relay.cli.console import complain
+from relay.cli.demo import demo
+from relay.cli.provision import provision
+from relay.cli.publish import publish
+from relay.cli.serve import serve
+from relay.errors import ConfigurationError, IdentityError, RelayError
+
+app = typer.Typer(
+    name="relay",
+    help="Carry job status updates from NATS JetStream to the Facilitator. Settings come from RELAY_* variables.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Its tracebacks print local variables, and those may hold secrets.
+    pretty_exceptions_enable=False,
+)
+for _command in (serve, provision, publish, demo):
+    app.command()(_command)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback for a flag
+    if wanted:
+        typer.echo(f"relay {version('job-status-relay')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself, before any subcommand."""
+
+
+def main() -> None:
+    """Run the command; expected errors are one line on standard error, anything else is a traceback."""
+    try:
+        app()
+    except (RelayError, ExceptionGroup) as raised:
+        leaves = list(_leaves(raised))
+        expected = [leaf for leaf in leaves if isinstance(leaf, RelayError)]
+        if len(expected) < len(leaves):
+            raise
+        for message in dict.fromkeys(map(str, expected)):
+            complain(message)
+        sys.exit(2 if isinstance(expected[0], ConfigurationError | IdentityError) else 1)
+
+
+def _leaves(raised: "Exception | ExceptionGroup[Exception]") -> Iterator[Exception]:
+    """The exceptions in a group of groups, as TaskGroups raise them."""
+    if isinstance(raised, ExceptionGroup):
+        for inner in raised.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield raised

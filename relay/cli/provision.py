@@ -1,0 +1,54 @@
+"""`relay provision`."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from relay.app import topology_of
+from relay.broker import topology
+from relay.broker.connection import require_server
+from relay.cli.console import complain, nats_client
+from relay.core.plan import Plan
+from relay.errors import UnsafeChange
+from relay.settings import Settings, load_settings
+
+
+def provision(
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit 1 if anything is to be changed.")
+    ] = False,
+) -> None:
+    """Make or change streams and consumers as the settings ask.
+
+    Prints what was created, changed, deleted or left. Refuses, with the reasons and without changing anything, what
+    could lose or reorder updates.
+    """
+    settings = load_settings()
+    if check:
+        plan = asyncio.run(_check(settings))
+        for line in plan.differences or ("everything is in place",):
+            typer.echo(line)
+        raise typer.Exit(0 if plan.in_place else 1)
+    try:
+        plan = asyncio.run(_provision(settings))
+    except UnsafeChange as refused:
+        complain("refused, nothing was changed:")
+        for refusal in refused.refusals:
+            typer.echo(f"  {refusal}", err=True)
+        raise typer.Exit(1) from None
+    for line in plan.lines:
+        typer.echo(line)
+
+
+async def _check(settings: Settings) -> Plan:
+    async with nats_client(settings.nats) as client:
+        await require_server(client)
+        return await topology.check(client, topology_of(settings.delivery))
+
+
+async def _provision(settings: Settings) -> Plan:
+    async with nats_client(settings.nats) as client:
+        await require_server(client)
+        return await topology.provision(client, topology_of(settings.delivery))

@@ -1,0 +1,179 @@
+"""`relay demo`: the relay between an embedded nats-server and the Facilitator simulator, with an account at the end."""
+
+import asyncio
+import base64
+import contextlib
+import io
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from bittensor_wallet import Keyfile, Keypair
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from relay.app import Relay, topology_of
+from relay.broker.connection import api_request, close, connect
+from relay.broker.topology import provision
+from relay.errors import JetStreamError, LocalServerError
+from relay.identity import Signer, load_signer
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import DROP_BEFORE_STORING
+from relay.local.jobs import Scenario, make_scenario
+from relay.local.server import NatsServer
+from relay.local.tally import Result, Tally
+from relay.local.traffic import TrafficSource
+from relay.settings import DeliverySettings, FacilitatorSettings, HttpSettings, NatsSettings, Settings
+from relay.subjects import (
+    DLQ_STREAM,
+    DLQ_SUBJECTS,
+    REASON_HEADER,
+    SOURCE_SEQUENCE_HEADER,
+    STATUS_STREAM,
+    api_message_get,
+)
+from relay.wire import authentication_request
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+_SETTLE_TIMEOUT_S: Final = 30.0
+"""How long after the last publish the last update may take; what is not settled then counts as it is found."""
+_ACKNOWLEDGEMENTS: Final = f"$JS.ACK.{STATUS_STREAM}.>"
+_SEQUENCE_TOKEN: Final = 5
+"""Of such a subject: `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>...`"""
+_TERM: Final = "+TERM"
+_SETTLING: Final = frozenset({"", "+ACK", _TERM})
+_NO_MESSAGE: Final = 10037
+# Patience is for the real Facilitator: three quick attempts show the same in ten seconds.
+_DELIVERY: Final = DeliverySettings(max_attempts=3, backoff_initial_s=0.05, backoff_max_s=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to relay: so many jobs, at so many updates a second, the same ones for the same seed."""
+
+    jobs: int
+    rate_per_s: float
+    seed: int
+
+
+class Demo:
+    """A relay at work between its two neighbours; see `open_demo`."""
+
+    def __init__(self, client: Client, facilitator: FacilitatorSimulator, relay: Relay, nats_url: str) -> None:
+        self.tally = Tally()
+        self.nats_url = nats_url
+        self.http_port = relay.http_port
+        self._client = client
+        self._facilitator = facilitator
+        self._all_settled = asyncio.Event()
+
+    async def relay_all(self, plan: Plan) -> Result:
+        """Publish what `plan` says, wait until the relay has settled it, and compare both ends.
+
+        Raises an ExceptionGroup of PublishUnconfirmed or JetStreamError if it cannot be published.
+        """
+        rng = Random(plan.seed)
+        scenario = make_scenario(rng, plan.jobs)
+        self._prepare(scenario)
+        await self._client.subscribe(_ACKNOWLEDGEMENTS, cb=self._note_acknowledgement)  # pyright: ignore[reportUnknownMemberType] - of its parameter `future`
+        await self._client.flush()
+        source = TrafficSource(self._client, scenario.jobs, rate_per_s=plan.rate_per_s, rng=rng)
+        await source.run(self.tally.note_published)
+        await self._until_settled()
+        return self.tally.result(await _dead_letters(self._client))
+
+    def _prepare(self, scenario: Scenario) -> None:
+        self._facilitator.on_row = self.tally.note_row
+        self._facilitator.unknown_jobs.update(scenario.unknown_jobs)
+        for uuid, status in scenario.droppers:
+            self._facilitator.inject(DROP_BEFORE_STORING, uuid=uuid, status=status, times=None)
+
+    async def _note_acknowledgement(self, message: Msg) -> None:
+        """What the relay tells JetStream of an update, seen by a third party on the wire."""
+        verb, _, reason = message.data.decode().partition(" ")
+        if verb in _SETTLING:
+            self.tally.note_settled(int(message.subject.split(".")[_SEQUENCE_TOKEN]), reason if verb == _TERM else None)
+            if not self.tally.in_flight:
+                self._all_settled.set()
+
+    async def _until_settled(self) -> None:
+        self._all_settled.clear()
+        with contextlib.suppress(TimeoutError):  # what is missing then is counted, which says more than an exception
+            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+                while self.tally.in_flight:
+                    await self._all_settled.wait()
+                    self._all_settled.clear()
+
+
+def make_hotkey(folder: Path) -> Signer:
+    """A new sr25519 hotkey in a wallet file in `folder`, read back as the relay reads its own."""
+    path = folder / "hotkey"
+    keypair = Keypair.create_from_mnemonic(Keypair.generate_mnemonic())
+    with contextlib.redirect_stdout(io.StringIO()):  # standard output is the command's, not the library's
+        Keyfile(str(path)).set_keypair(keypair, encrypt=False)
+    return load_signer(path, None)
+
+
+@contextlib.asynccontextmanager
+async def open_demo(signer: Signer) -> AsyncGenerator[Demo]:
+    """A nats-server, a Facilitator simulator that knows `signer`, and a relay that has signed in there.
+
+    Needs no environment and reads none. All are stopped at the end of the block, the relay first, which drains.
+    Raises LocalServerError if something does not start.
+    """
+    async with NatsServer() as server, FacilitatorSimulator([signer.public_key_hex]) as facilitator:
+        settings = Settings(
+            nats=NatsSettings(urls=(server.url,)),
+            facilitator=FacilitatorSettings(url=facilitator.url),
+            delivery=_DELIVERY,
+            http=HttpSettings(port=0),
+        )
+        async with _client(settings.nats) as client:
+            await provision(client, topology_of(settings.delivery))
+            authentication = authentication_request(signer.public_key_hex, signer.sign_public_key())
+            relay = Relay(settings, authentication)
+            async with _at_work(relay, facilitator):
+                yield Demo(client, facilitator, relay, server.url)
+
+
+@contextlib.asynccontextmanager
+async def _client(settings: NatsSettings) -> AsyncGenerator[Client]:
+    client = await connect(settings, name="relay-demo")
+    try:
+        yield client
+    finally:
+        await close(client)
+
+
+@contextlib.asynccontextmanager
+async def _at_work(relay: Relay, facilitator: FacilitatorSimulator) -> AsyncGenerator[None]:
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(relay.run(stop))
+        try:
+            await facilitator.wait_for(lambda simulator: simulator.authenticated == 1, _CONNECT_TIMEOUT_S)
+            yield
+        except TimeoutError as error:
+            raise LocalServerError(f"the relay did not sign in at the simulator: {error}") from error
+        finally:
+            stop.set()
+
+
+async def _dead_letters(client: Client) -> dict[int, str]:
+    """What is in the dead-letter stream: the sequence of each update, and the reason."""
+    letters: dict[int, str] = {}
+    position = 1
+    while True:
+        try:
+            request = {"seq": position, "next_by_subj": DLQ_SUBJECTS}
+            answer = await api_request(client, api_message_get(DLQ_STREAM), request)
+        except JetStreamError as error:
+            if error.err_code == _NO_MESSAGE:
+                return letters
+            raise
+        _, *lines = base64.b64decode(answer["message"]["hdrs"]).decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        letters[int(headers[SOURCE_SEQUENCE_HEADER])] = headers[REASON_HEADER]
+        position = answer["message"]["seq"] + 1

@@ -1,0 +1,127 @@
+"""A source of load: publishes the updates of many jobs at a steady rate, each job's in order."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+from typing import Final
+
+from nats.aio.client import Client
+
+from relay.broker.connection import PubAck
+from relay.errors import PublishUnconfirmed
+from relay.local.jobs import Parcel
+from relay.producer import publish_body
+
+_AGAIN_AFTER_S: Final = 0.1
+_CONFIRM_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A parcel that JetStream has stored.
+
+    sequence: where in the stream; that of the earlier one if `duplicate`. `sent_s`: when it was sent first, seconds
+    on the monotonic clock. `due_s`: when the rate wanted it sent; later sending means that the load was too much.
+    """
+
+    parcel: Parcel
+    sequence: int
+    duplicate: bool
+    due_s: float
+    sent_s: float
+
+
+class TrafficSource:
+    """Publishes jobs in an open loop: at `rate_per_s` updates, however long anything takes.
+
+    A job's next update is sent after the PubAck of the one before, and `interleaved` jobs take turns, by lot. Only if
+    all of those wait for a PubAck, the source falls behind, and catches up.
+
+    Args:
+        jobs: each job's parcels in order; taken one by one, so it may be endless.
+        patience_s: how long to publish a parcel again that gets no PubAck, because the server is away, say.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        jobs: Iterable[Iterable[Parcel]],
+        *,
+        rate_per_s: float,
+        rng: Random,
+        interleaved: int = 50,
+        patience_s: float = 30.0,
+    ) -> None:
+        self._client = client
+        self._waiting: Iterator[Iterable[Parcel]] = iter(jobs)
+        self._rate_per_s = rate_per_s
+        self._rng = rng
+        self._interleaved = interleaved
+        self._patience_s = patience_s
+        self._idle: list[deque[Parcel]] = []
+        self._unconfirmed = 0
+        self._changed = asyncio.Event()
+
+    async def run(self, on_published: Callable[[Published], None]) -> None:
+        """Publish all; `on_published` is called for each as its PubAck comes, a job's in order.
+
+        Raises an ExceptionGroup of PublishUnconfirmed when `patience_s` is over, of JetStreamError if the server
+        refuses a parcel. What was published stays published.
+        """
+        began_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number in count():
+                due_s = began_s + number / self._rate_per_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                job = await self._next_job()
+                if job is None:
+                    return
+                self._unconfirmed += 1
+                group.create_task(self._publish(job, due_s, on_published))
+
+    async def _next_job(self) -> deque[Parcel] | None:
+        """One that waits for no PubAck, or None if all are done."""
+        while True:
+            while len(self._idle) + self._unconfirmed < self._interleaved:
+                job = next(self._waiting, None)
+                if job is None:
+                    break
+                if parcels := deque(job):
+                    self._idle.append(parcels)
+            if self._idle:
+                at = self._rng.randrange(len(self._idle))
+                self._idle[at], self._idle[-1] = self._idle[-1], self._idle[at]
+                return self._idle.pop()
+            if not self._unconfirmed:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _publish(self, job: deque[Parcel], due_s: float, on_published: Callable[[Published], None]) -> None:
+        parcel = job.popleft()
+        sent_s = time.monotonic()
+        ack = await self._confirmed(parcel, sent_s + self._patience_s)
+        on_published(Published(parcel, ack.sequence, ack.duplicate, due_s, sent_s))
+        self._unconfirmed -= 1
+        if job:
+            self._idle.append(job)
+        self._changed.set()
+
+    async def _confirmed(self, parcel: Parcel, until_s: float) -> PubAck:
+        while True:
+            try:
+                return await publish_body(
+                    self._client,
+                    parcel.uuid,
+                    parcel.body,
+                    message_id=parcel.message_id,
+                    timeout_s=_CONFIRM_TIMEOUT_S,
+                )
+            except PublishUnconfirmed:
+                if time.monotonic() >= until_s:
+                    raise
+            await asyncio.sleep(_AGAIN_AFTER_S)

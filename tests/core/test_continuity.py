@@ -1,0 +1,129 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.continuity import ConsumerState, Continuity
+
+PATIENCE_S = 11.0
+
+
+def flowing(delivered_count=12):
+    """A lane that is let go, at time 0, after `delivered_count` deliveries."""
+    continuity = Continuity(PATIENCE_S)
+    state = ConsumerState(pending=0, delivered=10, delivered_count=delivered_count)
+    continuity.began(state, 0.0)
+    continuity.resolve(state, 0, 0.0)
+    return continuity
+
+
+def test_a_lane_is_held_until_the_consumer_was_looked_at():
+    """Nothing may go before it is known what an earlier worker had in hand, not even when pulling has begun."""
+    continuity = Continuity(PATIENCE_S)
+    fresh = continuity.held
+    continuity.began(ConsumerState(pending=0, delivered=0, delivered_count=0), 0.0)
+    assert (True, True) == (fresh, continuity.held)
+
+
+def test_a_takeover_is_over_when_everything_pending_has_come_back():
+    """The lane is held while fewer updates are at hand than the server has pending, and let go when none is missing."""
+    continuity = Continuity(PATIENCE_S)
+    state = ConsumerState(pending=3, delivered=10, delivered_count=12)
+    continuity.began(state, 0.0)
+    seen = [(continuity.resolve(state, at_hand, 1.0), continuity.held) for at_hand in (0, 2, 3)]
+    assert [(3, True), (1, True), (0, False)] == seen
+
+
+def test_more_at_hand_than_pending_misses_nothing():
+    """An update that the server counts as settled already is not missing with a negative sign."""
+    continuity = Continuity(PATIENCE_S)
+    assert 0 == continuity.resolve(ConsumerState(pending=1, delivered=10, delivered_count=12), 2, 0.0)
+
+
+def test_unbroken_deliveries_flow():
+    """Deliveries that are numbered one after another hold nothing."""
+    continuity = flowing(delivered_count=12)
+    for number in (13, 14, 15):
+        continuity.delivered(number, 1.0)
+    assert not continuity.held
+
+
+@pytest.mark.parametrize("number", [14, 100, 12, 1])
+def test_a_gap_in_the_deliveries_holds_the_lane(number):
+    """A delivery with any number but the next one tells of another that went astray."""
+    continuity = flowing(delivered_count=12)
+    continuity.delivered(number, 1.0)
+    assert continuity.held
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=20))
+def test_the_lane_is_held_exactly_if_a_delivery_is_missing(steps):
+    """Whatever comes after a gap, the hold stays; without one there is none."""
+    continuity = flowing(delivered_count=0)
+    number = 0
+    for step in steps:
+        number += step
+        continuity.delivered(number, 1.0)
+    assert (set(steps) != {1}) == continuity.held
+
+
+def test_after_a_gap_is_resolved_the_count_goes_on_from_there():
+    """One gap is one hold: the next delivery in turn holds nothing."""
+    continuity = flowing(delivered_count=12)
+    continuity.delivered(15, 1.0)
+    continuity.resolve(ConsumerState(pending=3, delivered=13, delivered_count=15), 3, 2.0)
+    continuity.delivered(16, 3.0)
+    assert not continuity.held
+
+
+@pytest.mark.parametrize(("delivered_count", "held"), [(13, False), (14, True), (12, True), (0, True)])
+def test_pulling_again_holds_only_if_something_was_delivered_in_between(delivered_count, held):
+    """After a restart of the pulls the server's count tells whether a delivery was lost with the old ones."""
+    continuity = flowing(delivered_count=12)
+    continuity.delivered(13, 1.0)
+    continuity.began(ConsumerState(pending=1, delivered=11, delivered_count=delivered_count), 2.0)
+    assert held == continuity.held
+
+
+def test_pulling_again_does_not_let_go():
+    """An unbroken restart says nothing of what was missing before it."""
+    continuity = Continuity(PATIENCE_S)
+    state = ConsumerState(pending=1, delivered=10, delivered_count=12)
+    continuity.began(state, 0.0)
+    continuity.began(state, 1.0)
+    assert continuity.held
+
+
+@pytest.mark.parametrize(("now", "held"), [(10.9, True), (11.0, False)])
+def test_patience_ends(now, held):
+    """What does not come back in `patience_s` is reported as missing and waited for no longer."""
+    continuity = Continuity(PATIENCE_S)
+    state = ConsumerState(pending=2, delivered=10, delivered_count=12)
+    continuity.began(state, 0.0)
+    assert (1, held) == (continuity.resolve(state, 1, now), continuity.held)
+
+
+def gap(continuity):
+    continuity.delivered(20, 5.0)
+
+
+def restart(continuity):
+    continuity.began(ConsumerState(pending=1, delivered=10, delivered_count=12), 5.0)
+
+
+def reconnect(continuity):
+    continuity.be_patient(5.0)
+
+
+def unbroken(continuity):
+    continuity.delivered(13, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("what_happens", "over_s"), [(gap, 16.0), (restart, 16.0), (reconnect, 16.0), (unbroken, 11.0)]
+)
+def test_patience_starts_anew_with_each_reason_to_wait(what_happens, over_s):
+    """A gap, a restart and a reconnect give what is missing all the time again; a delivery in turn does not."""
+    continuity = flowing(delivered_count=12)
+    what_happens(continuity)
+    before, at = continuity.is_patience_over(over_s - 0.1), continuity.is_patience_over(over_s)
+    assert (False, True) == (before, at)

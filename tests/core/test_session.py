@@ -1,0 +1,390 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.core.session import (
+    HEARTBEAT_INTERVAL_S,
+    Answered,
+    Broken,
+    Lost,
+    Opened,
+    Phase,
+    Pushed,
+    Refused,
+    Session,
+)
+from relay.wire import HEARTBEAT, Push, PushKind, Reply, ReplyError
+
+AUTHENTICATION = "let me in"
+SUCCESS = '{"status":"success","errors":[]}'
+NOT_FOUND = '{"status":"error","errors":[{"type":"job.not_found","msg":"no such job"}]}'
+NOT_KNOWN = '{"status":"error","errors":[{"type":"auth.not_authenticated","msg":"who are you"}]}'
+NOT_VALID = '{"status":"error","errors":[{"type":"auth.signature_invalid","msg":"wrong"}]}'
+PUSH = '{"message_type":"V2JobRequest","uuid":"123","type":"job.new"}'
+GARBAGE = "<html>502 Bad Gateway</html>"
+WINDOW = 4
+TIMEOUT_S = 60.0
+
+
+def new_session(window=WINDOW, authentication=AUTHENTICATION, reply_timeout_s=TIMEOUT_S):
+    return Session(window=window, reply_timeout_s=reply_timeout_s, authentication=authentication)
+
+
+def let_in(session, now=0.0):
+    session.opened(now)
+    return session.received(SUCCESS, now)
+
+
+def session_in(phase, *tickets):
+    """A session in `phase` at time 0 with `tickets` unanswered; PROBING is reached by a drop of the first of them."""
+    session = new_session()
+    if phase is Phase.CLOSED:
+        return session
+    session.opened(0.0)
+    if phase is Phase.AUTHENTICATING:
+        return session
+    session.received(SUCCESS, 0.0)
+    for ticket in tickets:
+        session.sent(ticket, 0.0)
+    if phase is Phase.PROBING:
+        session.closed(None)
+        let_in(session)
+        session.probe(0.0)
+    elif phase is Phase.BROKEN:
+        session.received(GARBAGE, 0.0)
+    return session
+
+
+EVENTS = {
+    "opened": lambda session: session.opened(0.0),
+    "sent": lambda session: session.sent("b", 0.0),
+    "probe": lambda session: session.probe(0.0),
+    "success": lambda session: session.received(SUCCESS, 0.0),
+    "error": lambda session: session.received(NOT_FOUND, 0.0),
+    "forgotten": lambda session: session.received(NOT_KNOWN, 0.0),
+    "push": lambda session: session.received(PUSH, 0.0),
+    "garbage": lambda session: session.received(GARBAGE, 0.0),
+    "heartbeat": lambda session: session.heartbeat(0.0),
+    "overdue": lambda session: session.overdue(TIMEOUT_S),
+    "dropped": lambda session: session.closed(None),
+    "closed": lambda session: session.closed(1012),
+    "failed to open": lambda session: session.failed_to_open(),
+}
+
+# Each cell: what comes out, and the phase after. No connection, no messages: CLOSED has no row for them.
+STATE_TABLE = {
+    Phase.CLOSED: {
+        "opened": (AUTHENTICATION, Phase.AUTHENTICATING),
+        "sent": (AssertionError, Phase.CLOSED),
+        "probe": (AssertionError, Phase.CLOSED),
+        "heartbeat": (None, Phase.CLOSED),
+        "dropped": (Lost((), None), Phase.CLOSED),
+        "closed": (Lost((), None), Phase.CLOSED),
+        "failed to open": (None, Phase.CLOSED),
+    },
+    Phase.AUTHENTICATING: {
+        "opened": (AssertionError, Phase.AUTHENTICATING),
+        "sent": (AssertionError, Phase.AUTHENTICATING),
+        "probe": (AssertionError, Phase.AUTHENTICATING),
+        "success": (Opened(), Phase.OPEN),
+        "error": (Refused("job.not_found: no such job"), Phase.BROKEN),
+        "forgotten": (Refused("auth.not_authenticated: who are you"), Phase.BROKEN),
+        "push": (Pushed(Push(PushKind.REQUEST, "123", "V2JobRequest"), PUSH), Phase.AUTHENTICATING),
+        "garbage": (Broken, Phase.BROKEN),
+        "heartbeat": (None, Phase.AUTHENTICATING),
+        "overdue": (Broken("no answer to the authentication within 60 s"), Phase.BROKEN),
+        "dropped": (Lost((), None), Phase.CLOSED),
+        "closed": (Lost((), None), Phase.CLOSED),
+    },
+    Phase.OPEN: {
+        "opened": (AssertionError, Phase.OPEN),
+        "sent": (None, Phase.OPEN),
+        "probe": (AssertionError, Phase.OPEN),
+        "success": (Answered("a", Reply("success"), 0.0), Phase.OPEN),
+        "error": (Answered("a", Reply("error", (ReplyError("job.not_found", "no such job"),)), 0.0), Phase.OPEN),
+        "forgotten": (Broken, Phase.BROKEN),
+        "push": (Pushed(Push(PushKind.REQUEST, "123", "V2JobRequest"), PUSH), Phase.OPEN),
+        "garbage": (Broken, Phase.BROKEN),
+        "heartbeat": (HEARTBEAT, Phase.OPEN),
+        "overdue": (Broken("no answer to an update within 60 s"), Phase.BROKEN),
+        "dropped": (Lost((), "a"), Phase.CLOSED),
+        "closed": (Lost(("a",), None), Phase.CLOSED),
+    },
+    Phase.PROBING: {
+        "opened": (AssertionError, Phase.PROBING),
+        "sent": (AssertionError, Phase.PROBING),
+        "success": (Answered("a", Reply("success"), 0.0), Phase.OPEN),
+        "error": (Answered("a", Reply("error", (ReplyError("job.not_found", "no such job"),)), 0.0), Phase.OPEN),
+        "forgotten": (Broken, Phase.BROKEN),
+        "push": (Pushed(Push(PushKind.REQUEST, "123", "V2JobRequest"), PUSH), Phase.PROBING),
+        "garbage": (Broken, Phase.BROKEN),
+        "heartbeat": (HEARTBEAT, Phase.PROBING),
+        "overdue": (Broken("no answer to an update within 60 s"), Phase.BROKEN),
+        "dropped": (Lost((), "a"), Phase.CLOSED),
+        "closed": (Lost((), "a"), Phase.CLOSED),
+    },
+    Phase.BROKEN: {
+        "opened": (AssertionError, Phase.BROKEN),
+        "sent": (AssertionError, Phase.BROKEN),
+        "probe": (AssertionError, Phase.BROKEN),
+        "push": (Pushed(Push(PushKind.REQUEST, "123", "V2JobRequest"), PUSH), Phase.BROKEN),
+        "garbage": (Broken, Phase.BROKEN),
+        "heartbeat": (None, Phase.BROKEN),
+        "overdue": (None, Phase.BROKEN),
+        "dropped": (Lost(("a",), None), Phase.CLOSED),
+        "closed": (Lost(("a",), None), Phase.CLOSED),
+    },
+}
+
+
+@pytest.mark.parametrize(("phase", "event"), [(phase, event) for phase, row in STATE_TABLE.items() for event in row])
+def test_what_every_event_does_in_every_phase(phase, event):
+    """With update "a" unanswered where one can be, each event gives what the table says, and leads where it says."""
+    session = session_in(phase, "a")
+    outcome, phase_after = STATE_TABLE[phase][event]
+    if outcome is AssertionError:
+        with pytest.raises(AssertionError):
+            EVENTS[event](session)
+    elif outcome is Broken:
+        assert isinstance(EVENTS[event](session), Broken)
+    else:
+        assert outcome == EVENTS[event](session)
+    assert phase_after == session.phase
+
+
+def test_without_authentication_a_connection_is_open_at_once():
+    """Behind a trusted proxy there is nothing to wait for."""
+    session = new_session(authentication=None)
+    assert (Opened(), Phase.OPEN) == (session.opened(0.0), session.phase)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_there_is_room_only_while_open(phase):
+    """Only an open session takes updates, and only as many as the window has left."""
+    assert (WINDOW - 1 if phase is Phase.OPEN else 0) == session_in(phase, "a").room
+
+
+@given(st.lists(st.sampled_from(["send", "answer", "push"]), max_size=60), st.integers(1, 5))
+@settings(deadline=None, max_examples=50)
+def test_replies_answer_first_in_first_out_within_the_window(steps, window):
+    """However sends, replies and pushes mix: each reply answers the oldest, never more than `window` are unanswered."""
+    session = new_session(window)
+    let_in(session)
+    sent, answered = [], []
+    for step in steps:
+        if step == "send" and session.room:
+            sent.append(len(sent))
+            session.sent(sent[-1], 0.0)
+        elif step == "answer" and session.unanswered:
+            answered.append(session.received(SUCCESS, 0.0).ticket)
+        elif step == "push":
+            session.received(PUSH, 0.0)
+        assert (len(sent) - len(answered), window) == (session.unanswered, session.room + session.unanswered)
+    assert sent[: len(answered)] == answered
+
+
+def test_a_full_window_takes_no_more():
+    """Sending beyond the window is a bug of ours, noticed at once."""
+    session = session_in(Phase.OPEN, *range(WINDOW))
+    with pytest.raises(AssertionError, match="the window is full"):
+        session.sent("one too many", 0.0)
+
+
+def test_the_round_trip_is_measured_from_the_send():
+    """An answer tells how long its own update was on its way."""
+    session = session_in(Phase.OPEN)
+    session.sent("a", 1.0)
+    session.sent("b", 2.0)
+    assert [2.0, 3.0] == [session.received(SUCCESS, now).round_trip_s for now in (3.0, 5.0)]
+
+
+@pytest.mark.parametrize("reply", [SUCCESS, NOT_FOUND])
+def test_an_unmatched_reply_breaks_the_connection(reply):
+    """A reply that nothing was asked for means that the pairing was wrong all along."""
+    session = session_in(Phase.OPEN, "a")
+    session.received(SUCCESS, 0.0)
+    assert Broken("the Facilitator answered something that was not asked") == session.received(reply, 0.0)
+
+
+def test_a_forgotten_authentication_is_not_the_updates_fault():
+    """`auth.not_authenticated` breaks the connection; the updates stay unanswered, and nobody is suspected."""
+    session = session_in(Phase.OPEN, "a", "b")
+    broken = session.received(NOT_KNOWN, 0.0)
+    assert Broken("the Facilitator has forgotten that we are authenticated") == broken
+    assert Lost(("a", "b"), None) == session.closed(None)
+
+
+@pytest.mark.parametrize(("sent_s", "now", "broken"), [(0.0, 59.9, False), (0.0, 60.0, True), (5.0, 60.0, False)])
+def test_an_overdue_answer_breaks_the_connection(sent_s, now, broken):
+    """The oldest unanswered update has `reply_timeout_s` from its own send."""
+    session = session_in(Phase.OPEN)
+    session.sent("a", sent_s)
+    session.sent("b", sent_s + 1)
+    assert broken == (session.overdue(now) is not None)
+
+
+def test_nothing_is_overdue_while_nothing_is_asked():
+    """An idle connection is never broken for want of answers."""
+    session = session_in(Phase.OPEN, "a")
+    session.received(SUCCESS, 0.0)
+    assert None is session.overdue(1e9)
+
+
+def test_heartbeats_go_out_at_once_and_then_every_interval():
+    """The first one announces us to the Facilitator; each later one is due an interval after the one before it."""
+    session = session_in(Phase.OPEN)
+    times = (0.0, 1.0, HEARTBEAT_INTERVAL_S - 0.1, HEARTBEAT_INTERVAL_S, HEARTBEAT_INTERVAL_S + 1, 200.0)
+    assert [HEARTBEAT, None, None, HEARTBEAT, None, HEARTBEAT] == [session.heartbeat(now) for now in times]
+
+
+def test_each_connection_starts_with_a_heartbeat():
+    """A new connection does not wait for the interval of the old one."""
+    session = session_in(Phase.OPEN)
+    session.heartbeat(0.0)
+    session.closed(1012)
+    let_in(session, 3.0)
+    assert HEARTBEAT == session.heartbeat(3.0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["send", "answer", "connect", "drop"]), st.floats(0, 40)), max_size=30),
+    st.floats(1, HEARTBEAT_INTERVAL_S),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
+    """Whoever sleeps from one deadline to the next, whatever happens meanwhile, misses no heartbeat and no timeout."""
+    session = new_session(reply_timeout_s=reply_timeout_s)
+    now, asleep_until = 0.0, float("inf")
+    for step, pause_s in steps:
+        now += pause_s
+        while asleep_until <= now:
+            session.heartbeat(asleep_until)
+            if session.overdue(asleep_until):
+                session.closed(1002)
+            asleep_until = session.deadline(asleep_until) if session.phase is not Phase.CLOSED else float("inf")
+        assert (None, None) == (session.heartbeat(now), session.overdue(now))
+        if step == "connect" and session.phase is Phase.CLOSED:
+            session.opened(now)
+            asleep_until = session.deadline(now)
+            session.received(SUCCESS, now)
+            session.heartbeat(now)
+        elif step == "drop":
+            session.closed(1012)
+            asleep_until = float("inf")
+        elif step == "send" and session.room:
+            session.sent("x", now)
+        elif step == "answer" and session.unanswered:
+            session.received(SUCCESS, now)
+
+
+def test_a_drop_makes_the_first_unanswered_update_the_suspect():
+    """The suspect stays with the session; the others are given back in the order in which they were sent."""
+    session = session_in(Phase.OPEN, "a", "b", "c")
+    session.received(SUCCESS, 0.0)
+    assert Lost(("c",), "b") == session.closed(None)
+    assert Opened("b", blamed=True) == let_in(session)
+
+
+@pytest.mark.parametrize(
+    ("code", "blames"),
+    [(None, True), (1003, True), (1007, True), (1009, True)]
+    + [(code, False) for code in (1000, 1001, 1002, 1006, 1011, 1012, 1013, 3000, 3001)],
+)
+def test_only_a_silent_drop_or_a_complaint_about_a_message_blames(code, blames):
+    """A close frame that does not speak of a message is the world's fault, and every update goes back."""
+    session = session_in(Phase.OPEN, "a", "b")
+    assert (Lost(("b",), "a") if blames else Lost(("a", "b"), None)) == session.closed(code)
+
+
+def test_a_drop_with_nothing_unanswered_blames_nobody():
+    """An idle connection that goes away has no suspect."""
+    session = session_in(Phase.OPEN)
+    assert (Lost((), None), Opened()) == (session.closed(None), let_in(session))
+
+
+def refused_at_the_door(session):
+    session.failed_to_open()
+
+
+def dropped_at_authentication(session):
+    session.opened(0.0)
+    session.closed(None)
+
+
+def told_to_go_away(session):
+    session.opened(0.0)
+    session.received(NOT_VALID, 0.0)
+    session.closed(3000)
+
+
+FAILURES = [refused_at_the_door, dropped_at_authentication, told_to_go_away]
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+def test_a_failed_reconnect_speaks_for_the_suspect(fail):
+    """If the Facilitator is away after the drop, the update did not do it: it is tried alone, but not blamed."""
+    session = session_in(Phase.OPEN, "a", "b")
+    session.closed(None)
+    fail(session)
+    assert Opened("a", blamed=False) == let_in(session)
+
+
+@pytest.mark.parametrize("fail", [refused_at_the_door, dropped_at_authentication])
+def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
+    """On probation the suspect was the only one there: an outage afterwards is no excuse."""
+    session = session_in(Phase.PROBING, "a")
+    session.closed(None)
+    fail(session)
+    assert Opened("a", blamed=True) == let_in(session)
+
+
+@pytest.mark.parametrize(("code", "blamed"), [(None, True), (1009, True), (1012, False), (1011, False)])
+def test_a_second_break_is_judged_like_the_first(code, blamed):
+    """A suspect is blamed again only if its probation ends in a drop or a complaint; it stays the suspect either way."""
+    session = session_in(Phase.PROBING, "a")
+    lost = session.closed(code)
+    assert (Lost((), "a"), Opened("a", blamed=blamed)) == (lost, let_in(session))
+
+
+def test_a_probation_that_we_broke_off_blames_nobody():
+    """If it is us who give up on the connection, the suspect is tried again without an attempt."""
+    session = session_in(Phase.PROBING, "a")
+    session.overdue(TIMEOUT_S)
+    lost = session.closed(None)
+    assert (Lost((), "a"), Opened("a", blamed=False)) == (lost, let_in(session))
+
+
+def test_a_drop_before_the_probe_blames_nobody():
+    """A suspect that was not sent yet cannot have dropped this connection."""
+    session = session_in(Phase.PROBING, "a")
+    session.closed(1012)
+    let_in(session)
+    session.closed(None)
+    assert Opened("a", blamed=False) == let_in(session)
+
+
+@pytest.mark.parametrize("answer", [SUCCESS, NOT_FOUND])
+def test_an_answer_absolves_the_suspect(answer):
+    """Any answer shows that the update drops no connections: the window opens, and nobody is suspected any more."""
+    session = session_in(Phase.PROBING, "a", "b")
+    session.received(answer, 0.0)
+    assert (Phase.OPEN, WINDOW) == (session.phase, session.room)
+    assert (Lost((), None), Opened()) == (session.closed(None), let_in(session))
+
+
+def test_a_suspect_dealt_with_otherwise_makes_way():
+    """When the suspect goes to the dead letters instead, the session opens for the others at once."""
+    session = session_in(Phase.OPEN, "a")
+    session.closed(None)
+    let_in(session)
+    session.absolve()
+    assert (Phase.OPEN, WINDOW) == (session.phase, session.room)
+
+
+def test_a_session_shows_its_state():
+    """What is printed tells the phase, the window and whether there is a suspect."""
+    open_, probing = session_in(Phase.OPEN, "a"), session_in(Phase.PROBING, "a")
+    assert ("<Session OPEN: 1 of 4 unanswered>", "<Session PROBING: 1 of 4 unanswered, with a suspect>") == (
+        repr(open_),
+        repr(probing),
+    )

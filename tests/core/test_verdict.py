@@ -1,0 +1,72 @@
+import pytest
+
+from relay.core.verdict import ACKNOWLEDGED, DUPLICATE, Ack, DeadLetter, Outcome, Retry, judge, judge_drop
+from relay.subjects import Reason
+from relay.wire import Reply, ReplyError
+
+
+def refusal(*types):
+    return Reply("error", tuple(ReplyError(type_, "because") for type_ in types))
+
+
+def test_success_acknowledges():
+    """Success acknowledges, however many attempts came before."""
+    assert Ack(Outcome.ACKNOWLEDGED) == ACKNOWLEDGED == judge(Reply("success"), 9, 5)
+
+
+@pytest.mark.parametrize("types", [("job.integrity_error",), ("job.not_found", "job.integrity_error")])
+def test_an_update_that_is_already_there_is_acknowledged(types):
+    """`job.integrity_error` anywhere among the errors means that the Facilitator has the update."""
+    assert Ack(Outcome.DUPLICATE) == DUPLICATE == judge(refusal(*types), 5, 5)
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        "missing",
+        "string_type",
+        "extra_forbidden",
+        "json_invalid",
+        "json_type",
+        "union_tag_not_found",
+        "union_tag_invalid",
+    ],
+)
+def test_what_the_facilitator_cannot_read_is_not_tried_again(type_):
+    """A pydantic error dead-letters at the first attempt, with the Facilitator's words."""
+    error = f"the Facilitator refused the update: {type_}: because"
+    assert DeadLetter(Reason.REFUSED, error) == judge(refusal(type_), 1, 5)
+
+
+@pytest.mark.parametrize("types", [("job.not_found",), ("something.new",), ()])
+@pytest.mark.parametrize("attempts", [1, 4])
+def test_any_other_error_is_tried_again(types, attempts):
+    """An error that may pass is retried while attempts are left, also one that nobody has seen before."""
+    told = "; ".join(f"{type_}: because" for type_ in types) or "an error without a word of explanation"
+    assert Retry(told) == judge(refusal(*types), attempts, 5)
+
+
+@pytest.mark.parametrize(
+    ("types", "reason"),
+    [
+        (("job.not_found",), Reason.JOB_NOT_FOUND),
+        (("something.new", "job.not_found"), Reason.JOB_NOT_FOUND),
+        (("something.new",), Reason.REFUSED),
+        ((), Reason.REFUSED),
+    ],
+)
+def test_the_last_attempt_ends_in_the_dead_letters(types, reason):
+    """At `max_attempts` the reason says whether it was the unknown job or something else."""
+    assert reason == judge(refusal(*types), 5, 5).reason
+
+
+def test_a_dead_letter_quotes_the_last_answer():
+    """Whoever reads the dead letter learns how often it was tried and what was said last."""
+    error = "the Facilitator answered 5 times, the last time: job.not_found: because"
+    assert DeadLetter(Reason.JOB_NOT_FOUND, error) == judge(refusal("job.not_found"), 5, 5)
+
+
+def test_a_suspected_drop_is_tried_again_until_the_attempts_are_used_up():
+    """Drops count like answers: the suspect is retried below `max_attempts`, and dead-lettered for its own reason there."""
+    kinds = [(type(judge_drop(n, 3)), getattr(judge_drop(n, 3), "reason", None)) for n in (1, 2, 3)]
+    assert [(Retry, None), (Retry, None), (DeadLetter, Reason.CONNECTION_DROPPED)] == kinds
