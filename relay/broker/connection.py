@@ -115,7 +115,6 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
                 await client.flush(timeout=timeout_s)  # pyright: ignore[reportArgumentType] - floats work
         except (nats.errors.Error, TimeoutError, OSError) as error:
             _log.warning("closing the NATS connection without having sent everything", error=_describe(error))
-            _abort(client)
     try:
         async with asyncio.timeout(timeout_s):
             await client.close()

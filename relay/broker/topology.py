@@ -18,6 +18,7 @@ _NS: Final = 1_000_000_000
 _MINUTE: Final = 60 * _NS
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
+_NO_MESSAGE_FOUND: Final = 10037
 _STREAM_NOT_FOUND: Final = 10059
 _WRONG_LAST_MESSAGE_ID: Final = 10070
 _WRONG_LAST_SEQUENCE: Final = 10071
@@ -197,7 +198,8 @@ async def _read(client: Client, wanted_now: Wanted) -> Actual:
         for subject in config["subjects"]
     }
     consumers = await _lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
-    return Actual(streams, consumers, captured_by)
+    last_stored = {name: await _last_sequence(client, info["config"]) for name, info in consumers.items()}
+    return Actual(streams, consumers, last_stored, captured_by)
 
 
 async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
@@ -207,6 +209,19 @@ async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
         if error.err_code == _STREAM_NOT_FOUND:
             return None
         raise
+
+
+async def _last_sequence(client: Client, consumer: Config) -> int:
+    if not consumer.get("filter_subject"):
+        return 0
+    request = {"last_by_subj": consumer["filter_subject"]}
+    try:
+        answer = await api_request(client, subjects.api_message_get(subjects.STATUS_STREAM), request)
+    except JetStreamError as error:
+        if error.err_code == _NO_MESSAGE_FOUND:
+            return 0
+        raise
+    return answer["message"]["seq"]
 
 
 async def _capturing(client: Client, subject: str) -> list[str]:

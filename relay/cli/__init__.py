@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -59,10 +59,10 @@ def main() -> None:
         sys.exit(2 if isinstance(expected[0], ConfigurationError | IdentityError) else 1)
 
 
-def _leaves(raised: "Exception | ExceptionGroup[Exception]") -> Iterator[Exception]:
+def _leaves(raised: Exception) -> Iterator[Exception]:
     """The exceptions in a group of groups, as TaskGroups raise them."""
     if isinstance(raised, ExceptionGroup):
-        for inner in raised.exceptions:
+        for inner in cast("ExceptionGroup[Exception]", raised).exceptions:
             yield from _leaves(inner)
     else:
         yield raised

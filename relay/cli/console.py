@@ -1,7 +1,9 @@
-"""What the commands have in common: how they complain, and how they reach NATS."""
+"""What the commands have in common: how they run, complain and reach NATS."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
 
 import typer
 from nats.aio.client import Client
@@ -10,10 +12,23 @@ from relay import logs
 from relay.broker.connection import close, connect
 from relay.settings import NatsSettings
 
+try:
+    from uvloop import new_event_loop
+except ImportError:  # on Windows and PyPy
+    new_event_loop = None
+
+R = TypeVar("R")
+
 
 def complain(problem: str) -> None:
     """One line on standard error."""
     typer.echo(f"relay: {problem}", err=True)
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """Run `work` to its end: on uvloop, or on asyncio's own event loop where there is no uvloop."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
 
 
 @contextlib.asynccontextmanager

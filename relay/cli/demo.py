@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from relay import logs
-from relay.cli.console import complain
+from relay.cli.console import complain, run
 from relay.identity import Signer
 from relay.local.demo import Demo, Plan, make_hotkey, open_demo
 from relay.local.display import directions, jobs_by_status, live, summary
@@ -43,23 +43,23 @@ def demo(
         with contextlib.redirect_stderr(log_file):  # what `configure` takes for standard error, it keeps
             logs.configure("info", "console")
         signer = make_hotkey(log.parent)
-        console.print(f"Relaying {jobs} jobs at {rate:g} updates a second. The relay's log: {log}")
+        console.print(f"Relaying {jobs} jobs at {rate:g} updates a second ...")
 
         def report(under_way: Demo, result: Result) -> None:
             if as_json:
                 typer.echo(json.dumps(dataclasses.asdict(result)))
             else:
-                _print_summary(console, under_way, result, keep=keep)
+                _print_summary(console, under_way, result, log, keep=keep)
 
         try:
-            result = asyncio.run(_run(signer, plan, console, report, keep=keep))
+            result = run(_demonstrate(signer, plan, console, report, keep=keep))
         except asyncio.CancelledError:
             raise typer.Exit(_EXIT_AT_SIGTERM) from None
         if not result.kept_the_promise:
             raise typer.Exit(1)
 
 
-async def _run(
+async def _demonstrate(
     signer: Signer, plan: Plan, console: Console, report: Callable[[Demo, Result], None], *, keep: bool
 ) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -68,19 +68,21 @@ async def _run(
     async with open_demo(signer) as under_way:
         async with live(console, under_way.tally):
             result = await under_way.relay_all(plan)
-        report(under_way, result)
+        stop = asyncio.Event()
         if keep:
-            stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
-            await stop.wait()
+        else:
+            stop.set()
+        report(under_way, result)
+        await stop.wait()
     return result
 
 
-def _print_summary(console: Console, under_way: Demo, result: Result, *, keep: bool) -> None:
+def _print_summary(console: Console, under_way: Demo, result: Result, log: Path, *, keep: bool) -> None:
     console.print(jobs_by_status(under_way.tally), summary(result, under_way.tally.repeated), sep="\n")
     if keep:
-        console.print("Up until Ctrl-C. Look further, in another terminal:")
+        console.print(f"Up until Ctrl-C; the relay's log is {log}. To look further, in another terminal:")
     else:
         console.print("To look further, run `relay demo --keep`; with the addresses that it prints:")
     console.print(directions(under_way.nats_url, under_way.http_port))

@@ -1,6 +1,5 @@
 """`relay provision`."""
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from relay.app import topology_of
 from relay.broker import topology
 from relay.broker.connection import require_server
-from relay.cli.console import complain, nats_client
+from relay.cli.console import complain, nats_client, run
 from relay.core.plan import Plan
 from relay.errors import UnsafeChange
 from relay.settings import Settings, load_settings
@@ -27,12 +26,12 @@ def provision(
     """
     settings = load_settings()
     if check:
-        plan = asyncio.run(_check(settings))
+        plan = run(_check(settings))
         for line in plan.differences or ("everything is in place",):
             typer.echo(line)
         raise typer.Exit(0 if plan.in_place else 1)
     try:
-        plan = asyncio.run(_provision(settings))
+        plan = run(_provision(settings))
     except UnsafeChange as refused:
         complain("refused, nothing was changed:")
         for refusal in refused.refusals:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from relay.broker.connection import PubAck
-from relay.cli.console import complain, nats_client
+from relay.cli.console import complain, nats_client, run
 from relay.errors import RelayError
 from relay.model import JobStatusUpdate
 from relay.producer import publish_body, publish_update
@@ -40,18 +40,18 @@ def publish(
 ) -> None:
     """Publish job status updates, each confirmed by JetStream.
 
-    Prints where each is stored. An update that is published again within two minutes is stored once: its message id is made from its content.
-    Bad lines of standard input are reported and left out (exit 1 at the end); the others are published.
+    Prints where each is stored. An update that is published again within two minutes is stored once: its message id
+    is made from its content. Bad lines of standard input are reported and left out (exit 1 at the end).
     """
     settings = load_settings()
     match uuid, status:
         case str(job), None if raw and not (stdin or metadata or job == "-"):
-            asyncio.run(_publish_raw(settings, _token(job), _read_stdin()))
+            run(_publish_raw(settings, _token(job), _read_stdin()))
         case ((None | "-"), None) if (stdin or uuid) and not (raw or metadata):
-            if not asyncio.run(_publish_lines(settings)):
+            if not run(_publish_lines(settings)):
                 raise typer.Exit(1)
         case str(), str() if not (raw or stdin):
-            asyncio.run(_publish_one(settings, _update(uuid, status, metadata)))
+            run(_publish_one(settings, _update(uuid, status, metadata)))
         case _:
             usage = "give UUID and STATUS, or - alone to read lines from standard input, or --raw and UUID"
             raise typer.BadParameter(usage)

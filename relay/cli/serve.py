@@ -3,13 +3,13 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from relay import logs
 from relay.app import Relay
+from relay.cli.console import run
 from relay.identity import load_signer
 from relay.settings import FacilitatorSettings, Settings, load_settings
 from relay.wire import authentication_request
@@ -25,16 +25,15 @@ def serve(
 ) -> None:
     """Relay updates, until told to stop.
 
-    SIGTERM and SIGINT finish what is under way and exit 0; a second one ends at once. Not being able to reach NATS or the Facilitator, or not finding streams and consumers, ends nothing: /readyz says
-    what is missing until it is there.
+    SIGTERM and SIGINT finish what is under way and exit 0; a second one ends at once. That NATS or the Facilitator is
+    away, or that streams and consumers are missing, ends nothing: /readyz says what is missing until it is there.
     """
     settings = load_settings().require_facilitator()
     on_terminal = sys.stderr.isatty()
     logs.configure(settings.log.level, settings.log.format or ("console" if on_terminal else "json"))
     # Before the event loop: opening an encrypted hotkey takes seconds.
     authentication = _authentication(settings.facilitator)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, authentication, provision_first=provision))
+    run(_serve(settings, authentication, provision_first=provision))
 
 
 async def _serve(settings: Settings, authentication: str | None, *, provision_first: bool) -> None:
@@ -67,12 +66,3 @@ def _authentication(settings: FacilitatorSettings) -> str | None:
     password = settings.hotkey_password
     signer = load_signer(settings.hotkey_file, password.get_secret_value() if password else None)
     return authentication_request(signer.public_key_hex, signer.sign_public_key())
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, or None for asyncio's own where there is no uvloop: on Windows and PyPy."""
-    try:
-        import uvloop  # noqa: PLC0415 - it may be missing
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

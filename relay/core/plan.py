@@ -134,11 +134,13 @@ class Wanted:
 class Actual:
     """What the server has: its answers to INFO for the relay's streams and lane consumers that exist.
 
+    `last_stored` is the sequence of the newest update that each of these consumers is to deliver, 0 if there is none.
     `captured_by` names, for each subject that a wanted stream captures, all streams that capture some of it.
     """
 
     streams: Mapping[str, Config]
     consumers: Mapping[str, Config]
+    last_stored: Mapping[str, int]
     captured_by: Mapping[str, Sequence[str]]
 
 
@@ -263,7 +265,7 @@ def _consumer_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
             yield f"consumer {name} is a push consumer: {remedy}"
         if found.get("deliver_policy") not in _COMPLETE_DELIVERY:
             yield f"consumer {name} has deliver_policy {found.get('deliver_policy')}, so it skips updates: {remedy}"
-        if name not in wanted.consumers and (left := _unsettled(info)):
+        if name not in wanted.consumers and (left := _unsettled(name, actual)):
             yield f"consumer {name} would be deleted, but {left} updates in its lane are not settled: relay them first"
 
 
@@ -280,7 +282,7 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
         )
     if old is None or old == wanted.lanes:
         return
-    unsettled = {name: _unsettled(info) for name, info in actual.consumers.items()}
+    unsettled = {name: _unsettled(name, actual) for name in actual.consumers}
     change = f"lanes {old} -> {wanted.lanes}"
     if total := sum(unsettled.values()):
         lanes = ", ".join(f"{name}: {count}" for name, count in unsettled.items() if count)
@@ -296,5 +298,8 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
         )
 
 
-def _unsettled(info: Config) -> int:
-    return info["num_pending"] + info["num_ack_pending"]
+def _unsettled(name: str, actual: Actual) -> int:
+    # The server counts `num_pending` some time after it has acknowledged the publish, so that it may still be 0.
+    info = actual.consumers[name]
+    undelivered = actual.last_stored[name] > info["delivered"]["stream_seq"]
+    return max(info["num_pending"], int(undelivered)) + info["num_ack_pending"]

@@ -65,14 +65,14 @@ def jobs_by_status(tally: Tally) -> Table:
 def summary(result: Result, repeated: int) -> Table:
     """The result in words, for people."""
     rows = Table.grid(padding=(0, 2))
-    rows.add_row("published", f"{result.published}, and {repeated} again that JetStream recognised and left out")
+    rows.add_row("published", f"{result.published} (repeats that JetStream left out: {repeated})")
     rows.add_row("acknowledged", str(result.acknowledged))
-    rows.add_row("duplicates", f"{result.duplicates} (the Facilitator had that job and status already)")
+    rows.add_row("duplicates", f"{result.duplicates} (the Facilitator had them already)")
     rows.add_row("dead letters", _by_reason(result.dead_lettered))
     rows.add_row("reordered", str(result.reordered), style=None if result.reordered == 0 else "bold red")
     rows.add_row("lost", str(result.lost), style=None if result.lost == 0 else "bold red")
     rows.add_row("publish to Facilitator", _latency(result.latency_ms))
-    rows.add_row("", "(the slowest waited behind updates that had to be tried again)")
+    rows.add_row("", "(the slowest waited for retries)")
     return rows
 
 
@@ -92,8 +92,7 @@ def directions(nats_url: str, http_port: int) -> str:
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
-    return f"{sum(counts.values())} ({reasons})" if reasons else "0"
+    return "\n".join((str(sum(counts.values())), *(f"  {reason} {count}" for reason, count in sorted(counts.items()))))
 
 
 def _latency(latency: Latency) -> str:

@@ -1,6 +1,7 @@
 """Drops, closes, odd replies and outages, as on the protocol page: nothing is lost, and nobody is wrongly blamed."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from bittensor_wallet import Keypair
@@ -12,6 +13,7 @@ from relay.local.faults import (
     DROP_AFTER_STORING,
     DROP_BEFORE_STORING,
     NEVER_ANSWER,
+    UNTIL_LIFTED,
     close_with,
     refuse,
     stall,
@@ -119,12 +121,17 @@ async def test_close_for_a_frame_too_big(rough):
     assert counters(rough.running)["relay_retries"] == 1
 
 
-async def test_forgotten_authentication(rough):
-    """auth.not_authenticated in answer to an update is not its fault: sign in again, send again, count nothing."""
-    with rough.facilitator.inject(refuse("auth.not_authenticated"), nth=10):
-        await relays(rough)
-    assert rough.facilitator.accepted == 2
-    assert counters(rough.running)["relay_retries"] == 0
+async def test_forgotten_authentication(nats_server, facilitator):
+    """auth.not_authenticated is no update's fault, and no answer to those behind it is taken for an answer to it."""
+    forgetful = replace(refuse("auth.not_authenticated"), hold_s=UNTIL_LIFTED)
+    async with Scene(nats_server, facilitator, ACK_WAIT="0.3") as scene, scene.relay() as relay:
+        with facilitator.inject(forgetful):
+            updates = [await scene.publish(new_job()) for _ in range(20)]
+            await scene.kept(updates[-1])  # so all are sent, and the answers will come in one burst
+        assert await scene.settled(*updates) == [ACKED] * 20
+        assert await scene.broken_promises() == []
+        assert facilitator.accepted == 2
+        assert counters(relay)["relay_retries"] == 0
 
 
 # Replies that cannot be trusted.

@@ -1,0 +1,128 @@
+"""What the promise is about: everything in between may die, in the middle of the work, and be started again."""
+
+import asyncio
+import random
+import signal
+from pathlib import Path
+
+import nats
+import pytest
+from relay_kit import STATUSES, Scene, new_job, update
+
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.subjects import status_subject
+
+ROOT = Path(__file__).parents[2]
+DUPLICATE = "job.integrity_error"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_kill_9(seed):
+    """A relay that is killed in the middle of 10,000 updates and started again loses and reorders none of them."""
+    rng = random.Random(seed)
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, ACK_WAIT="1") as scene,
+    ):
+        async with scene.relay_process() as relay:
+            publishing = asyncio.create_task(scene.publish_lives(10_000 // len(STATUSES)))
+            stored = rng.randrange(1_000, 6_000)
+            await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= stored, 60)
+            relay.send_signal(signal.SIGKILL)
+            await relay.wait()
+        async with scene.relay_process():
+            await publishing
+            broken = await scene.broken_promises(60)
+    assert broken == []
+    assert set(facilitator.replies) <= {"success", DUPLICATE}
+
+
+async def test_sigterm():
+    """A relay that is told to stop under load exits with 0, and its successor sends nothing a second time."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator(service_time_s=0.001) as facilitator,
+        Scene(server, facilitator) as scene,
+    ):
+        async with scene.relay_process() as relay:
+            await scene.publish_lives(100)
+            await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 50)
+            relay.send_signal(signal.SIGTERM)
+            status = await relay.wait()
+        stored = len(facilitator.rows)
+        async with scene.relay_process():
+            broken = await scene.broken_promises(20)
+    assert status == 0
+    assert 50 <= stored < len(scene.published)  # otherwise this test saw nothing
+    assert broken == []
+    assert dict(facilitator.replies) == {"success": len(scene.published)}
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_nats_restarts(end):
+    """A nats-server that stops or dies under load, and comes back, costs neither an update nor its place."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator(service_time_s=0.001) as facilitator,
+        Scene(server, facilitator, ACK_WAIT="1") as scene,
+        scene.relay(),
+    ):
+        await scene.publish_lives(200)
+        for share in (4, 2):
+            stored = len(scene.published) // share
+            await facilitator.wait_for(lambda facilitator, stored=stored: len(facilitator.rows) >= stored, 20)
+            await getattr(server, end)()
+            await server.start()
+            await scene.reconnected()
+        broken = await scene.broken_promises(30)
+    assert broken == []
+
+
+async def test_facilitator_away():
+    """However long the Facilitator is away, and however often the relay restarts meanwhile, nothing is held against
+    an update: with a single attempt allowed, none is dead-lettered.
+    """
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, ACK_WAIT="0.3", MAX_ATTEMPTS="1") as scene,
+    ):
+        async with scene.relay():
+            at_hand = await scene.publish(new_job(), "accepted")
+            await scene.settled(at_hand)
+            with facilitator.database_down():
+                first, *_ = await scene.publish_life(new_job())
+                await facilitator.away()
+                for _ in range(12):  # three beats an ack_wait
+                    await scene.kept(first)
+        for _ in range(3):
+            async with scene.relay() as relay:
+                while not any("cannot connect" in trouble for trouble in relay.missing()):
+                    await asyncio.sleep(0)
+        await facilitator.back()
+        async with scene.relay():
+            broken = await scene.broken_promises(20)
+    assert broken == []
+
+
+async def test_server_started_by_hand(tmp_path):
+    """With nats-server.conf as it is, updates of any NATS client are relayed, bare and in the old envelope."""
+    async with (
+        NatsServer(config_file=ROOT / "nats-server.conf") as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator) as scene,
+        scene.relay_process(),
+    ):
+        bare, enveloped = new_job(), new_job()
+        envelope = b'{"type":"job_status_update","payload":' + update(enveloped) + b"}"
+        client = await nats.connect(server.url)
+        try:
+            for job, body in ((bare, update(bare)), (enveloped, envelope)):
+                await client.jetstream().publish(status_subject(job), body)
+        finally:
+            await client.close()
+        await scene.dust_settled()
+    assert {(row.uuid, row.status) for row in facilitator.rows} == {(bare, "accepted"), (enveloped, "accepted")}
