@@ -7,11 +7,14 @@ from pathlib import Path
 
 import nats
 import pytest
+from bittensor_wallet import Keypair
 from relay_kit import STATUSES, Scene, new_job, update
 
 from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import stall
 from relay.local.server import NatsServer
 from relay.subjects import status_subject
+from relay.wire import authentication_request
 
 ROOT = Path(__file__).parents[2]
 DUPLICATE = "job.integrity_error"
@@ -85,30 +88,34 @@ async def test_facilitator_away():
     """However long the Facilitator is away, and however often the relay restarts meanwhile, nothing is held against
     an update: with a single attempt allowed, none is dead-lettered.
     """
+    hotkey = Keypair.create_from_uri("//validator")
+    public_key = hotkey.public_key
+    authentication = authentication_request(public_key.hex(), hotkey.sign(public_key).hex())
     async with (
         NatsServer() as server,
-        FacilitatorSimulator() as facilitator,
+        FacilitatorSimulator([public_key.hex()]) as facilitator,
         Scene(server, facilitator, ACK_WAIT="0.3", MAX_ATTEMPTS="1") as scene,
     ):
-        async with scene.relay():
-            at_hand = await scene.publish(new_job(), "accepted")
-            await scene.settled(at_hand)
-            with facilitator.database_down():
+        async with scene.relay(authentication):
+            await scene.settled(await scene.publish(new_job()))
+            with facilitator.inject(stall()):
                 first, *_ = await scene.publish_life(new_job())
+                await scene.kept(first)
                 await facilitator.away()
                 for _ in range(12):  # three beats an ack_wait
                     await scene.kept(first)
-        for _ in range(3):
-            async with scene.relay() as relay:
-                while not any("cannot connect" in trouble for trouble in relay.missing()):
-                    await asyncio.sleep(0)
-        await facilitator.back()
-        async with scene.relay():
+        with facilitator.database_down():
+            await facilitator.back()
+            for _ in range(3):
+                tried = facilitator.accepted
+                async with scene.relay(authentication):
+                    await facilitator.wait_for(lambda facilitator, tried=tried: facilitator.accepted >= tried + 2)
+        async with scene.relay(authentication):
             broken = await scene.broken_promises(20)
     assert broken == []
 
 
-async def test_server_started_by_hand(tmp_path):
+async def test_server_started_by_hand():
     """With nats-server.conf as it is, updates of any NATS client are relayed, bare and in the old envelope."""
     async with (
         NatsServer(config_file=ROOT / "nats-server.conf") as server,
