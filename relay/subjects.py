@@ -139,6 +139,16 @@ def dlq_msg_id(stream: str, sequence: int) -> str:
     return f"{stream}:{sequence}"
 
 
+def lane_key(lane: int) -> str:
+    """The key in LEASE_BUCKET that says who drives a lane."""
+    return f"lane.{lane}"
+
+
+def worker_key(worker: str) -> str:
+    """The key in LEASE_BUCKET that says that a worker is alive."""
+    return f"worker.{worker}"
+
+
 def request_subject(token: str) -> str:
     """Where a job request that the Facilitator pushed is published."""
     return f"job.request.{safe_token(token)}"

@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -31,6 +32,8 @@ _RETRY_S: Final = 1.0
 """How long to wait before asking again for a consumer that cannot be had."""
 _RESTART_S: Final = 0.1
 """How long to wait before pulling again, so that a server in trouble is not asked in a tight loop."""
+_CONFIRM_TIMEOUT_S: Final = 2.0
+_NO_SEQUENCE: Final = 2**62
 _NOT_FOUND: Final = 404
 _CONSUMER_NOT_FOUND: Final = 10014
 _STATUS_HEADER: Final = "Status"
@@ -97,6 +100,18 @@ class PullConsumer:
             delivered_count=delivered["consumer_seq"],
             waiting=info["num_pending"],
         )
+
+    async def confirm(self) -> None:
+        """Wait until the server has taken in every acknowledgement sent so far; gives up with the connection.
+
+        It answers an acknowledgement that asks for an answer in its turn, and the one here means nothing to it:
+        no update has this sequence.
+        """
+        subject = f"$JS.ACK.{self._stream}.{self.name}.1.{_NO_SEQUENCE}.1.0.0"
+        try:
+            await self._nc.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
+        except (nats.errors.Error, TimeoutError) as error:
+            _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
 
     async def run(self) -> None:
         """Pull until cancelled or drained."""

@@ -15,6 +15,7 @@ A lane holds at most as many updates as its consumer's `max_ack_pending`: the se
 
 import enum
 import heapq
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class State(enum.Enum):
 class Update(Generic[D]):
     """One update at hand, from its delivery until it is settled."""
 
-    lane: int
+    lane: "Lane[D]"
     sequence: int
     """Stream sequence: the order in which updates of one job must arrive."""
     job: str
@@ -74,6 +75,8 @@ class Lane(Generic[D]):
         self.number = number
         self.continuity = continuity
         """While it holds the lane nothing is given out: an older update may still be on its way."""
+        self.ours_until_s = math.inf
+        """When the lease on the lane ends, on the monotonic clock: from then on nothing is given out."""
         self._at_hand: dict[int, Update[D]] = {}
         self._jobs: dict[str, _Job[D]] = {}
         # Both heaps may hold entries that have since moved on; they are skipped when they come up.
@@ -125,17 +128,17 @@ class Lane(Generic[D]):
         insort(job.queue, update, key=_sequence_of)
         self._promote(job)
 
-    def take(self) -> Update[D] | None:
+    def take(self, now: float) -> Update[D] | None:
         """The oldest head that is free to be sent; it is OUT from now on. None if there is none."""
-        while self._ready and not self.continuity.held:
+        while self._ready and self._flows(now):
             update = heapq.heappop(self._ready)[1]
             if self._goes_out(update):
                 return update
         return None
 
-    def take_doomed(self) -> Update[D] | None:
+    def take_doomed(self, now: float) -> Update[D] | None:
         """The next head that must go to the dead letters; it is OUT from now on. None if there is none."""
-        while self._doomed and not self.continuity.held:
+        while self._doomed and self._flows(now):
             update = self._doomed.popleft()
             if self._goes_out(update):
                 return update
@@ -178,6 +181,9 @@ class Lane(Generic[D]):
     def unsent(self) -> list[Update[D]]:
         """What is at hand and not OUT: what a worker that stops gives back to the server."""
         return [update for update in self._at_hand.values() if update.state is not State.OUT]
+
+    def _flows(self, now: float) -> bool:
+        return not self.continuity.held and now < self.ours_until_s
 
     def _promote(self, job: _Job[D]) -> None:
         head = job.queue[0]
