@@ -12,7 +12,7 @@ from websockets.frames import Close, CloseCode
 from relay.core.backoff import Backoff
 from relay.core.delivery import DeliveryLike
 from relay.core.lane import Update
-from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session
+from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
 from relay.logs import get_logger
 from relay.metrics import Metrics
 
@@ -146,6 +146,8 @@ class Facilitator:
                 await socket.close()
             case Broken() as broken:
                 await self._break(socket, broken)
+            case Unpaired():
+                pass  # its update is sent again on the next connection
 
     async def _let_in(self, opened: Opened[Ticket], socket: ClientConnection, owner: SessionOwner) -> None:
         self.trouble = None

@@ -77,6 +77,11 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A message that was still on its way when the connection was given up; nobody can say whom it answers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost(Generic[T]):
     """The connection is gone; these were not answered, in the order in which they were sent.
 
@@ -87,7 +92,7 @@ class Lost(Generic[T]):
     suspect: T | None
 
 
-Event = Opened[T] | Refused | Answered[T] | Pushed | Broken
+Event = Opened[T] | Refused | Answered[T] | Pushed | Broken | Unpaired
 
 
 class Session(Generic[T]):
@@ -154,6 +159,8 @@ class Session(Generic[T]):
         match decode_incoming(message):
             case Push() as push:
                 return Pushed(push, message)
+            case _ if self.phase is Phase.BROKEN:
+                return Unpaired()
             case Reply() as reply if self.phase is Phase.AUTHENTICATING:
                 return self._authenticated() if reply.status == "success" else self._refused(reply)
             case Reply() as reply if self._unanswered:
