@@ -76,6 +76,7 @@ class Sink(Protocol):
 class DeadLetterStream(Protocol):
     """See broker/dead_letters.py."""
 
+    async def look(self) -> None: ...
     async def holds(self, delivery: DeliveryLike) -> bool: ...
     async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None: ...
 
@@ -162,6 +163,7 @@ class Dispatcher:
         """
         feed = self._make_feed(number)
         feed.lane.ours_until_s = ours_until_s
+        await self._dead_letters.look()
         self._feeds[feed.lane] = feed
         self._turns.append(feed.lane)
         try:
