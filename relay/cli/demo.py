@@ -7,7 +7,8 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -37,66 +38,73 @@ def demo(
     Some of the updates must fail. At the end, what was published is compared with what the Facilitator stored and with
     the dead letters: exit 1 if anything was lost or reordered. Needs no settings and reads none.
     """
-    plan = Plan(jobs, rate, seed)
     console = Console(quiet=as_json, highlight=False, soft_wrap=True)
-    with _folder() as log, log.open("w") as log_file:
-        with contextlib.redirect_stderr(log_file):  # what `configure` takes for standard error, it keeps
+    try:
+        with _folder() as folder:
+            output = _Output(console, folder / "relay.log", as_json=as_json, keep=keep)
+            if not _relay(Plan(jobs, rate, seed), output).kept_the_promise:
+                raise typer.Exit(1)
+    except asyncio.CancelledError:
+        raise typer.Exit(_EXIT_AT_SIGTERM) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Where the demo tells its story, and whether it stays up after the end."""
+
+    console: Console
+    log: Path
+    as_json: bool
+    keep: bool
+
+    def report(self, under_way: Demo, result: Result) -> None:
+        """Print the result, on standard output."""
+        if self.as_json:
+            typer.echo(json.dumps(dataclasses.asdict(result)))
+            return
+        self.console.print(jobs_by_status(under_way.tally), summary(result, under_way.tally.repeated), sep="\n")
+        if self.keep:
+            self.console.print(f"Up until Ctrl-C; the relay's log is {self.log}. To look further, in another terminal:")
+        else:
+            self.console.print("To look further, run `relay demo --keep`; with the addresses that it prints:")
+        self.console.print(directions(under_way.nats_url, under_way.http_port))
+
+
+def _relay(plan: Plan, output: _Output) -> Result:
+    with output.log.open("w") as log:
+        with contextlib.redirect_stderr(log):  # what `configure` takes for standard error, it keeps
             logs.configure("info", "console")
-        signer = make_hotkey(log.parent)
-        console.print(f"Relaying {jobs} jobs at {rate:g} updates a second ...")
-
-        def report(under_way: Demo, result: Result) -> None:
-            if as_json:
-                typer.echo(json.dumps(dataclasses.asdict(result)))
-            else:
-                _print_summary(console, under_way, result, log, keep=keep)
-
-        try:
-            result = run(_demonstrate(signer, plan, console, report, keep=keep))
-        except asyncio.CancelledError:
-            raise typer.Exit(_EXIT_AT_SIGTERM) from None
-        if not result.kept_the_promise:
-            raise typer.Exit(1)
+        signer = make_hotkey(output.log.parent)
+        return run(_demonstrate(signer, plan, output))
 
 
-async def _demonstrate(
-    signer: Signer, plan: Plan, console: Console, report: Callable[[Demo, Result], None], *, keep: bool
-) -> Result:
+async def _demonstrate(signer: Signer, plan: Plan, output: _Output) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "a coroutine runs in a task"
     loop.add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers are ended, too
+    output.console.print(f"Relaying {plan.jobs} jobs at {plan.rate_per_s:g} updates a second ...")
     async with open_demo(signer) as under_way:
-        async with live(console, under_way.tally):
+        async with live(output.console, under_way.tally):
             result = await under_way.relay_all(plan)
         stop = asyncio.Event()
-        if keep:
+        if output.keep:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
         else:
             stop.set()
-        report(under_way, result)
+        output.report(under_way, result)
         await stop.wait()
     return result
 
 
-def _print_summary(console: Console, under_way: Demo, result: Result, log: Path, *, keep: bool) -> None:
-    console.print(jobs_by_status(under_way.tally), summary(result, under_way.tally.repeated), sep="\n")
-    if keep:
-        console.print(f"Up until Ctrl-C; the relay's log is {log}. To look further, in another terminal:")
-    else:
-        console.print("To look further, run `relay demo --keep`; with the addresses that it prints:")
-    console.print(directions(under_way.nats_url, under_way.http_port))
-
-
 @contextlib.contextmanager
 def _folder() -> Generator[Path]:
-    """The log file in a new folder, which goes away, unless something went wrong that the log may explain."""
+    """A new folder that goes away, unless something went wrong that the log in it may explain."""
     folder = Path(tempfile.mkdtemp(prefix="relay-demo-"))
-    log = folder / "relay.log"
     try:
-        yield log
+        yield folder
     except Exception:
-        complain(f"the log of the demo's relay is in {log}")
+        complain(f"the log of the demo's relay is in {folder}")
         raise
     except BaseException:
         shutil.rmtree(folder)

@@ -250,7 +250,7 @@ def test_each_connection_starts_with_a_heartbeat():
     st.lists(st.tuples(st.sampled_from(["send", "answer", "connect", "drop"]), st.floats(0, 40)), max_size=30),
     st.floats(1, HEARTBEAT_INTERVAL_S),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
     """Whoever sleeps from one deadline to the next, whatever happens meanwhile, misses no heartbeat and no timeout."""
     session = new_session(reply_timeout_s=reply_timeout_s)
@@ -340,7 +340,7 @@ def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
 
 @pytest.mark.parametrize(("code", "blamed"), [(None, True), (1009, True), (1012, False), (1011, False)])
 def test_a_second_break_is_judged_like_the_first(code, blamed):
-    """A suspect is blamed again only if its probation ends in a drop or a complaint; it stays the suspect either way."""
+    """A suspect is blamed again only if its probation ends in a drop or a complaint; it stays suspected either way."""
     session = session_in(Phase.PROBING, "a")
     lost = session.closed(code)
     assert (Lost((), "a"), Opened("a", blamed=blamed)) == (lost, let_in(session))

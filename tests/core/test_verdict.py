@@ -67,6 +67,6 @@ def test_a_dead_letter_quotes_the_last_answer():
 
 
 def test_a_suspected_drop_is_tried_again_until_the_attempts_are_used_up():
-    """Drops count like answers: the suspect is retried below `max_attempts`, and dead-lettered for its own reason there."""
+    """Drops count like answers: below `max_attempts` the suspect is retried, at it dead-lettered."""
     kinds = [(type(judge_drop(n, 3)), getattr(judge_drop(n, 3), "reason", None)) for n in (1, 2, 3)]
     assert [(Retry, None), (Retry, None), (DeadLetter, Reason.CONNECTION_DROPPED)] == kinds

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from bittensor_wallet import Keyfile, Keypair
+from typer.testing import CliRunner
 
 from relay.broker.connection import api_request
+from relay.cli import app
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import answer_late, stall
 from relay.local.server import NatsServer
@@ -145,17 +147,17 @@ async def test_version(relay):
 
 
 @pytest.mark.parametrize("command", ["serve", "provision", "publish", "demo"])
-async def test_help(relay, command):
+def test_help(command):
     """Each command explains itself."""
-    ended = await relay(command, "--help")
-    assert (0, "") == (ended.code, ended.err)
-    assert f"relay {command}" in ended.out
+    ended = CliRunner().invoke(app, [command, "--help"])
+    assert (0, "") == (ended.exit_code, ended.stderr)
+    assert f"relay {command}" in ended.stdout
 
 
 async def test_bad_setting_is_one_line(relay):
     """A setting that is not allowed ends each command with one line that names it, and exit 2."""
     expected = "relay: RELAY_LANES='many' is not allowed: a whole number from 1 to 256\n"
-    for command in (["serve"], ["provision"], ["publish", A, "received"]):
+    for command in (["serve"], ["publish", A, "received"]):
         assert Ended(2, "", expected) == await relay(*command, LANES="many")
 
 
@@ -198,7 +200,8 @@ async def test_serve_relays_and_drains(serve, provisioned, tmp_path):
     assert 0 == await unsettled(provisioned)
 
 
-async def test_serve_ends_on_sigint(serve, provisioned):
+@pytest.mark.usefixtures("provisioned")
+async def test_serve_ends_on_sigint(serve):
     """Ctrl-C is no error: exit 0, without a traceback."""
     async with FacilitatorSimulator() as simulator, serve(simulator) as serving:
         await serving.logged("connected to the Facilitator")
@@ -320,7 +323,8 @@ async def test_publish_arguments(relay, provisioned, nats_server):
     assert message_id(expected) == stored.headers["Nats-Msg-Id"]
 
 
-async def test_publish_lines(relay, provisioned, nats_server):
+@pytest.mark.usefixtures("provisioned")
+async def test_publish_lines(relay, nats_server):
     """Lines are published in their order; bad ones are named with their number and left out, and the exit is 1."""
     lines = [
         document(),
@@ -344,7 +348,8 @@ async def test_publish_lines(relay, provisioned, nats_server):
     ]
 
 
-async def test_publish_many_lines(relay, provisioned, nats_server):
+@pytest.mark.usefixtures("provisioned")
+async def test_publish_many_lines(relay, nats_server):
     """More lines than fit in the window are all stored, and reported in the order of the input."""
     uuids = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1000)]
     lines = "".join(document(uuid) + "\n" for uuid in uuids)
@@ -354,18 +359,20 @@ async def test_publish_many_lines(relay, provisioned, nats_server):
     assert set(range(1, 1001)) == {int(line.split()[-1]) for line in ended.out.splitlines()}
 
 
-async def test_publish_answers_line_by_line(start, provisioned, nats_server):
+@pytest.mark.usefixtures("provisioned")
+async def test_publish_answers_line_by_line(start, nats_server):
     """A line is published and reported when it comes, not when the input ends."""
     process = await start("publish", "-", NATS_URL=nats_server.url)
     async with asyncio.timeout(TIMEOUT_S):
         for sequence, status in enumerate(("received", "accepted"), start=1):
             process.stdin.write(document(A, status).encode() + b"\n")
             assert f"{A} {status}: JOB_STATUS sequence {sequence}\n".encode() == await process.stdout.readline()
-        assert (b"", b"") == await process.communicate()
+        assert (b"", b"") == await process.communicate(b"")
     assert 0 == process.returncode
 
 
-async def test_ctrl_c_does_not_wait_for_input(start, provisioned, nats_server):
+@pytest.mark.usefixtures("provisioned")
+async def test_ctrl_c_does_not_wait_for_input(start, nats_server):
     """Ctrl-C ends a publish that waits for input at once, without a traceback."""
     process = await start("publish", "-", NATS_URL=nats_server.url)
     async with asyncio.timeout(TIMEOUT_S):
@@ -377,7 +384,8 @@ async def test_ctrl_c_does_not_wait_for_input(start, provisioned, nats_server):
         process.stdin.close()
 
 
-async def test_later_update_does_not_overtake_one_that_failed(relay, provisioned, nats_server):
+@pytest.mark.usefixtures("provisioned")
+async def test_later_update_does_not_overtake_one_that_failed(relay, nats_server):
     """If an update cannot be published, its job's later ones are held back, and other jobs' are not."""
     huge = document(A, "completed", metadata={"artifacts": "x" * 1_100_000})
     lines = "\n".join((document(A), huge, document(A, "unknown"), document(B)))
@@ -412,11 +420,12 @@ async def test_publish_raw(relay, provisioned, nats_server):
         ((A, "received", "--metadata", "[]"), "metadata: Input should be an object"),
     ],
 )
-async def test_publish_usage(relay, arguments, problem):
+def test_publish_usage(arguments, problem, tmp_path, monkeypatch):
     """Arguments that make no update end with exit 2 before any server is asked."""
-    ended = await relay("publish", *arguments)
-    assert (2, "") == (ended.code, ended.out)
-    assert problem in ended.err
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(app, ["publish", *arguments], env={"COLUMNS": "200"})
+    assert (2, "") == (ended.exit_code, ended.stdout)
+    assert problem in ended.stderr
 
 
 async def test_publish_without_stream(relay, nats_server):

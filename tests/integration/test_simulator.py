@@ -1,7 +1,5 @@
 """The simulator keeps to the protocol page, row by row: seen from a plain WebSocket client with a real hotkey."""
 
-# ruff: noqa: SIM300 - tests assert expected == actual
-
 import asyncio
 import json
 import signal
