@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
 
+from relay.broker.advisories import Advisories
 from relay.broker.connection import close, connect, require_server
 from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
@@ -202,11 +203,13 @@ class Relay:
         def open_source(lane: int, **callbacks: Any) -> PullConsumer:
             return PullConsumer(nc, STATUS_STREAM, lane_consumer(lane), batch=_BATCH, **callbacks)
 
+        dead_letters = DeadLetters(nc)
         dispatcher = Dispatcher(
             open_source,
             facilitator,
-            DeadLetters(nc),
+            dead_letters,
             requests,
+            watch_advisories=lambda lane: Advisories(nc, lane, dead_letters, self.metrics).run(),
             limits=Limits(LANE_CAPACITY, delivery.max_attempts, delivery.ack_wait_s),
             backoff=self._backoff,
             metrics=self.metrics,

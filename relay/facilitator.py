@@ -116,14 +116,10 @@ class Facilitator:
     async def _converse(self, socket: ClientConnection, owner: SessionOwner) -> Close | None:
         """Until either side closes; returns the close frame that did it, None if the connection just went away."""
         self._opened_s = time.monotonic()
-        opening = self._session.opened(self._opened_s)
         async with asyncio.TaskGroup() as group:
             helpers = [group.create_task(self._write(socket, owner)), group.create_task(self._watch(socket))]
             try:
-                if isinstance(opening, Opened):
-                    await self._let_in(opening, socket, owner)
-                else:
-                    await socket.send(opening)
+                await socket.send(self._session.opened(self._opened_s))
                 while True:
                     await self._receive(await socket.recv(), socket, owner)
             except websockets.ConnectionClosed as closed:
@@ -159,6 +155,7 @@ class Facilitator:
             await _send(socket, opened.suspect)
         elif opened.suspect is not None:
             self._session.absolve()
+        await self._beat(socket)
         self._wake.set()
 
     async def _write(self, socket: ClientConnection, owner: SessionOwner) -> None:
@@ -170,21 +167,26 @@ class Facilitator:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                if (heartbeat := self._session.heartbeat(time.monotonic())) is not None:
-                    await socket.send(heartbeat)
                 while self._session.room and (ticket := owner.next()) is not None:
                     self._session.sent(ticket, time.monotonic())
                     await _send(socket, ticket)
-                    self._metrics.sent(time.monotonic() - ticket.received_s)
+                    if ticket.received_s is not None:
+                        self._metrics.sent(time.monotonic() - ticket.received_s)
+                        ticket.received_s = None
 
     async def _watch(self, socket: ClientConnection) -> None:
-        """Wake the writer when a heartbeat is due, and break the connection when an answer is overdue."""
-        while True:
-            await asyncio.sleep(self._session.deadline(time.monotonic()) - time.monotonic())
-            if (broken := self._session.overdue(time.monotonic())) is not None:
-                await self._break(socket, broken)
-                return
-            self._wake.set()
+        """Send heartbeats when they are due, and break the connection when an answer is overdue."""
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                await asyncio.sleep(self._session.deadline(time.monotonic()) - time.monotonic())
+                if (broken := self._session.overdue(time.monotonic())) is not None:
+                    await self._break(socket, broken)
+                    return
+                await self._beat(socket)
+
+    async def _beat(self, socket: ClientConnection) -> None:
+        if (heartbeat := self._session.heartbeat(time.monotonic())) is not None:
+            await socket.send(heartbeat)
 
     async def _break(self, socket: ClientConnection, broken: Broken) -> None:
         _log.warning("the connection to the Facilitator must be made anew", why=broken.why)

@@ -58,6 +58,7 @@ class Ownership:
         self._driver_of = driver_of
         self._drain_s = drain_s
         self._held: dict[int, _Holding] = {}
+        self._departing = False
         self._renewal_s = leases.ttl_s / _RENEWALS_PER_TTL
 
     @property
@@ -77,6 +78,7 @@ class Ownership:
                 looking = others.create_task(self._leases.changed.wait())
                 await asyncio.wait({looking, stopping}, timeout=self._renewal_s, return_when=asyncio.FIRST_COMPLETED)
                 looking.cancel()
+            self._departing = True
             with contextlib.suppress(RelayError):  # then it is forgotten when its time is over
                 await self._leases.depart()
             await self._leave_all()
@@ -144,6 +146,8 @@ class Ownership:
             await asyncio.sleep(self._renewal_s)
 
     async def _announce(self) -> None:
+        if self._departing:
+            return
         with contextlib.suppress(RelayError):  # the look at the bucket says what is wrong
             await self._leases.announce()
 

@@ -186,6 +186,10 @@ def api_message_get(stream: str) -> str:
     return f"$JS.API.STREAM.MSG.GET.{stream}"
 
 
+def api_message_delete(stream: str) -> str:
+    return f"$JS.API.STREAM.MSG.DELETE.{stream}"
+
+
 def api_consumer_list(stream: str) -> str:
     return f"$JS.API.CONSUMER.LIST.{stream}"
 

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
@@ -81,6 +81,10 @@ class DeadLetterStream(Protocol):
     async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None: ...
 
 
+WatchAdvisories = Callable[[Lane[DeliveryLike]], Coroutine[Any, Any, None]]
+"""Dead-letters what JetStream gave up on in a lane, until cancelled; see broker/advisories.py."""
+
+
 class PushQueue(Protocol):
     """What the Facilitator pushes goes here; see broker/requests.py."""
 
@@ -126,6 +130,7 @@ class Dispatcher:
         dead_letters: DeadLetterStream,
         pushes: PushQueue,
         *,
+        watch_advisories: WatchAdvisories,
         limits: Limits,
         backoff: Backoff,
         metrics: Metrics,
@@ -134,6 +139,7 @@ class Dispatcher:
         self._sink = sink
         self._dead_letters = dead_letters
         self._pushes = pushes
+        self._watch_advisories = watch_advisories
         self._limits = limits
         self._backoff = backoff
         self._metrics = metrics
@@ -170,12 +176,14 @@ class Dispatcher:
             async with asyncio.TaskGroup() as group:
                 pulling = group.create_task(feed.source.run())
                 recovering = group.create_task(self._recover(feed))
+                advised = group.create_task(self._watch_advisories(feed.lane))
                 await leaving.wait()
                 self._turns.remove(feed.lane)
                 feed.source.drain()
                 await pulling
                 await self._give_back(feed)
                 recovering.cancel()
+                advised.cancel()
         finally:
             del self._feeds[feed.lane]
             if feed.lane in self._turns:

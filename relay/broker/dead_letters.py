@@ -4,12 +4,12 @@ import base64
 import datetime as dt
 import math
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from nats.aio.client import Client
 
 from relay.broker.connection import api_request, publish_confirmed
-from relay.core.delivery import DeliveryLike
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
@@ -43,6 +43,21 @@ _CONTROL_HEADER_PREFIX: Final = "nats-"
 """Headers that tell the server what to do with a message, in any case of letters."""
 
 
+class UpdateLike(Protocol):
+    """What a dead letter is made of: a delivery, or the update as its stream keeps it."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def stored_at_s(self) -> float: ...
+
+
 class DeadLetters:
     """The dead-letter stream, to write to."""
 
@@ -59,7 +74,7 @@ class DeadLetters:
         else:
             self._newest_s = dt.datetime.fromisoformat(answer["message"]["time"]).timestamp()
 
-    async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None:
+    async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
 
         Written again with the same `Nats-Msg-Id` it is stored once, as long as the stream's duplicate window lasts.
@@ -82,7 +97,7 @@ class DeadLetters:
         await publish_confirmed(self._nc, dlq_subject(token), delivery.body, headers)
         self._newest_s = max(self._newest_s, time.time())
 
-    async def holds(self, delivery: DeliveryLike) -> bool:
+    async def holds(self, delivery: UpdateLike) -> bool:
         """Whether the update is a dead letter already, because a worker died before it could end it.
 
         One look at the job's last dead letter tells: an update that is not ended yet holds back its job's later

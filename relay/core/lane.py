@@ -55,8 +55,8 @@ class Update(Generic[D]):
     """Set once it is decided that the dead-letter stream is where this update ends."""
     attempts: int = 0
     """Answers, or suspected drops, that were this update's own fault."""
-    received_s: float = 0.0
-    """When it came to hand, on the monotonic clock."""
+    received_s: float | None = None
+    """When it came to hand, on the monotonic clock; None once it was sent."""
     touched_s: float = 0.0
     """When the server last heard that it is worked on: its delivery or the latest +WPI."""
     state: State = State.QUEUED
@@ -79,7 +79,7 @@ class Lane(Generic[D]):
         """When the lease on the lane ends, on the monotonic clock: from then on nothing is given out."""
         self._at_hand: dict[int, Update[D]] = {}
         self._jobs: dict[str, _Job[D]] = {}
-        # Both heaps may hold entries that have since moved on; they are skipped when they come up.
+        # An entry here may not be its job's head any more, because an older one came back; `_goes_out` sees to it.
         self._ready: list[tuple[int, Update[D]]] = []
         self._waiting: list[tuple[float, int, Update[D]]] = []
         self._doomed: deque[Update[D]] = deque()
@@ -157,12 +157,11 @@ class Lane(Generic[D]):
         """Let go the updates whose wait is over; returns when the next one is due."""
         while self._waiting:
             due_s, _, update = self._waiting[0]
-            if update.state is State.WAITING and due_s > now:
+            if due_s > now:
                 return due_s
             heapq.heappop(self._waiting)
-            if update.state is State.WAITING:
-                update.state = State.QUEUED
-                self._promote(self._jobs[update.job])
+            update.state = State.QUEUED
+            self._promote(self._jobs[update.job])
         return None
 
     def settle(self, update: Update[D], outcome: Outcome) -> None:
@@ -197,8 +196,6 @@ class Lane(Generic[D]):
 
     def _goes_out(self, update: Update[D]) -> bool:
         """Whether what came up is still its job's head; if so it is OUT."""
-        if update.state is not State.READY:
-            return False
         job = self._jobs[update.job]
         if job.queue[0] is not update:  # an older one of its job came back in the meantime
             update.state = State.QUEUED
