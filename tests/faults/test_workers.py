@@ -18,7 +18,8 @@ SEEDS = (1, 2)
 CHANGES = 6
 """How often a worker joins, leaves or dies in the random test."""
 LANES = 4
-SHORT = {"LEASE_TTL": "1", "ACK_WAIT": "1", "LANES": f"{LANES}"}
+LEASE_TTL_S = 1
+SHORT = {"LEASE_TTL": f"{LEASE_TTL_S}", "ACK_WAIT": "1", "LANES": f"{LANES}"}
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"
 """What a worker that need not sign in is answered first; see core/session.py."""
@@ -119,7 +120,7 @@ async def test_come_and_go(seed):
     rng = random.Random(seed)
     async with crew_of(2) as (scene, crew):
         lives = UPDATES // len(STATUSES)
-        for change in range(CHANGES):
+        for _ in range(CHANGES):
             publishing = asyncio.create_task(scene.publish_lives(lives // CHANGES))
             due = len(scene.facilitator.rows) + rng.randrange(UPDATES // CHANGES)
             await scene.facilitator.wait_for(lambda facilitator, due=due: len(facilitator.rows) >= due, 30)
@@ -206,3 +207,22 @@ async def test_sleeper_in_mid_work():
     assert len(scene.facilitator.rows) == len(updates)
     assert broken == []
     assert [] == trespasses(scene, heard, sleeper, crew.connections[sleeper])
+
+
+@pytest.mark.timeout(90)
+async def test_sleepers_keep_nothing():
+    """A worker that is stopped does not go on being given updates: the lane that it lost flows for its new owner."""
+    async with crew_of(1) as (scene, crew):
+        await scene.publish_lives(25)
+        await scene.dust_settled()
+        sleeper = crew.alive[0]
+        sleeper.send_signal(signal.SIGSTOP)
+        try:
+            other = await crew.join()
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
+            await scene.publish_life(new_job())
+            await scene.dust_settled(LEASE_TTL_S + 2)
+        finally:
+            sleeper.send_signal(signal.SIGCONT)
+        broken = await scene.broken_promises(20)
+    assert broken == []

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from nats.aio.msg import Msg
@@ -89,13 +89,16 @@ async def exhaust(scene: Scene, job: str, *, count: int = 1) -> list[Published]:
 
 
 @contextlib.asynccontextmanager
-async def deletions(scene: Scene, count: int) -> AsyncIterator[None]:
-    """What is done in here ends with `count` advisories deleted, as the server reports when it has done it."""
-    async with heard(scene, "$JS.EVENT.ADVISORY.API") as served:
-        yield
+async def deletions(scene: Scene) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """`await deleted(n)` waits until n advisories have been deleted, by what the server reports when it has done it."""
+
+    async def deleted(count: int) -> None:
         async with asyncio.timeout(TIMEOUT_S):
             while count:
                 count -= json.loads((await served.get()).data)["subject"] == api_message_delete(ADVISORY_STREAM)
+
+    async with heard(scene, "$JS.EVENT.ADVISORY.API") as served:
+        yield deleted
 
 
 async def advisories_kept(scene: Scene) -> int:
@@ -127,18 +130,19 @@ def new_lane() -> Lane:
 async def test_exhausted_update_becomes_a_dead_letter(scene):
     """An update whose every worker died is a dead letter as it was, and its job's later updates are relayed."""
     job = new_job(LANE)
-    body, headers = update(job, "received"), {"X-Trace": "é:1", MSG_ID_HEADER: "once"}
+    body, headers = update(job, "received"), {"X-Trace": "a: 1", MSG_ID_HEADER: "once"}
     doomed = await scene.publish_body(job, body, headers, status="received", doom=Reason.MAX_DELIVER)
     async with heard(scene, ADVISORY_SUBJECTS) as given_up, doomed_worker(scene, MAX_DELIVER):
         await next_of(given_up)
     await scene.publish(job, "accepted")
-    async with deletions(scene, 1), scene.relay() as relay:
+    async with deletions(scene) as deleted, scene.relay() as relay:
         await scene.publish(job, "completed", {})
+        await deleted(1)
     assert [] == await scene.broken_promises()
     (letter,) = await scene.dead_letters()
     assert [(doomed.sequence, "max_deliver", "2")] == summary([letter])
     assert (f"job.dlq.{job}", body) == (letter.subject, letter.body)
-    assert ("é:1", "once") == (letter.headers["X-Trace"], letter.headers[f"Relay-Original-{MSG_ID_HEADER}"])
+    assert ("a: 1", "once") == (letter.headers["X-Trace"], letter.headers[f"Relay-Original-{MSG_ID_HEADER}"])
     assert 0 == await advisories_kept(scene)
     assert 1 == counters(relay)["relay_dead_letters max_deliver"]
 
@@ -162,11 +166,11 @@ async def test_two_relays_and_a_restart(scene):
     first = await exhaust(scene, new_job(LANE), count=3)
     await scene.server.restart()
     await scene.reconnected()
-    async with deletions(scene, 3), scene.relay(), scene.relay():
-        pass
+    async with deletions(scene) as deleted, scene.relay(), scene.relay():
+        await deleted(3)
     second = await exhaust(scene, new_job(LANE), count=2)
-    async with deletions(scene, 2), scene.relay(), scene.relay():
-        pass
+    async with deletions(scene) as deleted, scene.relay(), scene.relay():
+        await deleted(2)
     assert [] == await scene.broken_promises()
     assert [each.sequence for each in first + second] == [letter.source for letter in await scene.dead_letters()]
     assert 0 == await advisories_kept(scene)
@@ -175,8 +179,8 @@ async def test_two_relays_and_a_restart(scene):
 async def test_two_owners_at_once(scene):
     """Even two workers that both take a lane for theirs write each dead letter once."""
     doomed = await exhaust(scene, new_job(LANE), count=5)
-    async with deletions(scene, 5), watching(scene, new_lane(), new_lane()):
-        pass
+    async with deletions(scene) as deleted, watching(scene, new_lane(), new_lane()):
+        await deleted(5)
     assert [(each.sequence, "max_deliver", "2") for each in doomed] == summary(await scene.dead_letters())
     assert 0 == await advisories_kept(scene)
 
@@ -188,8 +192,8 @@ async def test_killed_before_the_advisory_is_deleted(scene):
     # Without a message id: the server has forgotten it, as it does after its duplicate window.
     headers = {SOURCE_SEQUENCE_HEADER: str(doomed.sequence), REASON_HEADER: "max_deliver", ATTEMPTS_HEADER: "2"}
     await publish_confirmed(scene.nc, dlq_subject(job), b"", headers)
-    async with deletions(scene, 1), watching(scene, new_lane()) as metrics:
-        pass
+    async with deletions(scene) as deleted, watching(scene, new_lane()) as metrics:
+        await deleted(1)
     assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
     assert b"relay_updates_total{outcome=\"dead_lettered\"} 0.0" in metrics.render()[0]
 
@@ -203,8 +207,9 @@ async def test_dead_letter_stream_is_full(scene, monkeypatch):
     async with watching(scene, new_lane()), heard(scene, DLQ_SUBJECTS) as tried:
         await next_of(tried, 2)
         assert 1 == await advisories_kept(scene)
-        async with deletions(scene, 1):
+        async with deletions(scene) as deleted:
             await api_request(scene.nc, api_stream_update(DLQ_STREAM), config)
+            await deleted(1)
     assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
@@ -221,9 +226,10 @@ async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
         async with heard(scene, api_message_get(ADVISORY_STREAM)) as looks:
             await next_of(looks, 5)
         assert 1 == await advisories_kept(scene)
-        async with deletions(scene, 1):
+        async with deletions(scene) as deleted:
             lane.settle(lane.take(0), outcome)
             monkeypatch.setattr(lane, "outcome_of", lambda _: None)  # as when thousands were settled since
+            await deleted(1)
     assert [] == await scene.dead_letters()
 
 
@@ -231,8 +237,8 @@ async def test_update_is_gone(scene):
     """An advisory whose update is not in the stream any more is deleted, and those behind it are followed up."""
     gone, doomed = await exhaust(scene, new_job(LANE), count=2)
     await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": gone.sequence})
-    async with deletions(scene, 2), watching(scene, new_lane()):
-        pass
+    async with deletions(scene) as deleted, watching(scene, new_lane()):
+        await deleted(2)
     assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
@@ -240,8 +246,8 @@ async def test_unreadable_advisory(scene):
     """What somebody else published as an advisory is deleted, and holds up nothing."""
     await publish_confirmed(scene.nc, ADVISORY_SUBJECTS.replace("*", lane_consumer(LANE)), b"no advisory")
     (doomed,) = await exhaust(scene, new_job(LANE))
-    async with deletions(scene, 2), watching(scene, new_lane()):
-        pass
+    async with deletions(scene) as deleted, watching(scene, new_lane()):
+        await deleted(2)
     assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
@@ -254,6 +260,6 @@ async def test_largest_update(scene):
         await scene.publish_body(job, body, doom=Reason.MAX_DELIVER)
         async with doomed_worker(scene, MAX_DELIVER):
             await next_of(given_up)
-    async with deletions(scene, 1), watching(scene, new_lane()):
-        pass
+    async with deletions(scene) as deleted, watching(scene, new_lane()):
+        await deleted(1)
     assert [body] == [letter.body for letter in await scene.dead_letters()]

@@ -14,6 +14,7 @@ from relay.broker.connection import api_request, publish_confirmed
 from relay.broker.leases import Leases
 from relay.broker.topology import Topology, provision
 from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import DROP_BEFORE_STORING
 from relay.local.server import NatsServer
 from relay.ownership import Ownership
 from relay.subjects import LEASE_STREAM, LEASE_SUBJECTS
@@ -484,6 +485,48 @@ async def test_cut_off():
     good_until_s = max(heard_s for heard_s in renewed_s if heard_s < second.heard_s) + ttl_s
     assert frozen_s + ttl_s / 2 < max(of_first) < good_until_s  # it went on while it could
     assert good_until_s < second.heard_s
+    assert broken == []
+
+
+async def test_suspect_of_a_lane_given_up():
+    """An update that may have dropped the connection is not tried again by a worker that has given up its lane."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, LANES="2", LEASE_TTL="30", ACK_WAIT="30") as scene,
+        scene.relay() as relay,
+        contextlib.AsyncExitStack() as rivals,
+    ):
+        await scene.settled(await scene.publish(new_job(0, 2)), await scene.publish(new_job(1, 2)))
+        await facilitator.away()
+        suspect = new_job(1, 2)
+        facilitator.inject(DROP_BEFORE_STORING, uuid=suspect)
+        await scene.publish(suspect)
+        await facilitator.wait_for(lambda facilitator: facilitator.connections == 0)
+        rival = await rivals.enter_async_context(scene.relay())
+        await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
+        await facilitator.back()
+        await scene.settled(await scene.publish(new_job(0, 2)), await scene.publish(new_job(0, 2)))
+        assert ([0], [1]) == (relay._ownership.lanes, rival._ownership.lanes)
+        assert [] == facilitator.rows_of(suspect)
+
+
+async def test_bucket_made_anew_under_load():
+    """When the lease bucket is deleted and provisioned again under load, updates are neither lost nor reordered."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator(service_time_s=0.002) as facilitator,
+        Scene(server, facilitator, LANES="4", LEASE_TTL="1", ACK_WAIT="1") as scene,
+        scene.relay(),
+        scene.relay(),
+    ):
+        async with steadily_published(scene, backlog=100):
+            for _ in range(2):
+                before = len(scene.takings)
+                await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{LEASE_STREAM}")
+                await scene.provision()
+                await scene.owned(lambda before=before: len(scene.takings) > before + LANES)
+        broken = await scene.broken_promises(20)
     assert broken == []
 
 
