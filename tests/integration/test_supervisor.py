@@ -63,6 +63,7 @@ async def supervised(environment: dict[str, str], workers: int = 2) -> AsyncIter
         *(sys.executable, "-m", "relay", "serve", "--workers", str(workers)),
         env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")} | environment,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     parent = Parent(process)
     try:
@@ -104,12 +105,12 @@ async def test_dead_worker_is_replaced():
     assert killed["pid"] != replaced["pid"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_signal_drains_all(number):
-    """Told to stop under load, every worker drains, and all exit with 0: nothing is sent a second time."""
+@pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
+async def test_signal_drains_all(send, number):
+    """SIGTERM, or Ctrl-C at a terminal, lets every worker drain and all exit with 0: nothing is sent a second time."""
     async with relayed() as (scene, parent, _):
         await scene.publish_lives(50)
-        parent.process.send_signal(number)
+        send(parent.process.pid, number)  # a terminal signals the whole process group
         status = await parent.ended()
         async with scene.relay():
             broken = await scene.broken_promises(20)
