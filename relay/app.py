@@ -37,7 +37,8 @@ DRAIN_S: Final = 10.0
 """How long a lane that is given up may take to finish what is with the Facilitator."""
 _LAST_PUSHES_S: Final = 5.0
 _BATCH: Final = LANE_CAPACITY // 2
-_PROVISION_CHECK_S: Final = 5.0
+_PULL_EXPIRES_S: Final = 30.0
+_PROVISION_CHECK_S: Final = 2.0
 
 
 def topology_of(settings: DeliverySettings) -> Topology:
@@ -73,7 +74,7 @@ class Relay:
         self._lines: list[tuple[Dispatcher, Facilitator]] = []
         self._ownership: Ownership | None = None
         self._waiting_for: str | None = "starting"
-        self._closed_by_server = asyncio.Event()
+        self._closed = asyncio.Event()
         self._health = HealthServer(settings.http.host, settings.http.port, self.missing, self._render)
 
     @property
@@ -138,26 +139,33 @@ class Relay:
                 task.cancel()
 
     async def _until_stopped(self, stop: asyncio.Event) -> None:
-        if await _unless(stop, self._closed_by_server.wait()):
+        if await _unless(stop, self._closed.wait()):
             raise BrokerUnavailable(self._settings.nats.urls, "the server closed the connection for good")
 
     async def _connect(self) -> Client:
         attempt = 0
         while True:
             try:
-                nc = await connect(
-                    self._settings.nats,
-                    name="job-status-relay",
-                    on_reconnected=self._on_reconnected,
-                    on_closed=self._closed_by_server.set,
-                )
+                return await self._connect_once()
             except BrokerUnavailable as error:
                 self._wait_for(str(error))
                 attempt += 1
                 await asyncio.sleep(self._backoff.delay_s(attempt))
-            else:
-                await require_server(nc)
-                return nc
+
+    async def _connect_once(self) -> Client:
+        nc = await connect(
+            self._settings.nats,
+            name="job-status-relay",
+            on_reconnected=self._on_reconnected,
+            on_closed=self._closed.set,
+        )
+        try:
+            await require_server(nc)
+        except BaseException:
+            await close(nc)
+            self._closed.clear()
+            raise
+        return nc
 
     async def _until_provisioned(self, nc: Client) -> bool:
         topology = topology_of(self._settings.delivery)
@@ -200,8 +208,10 @@ class Relay:
             settings.url, session, self._backoff, self.metrics, ping_timeout_s=settings.reply_timeout_s
         )
 
+        expires_s = min(_PULL_EXPIRES_S, delivery.lease_ttl_s)
+
         def open_source(lane: int, **callbacks: Any) -> PullConsumer:
-            return PullConsumer(nc, STATUS_STREAM, lane_consumer(lane), batch=_BATCH, **callbacks)
+            return PullConsumer(nc, STATUS_STREAM, lane_consumer(lane), batch=_BATCH, expires_s=expires_s, **callbacks)
 
         dead_letters = DeadLetters(nc)
         dispatcher = Dispatcher(

@@ -101,7 +101,8 @@ class Ownership:
         for lane, worker in share_out(self._lanes, view.workers | {me}, view.owners).items():
             if worker != me and lane in self._held:
                 self._leave(self._held[lane])
-            elif worker == me and lane not in self._held and lane not in view.owners:
+            elif worker == me and lane not in self._held and view.owners.get(lane, me) == me:
+                # Free; or ours without our knowing, because a confirmation was not seen.
                 lease = await self._leases.acquire(lane, view)
                 if lease is not None:
                     self._take(lease, group)

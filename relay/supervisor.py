@@ -109,7 +109,9 @@ class Supervisor:
 
     def _stopped(self, command: WorkerCommand, status: int) -> None:
         # One SIGTERM kills only a worker that is just starting: it had nothing in hand yet.
-        if status != 0 and not (status == -signal.SIGTERM and self._stops == 1):
+        if status == 0 or (status == -signal.SIGTERM and self._stops == 1):
+            _log.info("worker stopped", worker=command.number)
+        else:
             _log.error(f"a worker ended undrained, with {_told(status)}", worker=command.number)
             self._status = self._status or _FAILED
 

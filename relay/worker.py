@@ -9,6 +9,7 @@ Nothing in here opens a socket: what it works with comes in through the Protocol
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -77,6 +78,7 @@ class DeadLetterStream(Protocol):
     """See broker/dead_letters.py."""
 
     async def look(self) -> None: ...
+    def may_hold(self, delivery: DeliveryLike) -> bool: ...
     async def holds(self, delivery: DeliveryLike) -> bool: ...
     async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None: ...
 
@@ -185,6 +187,7 @@ class Dispatcher:
                 recovering.cancel()
                 advised.cancel()
         finally:
+            feed.lane.ours_until_s = -math.inf  # the session may still have a suspect of it
             del self._feeds[feed.lane]
             if feed.lane in self._turns:
                 self._turns.remove(feed.lane)
@@ -216,14 +219,9 @@ class Dispatcher:
     # --- what comes from NATS
 
     async def _on_delivery(self, feed: _Feed, delivery: DeliveryLike) -> None:
-        lane = feed.lane
-        outcome = lane.outcome_of(delivery.sequence)
-        if delivery.deliveries > 1 and outcome is None and await self._dead_letters.holds(delivery):
-            # A worker died between the dead letter's PubAck and the term: the update must not go both ways.
-            outcome = Outcome.DEAD_LETTERED
-        # Without an await from here to the lane: noted as delivered, but not at hand, it could be overtaken.
-        now = _now()
+        lane, now = feed.lane, _now()
         lane.continuity.delivered(delivery.consumer_sequence, now)
+        outcome = lane.outcome_of(delivery.sequence)
         if outcome is None and not lane.redelivered(delivery.sequence, delivery, now):
             lane.deliver(self._decode(lane, delivery, now))
         if lane.continuity.held:
@@ -241,7 +239,10 @@ class Dispatcher:
             frame, doom = content, None
             for rule in content.repairs:
                 self._metrics.repaired(rule)
-        return Update(lane, delivery.sequence, token, delivery, frame, doom, received_s=now, touched_s=now)
+        unsure = delivery.deliveries > 1 and self._dead_letters.may_hold(delivery)
+        return Update(
+            lane, delivery.sequence, token, delivery, frame, doom, unsure=unsure, received_s=now, touched_s=now
+        )
 
     # --- what the connection to the Facilitator calls
 
@@ -345,19 +346,41 @@ class Dispatcher:
         """Write doomed updates to the dead-letter stream, and only then end them."""
         while True:
             update = await self._doomed.get()
-            assert update.doom is not None, "only the doomed come here"
-            where = {"subject": update.delivery.subject, "sequence": update.sequence, "reason": update.doom.reason}
+            if _now() >= update.lane.ours_until_s:
+                continue  # the lane is another's by now, and so is the update
             try:
-                await self._dead_letters.write(update.delivery, update.doom, update.attempts)
+                await self._bury_one(update)
             except RelayError as error:
-                _log.error("a dead letter cannot be written; the update is kept", **where, error=str(error))
+                _log.error(
+                    "the dead letters cannot be reached; the update is kept",
+                    subject=update.delivery.subject,
+                    sequence=update.sequence,
+                    error=str(error),
+                )
                 self._retry(update, _DEAD_LETTER_RETRY_S)
-            else:
-                await _settle(update.delivery, Outcome.DEAD_LETTERED, update.doom.reason)
-                self._settled(update, Outcome.DEAD_LETTERED)
-                self._metrics.dead_lettered(update.doom.reason)
-                _log.warning("dead-lettered", **where, attempts=update.attempts, error=update.doom.error)
             self._pump()
+
+    async def _bury_one(self, update: Ticket) -> None:
+        if update.unsure and await self._dead_letters.holds(update.delivery):
+            await _settle(update.delivery, Outcome.DEAD_LETTERED)
+            self._settled(update, Outcome.DEAD_LETTERED)
+            return
+        update.unsure = False
+        if update.doom is None:
+            self._put_back(update)
+            return
+        await self._dead_letters.write(update.delivery, update.doom, update.attempts)
+        await _settle(update.delivery, Outcome.DEAD_LETTERED, update.doom.reason)
+        self._settled(update, Outcome.DEAD_LETTERED)
+        self._metrics.dead_lettered(update.doom.reason)
+        _log.warning(
+            "dead-lettered",
+            subject=update.delivery.subject,
+            sequence=update.sequence,
+            reason=update.doom.reason,
+            attempts=update.attempts,
+            error=update.doom.error,
+        )
 
     async def _keep_in_progress(self) -> None:
         """Tell the server what is still worked on, well before `ack_wait` is over."""
@@ -405,7 +428,7 @@ class Dispatcher:
                     lane=lane.number,
                     missing=missing,
                 )
-            _log.info("lane is flowing", lane=lane.number, at_hand=len(lane))
+            _log.debug("lane is flowing", lane=lane.number, at_hand=len(lane))
             self._pump()
 
     async def _resolve(self, feed: _Feed) -> int:
@@ -413,6 +436,7 @@ class Dispatcher:
             state = await feed.source.state()
         except RelayError as error:
             _log.debug("cannot look at a held lane's consumer", lane=feed.lane.number, error=str(error))
+            feed.lane.continuity.be_patient(_now())  # as long as nobody answers, nothing comes back either
             return 0
         return feed.lane.continuity.resolve(state, feed.lane.count_up_to(state.delivered), _now())
 

@@ -140,13 +140,13 @@ class Advisories:
         if update is None:
             _log.warning("an update that reached max_deliver is gone from its stream: too old, or deleted", **where)
             return True
-        if await self._dead_letters.holds(update):
-            return True
         told = f"delivered {advisory.deliveries} times without being settled: look for workers that died with it"
         try:
+            if await self._dead_letters.holds(update):
+                return True
             await self._dead_letters.write(update, DeadLetter(Reason.MAX_DELIVER, told), advisory.deliveries)
         except RelayError as error:
-            _log.error("a dead letter cannot be written; the advisory is kept", **where, error=str(error))
+            _log.error("the dead letters cannot be reached; the advisory is kept", **where, error=str(error))
             return False
         self._metrics.dead_lettered(Reason.MAX_DELIVER)
         _log.warning("dead-lettered", subject=update.subject, **where, attempts=advisory.deliveries, error=told)

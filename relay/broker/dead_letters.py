@@ -12,7 +12,6 @@ from nats.aio.client import Client
 from relay.broker.connection import api_request, publish_confirmed
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
-from relay.logs import get_logger
 from relay.subjects import (
     ATTEMPTS_HEADER,
     DLQ_STREAM,
@@ -31,8 +30,6 @@ from relay.subjects import (
     published_subject,
     token_of_stored,
 )
-
-_log = get_logger(__name__)
 
 _NO_MESSAGE: Final = 10037
 _CLOCK_SKEW_S: Final = 60.0
@@ -66,13 +63,17 @@ class DeadLetters:
         self._newest_s = math.inf
 
     async def look(self) -> None:
-        """See how old the newest dead letter is, so that `holds` need not ask the server about newer updates."""
+        """See how old the newest dead letter is, for `may_hold`."""
         try:
             answer = await api_request(self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": DLQ_SUBJECTS})
         except RelayError as error:
             self._newest_s = -math.inf if _is_absent(error) else math.inf
         else:
             self._newest_s = dt.datetime.fromisoformat(answer["message"]["time"]).timestamp()
+
+    def may_hold(self, delivery: UpdateLike) -> bool:
+        """Whether it takes a look to know about an update: a dead letter is never older than its update."""
+        return delivery.stored_at_s <= self._newest_s + _CLOCK_SKEW_S
 
     async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
@@ -101,17 +102,15 @@ class DeadLetters:
         """Whether the update is a dead letter already, because a worker died before it could end it.
 
         One look at the job's last dead letter tells: an update that is not ended yet holds back its job's later
-        ones, so none of theirs can be there.
+        ones, so none of theirs can be there. Raises RelayError if nobody can tell now.
         """
-        if delivery.stored_at_s > self._newest_s + _CLOCK_SKEW_S:
-            return False
         subject = dlq_subject(token_of_stored(delivery.subject))
         try:
             answer = await api_request(self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject})
-        except RelayError as error:
-            if not _is_absent(error):
-                _log.warning("cannot see whether an update is dead-lettered; taking it as not", error=str(error))
-            return False
+        except JetStreamError as error:
+            if _is_absent(error):
+                return False
+            raise
         headers = base64.b64decode(answer["message"].get("hdrs", ""))
         return f"\r\n{SOURCE_SEQUENCE_HEADER}: {delivery.sequence}\r\n".encode() in headers
 

@@ -69,6 +69,8 @@ class Leases:
         self.changed = asyncio.Event()
         """Set when somebody wrote to the bucket; a hint to look, not a proof that anything changed."""
         self._nc = nc
+        # Late is as bad as never: a leader that just died never answers, the next one does at once.
+        self._patience_s = ttl_s / 3
         self._last_heard: dict[str, bytes] = {}  # bounded by the lanes and the workers that are alive
 
     async def watch(self) -> None:
@@ -77,7 +79,9 @@ class Leases:
 
     async def view(self) -> View:
         """Read the bucket, from its leader. Raises RelayError if that fails."""
-        info = await api_request(self._nc, api_stream_info(LEASE_STREAM), {"subjects_filter": LEASE_SUBJECTS})
+        info = await api_request(
+            self._nc, api_stream_info(LEASE_STREAM), {"subjects_filter": LEASE_SUBJECTS}, timeout_s=self._patience_s
+        )
         subjects: list[str] = sorted(info["state"].get("subjects") or {})
         entries = [entry for entry in await asyncio.gather(*map(self._read, subjects)) if entry is not None]
         self._last_heard = {subject: self._last_heard[subject] for subject in subjects if subject in self._last_heard}
@@ -104,7 +108,8 @@ class Leases:
         await self._put(worker_key(self.worker), deleted=True)
 
     async def acquire(self, lane: int, view: View) -> Lease | None:
-        """Take a lane that is free in `view`; None if somebody was quicker."""
+        """Take a lane that is free in `view`, or ours; None if somebody was quicker."""
+        assert view.owners.get(lane, self.worker) == self.worker, "another's lane is not taken"
         return await self._hold(lane, view.revisions.get(lane_key(lane), 0))
 
     async def renew(self, lease: Lease) -> Lease | None:
@@ -140,13 +145,14 @@ class Leases:
         if deleted:
             headers[_OPERATION] = "DEL"
         value = b"" if deleted else self.worker.encode()
-        # Late is as bad as never: a renewal that takes a third of its time is tried anew.
-        ack = await publish_confirmed(self._nc, _subject(key), value, headers, timeout_s=self.ttl_s / 3)
+        ack = await publish_confirmed(self._nc, _subject(key), value, headers, timeout_s=self._patience_s)
         return ack.sequence
 
     async def _read(self, subject: str) -> _Entry | None:
         try:
-            answer = await api_request(self._nc, api_message_get(LEASE_STREAM), {"last_by_subj": subject})
+            answer = await api_request(
+                self._nc, api_message_get(LEASE_STREAM), {"last_by_subj": subject}, timeout_s=self._patience_s
+            )
         except JetStreamError as error:
             if error.err_code == _NO_MESSAGE:
                 return None  # it expired just now
@@ -159,7 +165,7 @@ class Leases:
     async def _heard(self, message: Msg) -> None:
         """Somebody wrote: that is news unless it only renews what was there."""
         value = None if _OPERATION in (message.headers or {}) else message.data
-        if self._last_heard.get(message.subject) != value:
+        if value is None or self._last_heard.get(message.subject) != value:
             self.changed.set()
         if value is None:
             self._last_heard.pop(message.subject, None)

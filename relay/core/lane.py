@@ -53,6 +53,8 @@ class Update(Generic[D]):
     """What to send to the Facilitator; None if it cannot be sent and `doom` says why."""
     doom: DeadLetter | None = None
     """Set once it is decided that the dead-letter stream is where this update ends."""
+    unsure: bool = False
+    """It may be a dead letter already, written by a worker that died before it could end the update."""
     attempts: int = 0
     """Answers, or suspected drops, that were this update's own fault."""
     received_s: float | None = None
@@ -137,7 +139,7 @@ class Lane(Generic[D]):
         return None
 
     def take_doomed(self, now: float) -> Update[D] | None:
-        """The next head that must go to the dead letters; it is OUT from now on. None if there is none."""
+        """The next head that is for the dead letters, to be written or looked up; it is OUT from now on, if any."""
         while self._doomed and self._flows(now):
             update = self._doomed.popleft()
             if self._goes_out(update):
@@ -189,7 +191,7 @@ class Lane(Generic[D]):
         if job.out is not None or head.state is not State.QUEUED:
             return
         head.state = State.READY
-        if head.doom is not None:
+        if head.doom is not None or head.unsure:
             self._doomed.append(head)
         else:
             heapq.heappush(self._ready, (head.sequence, head))

@@ -172,13 +172,14 @@ async def test_two_relays_and_a_restart(scene):
     assert 0 == await advisories_kept(scene)
 
 
-async def test_two_owners_at_once(scene):
-    """Even two workers that both take a lane for theirs write each dead letter once."""
+async def test_two_owners_at_once(scene, capsys):
+    """Even two workers that both take a lane for theirs write each dead letter once, without an error."""
     doomed = await exhaust(scene, new_job(LANE), count=5)
     async with deletions(scene) as until_deleted, watching(scene, new_lane(), new_lane()):
         await until_deleted(5)
     assert [(each.sequence, "max_deliver", "2") for each in doomed] == summary(await scene.dead_letters())
     assert 0 == await advisories_kept(scene)
+    assert "[error" not in capsys.readouterr().out
 
 
 async def test_killed_before_the_advisory_is_deleted(scene):

@@ -117,6 +117,7 @@ async def test_release(worker):
     """A lane that was given up can be taken at once."""
     a, b = await worker("a"), await worker("b")
     await a.release(await a.acquire(0, await a.view()))
+    assert None is await owner_of(b)
     assert 0 == (await b.acquire(0, await b.view())).lane
     assert "b" == await owner_of(a)
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -85,6 +86,7 @@ async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, Parent, list[d
     ):
         started = await parent.logged("worker started", times=2)
         await facilitator.wait_for(lambda facilitator: facilitator.accepted == 2, TIMEOUT_S)
+        await scene.owned(lambda: [2, 2] == list(Counter(taking.worker for taking in scene.owners.values()).values()))
         yield scene, parent, started
 
 
@@ -108,14 +110,16 @@ async def test_dead_worker_is_replaced():
 @pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
 async def test_signal_drains_all(send, number):
     """SIGTERM, or Ctrl-C at a terminal, lets every worker drain and all exit with 0: nothing is sent a second time."""
-    async with relayed() as (scene, parent, _):
+    async with relayed() as (scene, parent, started):
+        # Otherwise Ctrl-C would reach a worker twice, and the second signal ends it at once.
+        assert parent.process.pid not in {os.getpgid(worker["pid"]) for worker in started}
         await scene.publish_lives(50)
         send(parent.process.pid, number)  # a terminal signals the whole process group
         status = await parent.ended()
         async with scene.relay():
             broken = await scene.broken_promises(20)
     assert 0 == status
-    assert 2 == len(parent.of("stopped"))
+    assert 4 == len(parent.of("stopped"))  # each worker says so, and the parent of each
     assert [] == parent.of("a worker ended")
     assert broken == []
     assert (len(scene.published), 0) == (scene.facilitator.replies["success"], scene.facilitator.replies[DUPLICATE])
@@ -129,7 +133,8 @@ async def test_second_signal_is_passed_on():
             await scene.publish(job)
             await scene.facilitator.wait_for(lambda facilitator: job in str(facilitator.received), TIMEOUT_S)
             parent.process.send_signal(signal.SIGTERM)
-            await parent.logged("lane given up", times=3)
+            await parent.logged("worker stopped")
+            await scene.owned(lambda: set(scene.owners) == {0})
             parent.process.send_signal(signal.SIGTERM)
             assert 1 == await parent.ended()
         assert 1 == await scene.unsettled()
