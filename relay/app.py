@@ -132,6 +132,7 @@ class Relay:
             await self._until_stopped(stop)
             # Lanes first: their answers come over the connections that also bring pushes, which are published last.
             self._waiting_for = "stopping"
+            _log.info("draining", lanes=self._ownership.lanes, at_most_s=DRAIN_S)
             leave.set()
             await owning
             await _publish_the_rest(requests)

@@ -171,10 +171,10 @@ class Dispatcher:
         """
         feed = self._make_feed(number)
         feed.lane.ours_until_s = ours_until_s
-        await self._dead_letters.look()
         self._feeds[feed.lane] = feed
         self._turns.append(feed.lane)
         try:
+            await self._dead_letters.look()
             async with asyncio.TaskGroup() as group:
                 pulling = group.create_task(feed.source.run())
                 recovering = group.create_task(self._recover(feed))

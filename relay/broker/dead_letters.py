@@ -32,6 +32,8 @@ from relay.subjects import (
 )
 
 _NO_MESSAGE: Final = 10037
+_LOOK_TIMEOUT_S: Final = 1.0
+"""How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
 _CLOCK_SKEW_S: Final = 60.0
 """By how much the clocks of two servers, or a server's and ours, may differ."""
 _MAX_ERROR_CHARS: Final = 1000
@@ -65,7 +67,9 @@ class DeadLetters:
     async def look(self) -> None:
         """See how old the newest dead letter is, for `may_hold`."""
         try:
-            answer = await api_request(self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": DLQ_SUBJECTS})
+            answer = await api_request(
+                self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": DLQ_SUBJECTS}, timeout_s=_LOOK_TIMEOUT_S
+            )
         except RelayError as error:
             self._newest_s = -math.inf if _is_absent(error) else math.inf
         else:
@@ -106,7 +110,9 @@ class DeadLetters:
         """
         subject = dlq_subject(token_of_stored(delivery.subject))
         try:
-            answer = await api_request(self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject})
+            answer = await api_request(
+                self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject}, timeout_s=_LOOK_TIMEOUT_S
+            )
         except JetStreamError as error:
             if _is_absent(error):
                 return False
