@@ -9,10 +9,10 @@ LOCK_VENV := .venv-lock
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test lint bench-workers format lock clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a simulated Facilitator
 	@$(BIN)/relay demo
@@ -25,6 +25,9 @@ lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+
+bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
+	@$(BIN)/python bench/workers.py
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix-only .

@@ -1,37 +1,44 @@
 """The composition root: makes every part, connects them, starts them in order and stops them in the reverse order."""
 
 import asyncio
+import contextlib
+import os
 import random
+import secrets
+import socket
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
 
+from relay.broker.advisories import Advisories
 from relay.broker.connection import close, connect, require_server
 from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
+from relay.broker.leases import Leases
 from relay.broker.requests import Requests
 from relay.broker.topology import LANE_CAPACITY, Topology, check, provision
 from relay.core.backoff import Backoff
-from relay.core.delivery import DeliveryLike
-from relay.core.lane import Update
 from relay.core.session import Session
 from relay.errors import BrokerUnavailable
 from relay.facilitator import Facilitator
 from relay.health import HealthServer
 from relay.logs import get_logger
 from relay.metrics import Metrics
+from relay.ownership import Ownership
 from relay.settings import DeliverySettings, Settings
-from relay.subjects import STATUS_STREAM, lane_consumer
-from relay.worker import Dispatcher, Limits
+from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
+from relay.worker import Dispatcher, Limits, Ticket
 
 R = TypeVar("R")
 _log = get_logger(__name__)
 
 DRAIN_S: Final = 10.0
-"""How long a stop may take to finish what is with the Facilitator."""
+"""How long a lane that is given up may take to finish what is with the Facilitator."""
+_LAST_PUSHES_S: Final = 5.0
 _BATCH: Final = LANE_CAPACITY // 2
-_PROVISION_CHECK_S: Final = 5.0
+_PULL_EXPIRES_S: Final = 30.0
+_PROVISION_CHECK_S: Final = 2.0
 
 
 def topology_of(settings: DeliverySettings) -> Topology:
@@ -46,7 +53,7 @@ def topology_of(settings: DeliverySettings) -> Topology:
 
 
 class Relay:
-    """One worker process: all lanes, its connections, probes and metrics.
+    """One worker process: its share of the lanes, its connections, probes and metrics.
 
     Args:
         settings: must have passed `require_facilitator`.
@@ -64,9 +71,10 @@ class Relay:
         self._authentication = authentication
         self._provision_first = provision_first
         self._backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
-        self._lines: list[tuple[Dispatcher, Facilitator[Update[DeliveryLike]]]] = []
+        self._lines: list[tuple[Dispatcher, Facilitator]] = []
+        self._ownership: Ownership | None = None
         self._waiting_for: str | None = "starting"
-        self._closed_by_server = asyncio.Event()
+        self._closed = asyncio.Event()
         self._health = HealthServer(settings.http.host, settings.http.port, self.missing, self._render)
 
     @property
@@ -78,6 +86,8 @@ class Relay:
         if self._waiting_for is not None:
             return [self._waiting_for]
         missing: list[str] = []
+        if self._ownership is not None and self._ownership.trouble is not None:
+            missing.append(self._ownership.trouble)
         for dispatcher, facilitator in self._lines:
             missing += dispatcher.troubles()
             if facilitator.trouble is not None:
@@ -109,53 +119,54 @@ class Relay:
     async def _relay(self, nc: Client, stop: asyncio.Event) -> None:
         requests = Requests(nc, self._backoff, self.metrics)
         self._lines = self._make_lines(nc, requests)
+        self._ownership = self._make_ownership(nc)
+        leave = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(requests.run())]
+            carrying = [group.create_task(requests.run())]
             for dispatcher, facilitator in self._lines:
-                tasks += dispatcher.start(group)
-                tasks.append(group.create_task(facilitator.run(dispatcher)))
+                carrying.append(group.create_task(dispatcher.run()))
+                carrying.append(group.create_task(facilitator.run(dispatcher)))
+            owning = group.create_task(self._ownership.run(leave))
             self._waiting_for = None
             self.ready.set()
-            _log.info("relaying", lanes=self._settings.delivery.lanes, connections=len(self._lines))
             await self._until_stopped(stop)
+            # Lanes first: their answers come over the connections that also bring pushes, which are published last.
             self._waiting_for = "stopping"
-            await self._drain(requests)
-            for task in tasks:
+            _log.info("draining", lanes=self._ownership.lanes, at_most_s=DRAIN_S)
+            leave.set()
+            await owning
+            await _publish_the_rest(requests)
+            for task in carrying:
                 task.cancel()
 
-    async def _drain(self, requests: Requests) -> None:
-        """Lanes first: their answers come over the connections that also bring pushes, which are published last."""
-        _log.info("draining", at_most_s=DRAIN_S)
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                await asyncio.gather(*(dispatcher.drain() for dispatcher, _ in self._lines))
-                await requests.drain()
-        except TimeoutError:
-            _log.warning("not everything was answered in time; JetStream will deliver it again")
-        for push in requests.unpublished():
-            _log.error("a push of the Facilitator could not be published before the end, and is lost", push=push)
-
     async def _until_stopped(self, stop: asyncio.Event) -> None:
-        if await _unless(stop, self._closed_by_server.wait()):
+        if await _unless(stop, self._closed.wait()):
             raise BrokerUnavailable(self._settings.nats.urls, "the server closed the connection for good")
 
     async def _connect(self) -> Client:
         attempt = 0
         while True:
             try:
-                nc = await connect(
-                    self._settings.nats,
-                    name="job-status-relay",
-                    on_reconnected=self._on_reconnected,
-                    on_closed=self._closed_by_server.set,
-                )
+                return await self._connect_once()
             except BrokerUnavailable as error:
                 self._wait_for(str(error))
                 attempt += 1
                 await asyncio.sleep(self._backoff.delay_s(attempt))
-            else:
-                await require_server(nc)
-                return nc
+
+    async def _connect_once(self) -> Client:
+        nc = await connect(
+            self._settings.nats,
+            name="job-status-relay",
+            on_reconnected=self._on_reconnected,
+            on_closed=self._closed.set,
+        )
+        try:
+            await require_server(nc)
+        except BaseException:
+            await close(nc)
+            self._closed.clear()
+            raise
+        return nc
 
     async def _until_provisioned(self, nc: Client) -> bool:
         topology = topology_of(self._settings.delivery)
@@ -174,32 +185,42 @@ class Relay:
                 self._wait_for(f"not provisioned ({'; '.join(plan.differences)}): run `relay provision`")
             await asyncio.sleep(_PROVISION_CHECK_S)
 
-    def _make_lines(self, nc: Client, requests: Requests) -> list[tuple[Dispatcher, Facilitator[Update[DeliveryLike]]]]:
-        """The lanes, spread over the connections to the Facilitator."""
-        lanes = range(self._settings.delivery.lanes)
-        connections = min(self._settings.facilitator.connections, len(lanes))
-        return [self._make_line(nc, requests, lanes[first::connections]) for first in range(connections)]
+    def _make_ownership(self, nc: Client) -> Ownership:
+        delivery = self._settings.delivery
+        # Random, because a process in a container often has the same id as the one before it.
+        worker = safe_token(f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}")
 
-    def _make_line(
-        self, nc: Client, requests: Requests, lanes: range
-    ) -> tuple[Dispatcher, Facilitator[Update[DeliveryLike]]]:
+        def driver_of(lane: int) -> Dispatcher:
+            return self._lines[lane % len(self._lines)][0]
+
+        return Ownership(Leases(nc, worker, delivery.lease_ttl_s), delivery.lanes, driver_of, drain_s=DRAIN_S)
+
+    def _make_lines(self, nc: Client, requests: Requests) -> list[tuple[Dispatcher, Facilitator]]:
+        """A dispatcher for each connection to the Facilitator; no more of them than there are lanes."""
+        connections = min(self._settings.facilitator.connections, self._settings.delivery.lanes)
+        return [self._make_line(nc, requests) for _ in range(connections)]
+
+    def _make_line(self, nc: Client, requests: Requests) -> tuple[Dispatcher, Facilitator]:
         settings, delivery = self._settings.facilitator, self._settings.delivery
-        session: Session[Update[DeliveryLike]] = Session(
+        session: Session[Ticket] = Session(
             window=settings.window, reply_timeout_s=settings.reply_timeout_s, authentication=self._authentication
         )
         facilitator = Facilitator(
             settings.url, session, self._backoff, self.metrics, ping_timeout_s=settings.reply_timeout_s
         )
 
-        def open_source(lane: int, **callbacks: Any) -> PullConsumer:
-            return PullConsumer(nc, STATUS_STREAM, lane_consumer(lane), batch=_BATCH, **callbacks)
+        expires_s = min(_PULL_EXPIRES_S, delivery.lease_ttl_s)
 
+        def open_source(lane: int, **callbacks: Any) -> PullConsumer:
+            return PullConsumer(nc, STATUS_STREAM, lane_consumer(lane), batch=_BATCH, expires_s=expires_s, **callbacks)
+
+        dead_letters = DeadLetters(nc)
         dispatcher = Dispatcher(
-            lanes,
             open_source,
             facilitator,
-            DeadLetters(nc),
+            dead_letters,
             requests,
+            watch_advisories=lambda lane: Advisories(nc, lane, dead_letters, self.metrics).run(),
             limits=Limits(LANE_CAPACITY, delivery.max_attempts, delivery.ack_wait_s),
             backoff=self._backoff,
             metrics=self.metrics,
@@ -218,7 +239,16 @@ class Relay:
     def _render(self) -> tuple[bytes, str]:
         for dispatcher, _ in self._lines:
             dispatcher.report()
+        self.metrics.in_flight(sum(facilitator.unanswered for _, facilitator in self._lines))
         return self.metrics.render()
+
+
+async def _publish_the_rest(requests: Requests) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_PUSHES_S):
+            await requests.drain()
+    for push in requests.unpublished():
+        _log.error("a push of the Facilitator could not be published before the end, and is lost", push=push)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, R]) -> R | None:

@@ -2,19 +2,23 @@
 
 import asyncio
 import contextlib
-from collections import deque
-from typing import Final, Generic, Protocol, TypeVar
+import time
+from typing import Final, Protocol
 
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.frames import Close, CloseCode
 
 from relay.core.backoff import Backoff
-from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session
+from relay.core.delivery import DeliveryLike
+from relay.core.lane import Update
+from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
 from relay.logs import get_logger
 from relay.metrics import Metrics
 
-T = TypeVar("T")
+Ticket = Update[DeliveryLike]
+"""What the session calls a ticket, here and in the path around it: an update at hand."""
+
 _log = get_logger(__name__)
 
 _OPEN_TIMEOUT_S: Final = 10.0
@@ -28,16 +32,23 @@ _CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
 """Stands for a close frame when it is us who stop."""
 
 
-class SessionOwner(Protocol[T]):
-    """Who gives updates to the session and learns what became of them."""
+class SessionOwner(Protocol):
+    """Who has the updates, and learns what became of them."""
 
-    async def on_opened(self, event: Opened[T]) -> None: ...
-    async def on_answered(self, event: Answered[T]) -> None: ...
+    def next(self) -> Ticket | None:
+        """The update to send now, or None if there is none. It is on its way when this returns."""
+        ...
+
+    async def on_opened(self, event: Opened[Ticket]) -> bool:
+        """The session stands. With a suspect: whether to send it, alone; if not, the session is rid of it."""
+        ...
+
+    async def on_answered(self, event: Answered[Ticket]) -> None: ...
     async def on_pushed(self, event: Pushed) -> None: ...
-    def on_lost(self, event: Lost[T]) -> None: ...
+    def on_lost(self, event: Lost[Ticket]) -> None: ...
 
 
-class Facilitator(Generic[T]):
+class Facilitator:
     """One connection to the Facilitator, made again whenever it is lost.
 
     Args:
@@ -49,43 +60,41 @@ class Facilitator(Generic[T]):
     """
 
     def __init__(
-        self, url: str, session: Session[T], backoff: Backoff, metrics: Metrics, *, ping_timeout_s: float
+        self, url: str, session: Session[Ticket], backoff: Backoff, metrics: Metrics, *, ping_timeout_s: float
     ) -> None:
-        self.session = session
         self.trouble: str | None = "not connected to the Facilitator yet"
         """Why nothing can be sent, in words for an operator; None while the session is open."""
         self._url = url
+        self._session = session
         self._backoff = backoff
         self._metrics = metrics
         self._ping_timeout_s = ping_timeout_s
-        self._outbox: deque[tuple[str | bytes, float | None]] = deque()  # bounded by the session's window
         self._wake = asyncio.Event()
         self._failures = 0
         self._opened_s = 0.0
 
-    def send(self, ticket: T, frame: bytes, received_s: float) -> None:
-        """Send one update that came to hand at `received_s`. Call only while the session has room; never blocks."""
-        self.session.sent(ticket, self._now())
-        self._write(frame, received_s)
+    @property
+    def unanswered(self) -> int:
+        """How many updates wait for their answer."""
+        return self._session.unanswered
 
-    def probe(self, frame: bytes) -> None:
-        """Send the session's suspect, alone."""
-        self.session.probe(self._now())
-        self._write(frame)
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
 
-    async def run(self, owner: SessionOwner[T]) -> None:
+    async def run(self, owner: SessionOwner) -> None:
         """Connect, converse, and connect again, until cancelled."""
         while True:
             try:
                 await self._connect_and_converse(owner)
             except (OSError, TimeoutError, websockets.InvalidHandshake) as error:
-                self.session.failed_to_open()
+                self._session.failed_to_open()
                 self._metrics.connection_refused()
                 self._complain(f"cannot connect to the Facilitator at {self._url}: {error or type(error).__name__}")
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures))
 
-    async def _connect_and_converse(self, owner: SessionOwner[T]) -> None:
+    async def _connect_and_converse(self, owner: SessionOwner) -> None:
         async with connect(
             self._url,
             compression=None,  # inside a cluster the network is quicker than deflate
@@ -101,21 +110,16 @@ class Facilitator(Generic[T]):
                 closing = await self._converse(socket, owner)
             finally:
                 # Cancelled or not: the owner must find what was not answered where it belongs.
-                self._outbox.clear()
-                owner.on_lost(self.session.closed(closing.code if closing else None))
+                owner.on_lost(self._session.closed(closing.code if closing else None))
         self._note_lost(closing)
 
-    async def _converse(self, socket: ClientConnection, owner: SessionOwner[T]) -> Close | None:
+    async def _converse(self, socket: ClientConnection, owner: SessionOwner) -> Close | None:
         """Until either side closes; returns the close frame that did it, None if the connection just went away."""
-        self._opened_s = self._now()
-        opening = self.session.opened(self._opened_s)
-        if isinstance(opening, Opened):
-            await self._let_in(opening, owner)
-        else:
-            self._write(opening)
+        self._opened_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._write_all(socket)), group.create_task(self._watch(socket))]
+            helpers = [group.create_task(self._write(socket, owner)), group.create_task(self._watch(socket))]
             try:
+                await socket.send(self._session.opened(self._opened_s))
                 while True:
                     await self._receive(await socket.recv(), socket, owner)
             except websockets.ConnectionClosed as closed:
@@ -124,57 +128,69 @@ class Facilitator(Generic[T]):
                 for helper in helpers:
                     helper.cancel()
 
-    async def _receive(self, message: str | bytes, socket: ClientConnection, owner: SessionOwner[T]) -> None:
-        match self.session.received(message, self._now()):
+    async def _receive(self, message: str | bytes, socket: ClientConnection, owner: SessionOwner) -> None:
+        match self._session.received(message, time.monotonic()):
             case Answered() as answered:
                 self._failures = 0
                 await owner.on_answered(answered)
             case Pushed() as pushed:
                 await owner.on_pushed(pushed)
             case Opened() as opened:
-                await self._let_in(opened, owner)
+                await self._let_in(opened, socket, owner)
             case Refused(error):
                 self._complain(f"the Facilitator refuses this validator: {error}; check RELAY_FACILITATOR_HOTKEY_FILE")
                 await socket.close()
             case Broken() as broken:
                 await self._break(socket, broken)
+            case Unpaired():
+                pass  # its update is sent again on the next connection
 
-    async def _let_in(self, opened: Opened[T], owner: SessionOwner[T]) -> None:
+    async def _let_in(self, opened: Opened[Ticket], socket: ClientConnection, owner: SessionOwner) -> None:
         self.trouble = None
         self._metrics.connection_opened()
         _log.info("connected to the Facilitator", url=self._url)
+        probe = await owner.on_opened(opened)
+        if opened.suspect is not None and probe:
+            self._session.probe(time.monotonic())
+            await _send(socket, opened.suspect)
+        elif opened.suspect is not None:
+            self._session.absolve()
+        await self._beat(socket)
         self._wake.set()
-        await owner.on_opened(opened)
 
-    async def _write_all(self, socket: ClientConnection) -> None:
+    async def _write(self, socket: ClientConnection, owner: SessionOwner) -> None:
+        """Send whatever may be sent, as soon as it may be.
+
+        The owner is asked at the last moment: what it gives out is written before anything else can happen.
+        """
         with contextlib.suppress(websockets.ConnectionClosed):  # the reader sees it too, and says what it means
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                if (heartbeat := self.session.heartbeat(self._now())) is not None:
-                    await socket.send(heartbeat)
-                while self._outbox:
-                    frame, received_s = self._outbox.popleft()
-                    await socket.send(frame, text=True)
-                    if received_s is not None:
-                        self._metrics.sent(self._now() - received_s)
+                while self._session.room and (ticket := owner.next()) is not None:
+                    self._session.sent(ticket, time.monotonic())
+                    await _send(socket, ticket)
+                    if ticket.received_s is not None:
+                        self._metrics.sent(time.monotonic() - ticket.received_s)
+                        ticket.received_s = None
 
     async def _watch(self, socket: ClientConnection) -> None:
-        """Wake the writer when a heartbeat is due, and break the connection when an answer is overdue."""
-        while True:
-            await asyncio.sleep(self.session.deadline(self._now()) - self._now())
-            if (broken := self.session.overdue(self._now())) is not None:
-                await self._break(socket, broken)
-                return
-            self._wake.set()
+        """Send heartbeats when they are due, and break the connection when an answer is overdue."""
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                await asyncio.sleep(self._session.deadline(time.monotonic()) - time.monotonic())
+                if (broken := self._session.overdue(time.monotonic())) is not None:
+                    await self._break(socket, broken)
+                    return
+                await self._beat(socket)
+
+    async def _beat(self, socket: ClientConnection) -> None:
+        if (heartbeat := self._session.heartbeat(time.monotonic())) is not None:
+            await socket.send(heartbeat)
 
     async def _break(self, socket: ClientConnection, broken: Broken) -> None:
         _log.warning("the connection to the Facilitator must be made anew", why=broken.why)
         await socket.close(_GIVING_UP)
-
-    def _write(self, frame: str | bytes, received_s: float | None = None) -> None:
-        self._outbox.append((frame, received_s))
-        self._wake.set()
 
     def _complain(self, trouble: str) -> None:
         if trouble != self.trouble:
@@ -182,12 +198,16 @@ class Facilitator(Generic[T]):
         self.trouble = trouble
 
     def _note_lost(self, closing: Close | None) -> None:
-        self._metrics.connection_lost()
-        if self._now() - self._opened_s > self._backoff.max_s:
+        if time.monotonic() - self._opened_s > self._backoff.max_s:
             self._failures = 0
         how = f"closed with {closing.code} {closing.reason}".rstrip() if closing else "dropped without a close frame"
-        if self.trouble is None:  # otherwise it is known already, and the close only follows from it
+        if self.trouble is not None:  # we were never let in
+            self._metrics.connection_refused()
+        else:
+            self._metrics.connection_lost()
             self._complain(f"the connection to the Facilitator was {how}")
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+
+async def _send(socket: ClientConnection, update: Ticket) -> None:
+    assert update.frame is not None, "what cannot be sent is doomed, and not given out"
+    await socket.send(update.frame.text, text=True)

@@ -76,6 +76,7 @@ _File = FilePath | None
 _Secret = SecretStr | None
 
 _SECONDS: Final = "seconds, from 0.05 to 3600"
+_LEASE_SECONDS: Final = "seconds, from 0.5 to 3600"
 _WHOLE: Final = "a whole number from"
 _TEXT: Final = "any text, together with"
 _FILE: Final = "the path of a file that exists"
@@ -192,7 +193,9 @@ class DeliverySettings(_Group):
         _Seconds, Variable("RELAY_ACK_WAIT", _SECONDS, "Silence after which JetStream redelivers an update.")
     ] = 5.0
     lease_ttl_s: Annotated[
-        _Seconds, Variable("RELAY_LEASE_TTL", _SECONDS, "Silence after which a worker loses its lanes.")
+        float,
+        Field(ge=0.5, le=3600),
+        Variable("RELAY_LEASE_TTL", _LEASE_SECONDS, "Silence after which a worker loses its lanes."),
     ] = 5.0
     backoff_initial_s: Annotated[
         _Seconds, Variable("RELAY_BACKOFF_INITIAL", _SECONDS, "Upper bound of the first wait before a retry.")

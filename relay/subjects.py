@@ -139,6 +139,16 @@ def dlq_msg_id(stream: str, sequence: int) -> str:
     return f"{stream}:{sequence}"
 
 
+def lane_key(lane: int) -> str:
+    """The key in LEASE_BUCKET that says who drives a lane."""
+    return f"lane.{lane}"
+
+
+def worker_key(worker: str) -> str:
+    """The key in LEASE_BUCKET that says that a worker is alive."""
+    return f"worker.{worker}"
+
+
 def request_subject(token: str) -> str:
     """Where a job request that the Facilitator pushed is published."""
     return f"job.request.{safe_token(token)}"
@@ -174,6 +184,10 @@ def api_stream_update(stream: str) -> str:
 def api_message_get(stream: str) -> str:
     """Answered by the stream's leader, so it reads what was just written."""
     return f"$JS.API.STREAM.MSG.GET.{stream}"
+
+
+def api_message_delete(stream: str) -> str:
+    return f"$JS.API.STREAM.MSG.DELETE.{stream}"
 
 
 def api_consumer_list(stream: str) -> str:

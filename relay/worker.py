@@ -9,17 +9,18 @@ Nothing in here opens a socket: what it works with comes in through the Protocol
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.delivery import DeliveryLike
 from relay.core.lane import Lane, Update
-from relay.core.session import Answered, Lost, Opened, Pushed, Session
+from relay.core.session import Answered, Lost, Opened, Pushed
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
 from relay.errors import RelayError
 from relay.logs import get_logger
@@ -34,6 +35,9 @@ _DEAD_LETTER_RETRY_S: Final = 5.0
 _RECHECK_S: Final = 0.2
 """How often a held lane's consumer is looked at again; what comes back in between is noticed at once."""
 _BEATS_PER_ACK_WAIT: Final = 3
+_DOOMED_QUEUE_SIZE: Final = 100
+
+Ticket = Update[DeliveryLike]
 
 
 class Source(Protocol):
@@ -46,6 +50,7 @@ class Source(Protocol):
     def top_up(self) -> None: ...
     def restart(self) -> None: ...
     def drain(self) -> None: ...
+    async def confirm(self) -> None: ...
 
 
 class OpenSource(Protocol):
@@ -62,19 +67,24 @@ class OpenSource(Protocol):
 
 
 class Sink(Protocol):
-    """The connection to the Facilitator; see facilitator.py."""
+    """The connection to the Facilitator; see facilitator.py. It asks for what to send when it is woken."""
 
-    session: Session[Update[DeliveryLike]]
-
-    def send(self, ticket: Update[DeliveryLike], frame: bytes, received_s: float) -> None: ...
-    def probe(self, frame: bytes) -> None: ...
+    @property
+    def unanswered(self) -> int: ...
+    def wake(self) -> None: ...
 
 
 class DeadLetterStream(Protocol):
     """See broker/dead_letters.py."""
 
+    async def look(self) -> None: ...
+    def may_hold(self, delivery: DeliveryLike) -> bool: ...
     async def holds(self, delivery: DeliveryLike) -> bool: ...
     async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None: ...
+
+
+WatchAdvisories = Callable[[Lane[DeliveryLike]], Coroutine[Any, Any, None]]
+"""Dead-letters what JetStream gave up on in a lane, until cancelled; see broker/advisories.py."""
 
 
 class PushQueue(Protocol):
@@ -95,58 +105,98 @@ class Limits:
 
 @dataclass(slots=True)
 class _Feed:
-    """A lane with its source."""
+    """A lane that is being driven, with its source."""
 
     lane: Lane[DeliveryLike]
     source: Source
     recheck: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it may have changed whether the lane must be held."""
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when an update of the lane is not OUT any more."""
 
 
 class Dispatcher:
-    """Takes the updates of some lanes through one Facilitator connection, and settles each.
+    """Takes the updates of its lanes through one Facilitator connection, and settles each.
+
+    A lane belongs to one dispatcher only, so that a job stays on one connection.
 
     Args:
-        lanes: the lanes to drive; each belongs to one dispatcher only, so that a job stays on one connection.
         open_source: makes a lane's source.
-        sink: the connection. Its owner must be this object.
+        sink: the connection; it must be run with this object as its owner.
     """
 
     def __init__(
         self,
-        lanes: Iterable[int],
         open_source: OpenSource,
         sink: Sink,
         dead_letters: DeadLetterStream,
         pushes: PushQueue,
         *,
+        watch_advisories: WatchAdvisories,
         limits: Limits,
         backoff: Backoff,
         metrics: Metrics,
     ) -> None:
+        self._open_source = open_source
         self._sink = sink
         self._dead_letters = dead_letters
         self._pushes = pushes
+        self._watch_advisories = watch_advisories
         self._limits = limits
         self._backoff = backoff
         self._metrics = metrics
         self._count = {Outcome.ACKNOWLEDGED: metrics.acknowledged, Outcome.DUPLICATE: metrics.duplicate}
-        self._feeds = {number: self._open_feed(number, open_source) for number in lanes}
-        self._turns = deque(feed.lane for feed in self._feeds.values())
-        self._doomed: asyncio.Queue[Update[DeliveryLike]] = asyncio.Queue(len(self._feeds) * limits.lane_capacity)
+        self._feeds: dict[Lane[DeliveryLike], _Feed] = {}
+        self._turns: deque[Lane[DeliveryLike]] = deque()
+        self._doomed: asyncio.Queue[Ticket] = asyncio.Queue(_DOOMED_QUEUE_SIZE)
         self._open = asyncio.Event()
         self._retry_earlier = asyncio.Event()
-        self._nothing_out = asyncio.Event()
-        self._draining = False
 
-    # --- what the composition root calls
+    # --- what the composition root and the tenants of lanes call
 
-    def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
-        """Start the work in `group`; returns its tasks, for the caller to cancel after `drain`."""
-        work = [self._keep_in_progress(), self._release_retries()]
-        work += [self._bury() for _ in range(_DEAD_LETTER_WRITERS)]
-        work += [self._recover(feed) for feed in self._feeds.values()]
-        self._pulls = [group.create_task(feed.source.run()) for feed in self._feeds.values()]
-        return [*(group.create_task(coroutine) for coroutine in work), *self._pulls]
+    async def run(self) -> None:
+        """Do what goes on in the background for all lanes, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_in_progress())
+            group.create_task(self._release_retries())
+            for _ in range(_DEAD_LETTER_WRITERS):
+                group.create_task(self._bury())
+
+    async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
+        """Take a lane's updates through the connection until `leaving` is set, then drain the lane.
+
+        To drain is to take nothing new, to finish what is with the Facilitator, and to give the rest back to the
+        server; it takes as long as the Facilitator takes to answer. Cancelled, the lane is dropped: what is at hand
+        comes to its next owner after `ack_wait`. Nothing is acknowledged that was not answered, either way.
+        """
+        feed = self._make_feed(number)
+        feed.lane.ours_until_s = ours_until_s
+        self._feeds[feed.lane] = feed
+        self._turns.append(feed.lane)
+        try:
+            await self._dead_letters.look()
+            async with asyncio.TaskGroup() as group:
+                pulling = group.create_task(feed.source.run())
+                recovering = group.create_task(self._recover(feed))
+                advised = group.create_task(self._watch_advisories(feed.lane))
+                await leaving.wait()
+                self._turns.remove(feed.lane)
+                feed.source.drain()
+                await pulling
+                await self._give_back(feed)
+                recovering.cancel()
+                advised.cancel()
+        finally:
+            feed.lane.ours_until_s = -math.inf  # the session may still have a suspect of it
+            del self._feeds[feed.lane]
+            if feed.lane in self._turns:
+                self._turns.remove(feed.lane)
+
+    def extend(self, number: int, ours_until_s: float) -> None:
+        """The lease on a lane was renewed."""
+        for lane in self._feeds:
+            if lane.number == number:
+                lane.ours_until_s = ours_until_s
 
     def on_broker_reconnected(self) -> None:
         """The NATS connection was made anew: the server has forgotten every pull."""
@@ -155,45 +205,23 @@ class Dispatcher:
 
     def report(self) -> None:
         """Bring the gauges of the metrics up to date."""
-        self._metrics.in_flight(self._sink.session.unanswered)
         wall = time.time()
-        for lane in self._turns:
+        for lane in self._feeds:
             self._metrics.at_hand(lane.number, len(lane))
             oldest = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall)
             self._metrics.oldest_unrelayed(lane.number, wall - oldest)
 
     def troubles(self) -> list[str]:
         """Which lanes cannot be pulled, and why."""
-        return [f"lane {n}: {feed.source.trouble}" for n, feed in self._feeds.items() if feed.source.trouble]
-
-    async def drain(self) -> None:
-        """Take nothing new, finish what is with the Facilitator, give the rest back to the server.
-
-        May take as long as the Facilitator takes to answer: bound it with a timeout. What is unsettled when it is
-        cut short is delivered again after `ack_wait`. Acknowledges nothing that was not answered.
-        """
-        self._draining = True
-        for feed in self._feeds.values():
-            feed.source.drain()
-        await asyncio.gather(*self._pulls)
-        while self._open.is_set() and any(lane.out for lane in self._turns):
-            self._nothing_out.clear()
-            await self._nothing_out.wait()
-        for lane in self._turns:
-            for update in lane.unsent():
-                await update.delivery.nak()
+        feeds = self._feeds.values()
+        return [f"lane {feed.lane.number}: {feed.source.trouble}" for feed in feeds if feed.source.trouble]
 
     # --- what comes from NATS
 
     async def _on_delivery(self, feed: _Feed, delivery: DeliveryLike) -> None:
-        lane = feed.lane
-        outcome = lane.outcome_of(delivery.sequence)
-        if delivery.deliveries > 1 and outcome is None and await self._dead_letters.holds(delivery):
-            # A worker died between the dead letter's PubAck and the term: the update must not go both ways.
-            outcome = Outcome.DEAD_LETTERED
-        # Without an await from here to the lane: noted as delivered, but not at hand, it could be overtaken.
-        now = _now()
+        lane, now = feed.lane, _now()
         lane.continuity.delivered(delivery.consumer_sequence, now)
+        outcome = lane.outcome_of(delivery.sequence)
         if outcome is None and not lane.redelivered(delivery.sequence, delivery, now):
             lane.deliver(self._decode(lane, delivery, now))
         if lane.continuity.held:
@@ -202,7 +230,7 @@ class Dispatcher:
         if outcome is not None:
             await _settle(delivery, outcome)  # once more: the server does not know it
 
-    def _decode(self, lane: Lane[DeliveryLike], delivery: DeliveryLike, now: float) -> Update[DeliveryLike]:
+    def _decode(self, lane: Lane[DeliveryLike], delivery: DeliveryLike, now: float) -> Ticket:
         token = token_of_stored(delivery.subject)
         content = decode(delivery.body, token)
         if isinstance(content, Fault):
@@ -211,25 +239,36 @@ class Dispatcher:
             frame, doom = content, None
             for rule in content.repairs:
                 self._metrics.repaired(rule)
-        return Update(lane.number, delivery.sequence, token, delivery, frame, doom, received_s=now, touched_s=now)
+        unsure = delivery.deliveries > 1 and self._dead_letters.may_hold(delivery)
+        return Update(
+            lane, delivery.sequence, token, delivery, frame, doom, unsure=unsure, received_s=now, touched_s=now
+        )
 
-    # --- what comes from the Facilitator
+    # --- what the connection to the Facilitator calls
 
-    async def on_opened(self, event: Opened[Update[DeliveryLike]]) -> None:
-        """The session may be used again; a suspect goes first, alone."""
+    def next(self) -> Ticket | None:
+        """The head to send now, lane by lane in turns, so that a busy lane does not starve the others."""
+        now = _now()
+        for _ in range(len(self._turns)):
+            self._turns.rotate(-1)
+            if (update := self._turns[0].take(now)) is not None:
+                return update
+        return None
+
+    async def on_opened(self, event: Opened[Ticket]) -> bool:
+        """The session may be used again; a suspect goes first, alone, if it may go once more."""
         self._open.set()
-        if (suspect := event.suspect) is not None:
-            self._try_again(suspect, blamed=event.blamed)
         for feed in self._feeds.values():
             feed.lane.continuity.be_patient(_now())
             feed.recheck.set()
             feed.source.top_up()
-        self._pump()
+        if event.suspect is None:
+            return False
+        return self._may_go_again(event.suspect, blamed=event.blamed)
 
-    async def on_answered(self, event: Answered[Update[DeliveryLike]]) -> None:
+    async def on_answered(self, event: Answered[Ticket]) -> None:
         """One update was answered: settle it, or let it wait at its lane's gate."""
         update = event.ticket
-        lane = self._feeds[update.lane].lane
         self._metrics.answered(event.round_trip_s)
         match judge(event.reply, update.attempts + 1, self._limits.max_attempts):
             case Ack(outcome):
@@ -239,64 +278,67 @@ class Dispatcher:
             case Retry():
                 update.attempts += 1
                 self._metrics.retried()
-                lane.retry(update, _now() + self._backoff.delay_s(update.attempts))
-                self._retry_earlier.set()
+                self._retry(update, self._backoff.delay_s(update.attempts))
             case DeadLetter() as doom:
                 update.attempts += 1
                 update.doom = doom
-                lane.put_back(update)
+                self._put_back(update)
         self._pump()
 
     async def on_pushed(self, event: Pushed) -> None:
         """Hand on what the Facilitator sent of its own accord; waits while the queue is full."""
         await self._pushes.put(event)
 
-    def on_lost(self, event: Lost[Update[DeliveryLike]]) -> None:
+    def on_lost(self, event: Lost[Ticket]) -> None:
         """Everything unanswered goes back to the head of its job; the session keeps the suspect."""
         self._open.clear()
         for update in event.unanswered:
-            self._feeds[update.lane].lane.put_back(update)
-        self._nothing_out.set()
+            self._put_back(update)
+        for feed in self._feeds.values():
+            feed.progress.set()
 
-    def _try_again(self, suspect: Update[DeliveryLike], *, blamed: bool) -> None:
-        assert suspect.frame is not None, "only what was sent can be suspected"
+    def _may_go_again(self, suspect: Ticket, *, blamed: bool) -> bool:
         if blamed:
             suspect.attempts += 1
             self._metrics.retried()
             verdict = judge_drop(suspect.attempts, self._limits.max_attempts)
-            if isinstance(verdict, DeadLetter):
-                suspect.doom = verdict
-                self._sink.session.absolve()
-                self._feeds[suspect.lane].lane.put_back(suspect)
-                return
-        self._sink.probe(suspect.frame.text)
+            suspect.doom = verdict if isinstance(verdict, DeadLetter) else None
+        if suspect.doom is None and _now() < suspect.lane.ours_until_s:
+            return True
+        self._put_back(suspect)
+        self._pump()
+        return False
 
     # --- moving on
 
     def _pump(self) -> None:
-        """Let out what may go: heads to the Facilitator while its window has room, doomed ones to be buried."""
-        if self._draining:
-            self._nothing_out.set()
-            return
-        while self._sink.session.room and (update := self._next()) is not None:
-            assert update.frame is not None, "an update that cannot be sent is doomed"
-            self._sink.send(update, update.frame.text, update.received_s)
+        """Let out what may go: heads to the Facilitator, doomed ones to be buried."""
+        self._sink.wake()
+        now = _now()
         for lane in self._turns:
-            while (update := lane.take_doomed()) is not None:
+            while not self._doomed.full() and (update := lane.take_doomed(now)) is not None:
                 self._doomed.put_nowait(update)
 
-    def _next(self) -> Update[DeliveryLike] | None:
-        """The next head, lane by lane in turns, so that a busy lane does not starve the others."""
-        for _ in self._feeds:
-            self._turns.rotate(-1)
-            if (update := self._turns[0].take()) is not None:
-                return update
-        return None
+    def _settled(self, update: Ticket, outcome: Outcome) -> None:
+        update.lane.settle(update, outcome)
+        if (feed := self._progressed(update)) is not None:
+            feed.source.top_up()
 
-    def _settled(self, update: Update[DeliveryLike], outcome: Outcome) -> None:
-        feed = self._feeds[update.lane]
-        feed.lane.settle(update, outcome)
-        feed.source.top_up()
+    def _retry(self, update: Ticket, delay_s: float) -> None:
+        update.lane.retry(update, _now() + delay_s)
+        self._progressed(update)
+        self._retry_earlier.set()
+
+    def _put_back(self, update: Ticket) -> None:
+        update.lane.put_back(update)
+        self._progressed(update)
+
+    def _progressed(self, update: Ticket) -> _Feed | None:
+        """The update is not OUT any more; its lane may have been dropped in the meantime."""
+        feed = self._feeds.get(update.lane)
+        if feed is not None:
+            feed.progress.set()
+        return feed
 
     # --- long-lived tasks
 
@@ -304,33 +346,55 @@ class Dispatcher:
         """Write doomed updates to the dead-letter stream, and only then end them."""
         while True:
             update = await self._doomed.get()
-            assert update.doom is not None, "only the doomed come here"
-            lane = self._feeds[update.lane].lane
-            where = {"subject": update.delivery.subject, "sequence": update.sequence, "reason": update.doom.reason}
+            if _now() >= update.lane.ours_until_s:
+                continue  # the lane is another's by now, and so is the update
             try:
-                await self._dead_letters.write(update.delivery, update.doom, update.attempts)
+                await self._bury_one(update)
             except RelayError as error:
-                _log.error("a dead letter cannot be written; the update is kept", **where, error=str(error))
-                lane.retry(update, _now() + _DEAD_LETTER_RETRY_S)
-                self._retry_earlier.set()
-            else:
-                await _settle(update.delivery, Outcome.DEAD_LETTERED, update.doom.reason)
-                self._settled(update, Outcome.DEAD_LETTERED)
-                self._metrics.dead_lettered(update.doom.reason)
-                _log.warning("dead-lettered", **where, attempts=update.attempts, error=update.doom.error)
+                _log.error(
+                    "the dead letters cannot be reached; the update is kept",
+                    subject=update.delivery.subject,
+                    sequence=update.sequence,
+                    error=str(error),
+                )
+                self._retry(update, _DEAD_LETTER_RETRY_S)
             self._pump()
+
+    async def _bury_one(self, update: Ticket) -> None:
+        if update.unsure and await self._dead_letters.holds(update.delivery):
+            await _settle(update.delivery, Outcome.DEAD_LETTERED)
+            self._settled(update, Outcome.DEAD_LETTERED)
+            return
+        update.unsure = False
+        if update.doom is None:
+            self._put_back(update)
+            return
+        await self._dead_letters.write(update.delivery, update.doom, update.attempts)
+        await _settle(update.delivery, Outcome.DEAD_LETTERED, update.doom.reason)
+        self._settled(update, Outcome.DEAD_LETTERED)
+        self._metrics.dead_lettered(update.doom.reason)
+        _log.warning(
+            "dead-lettered",
+            subject=update.delivery.subject,
+            sequence=update.sequence,
+            reason=update.doom.reason,
+            attempts=update.attempts,
+            error=update.doom.error,
+        )
 
     async def _keep_in_progress(self) -> None:
         """Tell the server what is still worked on, well before `ack_wait` is over."""
         beat_s = self._limits.ack_wait_s / _BEATS_PER_ACK_WAIT
         while True:
             await asyncio.sleep(beat_s)
-            now = _now()
             # Judged by its age, a lane that flows costs no beats at all.
-            stale = [u for lane in self._turns for u in lane.at_hand() if now - u.touched_s >= beat_s]
-            for update in stale:
-                update.touched_s = now
+            for update in list(self._stale(_now() - beat_s)):
+                update.touched_s = _now()
                 await update.delivery.in_progress()
+
+    def _stale(self, touched_before_s: float) -> Iterator[Ticket]:
+        for lane in self._feeds:
+            yield from (update for update in lane.at_hand() if update.touched_s <= touched_before_s)
 
     async def _release_retries(self) -> None:
         """Let updates go again when their backoff is over."""
@@ -364,7 +428,7 @@ class Dispatcher:
                     lane=lane.number,
                     missing=missing,
                 )
-            _log.info("lane is flowing", lane=lane.number, at_hand=len(lane))
+            _log.debug("lane is flowing", lane=lane.number, at_hand=len(lane))
             self._pump()
 
     async def _resolve(self, feed: _Feed) -> int:
@@ -372,12 +436,13 @@ class Dispatcher:
             state = await feed.source.state()
         except RelayError as error:
             _log.debug("cannot look at a held lane's consumer", lane=feed.lane.number, error=str(error))
+            feed.lane.continuity.be_patient(_now())  # as long as nobody answers, nothing comes back either
             return 0
         return feed.lane.continuity.resolve(state, feed.lane.count_up_to(state.delivered), _now())
 
-    # --- set-up
+    # --- the beginning and the end of a lane
 
-    def _open_feed(self, number: int, open_source: OpenSource) -> _Feed:
+    def _make_feed(self, number: int) -> _Feed:
         lane: Lane[DeliveryLike] = Lane(number, Continuity(patience_s=2 * self._limits.ack_wait_s + 1))
 
         def room() -> int:
@@ -391,8 +456,16 @@ class Dispatcher:
             lane.continuity.began(state, _now())
             feed.recheck.set()
 
-        feed = _Feed(lane, open_source(number, room=room, on_delivery=on_delivery, on_start=on_start))
+        feed = _Feed(lane, self._open_source(number, room=room, on_delivery=on_delivery, on_start=on_start))
         return feed
+
+    async def _give_back(self, feed: _Feed) -> None:
+        while feed.lane.out and self._open.is_set():
+            feed.progress.clear()
+            await feed.progress.wait()
+        for update in feed.lane.unsent():
+            await update.delivery.nak()
+        await feed.source.confirm()
 
 
 async def _settle(delivery: DeliveryLike, outcome: Outcome, reason: str = "dead-lettered before") -> None:
@@ -403,4 +476,6 @@ async def _settle(delivery: DeliveryLike, outcome: Outcome, reason: str = "dead-
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    # Not the event loop's clock: uvloop reads that once a turn, and a process that was stopped for a while would
+    # take its leases for good still.
+    return time.monotonic()

@@ -33,6 +33,8 @@ _TIMING: Final[dict[str, Any]] = {
 _CLOSE_GRACE_S: Final = 2.0
 _NO_JETSTREAM: Final = frozenset({10039, 10076})
 """err_codes: not enabled for the account, not enabled at all."""
+_NO_LEADER: Final = 10008
+"""err_code while a cluster elects a leader."""
 _URL_CREDENTIALS: Final = re.compile(r"//[^/@]*@")
 
 _log = get_logger(__name__)
@@ -140,6 +142,7 @@ async def api_request(
         raise BrokerUnavailable(servers, f"not connected, so {subject} was not sent")
     try:
         answer = await client.request(subject, msgspec.json.encode(body) if body else b"", timeout=timeout_s)
+        stay_cancelled()
         parsed: dict[str, Any] = msgspec.json.decode(answer.data, type=dict[str, Any])
     except nats.errors.NoRespondersError as error:
         raise _without_jetstream(servers) from error
@@ -151,6 +154,8 @@ async def api_request(
         refused = msgspec.convert(parsed["error"], _ErrorAnswer)
         if refused.err_code in _NO_JETSTREAM:
             raise _without_jetstream(servers)
+        if refused.err_code == _NO_LEADER:
+            raise BrokerUnavailable(servers, f"{subject}: {refused.description}")
         raise JetStreamError(subject, refused.code, refused.err_code, refused.description)
     return parsed
 
@@ -177,6 +182,7 @@ async def publish_confirmed(
         raise PublishUnconfirmed(subject, "there is no connection to NATS; it was not sent")
     try:
         answer = await client.request(subject, payload, timeout=timeout_s, headers=headers)
+        stay_cancelled()
         ack = _decode_publish_answer(answer.data)
     except nats.errors.NoRespondersError as error:
         raise PublishUnconfirmed(subject, "no stream captures this subject; run `relay provision`") from error
@@ -189,6 +195,15 @@ async def publish_confirmed(
     if not ack.stream:
         raise PublishUnconfirmed(subject, f"the answer is not a PubAck: {answer.data[:80]!r}")
     return PubAck(ack.stream, ack.seq, ack.duplicate)
+
+
+def stay_cancelled() -> None:
+    """To be called after each `client.request`, so that a cancellation is not lost.
+
+    Before Python 3.12 `wait_for`, in which nats-py waits, forgets a cancellation that comes with the answer.
+    """
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def require_server(client: Client) -> None:

@@ -12,14 +12,15 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.broker.connection import api_request
+from relay.broker.connection import api_request, stay_cancelled
 from relay.broker.delivery import Delivery
 from relay.core.continuity import ConsumerState
-from relay.core.pull import DEAD_AFTER_S, IDLE_HEARTBEAT_S, REQUEST_EXPIRES_S, PullWindow, Signal
+from relay.core.pull import PullWindow, Signal
 from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
 from relay.subjects import api_consumer_info, api_pull
@@ -31,6 +32,10 @@ _RETRY_S: Final = 1.0
 """How long to wait before asking again for a consumer that cannot be had."""
 _RESTART_S: Final = 0.1
 """How long to wait before pulling again, so that a server in trouble is not asked in a tight loop."""
+_STATE_TIMEOUT_S: Final = 1.0
+"""How long to wait for a consumer's leader: one that just died never answers, the next one does at once."""
+_CONFIRM_TIMEOUT_S: Final = 2.0
+_NO_SEQUENCE: Final = 2**62
 _NOT_FOUND: Final = 404
 _CONSUMER_NOT_FOUND: Final = 10014
 _STATUS_HEADER: Final = "Status"
@@ -44,7 +49,7 @@ class PullConsumer:
     Args:
         nc: a connection that reconnects by itself.
         stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
-        batch: how many updates to have on request at most.
+        batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
         on_delivery: awaited with each delivery, in the order of arrival.
         on_start: called with the consumer's state at each start, before the first request.
@@ -57,6 +62,7 @@ class PullConsumer:
         name: str,
         *,
         batch: int,
+        expires_s: float,
         room: Callable[[], int],
         on_delivery: Callable[[Delivery], Awaitable[None]],
         on_start: Callable[[ConsumerState], None],
@@ -69,7 +75,7 @@ class PullConsumer:
         self._room = room
         self._on_delivery = on_delivery
         self._on_start = on_start
-        self._window = PullWindow(batch)
+        self._window = PullWindow(batch, expires_s)
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._wake = asyncio.Event()
@@ -89,7 +95,7 @@ class PullConsumer:
 
     async def state(self) -> ConsumerState:
         """What the server says of the consumer now. Raises RelayError if it cannot be had."""
-        info = await api_request(self._nc, api_consumer_info(self._stream, self.name))
+        info = await api_request(self._nc, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
         delivered = info["delivered"]
         return ConsumerState(
             pending=info["num_ack_pending"],
@@ -97,6 +103,19 @@ class PullConsumer:
             delivered_count=delivered["consumer_seq"],
             waiting=info["num_pending"],
         )
+
+    async def confirm(self) -> None:
+        """Wait until the server has taken in every acknowledgement sent so far; gives up with the connection.
+
+        It answers an acknowledgement that asks for an answer in its turn, and the one here means nothing to it:
+        no update has this sequence.
+        """
+        subject = f"$JS.ACK.{self._stream}.{self.name}.1.{_NO_SEQUENCE}.1.0.0"
+        try:
+            await self._nc.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
+            stay_cancelled()
+        except (nats.errors.Error, TimeoutError) as error:
+            _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
 
     async def run(self) -> None:
         """Pull until cancelled or drained."""
@@ -146,12 +165,12 @@ class PullConsumer:
         """Wait for something to do; False if requests are under way and nobody serves them."""
         loop = asyncio.get_running_loop()
         while True:
-            dead_at_s = self._heard_s + DEAD_AFTER_S if self._window.outstanding else None
+            dead_at_s = self._heard_s + self._window.dead_after_s if self._window.outstanding else None
             try:
                 async with asyncio.timeout_at(dead_at_s):
                     return await self._wake.wait()
             except TimeoutError:
-                if loop.time() >= self._heard_s + DEAD_AFTER_S:
+                if loop.time() >= self._heard_s + self._window.dead_after_s:
                     return False
 
     async def _request(self) -> None:
@@ -163,8 +182,8 @@ class PullConsumer:
         self._window.requested(count)
         request = {
             "batch": count,
-            "expires": int(REQUEST_EXPIRES_S * _NS_PER_S),
-            "idle_heartbeat": int(IDLE_HEARTBEAT_S * _NS_PER_S),
+            "expires": int(self._window.expires_s * _NS_PER_S),
+            "idle_heartbeat": int(self._window.idle_heartbeat_s * _NS_PER_S),
         }
         await self._nc.publish(api_pull(self._stream, self.name), json.dumps(request).encode(), reply=self._inbox)
 

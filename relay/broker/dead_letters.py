@@ -2,18 +2,20 @@
 
 import base64
 import datetime as dt
-from typing import Final
+import math
+import time
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from nats.aio.client import Client
 
 from relay.broker.connection import api_request, publish_confirmed
-from relay.core.delivery import DeliveryLike
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
-from relay.logs import get_logger
 from relay.subjects import (
     ATTEMPTS_HEADER,
     DLQ_STREAM,
+    DLQ_SUBJECTS,
     ERROR_HEADER,
     FAILED_AT_HEADER,
     MSG_ID_HEADER,
@@ -29,13 +31,30 @@ from relay.subjects import (
     token_of_stored,
 )
 
-_log = get_logger(__name__)
-
 _NO_MESSAGE: Final = 10037
+_LOOK_TIMEOUT_S: Final = 1.0
+"""How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
+_CLOCK_SKEW_S: Final = 60.0
+"""By how much the clocks of two servers, or a server's and ours, may differ."""
 _MAX_ERROR_CHARS: Final = 1000
 """The Facilitator's complaints can echo a whole update; the update is in the body already."""
 _CONTROL_HEADER_PREFIX: Final = "nats-"
 """Headers that tell the server what to do with a message, in any case of letters."""
+
+
+class UpdateLike(Protocol):
+    """What a dead letter is made of: a delivery, or the update as its stream keeps it."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def stored_at_s(self) -> float: ...
 
 
 class DeadLetters:
@@ -43,8 +62,24 @@ class DeadLetters:
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
+        self._newest_s = math.inf
 
-    async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None:
+    async def look(self) -> None:
+        """See how old the newest dead letter is, for `may_hold`."""
+        try:
+            answer = await api_request(
+                self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": DLQ_SUBJECTS}, timeout_s=_LOOK_TIMEOUT_S
+            )
+        except RelayError as error:
+            self._newest_s = -math.inf if _is_absent(error) else math.inf
+        else:
+            self._newest_s = dt.datetime.fromisoformat(answer["message"]["time"]).timestamp()
+
+    def may_hold(self, delivery: UpdateLike) -> bool:
+        """Whether it takes a look to know about an update: a dead letter is never older than its update."""
+        return delivery.stored_at_s <= self._newest_s + _CLOCK_SKEW_S
+
+    async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
 
         Written again with the same `Nats-Msg-Id` it is stored once, as long as the stream's duplicate window lasts.
@@ -65,22 +100,29 @@ class DeadLetters:
             FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         }
         await publish_confirmed(self._nc, dlq_subject(token), delivery.body, headers)
+        self._newest_s = max(self._newest_s, time.time())
 
-    async def holds(self, delivery: DeliveryLike) -> bool:
+    async def holds(self, delivery: UpdateLike) -> bool:
         """Whether the update is a dead letter already, because a worker died before it could end it.
 
         One look at the job's last dead letter tells: an update that is not ended yet holds back its job's later
-        ones, so none of theirs can be there.
+        ones, so none of theirs can be there. Raises RelayError if nobody can tell now.
         """
         subject = dlq_subject(token_of_stored(delivery.subject))
         try:
-            answer = await api_request(self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject})
-        except RelayError as error:
-            if not (isinstance(error, JetStreamError) and error.err_code == _NO_MESSAGE):
-                _log.warning("cannot see whether an update is dead-lettered; taking it as not", error=str(error))
-            return False
+            answer = await api_request(
+                self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject}, timeout_s=_LOOK_TIMEOUT_S
+            )
+        except JetStreamError as error:
+            if _is_absent(error):
+                return False
+            raise
         headers = base64.b64decode(answer["message"].get("hdrs", ""))
         return f"\r\n{SOURCE_SEQUENCE_HEADER}: {delivery.sequence}\r\n".encode() in headers
+
+
+def _is_absent(error: RelayError) -> bool:
+    return isinstance(error, JetStreamError) and error.err_code == _NO_MESSAGE
 
 
 def _carried(name: str) -> str:

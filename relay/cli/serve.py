@@ -1,20 +1,27 @@
 """`relay serve`."""
 
 import asyncio
+import os
+import random
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from relay import logs
 from relay.app import Relay
 from relay.cli.console import run
+from relay.core.backoff import Backoff
 from relay.identity import load_signer
 from relay.settings import FacilitatorSettings, Settings, load_settings
+from relay.supervisor import Supervisor, WorkerCommand
 from relay.wire import authentication_request
 
 _log = logs.get_logger(__name__)
+
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+_MOST_WORKERS: Final = 64
 
 
 def serve(
@@ -22,15 +29,28 @@ def serve(
     provision: Annotated[
         bool, typer.Option("--provision", help="Make or change streams and consumers first, as `relay provision`.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", min=1, max=_MOST_WORKERS, help="Processes that share the lanes; above 1 under a parent."
+        ),
+    ] = 1,
 ) -> None:
     """Relay updates, until told to stop.
 
     SIGTERM and SIGINT finish what is under way and exit 0; a second one ends at once. That NATS or the Facilitator is
     away, or that streams and consumers are missing, ends nothing: /readyz says what is missing until it is there.
+
+    With several workers the parent starts again the one that dies, and gives up if it dies 5 times within a minute
+    (exit 1) or cannot use its configuration (exit 2). Send signals to the parent alone: it passes them on. Worker k,
+    counting from 0, serves probes and metrics on RELAY_HTTP_PORT + k (0: each on any free port). A parent that is
+    killed takes its workers along on Linux; elsewhere they go on relaying until each is told to stop.
     """
     settings = load_settings().require_facilitator()
     on_terminal = sys.stderr.isatty()
     logs.configure(settings.log.level, settings.log.format or ("console" if on_terminal else "json"))
+    if workers > 1:
+        raise typer.Exit(run(_supervise(settings, workers, provision_first=provision)))
     # Before the event loop: opening an encrypted hotkey takes seconds.
     authentication = _authentication(settings.facilitator)
     run(_serve(settings, authentication, provision_first=provision))
@@ -44,18 +64,31 @@ async def _serve(settings: Settings, authentication: str | None, *, provision_fi
     await relay.run(stop)
 
 
+async def _supervise(settings: Settings, workers: int, *, provision_first: bool) -> int:
+    arguments = [sys.executable, "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
+    port = settings.http.port
+    commands = [
+        WorkerCommand(number, arguments, os.environ | {"RELAY_HTTP_PORT": str(port + number if port else 0)})
+        for number in range(workers)
+    ]
+    delivery = settings.delivery
+    supervisor = Supervisor(commands, Backoff(delivery.backoff_initial_s, delivery.backoff_max_s, random.random))
+    for number in _STOPPING:
+        asyncio.get_running_loop().add_signal_handler(number, supervisor.stop)
+    return await supervisor.run()
+
+
 def _stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    stopping = (signal.SIGTERM, signal.SIGINT)
 
     def begin() -> None:
         stop.set()
-        for number in stopping:
+        for number in _STOPPING:
             loop.remove_signal_handler(number)
             # A second signal ends the process at once. That is safe at any time: what is not acknowledged comes again.
             signal.signal(number, signal.SIG_DFL)
 
-    for number in stopping:
+    for number in _STOPPING:
         loop.add_signal_handler(number, begin)
 
 

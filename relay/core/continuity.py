@@ -58,7 +58,9 @@ class Continuity:
         `at_hand` counts the updates at hand up to `state.delivered`.
         """
         missing = max(0, state.pending - at_hand)
-        if missing == 0 or self.is_patience_over(now):
+        # A look that is older than the latest delivery knows nothing of a gap before that.
+        current = self._next is None or state.delivered_count + 1 >= self._next
+        if (missing == 0 and current) or self.is_patience_over(now):
             self.held = False
         return missing
 

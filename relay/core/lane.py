@@ -15,6 +15,7 @@ A lane holds at most as many updates as its consumer's `max_ack_pending`: the se
 
 import enum
 import heapq
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class State(enum.Enum):
 class Update(Generic[D]):
     """One update at hand, from its delivery until it is settled."""
 
-    lane: int
+    lane: "Lane[D]"
     sequence: int
     """Stream sequence: the order in which updates of one job must arrive."""
     job: str
@@ -52,10 +53,12 @@ class Update(Generic[D]):
     """What to send to the Facilitator; None if it cannot be sent and `doom` says why."""
     doom: DeadLetter | None = None
     """Set once it is decided that the dead-letter stream is where this update ends."""
+    unsure: bool = False
+    """It may be a dead letter already, written by a worker that died before it could end the update."""
     attempts: int = 0
     """Answers, or suspected drops, that were this update's own fault."""
-    received_s: float = 0.0
-    """When it came to hand, on the monotonic clock."""
+    received_s: float | None = None
+    """When it came to hand, on the monotonic clock; None once it was sent."""
     touched_s: float = 0.0
     """When the server last heard that it is worked on: its delivery or the latest +WPI."""
     state: State = State.QUEUED
@@ -74,9 +77,11 @@ class Lane(Generic[D]):
         self.number = number
         self.continuity = continuity
         """While it holds the lane nothing is given out: an older update may still be on its way."""
+        self.ours_until_s = math.inf
+        """When the lease on the lane ends, on the monotonic clock: from then on nothing is given out."""
         self._at_hand: dict[int, Update[D]] = {}
         self._jobs: dict[str, _Job[D]] = {}
-        # Both heaps may hold entries that have since moved on; they are skipped when they come up.
+        # An entry here may not be its job's head any more, because an older one came back; `_goes_out` sees to it.
         self._ready: list[tuple[int, Update[D]]] = []
         self._waiting: list[tuple[float, int, Update[D]]] = []
         self._doomed: deque[Update[D]] = deque()
@@ -125,17 +130,17 @@ class Lane(Generic[D]):
         insort(job.queue, update, key=_sequence_of)
         self._promote(job)
 
-    def take(self) -> Update[D] | None:
+    def take(self, now: float) -> Update[D] | None:
         """The oldest head that is free to be sent; it is OUT from now on. None if there is none."""
-        while self._ready and not self.continuity.held:
+        while self._ready and self._flows(now):
             update = heapq.heappop(self._ready)[1]
             if self._goes_out(update):
                 return update
         return None
 
-    def take_doomed(self) -> Update[D] | None:
-        """The next head that must go to the dead letters; it is OUT from now on. None if there is none."""
-        while self._doomed and not self.continuity.held:
+    def take_doomed(self, now: float) -> Update[D] | None:
+        """The next head that is for the dead letters, to be written or looked up; it is OUT from now on, if any."""
+        while self._doomed and self._flows(now):
             update = self._doomed.popleft()
             if self._goes_out(update):
                 return update
@@ -154,12 +159,11 @@ class Lane(Generic[D]):
         """Let go the updates whose wait is over; returns when the next one is due."""
         while self._waiting:
             due_s, _, update = self._waiting[0]
-            if update.state is State.WAITING and due_s > now:
+            if due_s > now:
                 return due_s
             heapq.heappop(self._waiting)
-            if update.state is State.WAITING:
-                update.state = State.QUEUED
-                self._promote(self._jobs[update.job])
+            update.state = State.QUEUED
+            self._promote(self._jobs[update.job])
         return None
 
     def settle(self, update: Update[D], outcome: Outcome) -> None:
@@ -179,20 +183,21 @@ class Lane(Generic[D]):
         """What is at hand and not OUT: what a worker that stops gives back to the server."""
         return [update for update in self._at_hand.values() if update.state is not State.OUT]
 
+    def _flows(self, now: float) -> bool:
+        return not self.continuity.held and now < self.ours_until_s
+
     def _promote(self, job: _Job[D]) -> None:
         head = job.queue[0]
         if job.out is not None or head.state is not State.QUEUED:
             return
         head.state = State.READY
-        if head.doom is not None:
+        if head.doom is not None or head.unsure:
             self._doomed.append(head)
         else:
             heapq.heappush(self._ready, (head.sequence, head))
 
     def _goes_out(self, update: Update[D]) -> bool:
         """Whether what came up is still its job's head; if so it is OUT."""
-        if update.state is not State.READY:
-            return False
         job = self._jobs[update.job]
         if job.queue[0] is not update:  # an older one of its job came back in the meantime
             update.state = State.QUEUED

@@ -7,11 +7,8 @@ inbox, so they are counted together: `outstanding` is what the server may still 
 import enum
 from typing import Final
 
-REQUEST_EXPIRES_S: Final = 30.0
-IDLE_HEARTBEAT_S: Final = 2.0
-MISSED_HEARTBEATS: Final = 2
+_MISSED_HEARTBEATS: Final = 2
 """So many idle heartbeats missed in a row mean that nobody serves our pulls any more."""
-DEAD_AFTER_S: Final = IDLE_HEARTBEAT_S * (MISSED_HEARTBEATS + 0.5)
 
 _HEARTBEAT: Final = 100
 _REQUEST_ENDED: Final = frozenset({404, 408, 409})
@@ -33,10 +30,19 @@ class Signal(enum.Enum):
 
 
 class PullWindow:
-    """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them."""
+    """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them.
 
-    def __init__(self, batch: int) -> None:
+    Args:
+        batch: how many updates to have on request at most.
+        expires_s: how long the server may serve a request. It goes on serving one whose worker has stopped
+            listening, so this must be no longer than the worker may hold the lane.
+    """
+
+    def __init__(self, batch: int, expires_s: float) -> None:
         self.batch = batch
+        self.expires_s = expires_s
+        self.idle_heartbeat_s = expires_s * 0.4  # the server wants less than half
+        self.dead_after_s = self.idle_heartbeat_s * (_MISSED_HEARTBEATS + 0.5)
         self.outstanding = 0
 
     def wanted(self, room: int) -> int:

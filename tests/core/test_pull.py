@@ -6,11 +6,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from relay.core.pull import PullWindow, Signal
 
 BATCH = 8
+EXPIRES_S = 30.0
 CAPACITY = 10
 
 
 def window_with(outstanding):
-    window = PullWindow(BATCH)
+    window = PullWindow(BATCH, EXPIRES_S)
     window.requested(outstanding)
     return window
 
@@ -37,7 +38,7 @@ def test_requests_are_topped_up_at_half_a_batch(outstanding, room, wanted):
 
 def test_a_batch_of_one_flows():
     """With a batch of 1 each delivery makes way for the next request."""
-    window = PullWindow(1)
+    window = PullWindow(1, EXPIRES_S)
     before = window.wanted(5)
     window.requested(before)
     during = window.wanted(5)
@@ -47,7 +48,7 @@ def test_a_batch_of_one_flows():
 
 def test_a_surplus_delivery_owes_nothing():
     """A delivery that nobody counts on any more does not make the window ask for more than a batch."""
-    window = PullWindow(BATCH)
+    window = PullWindow(BATCH, EXPIRES_S)
     window.delivered()
     assert (0, BATCH) == (window.outstanding, window.wanted(100))
 
@@ -91,7 +92,7 @@ class Pulls(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.window = PullWindow(BATCH)
+        self.window = PullWindow(BATCH, EXPIRES_S)
         self.held = 0
         self.requests = []
 

@@ -12,6 +12,7 @@ from relay.core.session import (
     Pushed,
     Refused,
     Session,
+    Unpaired,
 )
 from relay.wire import HEARTBEAT, Push, PushKind, Reply, ReplyError
 
@@ -127,8 +128,11 @@ STATE_TABLE = {
         "opened": (AssertionError, Phase.BROKEN),
         "sent": (AssertionError, Phase.BROKEN),
         "probe": (AssertionError, Phase.BROKEN),
+        "success": (Unpaired(), Phase.BROKEN),
+        "error": (Unpaired(), Phase.BROKEN),
+        "forgotten": (Unpaired(), Phase.BROKEN),
         "push": (Pushed(Push(PushKind.REQUEST, "123", "V2JobRequest"), PUSH), Phase.BROKEN),
-        "garbage": (Broken, Phase.BROKEN),
+        "garbage": (Unpaired(), Phase.BROKEN),
         "heartbeat": (None, Phase.BROKEN),
         "overdue": (None, Phase.BROKEN),
         "dropped": (Lost(("a",), None), Phase.CLOSED),
@@ -152,10 +156,19 @@ def test_what_every_event_does_in_every_phase(phase, event):
     assert phase_after == session.phase
 
 
-def test_without_authentication_a_connection_is_open_at_once():
-    """Behind a trusted proxy there is nothing to wait for."""
+def test_without_authentication_the_session_knocks():
+    """Behind a trusted proxy no update is sent before somebody has answered, if only with a complaint."""
     session = new_session(authentication=None)
-    assert (Opened(), Phase.OPEN) == (session.opened(0.0), session.phase)
+    assert ("{}", 0) == (session.opened(0.0), session.room)
+    complaint = '{"status":"error","errors":[{"type":"union_tag_not_found","msg":"what is this?"}]}'
+    assert (Opened(), WINDOW) == (session.received(complaint, 0.0), session.room)
+
+
+def test_a_knock_that_is_answered_with_a_demand_for_authentication_is_refused():
+    """Without a proxy that signs in for us, an update would not be taken either."""
+    session = new_session(authentication=None)
+    session.opened(0.0)
+    assert (Refused("auth.not_authenticated: who are you"), 0) == (session.received(NOT_KNOWN, 0.0), session.room)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -248,7 +261,7 @@ def test_each_connection_starts_with_a_heartbeat():
 
 @given(
     st.lists(st.tuples(st.sampled_from(["send", "answer", "connect", "drop"]), st.floats(0, 40)), max_size=30),
-    st.floats(1, HEARTBEAT_INTERVAL_S),
+    st.floats(1, 3 * HEARTBEAT_INTERVAL_S),
 )
 @settings(deadline=None, max_examples=50)
 def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
@@ -275,6 +288,13 @@ def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
             session.sent("x", now)
         elif step == "answer" and session.unanswered:
             session.received(SUCCESS, now)
+
+
+def test_the_deadline_before_we_are_let_in_counts_the_heartbeats_too():
+    """Whoever goes to sleep while the authentication is unanswered wakes in time for the second heartbeat."""
+    session = new_session(reply_timeout_s=3 * HEARTBEAT_INTERVAL_S)
+    session.opened(0.0)
+    assert HEARTBEAT_INTERVAL_S == session.deadline(0.0)
 
 
 def test_a_drop_makes_the_first_unanswered_update_the_suspect():
@@ -317,7 +337,13 @@ def told_to_go_away(session):
     session.closed(3000)
 
 
-FAILURES = [refused_at_the_door, dropped_at_authentication, told_to_go_away]
+def never_let_in(session):
+    session.opened(0.0)
+    session.overdue(TIMEOUT_S)
+    session.closed(1002)
+
+
+FAILURES = [refused_at_the_door, dropped_at_authentication, told_to_go_away, never_let_in]
 
 
 @pytest.mark.parametrize("fail", FAILURES)
@@ -329,7 +355,7 @@ def test_a_failed_reconnect_speaks_for_the_suspect(fail):
     assert Opened("a", blamed=False) == let_in(session)
 
 
-@pytest.mark.parametrize("fail", [refused_at_the_door, dropped_at_authentication])
+@pytest.mark.parametrize("fail", FAILURES)
 def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
     """On probation the suspect was the only one there: an outage afterwards is no excuse."""
     session = session_in(Phase.PROBING, "a")
@@ -352,6 +378,14 @@ def test_a_probation_that_we_broke_off_blames_nobody():
     session.overdue(TIMEOUT_S)
     lost = session.closed(None)
     assert (Lost((), "a"), Opened("a", blamed=False)) == (lost, let_in(session))
+
+
+def test_a_late_answer_on_a_broken_connection_answers_nobody():
+    """What comes after we gave up is not paired: the suspect is tried again, and is not settled behind our back."""
+    session = session_in(Phase.PROBING, "a")
+    session.overdue(TIMEOUT_S)
+    late = session.received(SUCCESS, TIMEOUT_S)
+    assert (Unpaired(), Lost((), "a")) == (late, session.closed(1002))
 
 
 def test_a_drop_before_the_probe_blames_nobody():

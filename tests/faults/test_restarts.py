@@ -11,13 +11,16 @@ from bittensor_wallet import Keypair
 from relay_kit import STATUSES, Scene, new_job, update
 
 from relay.local.facilitator import FacilitatorSimulator
-from relay.local.faults import stall
+from relay.local.faults import Fault, stall
 from relay.local.server import NatsServer
 from relay.subjects import status_subject
 from relay.wire import authentication_request
 
 ROOT = Path(__file__).parents[2]
+SWALLOW = Fault(store=False, answers=0)
 DUPLICATE = "job.integrity_error"
+KNOCK = "union_tag_not_found"
+"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
 
 
 @pytest.mark.timeout(120)
@@ -28,7 +31,7 @@ async def test_kill_9(seed):
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
-        Scene(server, facilitator, ACK_WAIT="1") as scene,
+        Scene(server, facilitator, ACK_WAIT="1", LEASE_TTL="1") as scene,
     ):
         async with scene.relay_process() as relay:
             publishing = asyncio.create_task(scene.publish_lives(10_000 // len(STATUSES)))
@@ -40,7 +43,31 @@ async def test_kill_9(seed):
             await publishing
             broken = await scene.broken_promises(60)
     assert broken == []
-    assert set(facilitator.replies) <= {"success", DUPLICATE}
+    assert set(facilitator.replies) <= {"success", DUPLICATE, KNOCK}
+
+
+async def test_what_the_dead_had_in_hand_goes_first():
+    """A new update does not overtake the one of its job that a killed relay had in hand, although JetStream delivers
+    the new one at once and the old one only after `ack_wait`.
+    """
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, ACK_WAIT="3", LEASE_TTL="0.5") as scene,
+    ):
+        jobs = [new_job() for _ in range(20)]
+        with facilitator.inject(SWALLOW, times=None) as silence:
+            async with scene.relay_process() as relay:
+                for job in jobs:
+                    await scene.publish(job, "accepted")
+                await facilitator.wait_for(lambda _: silence.hits == len(jobs))
+                relay.send_signal(signal.SIGKILL)
+                await relay.wait()
+        for job in jobs:
+            await scene.publish(job, "completed", {})
+        async with scene.relay():  # in this process: it is there before `ack_wait` is over
+            broken = await scene.broken_promises(20)
+    assert broken == []
 
 
 async def test_sigterm():
@@ -61,7 +88,7 @@ async def test_sigterm():
     assert status == 0
     assert 50 <= stored < len(scene.published)  # otherwise this test saw nothing
     assert broken == []
-    assert dict(facilitator.replies) == {"success": len(scene.published)}
+    assert dict(facilitator.replies) == {"success": len(scene.published), KNOCK: 2}
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

@@ -13,9 +13,10 @@ import json
 import os
 import signal
 import sys
+import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -33,6 +34,7 @@ from relay.settings import Settings, load_settings
 from relay.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,
+    LEASE_SUBJECTS,
     REASON_HEADER,
     SOURCE_SEQUENCE_HEADER,
     STATUS_STREAM,
@@ -90,6 +92,23 @@ class Letter:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A change of a lane's owner, heard from the lease bucket. `worker` is empty if the lane was given up.
+
+    `heard_s` is on the monotonic clock. A lease that just expires is not heard of.
+    """
+
+    heard_s: float
+    lane: int
+    worker: str
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None if the lane was given up."""
+        return int(self.worker.rsplit("-", 2)[1]) if self.worker else None
+
+
 def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[Letter]) -> list[str]:
     """In which ways the promise was not kept; nothing if it was. Ask when nothing is unsettled any more.
 
@@ -132,15 +151,19 @@ class Scene:
             **{f"RELAY_{name}": value for name, value in variables.items()},
         }
         self.published: list[Published] = []
+        self.takings: list[Taking] = []
+        """How the lanes changed hands, in order."""
         self._settled: dict[int, asyncio.Future[str]] = {}
         self._beats: dict[int, asyncio.Event] = {}
         self._news = asyncio.Event()
+        self._taken = asyncio.Event()
         self._reconnected = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self.nc = await connect(self.settings.nats, name="test", on_reconnected=self._on_reconnected)
         await self.provision()
         await self.nc.subscribe(f"$JS.ACK.{STATUS_STREAM}.>", cb=self._on_word)
+        await self.nc.subscribe(LEASE_SUBJECTS, cb=self._on_lease)
         await self.nc.flush()
         return self
 
@@ -158,9 +181,12 @@ class Scene:
     # The relay.
 
     @contextlib.asynccontextmanager
-    async def relay(self, authentication: str | None = None) -> AsyncIterator[Relay]:
-        """A relay in this process, pulling from its lanes; drained and stopped at the end."""
-        relay = Relay(self.settings, authentication)
+    async def relay(self, authentication: str | None = None, **variables: str) -> AsyncIterator[Relay]:
+        """A relay in this process, taking part in the lanes; drained and stopped at the end.
+
+        `variables` are settings of this relay alone.
+        """
+        relay = Relay(load_settings(self._changed(variables), None), authentication)
         stop = asyncio.Event()
         running = asyncio.create_task(relay.run(stop))
         ready = asyncio.create_task(relay.ready.wait())
@@ -174,11 +200,11 @@ class Scene:
             await running
 
     @contextlib.asynccontextmanager
-    async def relay_process(self) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def relay_process(self, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
         """`relay serve` as a process of its own, connected; killed at the end if it still runs."""
         connections = self.facilitator.accepted
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "relay", "serve"), env={"PATH": os.environ["PATH"], **self.environment}
+            *(sys.executable, "-m", "relay", "serve"), env={"PATH": os.environ["PATH"], **self._changed(variables)}
         )
         try:
             await self.facilitator.wait_for(lambda facilitator: facilitator.accepted > connections, 30)
@@ -187,6 +213,29 @@ class Scene:
             if process.returncode is None:
                 process.send_signal(signal.SIGKILL)
             await process.wait()
+
+    @property
+    def owners(self) -> dict[int, Taking]:
+        """Who took each lane last; a lane that was given up has no owner."""
+        last = {taking.lane: taking for taking in self.takings}
+        return {lane: taking for lane, taking in last.items() if taking.worker}
+
+    def lanes_of(self, process: asyncio.subprocess.Process) -> set[int]:
+        """The lanes that a worker process took last."""
+        return {lane for lane, taking in self.owners.items() if taking.pid == process.pid}
+
+    async def owned(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+        """Wait until `condition()` holds; it is looked at whenever a lane changes hands."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._taken.clear()
+                    await self._taken.wait()
+        except TimeoutError:
+            raise TimeoutError(f"not so after {timeout_s} s: {self.owners}") from None
+
+    def _changed(self, variables: dict[str, str]) -> dict[str, str]:
+        return self.environment | {f"RELAY_{name}": value for name, value in variables.items()}
 
     # The producer.
 
@@ -294,6 +343,13 @@ class Scene:
             if not (settlement := self._settlement(sequence)).done():
                 settlement.set_result(word)
             self._news.set()
+
+    async def _on_lease(self, message: Msg) -> None:
+        kind, name = message.subject.split(".")[2:]
+        owner = self.owners.get(int(name)) if kind == "lane" else None
+        if kind == "lane" and message.data.decode() != (owner.worker if owner else ""):
+            self.takings.append(Taking(time.monotonic(), int(name), message.data.decode()))
+            self._taken.set()
 
     def _settlement(self, sequence: int) -> asyncio.Future[str]:
         return self._settled.setdefault(sequence, asyncio.get_running_loop().create_future())

@@ -1,0 +1,245 @@
+"""A real cluster of three nats-servers on loopback, for tests and benchmarks that end some of them."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from relay.broker.connection import api_request, close, connect
+from relay.errors import LocalServerError, RelayError
+from relay.local.server import NatsServer
+from relay.settings import NatsSettings
+from relay.subjects import api_consumer_info, api_stream_info
+
+NODES: Final = 3
+ELECTION_TIMEOUT_S: Final = 25.0
+"""How long to wait for a leader. A nats-server stands for election 4 to 9 s after it last heard of one, and has to
+stand again if another one did at the same moment."""
+_CURRENT_TIMEOUT_S: Final = 30.0
+_ANSWER_TIMEOUT_S: Final = 0.5
+_AGAIN_AFTER_S: Final = 0.1
+_HOST: Final = "127.0.0.1"
+_ELECTIONS: Final = "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"
+_MONITOR_REQUEST: Final = b"GET /jsz?streams=1&consumers=1 HTTP/1.0\r\n\r\n"
+
+
+class NatsCluster:
+    """Three nodes, started and ended by `async with`; each can be killed and started again meanwhile.
+
+    Ready means that the nodes have elected a leader of their metadata, and that it says that the others have caught
+    up. Ports and stores outlive a kill.
+
+        async with NatsCluster() as cluster:
+            leader = await cluster.leader_of_stream("JOB_STATUS")
+            await cluster.kill(leader)
+
+    Wherever a leader is wanted, the wait is for an election: LocalServerError if there is none in ELECTION_TIMEOUT_S.
+    """
+
+    def __init__(self) -> None:
+        self._routes = [_reserve_port() for _ in range(NODES)]
+        ports = [reserved.getsockname()[1] for reserved in self._routes]
+        if sys.platform != "linux":
+            self._release_routes()
+        self._nodes = {_name(i): NatsServer(extra_config=_config(i, ports)) for i in range(NODES)}
+        self._running: set[str] = set()
+        self._observer: Client | None = None
+        self._elected = asyncio.Event()
+
+    @property
+    def nodes(self) -> tuple[NatsServer, ...]:
+        return tuple(self._nodes.values())
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where clients connect: a URL for each node, whether it runs or not."""
+        return tuple(node.url for node in self.nodes)
+
+    async def kill(self, node: NatsServer) -> None:
+        """End a node at once (SIGKILL), as a crash would."""
+        self._running.discard(self._name_of(node))
+        await node.kill()
+
+    async def start(self, node: NatsServer) -> None:
+        """Start a node that was killed. It has not caught up then: see `until_current`.
+
+        Raises LocalServerError if it does not start.
+        """
+        await node.start()
+        self._running.add(self._name_of(node))
+
+    async def until_current(self) -> None:
+        """Wait until all nodes that run have caught up: with the metadata, with every stream and every consumer.
+
+        Raises LocalServerError if that takes more than 30 s.
+        """
+        try:
+            async with asyncio.timeout(_CURRENT_TIMEOUT_S):
+                # A leader tells nobody when a follower has caught up, so the one way to know is to ask again.
+                while not await self._all_current():
+                    await self._pause()
+        except TimeoutError:
+            problem = f"the nodes of the cluster have not caught up within {_CURRENT_TIMEOUT_S:g} s"
+            raise LocalServerError(problem, self._log_tails) from None
+
+    async def leader_of_stream(self, stream: str) -> NatsServer:
+        """The node that leads a stream."""
+        return await self._leader(api_stream_info(stream))
+
+    async def leader_of_consumer(self, stream: str, consumer: str) -> NatsServer:
+        """The node that leads a consumer."""
+        return await self._leader(api_consumer_info(stream, consumer))
+
+    async def move_stream(self, stream: str, to: NatsServer) -> None:
+        """Make a node the leader of a stream, in order: the one before steps down in its favour."""
+        await self._move(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", api_stream_info(stream), to)
+
+    async def move_consumer(self, stream: str, consumer: str, to: NatsServer) -> None:
+        """Make a node the leader of a consumer, in order."""
+        request = f"$JS.API.CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"
+        await self._move(request, api_consumer_info(stream, consumer), to)
+
+    async def __aenter__(self) -> Self:
+        try:
+            for node in self.nodes:
+                await self.start(node)
+            await self.until_current()
+            self._observer = await connect(NatsSettings(urls=self.urls), name="cluster-observer")
+            await self._observer.subscribe(_ELECTIONS, cb=self._on_election)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        try:
+            if self._observer is not None:
+                await close(self._observer)
+        finally:
+            await asyncio.gather(*(node.close() for node in self.nodes))
+            self._release_routes()
+
+    def _release_routes(self) -> None:
+        for reserved in self._routes:
+            reserved.close()
+
+    async def _leader(self, info: str) -> NatsServer:
+        try:
+            async with asyncio.timeout(ELECTION_TIMEOUT_S):
+                while (leader := await self._ask_for_leader(info)) is None:
+                    await self._pause()
+                return leader
+        except TimeoutError:
+            problem = f"{info} names no leader that runs within {ELECTION_TIMEOUT_S:g} s"
+            raise LocalServerError(problem, self._log_tails) from None
+
+    async def _ask_for_leader(self, info: str) -> NatsServer | None:
+        """The leader, who answers this itself; None as long as there is none."""
+        assert self._observer is not None, "enter the cluster first"
+        self._elected.clear()
+        try:
+            answer = await api_request(self._observer, info, timeout_s=_ANSWER_TIMEOUT_S)
+        except RelayError:
+            return None  # silence and every error mean here: ask again until ELECTION_TIMEOUT_S is over
+        leader: str | None = answer["cluster"].get("leader")
+        return self._nodes[leader] if leader in self._running else None
+
+    async def _pause(self) -> None:
+        """Wait for an election; not for long, because the news of it is lost if the observer's node dies just then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_AGAIN_AFTER_S):
+                await self._elected.wait()
+
+    async def _move(self, request: str, info: str, to: NatsServer) -> None:
+        assert self._observer is not None, "enter the cluster first"
+        while await self._leader(info) is not to:
+            await api_request(self._observer, request, {"placement": {"preferred": self._name_of(to)}})
+
+    async def _all_current(self) -> bool:
+        self._elected.clear()
+        running = sorted(self._running)
+        try:
+            views = await asyncio.gather(*(_monitor(self._nodes[name]) for name in running))
+        except (OSError, EOFError):
+            return False  # a node that has just started may not take connections yet
+        return all(
+            _is_current(group, name, self._running)
+            for name, view in zip(running, views, strict=True)
+            for group in _groups(view)
+        )
+
+    async def _on_election(self, _advisory: Msg) -> None:
+        self._elected.set()
+
+    def _name_of(self, node: NatsServer) -> str:
+        return next(name for name, each in self._nodes.items() if each is node)
+
+    @property
+    def _log_tails(self) -> str:
+        return "\n".join(f"{name}:\n{node.log_tail}" for name, node in self._nodes.items())
+
+
+def _name(number: int) -> str:
+    return f"node-{number}"
+
+
+def _config(number: int, ports: list[int]) -> str:
+    routes = ", ".join(f'"nats://{_HOST}:{port}"' for port in ports)
+    cluster = f'{{name: local, listen: "{_HOST}:{ports[number]}", routes: [{routes}]}}'
+    return f"server_name: {_name(number)}\ncluster: {cluster}"
+
+
+def _reserve_port() -> socket.socket:
+    """A free port for a node's route, which the other nodes must know before that node runs.
+
+    Bound but not listening, the socket keeps the port from everybody who asks for any free one, also while the node
+    is down, and does not keep it from the node, which asks for this one. That is so on Linux; elsewhere the port is
+    let go, and with bad luck it is taken when the node wants it.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((_HOST, 0))
+    return reserved
+
+
+async def _monitor(node: NatsServer) -> dict[str, Any]:
+    """What a node says of its replicas (`/jsz`)."""
+    host, _, port = node.monitor_url.removeprefix("http://").partition(":")
+    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(_MONITOR_REQUEST)
+            await reader.readuntil(b"\r\n\r\n")
+            return msgspec.json.decode(await reader.read(), type=dict[str, Any])
+        finally:
+            writer.close()
+
+
+def _groups(view: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a node says of each Raft group that it is in: the metadata's, the streams', the consumers'."""
+    yield view.get("meta_cluster") or {}
+    for account in view.get("account_details") or ():
+        for stream in account.get("stream_detail") or ():
+            yield stream["cluster"]
+            for consumer in stream.get("consumer_detail") or ():
+                yield consumer["cluster"]
+
+
+def _is_current(group: dict[str, Any], node: str, running: set[str]) -> bool:
+    """Whether `node` knows a leader that runs and, if it is that leader, whether the followers have caught up."""
+    if group.get("leader") != node:
+        return group.get("leader") in running
+    current = {replica["name"] for replica in group.get("replicas") or () if replica["current"]}
+    return running <= current | {node}

@@ -1,0 +1,136 @@
+"""Several workers on one machine: a parent that starts them, starts again the one that dies, and ends with them.
+
+    started ──► running ──► ended ──► exit status 2: configuration, which waiting does not mend ──► all stop, exit 2
+       ▲                      ├─────► too often within a minute ──────────────────────────────────► all stop, exit 1
+       └────── backoff ◄──────┘
+
+The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from relay.children import die_with_parent
+from relay.core.backoff import Backoff
+from relay.logs import get_logger
+
+_log = get_logger(__name__)
+
+_MOST_DEATHS: Final = 5
+_WITHIN_S: Final = 60.0
+_FAILED: Final = 1
+_MISCONFIGURED: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCommand:
+    """How to start one worker."""
+
+    number: int
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class Supervisor:
+    """Keeps one process per command running until `stop`.
+
+    On Linux the workers are killed when the parent is. Elsewhere they go on without it, and SIGTERM ends them.
+    """
+
+    def __init__(self, commands: Sequence[WorkerCommand], backoff: Backoff) -> None:
+        self._commands = commands
+        self._backoff = backoff
+        self._running: dict[int, Process] = {}
+        self._stopping = asyncio.Event()
+        self._stops = 0
+        self._status = 0
+
+    def stop(self) -> None:
+        """Tell the workers to drain; called again, to end at once."""
+        self._stops += 1
+        self._stopping.set()
+        for process in self._running.values():
+            _terminate(process)
+
+    async def run(self) -> int:
+        """Returns the exit status when every worker has ended: 0 if they were told to and all have drained."""
+        async with asyncio.TaskGroup() as group:
+            for command in self._commands:
+                group.create_task(self._keep_running(command))
+        return self._status
+
+    async def _keep_running(self, command: WorkerCommand) -> None:
+        deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+        while not self._stopping.is_set():
+            status = await self._run(command)
+            if self._stopping.is_set():
+                self._stopped(command, status)
+                return
+            deaths.append(time.monotonic())
+            recent = sum(deaths[-1] - death < _WITHIN_S for death in deaths)
+            if status == _MISCONFIGURED:
+                self._give_up(_MISCONFIGURED, "a worker cannot use its configuration; see its own line", command)
+            elif recent == _MOST_DEATHS:
+                problem = f"a worker ended {recent} times within {_WITHIN_S:g} s, with {_told(status)}; giving up"
+                self._give_up(_FAILED, problem, command)
+            else:
+                delay_s = self._backoff.delay_s(recent)
+                ended = f"a worker ended with {_told(status)}; starting it again"
+                _log.error(ended, worker=command.number, in_s=round(delay_s, 2))
+                await self._pause(delay_s)
+
+    async def _run(self, command: WorkerCommand) -> int:
+        """One life of a worker; returns its exit status, or minus the signal that ended it."""
+        process = await asyncio.create_subprocess_exec(
+            *command.arguments,
+            env=command.environment,
+            # Away from the terminal: Ctrl-C there would reach the worker twice, and the second signal ends it at once.
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+        self._running[command.number] = process
+        try:
+            if self._stopping.is_set():  # while it was being started
+                _terminate(process)
+            _log.info("worker started", worker=command.number, pid=process.pid)
+            return await process.wait()
+        finally:
+            del self._running[command.number]
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    def _stopped(self, command: WorkerCommand, status: int) -> None:
+        # One SIGTERM kills only a worker that is just starting: it had nothing in hand yet.
+        if status == 0 or (status == -signal.SIGTERM and self._stops == 1):
+            _log.info("worker stopped", worker=command.number)
+        else:
+            _log.error(f"a worker ended undrained, with {_told(status)}", worker=command.number)
+            self._status = self._status or _FAILED
+
+    def _give_up(self, status: int, problem: str, command: WorkerCommand) -> None:
+        _log.error(problem, worker=command.number, exit_status=status)
+        self._status = status
+        self.stop()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+def _terminate(process: Process) -> None:
+    # SIGTERM whatever the parent was sent: on SIGINT a Python that is just starting would print a traceback.
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+
+
+def _told(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name

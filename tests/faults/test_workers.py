@@ -1,0 +1,229 @@
+"""Several workers share the lanes: they come and go, die and fall asleep, and the promise is kept."""
+
+import asyncio
+import contextlib
+import random
+import signal
+
+import pytest
+from relay_kit import STATUSES, Scene, new_job
+
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.subjects import lane_of
+
+UPDATES = 6_000
+"""How many updates the random test carries; 20,000 in the full run."""
+SEEDS = (1, 2)
+CHANGES = 6
+"""How often a worker joins, leaves or dies in the random test."""
+LANES = 4
+LEASE_TTL_S = 1
+SHORT = {"LEASE_TTL": f"{LEASE_TTL_S}", "ACK_WAIT": "1", "LANES": f"{LANES}"}
+DUPLICATE = "job.integrity_error"
+KNOCK = "union_tag_not_found"
+"""What a worker that need not sign in is answered first; see core/session.py."""
+
+
+class Crew:
+    """Worker processes of one scene, in the order in which they joined."""
+
+    def __init__(self, scene: Scene, stack: contextlib.AsyncExitStack) -> None:
+        self.alive: list[asyncio.subprocess.Process] = []
+        self.connections: dict[asyncio.subprocess.Process, int] = {}
+        """The number of the Facilitator connection that each made first."""
+        self._scene = scene
+        self._stack = stack
+
+    async def join(self) -> asyncio.subprocess.Process:
+        worker = await self._stack.enter_async_context(self._scene.relay_process())
+        self.alive.append(worker)
+        self.connections[worker] = self._scene.facilitator.accepted
+        return worker
+
+    async def end(self, worker: asyncio.subprocess.Process, how: signal.Signals) -> int:
+        """Send the signal and wait for the end; returns the exit status."""
+        self.alive.remove(worker)
+        worker.send_signal(how)
+        return await worker.wait()
+
+    async def shared_out(self, timeout_s: float = 15) -> None:
+        """Wait until the lanes are evenly shared by those that are alive."""
+
+        def even() -> bool:
+            counts = [len(self._scene.lanes_of(worker)) for worker in self.alive]
+            return sum(counts) == LANES and max(counts) - min(counts) <= 1
+
+        await self._scene.owned(even, timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def crew_of(count, *, service_time_s=0.0, **variables):
+    """A scene and its crew of `count` workers, with the lanes shared out."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator(service_time_s=service_time_s) as facilitator,
+        Scene(server, facilitator, **SHORT | variables) as scene,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        crew = Crew(scene, stack)
+        await asyncio.gather(*(crew.join() for _ in range(count - 1)))
+        await crew.join()
+        await crew.shared_out()
+        yield scene, crew
+
+
+def trespasses(scene, heard, worker, connection):
+    """The updates that came from `worker` in a lane after somebody else had taken it."""
+    found = []
+    for number, job, arrived_s in heard:
+        if number == connection:
+            takings = [taking for taking in scene.takings if taking.lane == lane_of(job, LANES)]
+            before = [taking for taking in takings if taking.heard_s < arrived_s and taking.worker]
+            if before and before[-1].pid != worker.pid:
+                found.append((job, before[-1].lane, arrived_s - before[-1].heard_s))
+    return found
+
+
+def overhear(facilitator):
+    """A list that grows by (connection, job, when) with every update that the Facilitator takes up."""
+    heard = []
+    record = facilitator.ledger.record
+
+    def overheard(update, connection, arrived_s):
+        heard.append((connection, update.job, arrived_s))
+        return record(update, connection, arrived_s)
+
+    facilitator.ledger.record = overheard
+    return heard
+
+
+async def some_change(crew, rng):
+    """One worker joins, leaves or dies; one to three are alive at any time."""
+    changes = []
+    if len(crew.alive) < 3:
+        changes.append("join")
+    if len(crew.alive) > 1:
+        changes += [signal.SIGTERM, signal.SIGKILL]
+    change = rng.choice(changes)
+    if change == "join":
+        await crew.join()
+    else:
+        status = await crew.end(rng.choice(crew.alive), change)
+        assert (0 if change == signal.SIGTERM else -signal.SIGKILL) == status
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_come_and_go(seed):
+    """Workers that join, leave and die at random under load lose no update and reorder none."""
+    rng = random.Random(seed)
+    # A lane has a new owner before what the dead one had in hand comes back: the order is at stake.
+    async with crew_of(2, service_time_s=0.001, ACK_WAIT=f"{3 * LEASE_TTL_S}") as (scene, crew):
+        lives = UPDATES // len(STATUSES)
+        for _ in range(CHANGES):
+            publishing = asyncio.create_task(scene.publish_lives(lives // CHANGES))
+            due = len(scene.facilitator.rows) + rng.randrange(UPDATES // CHANGES)
+            await scene.facilitator.wait_for(lambda facilitator, due=due: len(facilitator.rows) >= due, 30)
+            await some_change(crew, rng)
+            await publishing
+        broken = await scene.broken_promises(60)
+        await crew.shared_out()
+    assert broken == []
+    assert set(scene.facilitator.replies) <= {"success", DUPLICATE, KNOCK}
+
+
+async def test_planned_hand_over():
+    """A worker that is told to stop under load hands its lanes over, and nothing is sent twice."""
+    async with crew_of(2, service_time_s=0.001) as (scene, crew):
+        publishing = asyncio.create_task(scene.publish_lives(400))
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200)
+        status = await crew.end(crew.alive[0], signal.SIGTERM)
+        left_at = len(scene.facilitator.rows)
+        await publishing
+        broken = await scene.broken_promises(30)
+        await crew.shared_out()
+    assert status == 0
+    assert left_at < len(scene.published)  # otherwise this test saw nothing
+    assert broken == []
+    assert {"success": len(scene.published), KNOCK: 2} == dict(scene.facilitator.replies)
+
+
+async def test_joining():
+    """A worker that joins under load is given lanes, and nothing is sent twice."""
+    async with crew_of(1, service_time_s=0.001) as (scene, crew):
+        publishing = asyncio.create_task(scene.publish_lives(400))
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200)
+        await crew.join()
+        await crew.shared_out()
+        given_at = len(scene.facilitator.rows)
+        await publishing
+        broken = await scene.broken_promises(30)
+    assert given_at < len(scene.published)  # otherwise this test saw nothing
+    assert broken == []
+    assert {"success": len(scene.published), KNOCK: 2} == dict(scene.facilitator.replies)
+
+
+async def test_sleeper():
+    """A worker that is stopped past its lease sends nothing of the lanes that it lost when it wakes, and takes part
+    again; meanwhile the other one carries all lanes.
+    """
+    async with crew_of(2, service_time_s=0.001) as (scene, crew):
+        heard = overhear(scene.facilitator)
+        sleeper, other = crew.alive
+        publishing = asyncio.create_task(scene.publish_lives(300))
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 300)
+        sleeper.send_signal(signal.SIGSTOP)
+        try:
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
+            await publishing
+            await scene.publish_lives(50)
+            await scene.dust_settled(15)
+        finally:
+            sleeper.send_signal(signal.SIGCONT)
+        await scene.publish_lives(200)
+        await crew.shared_out()
+        await scene.publish_lives(200)
+        broken = await scene.broken_promises(20)
+    assert broken == []
+    assert [] == trespasses(scene, heard, sleeper, crew.connections[sleeper])
+    assert set(scene.facilitator.replies) <= {"success", DUPLICATE, KNOCK}
+
+
+async def test_sleeper_in_mid_work():
+    """A worker that wakes up past its lease with updates in hand sends none of them."""
+    async with crew_of(2, service_time_s=0.002, FACILITATOR_WINDOW="1") as (scene, crew):
+        heard = overhear(scene.facilitator)
+        sleeper, other = crew.alive
+        mine = sorted(scene.lanes_of(sleeper))
+        updates = [await scene.publish(new_job(lane), "accepted", {}) for lane in mine for _ in range(100)]
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 20)
+        sleeper.send_signal(signal.SIGSTOP)
+        try:
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
+        finally:
+            sleeper.send_signal(signal.SIGCONT)
+        await crew.shared_out()
+        broken = await scene.broken_promises(20)
+    assert len(scene.facilitator.rows) == len(updates)
+    assert broken == []
+    assert [] == trespasses(scene, heard, sleeper, crew.connections[sleeper])
+
+
+@pytest.mark.timeout(90)
+async def test_sleepers_keep_nothing():
+    """A worker that is stopped does not go on being given updates: the lane that it lost flows for its new owner."""
+    async with crew_of(1) as (scene, crew):
+        await scene.publish_lives(25)
+        await scene.dust_settled()
+        sleeper = crew.alive[0]
+        sleeper.send_signal(signal.SIGSTOP)
+        try:
+            other = await crew.join()
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
+            await scene.publish_life(new_job())
+            await scene.dust_settled(LEASE_TTL_S + 2)
+        finally:
+            sleeper.send_signal(signal.SIGCONT)
+        broken = await scene.broken_promises(20)
+    assert broken == []

@@ -1,0 +1,181 @@
+"""`relay serve --workers`: real processes under one parent."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from relay_kit import Scene, new_job
+
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import stall
+from relay.local.server import NatsServer
+
+DUPLICATE = "job.integrity_error"
+TIMEOUT_S = 30
+NOBODY = "ws://127.0.0.1:1/ws/v0/"
+
+
+class Parent:
+    """A `relay serve --workers` that runs, and everything that it and its workers log."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[dict[str, Any]] = []
+
+    async def logged(self, text: str, times: int = 1) -> list[dict[str, Any]]:
+        """The next `times` lines whose event contains `text`."""
+        found: list[dict[str, Any]] = []
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(found) < times:
+                line = await self._read()
+                assert line is not None, f"they ended without logging {text!r}: {self.log}"
+                if text in line["event"]:
+                    found.append(line)
+        return found
+
+    async def ended(self) -> int:
+        """Its exit status, when it and every worker has ended: until then somebody holds standard error open."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while await self._read() is not None:
+                pass
+            return await self.process.wait()
+
+    def of(self, text: str) -> list[dict[str, Any]]:
+        """The lines so far whose event contains `text`."""
+        return [line for line in self.log if text in line["event"]]
+
+    async def _read(self) -> dict[str, Any] | None:
+        if not (line := await self.process.stderr.readline()):
+            return None
+        self.log.append(json.loads(line) if line.startswith(b"{") else {"event": line.decode()})
+        return self.log[-1]
+
+
+@contextlib.asynccontextmanager
+async def supervised(environment: dict[str, str], workers: int = 2) -> AsyncIterator[Parent]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "serve", "--workers", str(workers)),
+        env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")} | environment,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    parent = Parent(process)
+    try:
+        yield parent
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await parent.ended()
+
+
+@contextlib.asynccontextmanager
+async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, Parent, list[dict[str, Any]]]]:
+    """Two workers that share four lanes, two each; the lines that say who was started."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, LEASE_TTL="1", ACK_WAIT="1", LOG_FORMAT="json", **variables) as scene,
+        supervised(scene.environment) as parent,
+    ):
+        started = await parent.logged("worker started", times=2)
+        await facilitator.wait_for(lambda facilitator: facilitator.accepted == 2, TIMEOUT_S)
+        await scene.owned(lambda: [2, 2] == list(Counter(taking.worker for taking in scene.owners.values()).values()))
+        yield scene, parent, started
+
+
+async def test_dead_worker_is_replaced():
+    """A worker that is killed is started again, under its number; no update is lost or reordered by that."""
+    async with relayed() as (scene, parent, started):
+        await scene.publish_lives(20)
+        killed = started[0]
+        os.kill(killed["pid"], signal.SIGKILL)
+        (told,) = await parent.logged("a worker ended")
+        (replaced,) = await parent.logged("worker started")
+        await scene.facilitator.wait_for(lambda facilitator: facilitator.accepted == 3, TIMEOUT_S)
+        await scene.publish_lives(20)
+        broken = await scene.broken_promises(20)
+    assert broken == []
+    assert "a worker ended with SIGKILL; starting it again" == told["event"]
+    assert [killed["worker"]] * 2 == [told["worker"], replaced["worker"]]
+    assert killed["pid"] != replaced["pid"]
+
+
+@pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
+async def test_signal_drains_all(send, number):
+    """SIGTERM, or Ctrl-C at a terminal, lets every worker drain and all exit with 0: nothing is sent a second time."""
+    async with relayed() as (scene, parent, started):
+        # Otherwise Ctrl-C would reach a worker twice, and the second signal ends it at once.
+        assert parent.process.pid not in {os.getpgid(worker["pid"]) for worker in started}
+        await scene.publish_lives(50)
+        send(parent.process.pid, number)  # a terminal signals the whole process group
+        status = await parent.ended()
+        async with scene.relay():
+            broken = await scene.broken_promises(20)
+    assert 0 == status
+    assert 4 == len(parent.of("stopped"))  # each worker says so, and the parent of each
+    assert [] == parent.of("a worker ended")
+    assert broken == []
+    assert (len(scene.published), 0) == (scene.facilitator.replies["success"], scene.facilitator.replies[DUPLICATE])
+
+
+async def test_second_signal_is_passed_on():
+    """With an answer that never comes, a second SIGTERM ends the workers at once; the exit status owns up to it."""
+    async with relayed() as (scene, parent, _):
+        with scene.facilitator.inject(stall()):
+            job = new_job(lane=0)
+            await scene.publish(job)
+            await scene.facilitator.wait_for(lambda facilitator: job in str(facilitator.received), TIMEOUT_S)
+            parent.process.send_signal(signal.SIGTERM)
+            await parent.logged("worker stopped")
+            await scene.owned(lambda: set(scene.owners) == {0})
+            parent.process.send_signal(signal.SIGTERM)
+            assert 1 == await parent.ended()
+        assert 1 == await scene.unsettled()
+    assert ["a worker ended undrained, with SIGTERM"] == [line["event"] for line in parent.of("a worker ended")]
+
+
+async def test_parent_killed():
+    """A parent that is killed leaves no worker behind."""
+    async with relayed() as (scene, parent, _):
+        parent.process.kill()
+        assert -signal.SIGKILL == await parent.ended()
+        await scene.facilitator.wait_for(lambda facilitator: facilitator.connections == 0)
+        assert 2 == scene.facilitator.accepted
+
+
+@pytest.mark.parametrize(
+    ("setting", "started"),
+    [({"RELAY_LANES": "many"}, 0), ({"RELAY_FACILITATOR_HOTKEY_FILE": "no-such-hotkey"}, 2)],
+)
+async def test_bad_configuration(setting, started):
+    """A configuration that cannot be used, as the parent or a worker finds out, ends all with 2 and no second try."""
+    environment = {"RELAY_FACILITATOR_URL": NOBODY, "RELAY_HTTP_PORT": "0", "RELAY_LOG_FORMAT": "json"}
+    async with supervised(environment | setting) as parent:
+        assert 2 == await parent.ended()
+    assert started == len(parent.of("worker started"))
+    assert parent.of(next(iter(setting.values())))
+
+
+async def test_worker_that_keeps_dying():
+    """A worker that dies again and again ends all with 1 and one line that says so."""
+    async with NatsServer(jetstream=False) as server:
+        environment = {
+            "RELAY_NATS_URL": server.url,
+            "RELAY_FACILITATOR_URL": NOBODY,
+            "RELAY_FACILITATOR_AUTH": "none",
+            "RELAY_BACKOFF_INITIAL": "0.05",
+            "RELAY_BACKOFF_MAX": "0.1",
+            "RELAY_HTTP_PORT": "0",
+            "RELAY_LOG_FORMAT": "json",
+        }
+        async with supervised(environment) as parent:
+            assert 1 == await parent.ended()
+    given_up = [line["event"] for line in parent.of("giving up")]
+    assert ["a worker ended 5 times within 60 s, with exit status 1; giving up"] == given_up
