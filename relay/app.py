@@ -19,6 +19,7 @@ from relay.broker.leases import Leases
 from relay.broker.requests import Requests
 from relay.broker.topology import LANE_CAPACITY, Topology, check, provision
 from relay.core.backoff import Backoff
+from relay.core.ports import Ticket
 from relay.core.session import Session
 from relay.errors import BrokerUnavailable
 from relay.facilitator import Facilitator
@@ -28,7 +29,7 @@ from relay.metrics import Metrics
 from relay.ownership import Ownership
 from relay.settings import DeliverySettings, Settings
 from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
-from relay.worker import Dispatcher, Limits, Ticket
+from relay.worker import Dispatcher, Limits
 
 R = TypeVar("R")
 _log = get_logger(__name__)

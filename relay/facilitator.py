@@ -10,14 +10,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.frames import Close, CloseCode
 
 from relay.core.backoff import Backoff
-from relay.core.delivery import DeliveryLike
-from relay.core.lane import Update
+from relay.core.ports import Ticket
 from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
 from relay.logs import get_logger
 from relay.metrics import Metrics
-
-Ticket = Update[DeliveryLike]
-"""What the session calls a ticket, here and in the path around it: an update at hand."""
 
 _log = get_logger(__name__)
 

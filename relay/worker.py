@@ -4,7 +4,7 @@
                           ▲                                        ├─→ wait at the lane's gate, go again
                           └──────── put back, when a connection is lost └─→ dead letters, then term
 
-Nothing in here opens a socket: what it works with comes in through the Protocols below.
+Nothing in here opens a socket: what it works with comes in through the Protocols of core/ports.py.
 """
 
 import asyncio
@@ -12,14 +12,23 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final
 
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.delivery import DeliveryLike
 from relay.core.lane import Lane, Update
+from relay.core.ports import (
+    DeadLetterStream,
+    DeliveryLike,
+    OpenSource,
+    PushQueue,
+    Sink,
+    Source,
+    Ticket,
+    WatchAdvisories,
+)
 from relay.core.session import Answered, Lost, Opened, Pushed
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
 from relay.errors import RelayError
@@ -36,61 +45,6 @@ _RECHECK_S: Final = 0.2
 """How often a held lane's consumer is looked at again; what comes back in between is noticed at once."""
 _BEATS_PER_ACK_WAIT: Final = 3
 _DOOMED_QUEUE_SIZE: Final = 100
-
-Ticket = Update[DeliveryLike]
-
-
-class Source(Protocol):
-    """Where a lane's deliveries come from; see broker/consumer.py."""
-
-    trouble: str | None
-
-    async def run(self) -> None: ...
-    async def state(self) -> ConsumerState: ...
-    def top_up(self) -> None: ...
-    def restart(self) -> None: ...
-    def drain(self) -> None: ...
-    async def confirm(self) -> None: ...
-
-
-class OpenSource(Protocol):
-    """Makes the source of a lane."""
-
-    def __call__(
-        self,
-        lane: int,
-        *,
-        room: Callable[[], int],
-        on_delivery: Callable[[DeliveryLike], Awaitable[None]],
-        on_start: Callable[[ConsumerState], None],
-    ) -> Source: ...
-
-
-class Sink(Protocol):
-    """The connection to the Facilitator; see facilitator.py. It asks for what to send when it is woken."""
-
-    @property
-    def unanswered(self) -> int: ...
-    def wake(self) -> None: ...
-
-
-class DeadLetterStream(Protocol):
-    """See broker/dead_letters.py."""
-
-    async def look(self) -> None: ...
-    def may_hold(self, delivery: DeliveryLike) -> bool: ...
-    async def holds(self, delivery: DeliveryLike) -> bool: ...
-    async def write(self, delivery: DeliveryLike, letter: DeadLetter, attempts: int) -> None: ...
-
-
-WatchAdvisories = Callable[[Lane[DeliveryLike]], Coroutine[Any, Any, None]]
-"""Dead-letters what JetStream gave up on in a lane, until cancelled; see broker/advisories.py."""
-
-
-class PushQueue(Protocol):
-    """What the Facilitator pushes goes here; see broker/requests.py."""
-
-    async def put(self, pushed: Pushed) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
