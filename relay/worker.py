@@ -106,7 +106,7 @@ class Dispatcher:
         self._open = asyncio.Event()
         self._retry_earlier = asyncio.Event()
 
-    # --- what the composition root and the tenants of lanes call
+    # --- what the composition root and the owner of the leases call
 
     async def run(self) -> None:
         """Do what goes on in the background for all lanes, until cancelled."""
@@ -145,6 +145,8 @@ class Dispatcher:
             del self._feeds[feed.lane]
             if feed.lane in self._turns:
                 self._turns.remove(feed.lane)
+            self._metrics.at_hand(number, 0)
+            self._metrics.oldest_unrelayed(number, 0)
 
     def extend(self, number: int, ours_until_s: float) -> None:
         """The lease on a lane was renewed."""

@@ -290,6 +290,12 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
             f"{change} while {total} updates are not settled ({lanes}): a job's later updates would overtake them in "
             f"another lane; let `relay serve` finish with RELAY_LANES={old}, then provision again"
         )
+    given_up = actual.streams.get(subjects.ADVISORY_STREAM, {"state": {"messages": 0}})["state"]["messages"]
+    if given_up:
+        yield (
+            f"{change} while {subjects.ADVISORY_STREAM} tells of {given_up} updates that reached max_deliver: nobody "
+            f"would dead-letter those of a lane that is gone; let `relay serve` do it with RELAY_LANES={old} first"
+        )
     missing = [name for name in map(subjects.lane_consumer, range(old)) if name not in actual.consumers]
     if missing and stored:
         yield (

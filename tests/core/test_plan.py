@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,6 +147,14 @@ def test_lanes_are_not_changed_while_updates_are_unsettled(lanes, unsettled):
 def test_an_update_that_the_server_has_not_counted_yet_is_unsettled():
     """A stored update behind the last delivered one forbids a change of lanes, though nothing is counted as pending."""
     assert "while 4 updates are not settled" in refusals(5, actual(stream_info(5), last_stored=51))
+
+
+def test_lanes_are_not_changed_while_an_advisory_waits():
+    """An update that JetStream gave up on counts as pending nowhere, and still forbids a change of lanes."""
+    found = actual(stream_info(5))
+    advisories = {"config": {"name": "JOB_ADVISORIES"}, "state": {"messages": 2}}
+    found = replace(found, streams=dict(found.streams) | {"JOB_ADVISORIES": advisories})
+    assert "JOB_ADVISORIES tells of 2 updates that reached max_deliver" in refusals(5, found)
 
 
 def test_more_lanes_start_behind_what_is_settled():
