@@ -10,8 +10,10 @@ import pytest
 from bittensor_wallet import Keypair
 from relay_kit import STATUSES, Scene, new_job, update
 
+from relay.app import DRAIN_S
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import Fault, stall
+from relay.local.ledger import DROPPED
 from relay.local.server import NatsServer
 from relay.subjects import status_subject
 from relay.wire import authentication_request
@@ -91,6 +93,38 @@ async def test_sigterm():
     assert dict(facilitator.replies) == {"success": len(scene.published), KNOCK: 2}
 
 
+@pytest.mark.parametrize("away", ["facilitator stalled", "facilitator gone", "nats gone"])
+async def test_sigterm_while_somebody_is_away(away):
+    """A relay that is told to stop while the Facilitator or NATS is away ends in time, and acknowledges nothing that
+    was not answered: all of it arrives later, through the next relay.
+    """
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, ACK_WAIT="1", LEASE_TTL="1") as scene,
+    ):
+        async with scene.relay_process() as relay:
+            with facilitator.inject(SWALLOW, times=None) as silence:
+                await scene.publish_lives(20)
+                await facilitator.wait_for(lambda _: silence.hits >= 20)
+                if away == "facilitator gone":
+                    await facilitator.away(DROPPED)
+                elif away == "nats gone":
+                    await server.stop()
+                relay.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(DRAIN_S + 10):
+                    status = await relay.wait()
+        if away == "facilitator gone":
+            await facilitator.back()
+        elif away == "nats gone":
+            await server.start()
+            await scene.reconnected()
+        async with scene.relay():
+            broken = await scene.broken_promises(30)
+    assert status == 0
+    assert broken == []
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_nats_restarts(end):
     """A nats-server that stops or dies under load, and comes back, costs neither an update nor its place."""
@@ -128,7 +162,7 @@ async def test_facilitator_away():
             with facilitator.inject(stall()):
                 first, *_ = await scene.publish_life(new_job())
                 await scene.kept(first)
-                await facilitator.away()
+                await facilitator.away(DROPPED)
                 for _ in range(12):  # three beats an ack_wait
                     await scene.kept(first)
         with facilitator.database_down():

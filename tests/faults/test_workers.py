@@ -12,10 +12,10 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.subjects import lane_of
 
-UPDATES = 6_000
-"""How many updates the random test carries; 20,000 in the full run."""
-SEEDS = (1, 2)
-CHANGES = 6
+UPDATES = 20_000
+"""How many updates the random test carries."""
+SEEDS = (1,)
+CHANGES = 10
 """How often a worker joins, leaves or dies in the random test."""
 LANES = 4
 LEASE_TTL_S = 1
