@@ -4,12 +4,12 @@ import base64
 import datetime as dt
 import math
 import time
-from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from nats.aio.client import Client
 
 from relay.broker.connection import api_request, publish_confirmed
+from relay.core.ports import UpdateLike
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
 from relay.subjects import (
@@ -40,21 +40,6 @@ _MAX_ERROR_CHARS: Final = 1000
 """The Facilitator's complaints can echo a whole update; the update is in the body already."""
 _CONTROL_HEADER_PREFIX: Final = "nats-"
 """Headers that tell the server what to do with a message, in any case of letters."""
-
-
-class UpdateLike(Protocol):
-    """What a dead letter is made of: a delivery, or the update as its stream keeps it."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def sequence(self) -> int: ...
-    @property
-    def stored_at_s(self) -> float: ...
 
 
 class DeadLetters:
