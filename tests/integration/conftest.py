@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ from relay.local.server import NatsServer
 from relay.settings import NatsSettings
 
 _CHUNK_BYTES = 65536
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Who runs the tests in the background of a shell script hands this down to every process that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
