@@ -527,12 +527,13 @@ async def test_bucket_made_anew_under_load():
         scene.relay(),
         scene.relay(),
     ):
+        await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
         async with steadily_published(scene, backlog=100):
             for _ in range(2):
                 before = len(scene.takings)
                 await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{LEASE_STREAM}")
                 await scene.provision()
-                await scene.owned(lambda before=before: len(scene.takings) > before + LANES)
+                await scene.owned(lambda before=before: len(scene.takings) >= before + LANES)
         broken = await scene.broken_promises(20)
     assert broken == []
 
