@@ -76,7 +76,7 @@ class Metrics:
         )
         oldest = Gauge(
             "relay_oldest_unrelayed_seconds",
-            "Age of the oldest stored update that is not settled; 0 if all are.",
+            "Age of the oldest update at hand, 0 without one; what was not pulled yet is not in it.",
             ["lane"],
             registry=self._registry,
         )
@@ -84,7 +84,7 @@ class Metrics:
         self._oldest = [oldest.labels(str(lane)) for lane in range(lanes)]
 
     def _time(self) -> None:
-        self._hot_path = self._histogram("relay_hot_path_seconds", "Received from NATS to written to the socket.")
+        self._hot_path = self._histogram("relay_hot_path_seconds", "Received from NATS to first written to the socket.")
         self._end_to_end = self._histogram("relay_end_to_end_seconds", "Stored by JetStream to acknowledged.")
         self._round_trip = self._histogram("relay_facilitator_round_trip_seconds", "Written to the socket to answered.")
 
