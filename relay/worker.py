@@ -117,7 +117,7 @@ class Dispatcher:
                 group.create_task(self._bury())
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
-        """Take a lane's updates through the connection until `leaving` is set, then drain the lane.
+        """Take a lane's updates through the connection until `leaving` is set or its source ends, then drain the lane.
 
         To drain is to take nothing new, to finish what is with the Facilitator, and to give the rest back to the
         server; it takes as long as the Facilitator takes to answer. Cancelled, the lane is dropped: what is at hand
@@ -133,7 +133,9 @@ class Dispatcher:
                 pulling = group.create_task(feed.source.run())
                 recovering = group.create_task(self._recover(feed))
                 advised = group.create_task(self._watch_advisories(feed.lane))
-                await leaving.wait()
+                left = group.create_task(leaving.wait())
+                await asyncio.wait({left, pulling}, return_when=asyncio.FIRST_COMPLETED)
+                left.cancel()
                 self._turns.remove(feed.lane)
                 feed.source.drain()
                 await pulling

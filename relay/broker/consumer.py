@@ -83,6 +83,8 @@ class PullConsumer:
         self._signal = Signal.ASK_AGAIN
         self._heard_s = 0.0
         self._failure: Exception | None = None
+        self._created = ""
+        self._replaced = False
 
     def top_up(self) -> None:
         """There may be room again."""
@@ -96,6 +98,10 @@ class PullConsumer:
     async def state(self) -> ConsumerState:
         """What the server says of the consumer now. Raises RelayError if it cannot be had."""
         info = await api_request(self._nc, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
+        self._created = self._created or info["created"]
+        if info["created"] != self._created and not self._replaced:
+            _log.warning("the consumer was made anew: its lane begins anew as well", consumer=self.name)
+            self._replaced = True
         delivered = info["delivered"]
         return ConsumerState(
             pending=info["num_ack_pending"],
@@ -118,8 +124,11 @@ class PullConsumer:
             _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
 
     async def run(self) -> None:
-        """Pull until cancelled or drained."""
-        while not self._draining.is_set():
+        """Pull until cancelled or drained; or until the consumer is another one, made anew under the same name.
+
+        Then stream sequences may begin anew too, and nothing that is known of the old ones holds any more.
+        """
+        while not self._draining.is_set() and not self._replaced:
             try:
                 await self._start()
                 await self._pull()
@@ -137,6 +146,8 @@ class PullConsumer:
 
     async def _start(self) -> None:
         state = await self.state()
+        if self._replaced:
+            return
         self._window.reset()
         self._signal = Signal.ASK_AGAIN
         self._inbox = self._nc.new_inbox()
@@ -150,7 +161,7 @@ class PullConsumer:
 
     async def _pull(self) -> None:
         """Keep requests under way until they have to be started over."""
-        while self._signal is Signal.ASK_AGAIN and not self._draining.is_set():
+        while self._signal is Signal.ASK_AGAIN and not self._draining.is_set() and not self._replaced:
             self._wake.clear()
             await self._request()
             if not await self._woken():

@@ -11,11 +11,12 @@ from bittensor_wallet import Keypair
 from relay_kit import STATUSES, Scene, new_job, update
 
 from relay.app import DRAIN_S
+from relay.broker.connection import api_request
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import Fault, stall
 from relay.local.ledger import DROPPED
 from relay.local.server import NatsServer
-from relay.subjects import status_subject
+from relay.subjects import STATUS_STREAM, status_subject
 from relay.wire import authentication_request
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +142,26 @@ async def test_nats_restarts(end):
             await server.start()
             await scene.reconnected()
         broken = await scene.broken_promises(30)
+    assert broken == []
+
+
+async def test_stream_made_anew():
+    """When the status stream is deleted and provisioned again, its sequences begin anew, and what is published then
+    is relayed: it is not taken for the updates that had these sequences before.
+    """
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator) as scene,
+        scene.relay(),
+    ):
+        before = [await scene.publish(new_job()) for _ in range(20)]
+        await scene.settled(*before)
+        await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{STATUS_STREAM}")
+        await scene.provision()
+        after = [await scene.publish(new_job()) for _ in range(20)]
+        broken = await scene.broken_promises(20)
+    assert [update.sequence for update in before] == [update.sequence for update in after]
     assert broken == []
 
 
