@@ -155,6 +155,7 @@ class Dispatcher:
         for lane in self._feeds:
             if lane.number == number:
                 lane.ours_until_s = ours_until_s
+        self._pump()  # if the renewal came late, nothing went out meanwhile, and nothing else may come to pass
 
     def on_broker_reconnected(self) -> None:
         """The NATS connection was made anew: the server has forgotten every pull."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import TcpProxy
-from relay_kit import Scene, new_job
+from relay_kit import ACKED, Scene, new_job
 
 from relay.broker.connection import api_request, publish_confirmed
 from relay.broker.leases import Leases
@@ -516,6 +517,21 @@ async def test_suspect_of_a_lane_given_up():
         await scene.settled(await scene.publish(new_job(0, 2)), await scene.publish(new_job(0, 2)))
         assert ([0], [1]) == (relay._ownership.lanes, rival._ownership.lanes)
         assert [] == facilitator.rows_of(suspect)
+
+
+async def test_late_renewal():
+    """A lane whose lease was over for a moment, because the renewal came late, flows again without any other event."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, LANES="1", LEASE_TTL="3") as scene,
+        scene.relay() as relay,
+    ):
+        await scene.settled(await scene.publish(new_job(0, 1)))
+        (lane,) = relay._lines[0][0]._feeds
+        lane.ours_until_s = -math.inf
+        late = await scene.publish(new_job(0, 1))
+        assert [ACKED] == await scene.settled(late)
 
 
 async def test_bucket_made_anew_under_load():
