@@ -21,7 +21,7 @@ from relay.broker.topology import LANE_CAPACITY, Topology, check, provision
 from relay.core.backoff import Backoff
 from relay.core.ports import Ticket
 from relay.core.session import Session
-from relay.errors import BrokerUnavailable
+from relay.errors import BrokerUnavailable, NotProvisioned
 from relay.facilitator import Facilitator
 from relay.health import HealthServer
 from relay.logs import get_logger
@@ -183,7 +183,7 @@ class Relay:
             else:
                 if plan.in_place:
                     return True
-                self._wait_for(f"not provisioned ({'; '.join(plan.differences)}): run `relay provision`")
+                self._wait_for(str(NotProvisioned(plan.differences)))
             await asyncio.sleep(_PROVISION_CHECK_S)
 
     def _make_ownership(self, nc: Client) -> Ownership:

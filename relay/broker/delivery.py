@@ -1,6 +1,5 @@
 """One delivery of one update, and the words to settle it with."""
 
-import datetime as dt
 from collections.abc import Mapping
 
 import nats.errors
@@ -53,10 +52,6 @@ class Delivery:
     @property
     def headers(self) -> Mapping[str, str]:
         return self.message.headers or {}
-
-    @property
-    def stored_at(self) -> dt.datetime:
-        return dt.datetime.fromtimestamp(self.stored_at_s, dt.UTC)
 
     async def ack(self) -> None:
         """Acknowledge, without waiting for the server: if this gets lost, the update is delivered again."""

@@ -70,8 +70,6 @@ class OpenSource(Protocol):
 class Sink(Protocol):
     """The connection to the Facilitator; see facilitator.py. It asks for what to send when it is woken."""
 
-    @property
-    def unanswered(self) -> int: ...
     def wake(self) -> None: ...
 
 
