@@ -5,8 +5,7 @@ import contextlib
 import time
 from typing import Final, Protocol
 
-import websockets
-from websockets.asyncio.client import ClientConnection, connect
+from websockets import InvalidHandshake
 from websockets.frames import Close, CloseCode
 
 from relay.core.backoff import Backoff
@@ -14,6 +13,7 @@ from relay.core.ports import Ticket
 from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
 from relay.logs import get_logger
 from relay.metrics import Metrics
+from relay.websocket import ConnectionClosed, WebSocket, connect
 
 _log = get_logger(__name__)
 
@@ -65,7 +65,8 @@ class Facilitator:
         self._backoff = backoff
         self._metrics = metrics
         self._ping_timeout_s = ping_timeout_s
-        self._wake = asyncio.Event()
+        self._owner: SessionOwner | None = None
+        self._socket: WebSocket | None = None
         self._failures = 0
         self._opened_s = 0.0
 
@@ -75,15 +76,28 @@ class Facilitator:
         return self._session.unanswered
 
     def wake(self) -> None:
-        """There may be something to send."""
-        self._wake.set()
+        """There may be something to send. Whatever may be sent is written before this returns.
+
+        The owner is asked at the last moment: what it gives out is written before anything else can happen.
+        """
+        if self._socket is None or self._owner is None or not self._session.room:
+            return
+        now = time.monotonic()
+        while self._session.room and self._socket.writable and (ticket := self._owner.next()) is not None:
+            self._session.sent(ticket, now)
+            _send(self._socket, ticket)
+            if ticket.received_s is not None:
+                self._metrics.sent(now - ticket.received_s)
+                ticket.received_s = None
+        self._socket.flush()
 
     async def run(self, owner: SessionOwner) -> None:
         """Connect, converse, and connect again, until cancelled."""
+        self._owner = owner
         while True:
             try:
                 await self._connect_and_converse(owner)
-            except (OSError, TimeoutError, websockets.InvalidHandshake) as error:
+            except (OSError, TimeoutError, InvalidHandshake) as error:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
                 self._complain(f"cannot connect to the Facilitator at {self._url}: {error or type(error).__name__}")
@@ -91,40 +105,46 @@ class Facilitator:
             await asyncio.sleep(self._backoff.delay_s(self._failures))
 
     async def _connect_and_converse(self, owner: SessionOwner) -> None:
-        async with connect(
+        socket = await connect(
             self._url,
-            compression=None,  # inside a cluster the network is quicker than deflate
             max_size=_MAX_FRAME_BYTES,
-            open_timeout=_OPEN_TIMEOUT_S,
-            close_timeout=_CLOSE_TIMEOUT_S,
-            ping_interval=_PING_INTERVAL_S,
-            ping_timeout=self._ping_timeout_s,
-            proxy=None,
-        ) as socket:
-            closing: Close | None = _CANCELLED
-            try:
-                closing = await self._converse(socket, owner)
-            finally:
-                # Cancelled or not: the owner must find what was not answered where it belongs.
-                owner.on_lost(self._session.closed(closing.code if closing else None))
+            open_timeout_s=_OPEN_TIMEOUT_S,
+            close_timeout_s=_CLOSE_TIMEOUT_S,
+            on_writable=self.wake,
+        )
+        closing: Close | None = _CANCELLED
+        self._socket = socket
+        try:
+            closing = await self._converse(socket, owner)
+        finally:
+            self._socket = None
+            # Cancelled or not: the owner must find what was not answered where it belongs.
+            owner.on_lost(self._session.closed(closing.code if closing else None))
+            await socket.close()
         self._note_lost(closing)
 
-    async def _converse(self, socket: ClientConnection, owner: SessionOwner) -> Close | None:
+    async def _converse(self, socket: WebSocket, owner: SessionOwner) -> Close | None:
         """Until either side closes; returns the close frame that did it, None if the connection just went away."""
         self._opened_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._write(socket, owner)), group.create_task(self._watch(socket))]
+            helpers = [
+                group.create_task(self._watch(socket)),
+                group.create_task(socket.keep_alive(_PING_INTERVAL_S, self._ping_timeout_s)),
+            ]
             try:
-                await socket.send(self._session.opened(self._opened_s))
+                socket.send(self._session.opened(self._opened_s).encode())
+                socket.flush()
                 while True:
-                    await self._receive(await socket.recv(), socket, owner)
-            except websockets.ConnectionClosed as closed:
-                return closed.rcvd or closed.sent
+                    for message in await socket.receive():
+                        await self._receive(message, socket, owner)
+                    self.wake()
+            except ConnectionClosed as closed:
+                return closed.close
             finally:
                 for helper in helpers:
                     helper.cancel()
 
-    async def _receive(self, message: str | bytes, socket: ClientConnection, owner: SessionOwner) -> None:
+    async def _receive(self, message: bytes, socket: WebSocket, owner: SessionOwner) -> None:
         match self._session.received(message, time.monotonic()):
             case Answered() as answered:
                 self._failures = 0
@@ -141,50 +161,35 @@ class Facilitator:
             case Unpaired():
                 pass  # its update is sent again on the next connection
 
-    async def _let_in(self, opened: Opened[Ticket], socket: ClientConnection, owner: SessionOwner) -> None:
+    async def _let_in(self, opened: Opened[Ticket], socket: WebSocket, owner: SessionOwner) -> None:
         self.trouble = None
         self._metrics.connection_opened()
         _log.info("connected to the Facilitator", url=self._url)
         probe = await owner.on_opened(opened)
         if opened.suspect is not None and probe:
             self._session.probe(time.monotonic())
-            await _send(socket, opened.suspect)
+            _send(socket, opened.suspect)
         elif opened.suspect is not None:
             self._session.absolve()
-        await self._beat(socket)
-        self._wake.set()
+        socket.flush()
+        self._beat(socket)
 
-    async def _write(self, socket: ClientConnection, owner: SessionOwner) -> None:
-        """Send whatever may be sent, as soon as it may be.
-
-        The owner is asked at the last moment: what it gives out is written before anything else can happen.
-        """
-        with contextlib.suppress(websockets.ConnectionClosed):  # the reader sees it too, and says what it means
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while self._session.room and (ticket := owner.next()) is not None:
-                    self._session.sent(ticket, time.monotonic())
-                    await _send(socket, ticket)
-                    if ticket.received_s is not None:
-                        self._metrics.sent(time.monotonic() - ticket.received_s)
-                        ticket.received_s = None
-
-    async def _watch(self, socket: ClientConnection) -> None:
+    async def _watch(self, socket: WebSocket) -> None:
         """Send heartbeats when they are due, and break the connection when an answer is overdue."""
-        with contextlib.suppress(websockets.ConnectionClosed):
+        with contextlib.suppress(ConnectionClosed):
             while True:
                 await asyncio.sleep(self._session.deadline(time.monotonic()) - time.monotonic())
                 if (broken := self._session.overdue(time.monotonic())) is not None:
                     await self._break(socket, broken)
                     return
-                await self._beat(socket)
+                self._beat(socket)
 
-    async def _beat(self, socket: ClientConnection) -> None:
+    def _beat(self, socket: WebSocket) -> None:
         if (heartbeat := self._session.heartbeat(time.monotonic())) is not None:
-            await socket.send(heartbeat)
+            socket.send(heartbeat.encode())
+            socket.flush()
 
-    async def _break(self, socket: ClientConnection, broken: Broken) -> None:
+    async def _break(self, socket: WebSocket, broken: Broken) -> None:
         _log.warning("the connection to the Facilitator must be made anew", why=broken.why)
         await socket.close(_GIVING_UP)
 
@@ -204,6 +209,6 @@ class Facilitator:
             self._complain(f"the connection to the Facilitator was {how}")
 
 
-async def _send(socket: ClientConnection, update: Ticket) -> None:
+def _send(socket: WebSocket, update: Ticket) -> None:
     assert update.frame is not None, "what cannot be sent is doomed, and not given out"
-    await socket.send(update.frame.text, text=True)
+    socket.send(update.frame.text)

@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,6 +45,7 @@ _RECHECK_S: Final = 0.2
 """How often a held lane's consumer is looked at again; what comes back in between is noticed at once."""
 _BEATS_PER_ACK_WAIT: Final = 3
 _DOOMED_QUEUE_SIZE: Final = 100
+_HANDFUL: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class Dispatcher:
             lane.deliver(self._decode(lane, delivery, now))
         if lane.continuity.held:
             feed.recheck.set()
-        self._pump()
+        self._let_out(lane)
         if outcome is not None:
             await _settle(delivery, outcome)  # once more: the server does not know it
 
@@ -223,7 +224,7 @@ class Dispatcher:
             feed.source.top_up()
         if event.suspect is None:
             return False
-        return self._may_go_again(event.suspect, blamed=event.blamed)
+        return self._may_go_again(event.suspect, blamed=event.blamed, alone=event.alone)
 
     async def on_answered(self, event: Answered[Ticket]) -> None:
         """One update was answered: settle it, or let it wait at its lane's gate."""
@@ -242,7 +243,7 @@ class Dispatcher:
                 update.attempts += 1
                 update.doom = doom
                 self._put_back(update)
-        self._pump()
+        self._let_out_doomed(update.lane)  # the connection asks for what to send when it is through its answers
 
     async def on_pushed(self, event: Pushed) -> None:
         """Hand on what the Facilitator sent of its own accord; waits while the queue is full."""
@@ -256,12 +257,13 @@ class Dispatcher:
         for feed in self._feeds.values():
             feed.progress.set()
 
-    def _may_go_again(self, suspect: Ticket, *, blamed: bool) -> bool:
+    def _may_go_again(self, suspect: Ticket, *, blamed: bool, alone: bool) -> bool:
         if blamed:
             suspect.attempts += 1
             self._metrics.retried()
             verdict = judge_drop(suspect.attempts, self._limits.max_attempts)
-            suspect.doom = verdict if isinstance(verdict, DeadLetter) else None
+            # In company it may have been a neighbour; only what is dropped alone is dead-lettered for it.
+            suspect.doom = verdict if isinstance(verdict, DeadLetter) and alone else None
         if suspect.doom is None and _now() < suspect.lane.ours_until_s:
             return True
         self._put_back(suspect)
@@ -271,17 +273,23 @@ class Dispatcher:
     # --- moving on
 
     def _pump(self) -> None:
-        """Let out what may go: heads to the Facilitator, doomed ones to be buried."""
+        """Let out what may go of every lane."""
         self._sink.wake()
-        now = _now()
         for lane in self._turns:
-            while not self._doomed.full() and (update := lane.take_doomed(now)) is not None:
-                self._doomed.put_nowait(update)
+            self._let_out_doomed(lane)
+
+    def _let_out(self, lane: Lane[DeliveryLike]) -> None:
+        """Let out what may go of a lane: heads to the Facilitator, doomed ones to be buried."""
+        self._sink.wake()
+        self._let_out_doomed(lane)
+
+    def _let_out_doomed(self, lane: Lane[DeliveryLike]) -> None:
+        while lane.doomed and not self._doomed.full() and (update := lane.take_doomed(_now())) is not None:
+            self._doomed.put_nowait(update)
 
     def _settled(self, update: Ticket, outcome: Outcome) -> None:
         update.lane.settle(update, outcome)
-        if (feed := self._progressed(update)) is not None:
-            feed.source.top_up()
+        self._progressed(update)
 
     def _retry(self, update: Ticket, delay_s: float) -> None:
         update.lane.retry(update, _now() + delay_s)
@@ -292,12 +300,11 @@ class Dispatcher:
         update.lane.put_back(update)
         self._progressed(update)
 
-    def _progressed(self, update: Ticket) -> _Feed | None:
+    def _progressed(self, update: Ticket) -> None:
         """The update is not OUT any more; its lane may have been dropped in the meantime."""
-        feed = self._feeds.get(update.lane)
-        if feed is not None:
+        if (feed := self._feeds.get(update.lane)) is not None:
             feed.progress.set()
-        return feed
+            feed.source.top_up()
 
     # --- long-lived tasks
 
@@ -397,7 +404,7 @@ class Dispatcher:
             _log.debug("cannot look at a held lane's consumer", lane=feed.lane.number, error=str(error))
             feed.lane.continuity.be_patient(_now())  # as long as nobody answers, nothing comes back either
             return 0
-        return feed.lane.continuity.resolve(state, feed.lane.count_up_to(state.delivered), _now())
+        return feed.lane.continuity.resolve(state, feed.lane.count_up_to, _now())
 
     # --- the beginning and the end of a lane
 
@@ -405,11 +412,13 @@ class Dispatcher:
         lane: Lane[DeliveryLike] = Lane(number, Continuity(patience_s=2 * self._limits.ack_wait_s + 1))
 
         def room() -> int:
-            # With the Facilitator away nothing is asked for: JetStream is the buffer.
-            return self._limits.lane_capacity - len(lane) if self._open.is_set() else 0
+            # With the Facilitator away nothing is asked for: JetStream is the buffer. A lane that has something to
+            # send is refilled by the handful, because a request for each update would cost more than the update.
+            free = self._limits.lane_capacity - len(lane)
+            return free if self._open.is_set() and (free >= _HANDFUL or lane.idle or lane.continuity.held) else 0
 
-        async def on_delivery(delivery: DeliveryLike) -> None:
-            await self._on_delivery(feed, delivery)
+        def on_delivery(delivery: DeliveryLike) -> Awaitable[None]:
+            return self._on_delivery(feed, delivery)
 
         def on_start(state: ConsumerState) -> None:
             lane.continuity.began(state, _now())

@@ -82,6 +82,7 @@ class PullConsumer:
         self._draining = asyncio.Event()
         self._signal = Signal.ASK_AGAIN
         self._heard_s = 0.0
+        self._delivered_count = 0
         self._failure: Exception | None = None
         self._created = ""
         self._replaced = False
@@ -149,6 +150,7 @@ class PullConsumer:
         if self._replaced:
             return
         self._window.reset()
+        self._delivered_count = state.delivered_count
         self._signal = Signal.ASK_AGAIN
         self._inbox = self._nc.new_inbox()
         # No pending limits: beyond them the client drops messages, and the window bounds what can come.
@@ -203,9 +205,12 @@ class PullConsumer:
         if not message.reply:
             self._receive_status(message.headers or {})
             return
-        self._window.delivered()
+        delivery = Delivery(self._nc, message)
+        # What was delivered before and did not arrive was on request too.
+        self._window.delivered(max(1, delivery.consumer_sequence - self._delivered_count))
+        self._delivered_count = delivery.consumer_sequence
         try:
-            await self._on_delivery(Delivery(self._nc, message))
+            await self._on_delivery(delivery)
         except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would swallow it
             self._failure = error
             self._wake.set()

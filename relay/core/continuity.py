@@ -12,6 +12,7 @@ delivery count shows a gap. It is let go when the server has no more updates pen
 or, so that a miscount cannot stop a lane for ever, when `patience_s` is over.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -38,9 +39,15 @@ class Continuity:
         self._patience_s = patience_s
         self._next: int | None = None
         self._give_up_s = 0.0
+        self._owed = 0
+        self._owed_up_to = 0
 
     def began(self, state: ConsumerState, now: float) -> None:
         """Pulling starts, or starts over: the server has all its patience again."""
+        if self._next is None:
+            # The worker before us may acknowledge late what has come back to us already. The server would then have
+            # no more pending than we have at hand, although something is missing still.
+            self._owed, self._owed_up_to = state.pending, state.delivered
         self._expect(state.delivered_count, unbroken=self._next == state.delivered_count + 1, now=now)
         self.be_patient(now)
 
@@ -52,16 +59,18 @@ class Continuity:
         """An update was delivered to us, as number `consumer_sequence` of all deliveries of the consumer."""
         self._expect(consumer_sequence, unbroken=self._next == consumer_sequence, now=now)
 
-    def resolve(self, state: ConsumerState, at_hand: int, now: float) -> int:
+    def resolve(self, state: ConsumerState, count_up_to: Callable[[int], int], now: float) -> int:
         """Look at a hold again; returns how many updates are missing, and lets go if none is or patience is over.
 
-        `at_hand` counts the updates at hand up to `state.delivered`.
+        `count_up_to` counts the updates at hand up to a stream sequence.
         """
-        missing = max(0, state.pending - at_hand)
+        owed = self._owed - count_up_to(self._owed_up_to)
+        missing = max(0, state.pending - count_up_to(state.delivered), owed)
         # A look that is older than the latest delivery knows nothing of a gap before that.
         current = self._next is None or state.delivered_count + 1 >= self._next
         if (missing == 0 and current) or self.is_patience_over(now):
             self.held = False
+            self._owed = 0
         return missing
 
     def is_patience_over(self, now: float) -> bool:

@@ -17,7 +17,7 @@ import enum
 import heapq
 import math
 from bisect import insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
@@ -84,8 +84,9 @@ class Lane(Generic[D]):
         # An entry here may not be its job's head any more, because an older one came back; `_goes_out` sees to it.
         self._ready: list[tuple[int, Update[D]]] = []
         self._waiting: list[tuple[float, int, Update[D]]] = []
-        self._doomed: deque[Update[D]] = deque()
-        self._settled: dict[int, Outcome] = {}
+        self.doomed: deque[Update[D]] = deque()
+        """Heads that are for the dead letters, for `take_doomed`."""
+        self._settled: OrderedDict[int, Outcome] = OrderedDict()
 
     def __repr__(self) -> str:
         held = ", held" if self.continuity.held else ""
@@ -98,6 +99,11 @@ class Lane(Generic[D]):
     def out(self) -> int:
         """How many updates are taken and neither settled nor back."""
         return sum(job.out is not None for job in self._jobs.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can be sent, because every update at hand is out, waiting, or behind one that is."""
+        return not self._ready
 
     def at_hand(self) -> Iterator[Update[D]]:
         """Every update not settled yet, in no particular order."""
@@ -140,8 +146,8 @@ class Lane(Generic[D]):
 
     def take_doomed(self, now: float) -> Update[D] | None:
         """The next head that is for the dead letters, to be written or looked up; it is OUT from now on, if any."""
-        while self._doomed and self._flows(now):
-            update = self._doomed.popleft()
+        while self.doomed and self._flows(now):
+            update = self.doomed.popleft()
             if self._goes_out(update):
                 return update
         return None
@@ -192,7 +198,7 @@ class Lane(Generic[D]):
             return
         head.state = State.READY
         if head.doom is not None or head.unsure:
-            self._doomed.append(head)
+            self.doomed.append(head)
         else:
             heapq.heappush(self._ready, (head.sequence, head))
 
@@ -216,7 +222,7 @@ class Lane(Generic[D]):
     def _remember(self, sequence: int, outcome: Outcome) -> None:
         self._settled[sequence] = outcome
         if len(self._settled) > _SETTLED_REMEMBERED:
-            del self._settled[next(iter(self._settled))]
+            self._settled.popitem(last=False)
 
 
 def _sequence_of(update: Update[D]) -> int:

@@ -32,6 +32,9 @@ class Signal(enum.Enum):
 class PullWindow:
     """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them.
 
+    While any are on request, a quarter of a batch is the least to ask for: at full load room becomes free update by
+    update, and a request for each would cost more than the update itself.
+
     Args:
         batch: how many updates to have on request at most.
         expires_s: how long the server may serve a request. It goes on serving one whose worker has stopped
@@ -49,14 +52,16 @@ class PullWindow:
         """How many updates to request now, 0 for none; `room` is how many more can be held."""
         if self.outstanding > self.batch // 2:
             return 0
-        return max(0, min(self.batch, room) - self.outstanding)
+        count = min(self.batch, room) - self.outstanding
+        least = self.batch // 4 if self.outstanding else 1
+        return count if count >= least else 0
 
     def requested(self, count: int) -> None:
         self.outstanding += count
 
-    def delivered(self) -> None:
+    def delivered(self, count: int = 1) -> None:
         # A request that was counted as ended may still deliver; it owes us nothing then.
-        self.outstanding = max(0, self.outstanding - 1)
+        self.outstanding = max(0, self.outstanding - count)
 
     def status(self, code: int, description: str, pending: int | None) -> Signal:
         """Take note of a status message: its code, its text, and its `Nats-Pending-Messages` header if there was one.

@@ -7,12 +7,17 @@ from relay.core.continuity import ConsumerState, Continuity
 PATIENCE_S = 11.0
 
 
+def at_hand(count):
+    """That many updates at hand, up to whatever sequence."""
+    return lambda _sequence: count
+
+
 def flowing(delivered_count=12):
     """A lane that is let go, at time 0, after `delivered_count` deliveries."""
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=0, delivered=10, delivered_count=delivered_count)
     continuity.began(state, 0.0)
-    continuity.resolve(state, 0, 0.0)
+    continuity.resolve(state, at_hand(0), 0.0)
     return continuity
 
 
@@ -29,14 +34,23 @@ def test_a_takeover_is_over_when_everything_pending_has_come_back():
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=3, delivered=10, delivered_count=12)
     continuity.began(state, 0.0)
-    seen = [(continuity.resolve(state, at_hand, 1.0), continuity.held) for at_hand in (0, 2, 3)]
+    seen = [(continuity.resolve(state, at_hand(count), 1.0), continuity.held) for count in (0, 2, 3)]
     assert [(3, True), (1, True), (0, False)] == seen
+
+
+def test_a_late_acknowledgement_does_not_end_a_takeover():
+    """What the worker before acknowledges late is at hand and not pending; it does not stand for what is missing."""
+    continuity = Continuity(PATIENCE_S)
+    continuity.began(ConsumerState(pending=3, delivered=10, delivered_count=12), 0.0)
+    after_the_ack = ConsumerState(pending=2, delivered=10, delivered_count=14)
+    seen = [(continuity.resolve(after_the_ack, at_hand(count), 1.0), continuity.held) for count in (2, 3)]
+    assert [(1, True), (0, False)] == seen
 
 
 def test_more_at_hand_than_pending_misses_nothing():
     """An update that the server counts as settled already is not missing with a negative sign."""
     continuity = Continuity(PATIENCE_S)
-    assert 0 == continuity.resolve(ConsumerState(pending=1, delivered=10, delivered_count=12), 2, 0.0)
+    assert 0 == continuity.resolve(ConsumerState(pending=1, delivered=10, delivered_count=12), at_hand(2), 0.0)
 
 
 def test_unbroken_deliveries_flow():
@@ -70,7 +84,7 @@ def test_after_a_gap_is_resolved_the_count_goes_on_from_there():
     """One gap is one hold: the next delivery in turn holds nothing."""
     continuity = flowing(delivered_count=12)
     continuity.delivered(15, 1.0)
-    continuity.resolve(ConsumerState(pending=3, delivered=13, delivered_count=15), 3, 2.0)
+    continuity.resolve(ConsumerState(pending=3, delivered=13, delivered_count=15), at_hand(3), 2.0)
     continuity.delivered(16, 3.0)
     assert not continuity.held
 
@@ -99,7 +113,7 @@ def test_patience_ends(now, held):
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=2, delivered=10, delivered_count=12)
     continuity.began(state, 0.0)
-    assert (1, held) == (continuity.resolve(state, 1, now), continuity.held)
+    assert (1, held) == (continuity.resolve(state, at_hand(1), now), continuity.held)
 
 
 def gap(continuity):
@@ -133,5 +147,5 @@ def test_an_old_look_does_not_end_a_new_hold():
     """A state that the server gave before the gap was noticed says nothing of what is missing since."""
     continuity = flowing(delivered_count=12)
     continuity.delivered(15, 1.0)
-    continuity.resolve(ConsumerState(pending=0, delivered=10, delivered_count=12), 0, 2.0)
+    continuity.resolve(ConsumerState(pending=0, delivered=10, delivered_count=12), at_hand(0), 2.0)
     assert continuity.held

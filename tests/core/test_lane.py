@@ -15,7 +15,7 @@ NOTHING = ConsumerState(pending=0, delivered=0, delivered_count=0)
 def lane_with(*updates, held=False):
     lane = Lane(0, Continuity(patience_s=1.0))
     if not held:
-        lane.continuity.resolve(NOTHING, 0, 0.0)
+        lane.continuity.resolve(NOTHING, lane.count_up_to, 0.0)
     for update in updates:
         lane.deliver(update)
     return lane
@@ -185,7 +185,7 @@ def test_a_held_lane_gives_out_nothing():
     lane = lane_with(update(2), update(3, "b", DOOM), held=True)
     while_held = taken(lane), doomed(lane)
     lane.deliver(update(1))
-    lane.continuity.resolve(NOTHING, 3, 0.0)
+    lane.continuity.resolve(NOTHING, lane.count_up_to, 0.0)
     assert (([], []), [1], [3]) == (while_held, taken(lane), doomed(lane))
 
 

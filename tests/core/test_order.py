@@ -119,7 +119,7 @@ class World:
         """See whether a held lane may flow."""
         lane, state = self.lanes[number], self.consumers[number].state()
         if lane.continuity.held:
-            lane.continuity.resolve(state, lane.count_up_to(state.delivered), self.now)
+            lane.continuity.resolve(state, lane.count_up_to, self.now)
         self.pump()
 
     def pump(self) -> None:

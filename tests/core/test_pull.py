@@ -135,9 +135,10 @@ class Pulls(RuleBasedStateMachine):
         assert (True, True) == (self.window.outstanding <= BATCH, self.held + self.window.outstanding <= CAPACITY)
 
     @invariant()
-    def asks_whenever_half_a_batch_and_room_are_free(self):
-        free = self.window.outstanding <= BATCH // 2 and self.held + self.window.outstanding < CAPACITY
-        assert free == (self.window.wanted(CAPACITY - self.held) > 0)
+    def asks_when_it_is_worth_a_request(self):
+        free = min(BATCH, CAPACITY - self.held) - self.window.outstanding
+        worth_it = free >= BATCH // 4 if 0 < self.window.outstanding <= BATCH // 2 else free > 0
+        assert (worth_it and self.window.outstanding <= BATCH // 2) == (self.window.wanted(CAPACITY - self.held) > 0)
 
 
 TestPulls = Pulls.TestCase

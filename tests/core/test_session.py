@@ -361,7 +361,7 @@ def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
     session = session_in(Phase.PROBING, "a")
     session.closed(None)
     fail(session)
-    assert Opened("a", blamed=True) == let_in(session)
+    assert Opened("a", blamed=True, alone=True) == let_in(session)
 
 
 @pytest.mark.parametrize(("code", "blamed"), [(None, True), (1009, True), (1012, False), (1011, False)])
@@ -369,7 +369,7 @@ def test_a_second_break_is_judged_like_the_first(code, blamed):
     """A suspect is blamed again only if its probation ends in a drop or a complaint; it stays suspected either way."""
     session = session_in(Phase.PROBING, "a")
     lost = session.closed(code)
-    assert (Lost((), "a"), Opened("a", blamed=blamed)) == (lost, let_in(session))
+    assert (Lost((), "a"), Opened("a", blamed=blamed, alone=blamed)) == (lost, let_in(session))
 
 
 def test_a_probation_that_we_broke_off_blames_nobody():

@@ -546,12 +546,20 @@ async def test_bucket_made_anew_under_load():
         await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
         async with steadily_published(scene, backlog=100):
             for _ in range(2):
-                before = len(scene.takings)
                 await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{LEASE_STREAM}")
                 await scene.provision()
-                await scene.owned(lambda before=before: len(scene.takings) >= before + LANES)
+                await _all_lanes_held(scene)
         broken = await scene.broken_promises(20)
     assert broken == []
+
+
+async def _all_lanes_held(scene):
+    """Wait until the bucket, as it is now, holds a lease on every lane."""
+    leases = Leases(scene.nc, "watcher", 10)
+    await leases.watch()
+    while len((await leases.view()).owners) < LANES:
+        await leases.changed.wait()
+        leases.changed.clear()
 
 
 def _times_in(times):

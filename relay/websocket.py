@@ -1,0 +1,215 @@
+"""A WebSocket client that reads and writes in batches: one system call for as many messages as there are.
+
+The framing and the handshakes are those of the `websockets` library, in its form without I/O. Its asyncio client
+does the I/O message by message, which at full load costs the relay more than everything else together
+(docs/benchmarks.md has the figures).
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+from websockets.client import ClientProtocol
+from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+_UNREAD_BATCH: Final = 256
+"""How many messages may wait to be received before nothing more is read from the network."""
+
+
+class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every connection
+    """The connection is closed or closing. `close` is the close frame that did it, None if it just went away."""
+
+    def __init__(self, close: Close | None) -> None:
+        self.close = close
+        super().__init__(f"closed with {close}" if close else "dropped without a close frame")
+
+
+class WebSocket(asyncio.Protocol):
+    """One connection; made by `connect`.
+
+    Pings are answered and close frames echoed without being asked.
+    """
+
+    def __init__(self, protocol: ClientProtocol, close_timeout_s: float, on_writable: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._protocol = protocol
+        self._close_timeout_s = close_timeout_s
+        self._on_writable = on_writable
+        self._transport: asyncio.Transport | None = None
+        self._shaken = loop.create_future()
+        self._gone = loop.create_future()
+        self._fragments: list[bytes] = []
+        self._messages: list[bytes] = []
+        self._arrived = asyncio.Event()
+        self._congested = False
+        self._ponged = asyncio.Event()
+        self._hang_up: asyncio.TimerHandle | None = None
+
+    @property
+    def writable(self) -> bool:
+        """Whether more may be sent: the connection is open, and the network keeps up. See `on_writable`."""
+        return not self._congested and self._protocol.state is State.OPEN
+
+    def send(self, text: bytes) -> None:
+        """Put a text message, `text` in UTF-8, into the next batch. Raises ConnectionClosed."""
+        if self._protocol.state is not State.OPEN:
+            raise ConnectionClosed(self._closing)
+        self._protocol.send_text(text)
+
+    def flush(self) -> None:
+        """Write the batch."""
+        batch = self._protocol.data_to_send()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if batch:
+            self._transport.write(b"".join(batch))
+            if not batch[-1] and self._transport.can_write_eof():  # how the protocol says: half-close
+                self._transport.write_eof()
+        if self._hang_up is None and self._protocol.close_expected():
+            self._hang_up = asyncio.get_running_loop().call_later(self._close_timeout_s, self._abort)
+
+    async def receive(self) -> list[bytes]:
+        """Every message that has arrived, at least one. Raises ConnectionClosed when there will be no more."""
+        while not self._messages:
+            if self._gone.done():
+                raise ConnectionClosed(self._closing)
+            self._arrived.clear()
+            await self._arrived.wait()
+        messages, self._messages = self._messages, []
+        if self._transport is not None:
+            self._transport.resume_reading()
+        return messages
+
+    async def keep_alive(self, interval_s: float, timeout_s: float) -> None:
+        """Ping every `interval_s`; close the connection and return when a pong takes longer than `timeout_s`."""
+        while self._protocol.state is State.OPEN:
+            await asyncio.sleep(interval_s)
+            if self._protocol.state is not State.OPEN:
+                return
+            self._ponged.clear()
+            self._protocol.send_ping(b"")
+            self.flush()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._ponged.wait()
+            except TimeoutError:
+                self._protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+                self.flush()
+
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE) -> None:
+        """Close, unless it is closing already, and wait until the connection is gone."""
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(code)
+        elif self._protocol.state is State.CONNECTING:
+            self._abort()
+        self.flush()
+        await asyncio.shield(self._gone)
+
+    @property
+    def _closing(self) -> Close | None:
+        return self._protocol.close_rcvd or self._protocol.close_sent
+
+    async def shake_hands(self) -> None:
+        """Ask for the upgrade to a WebSocket. Raises InvalidHandshake if it is refused."""
+        self._protocol.send_request(self._protocol.connect())
+        self.flush()
+        await self._shaken
+
+    # --- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Frame):
+                self._take_in(event)
+        if not self._shaken.done():
+            self._look_at_handshake()
+        self.flush()
+        if self._messages:
+            self._arrived.set()
+            if len(self._messages) > _UNREAD_BATCH and self._transport is not None:
+                self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """Nothing to add: the transport closes itself, and `connection_lost` follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # whatever it was, the close frames tell how the conversation ended
+        self._protocol.receive_eof()
+        self._transport = None
+        if self._hang_up is not None:
+            self._hang_up.cancel()
+        if not self._shaken.done():
+            refusal = self._protocol.handshake_exc
+            self._shaken.set_exception(refusal or ConnectionResetError("it hung up before it was a WebSocket"))
+        self._gone.set_result(None)
+        self._arrived.set()
+        self._ponged.set()
+
+    def pause_writing(self) -> None:
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        self._congested = False
+        self._on_writable()
+
+    # --- what these do
+
+    def _take_in(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if not frame.fin:
+                self._fragments.append(bytes(frame.data))
+            elif self._fragments:
+                self._messages.append(b"".join((*self._fragments, frame.data)))
+                self._fragments.clear()
+            else:
+                self._messages.append(bytes(frame.data))
+        elif frame.opcode is Opcode.PONG:
+            self._ponged.set()
+
+    def _look_at_handshake(self) -> None:
+        if self._protocol.handshake_exc is not None:
+            self._shaken.set_exception(self._protocol.handshake_exc)
+        elif self._protocol.state is not State.CONNECTING:  # it may be closing again already
+            self._shaken.set_result(None)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def connect(
+    url: str, *, max_size: int, open_timeout_s: float, close_timeout_s: float, on_writable: Callable[[], None]
+) -> WebSocket:
+    """Open a WebSocket.
+
+    Args:
+        url: `ws://` or `wss://`; the certificate of the latter must be one that this machine trusts.
+        max_size: the largest message to accept, in bytes; a larger one closes the connection with 1009.
+        open_timeout_s: how long connecting and both handshakes may take.
+        close_timeout_s: how long to wait for the other side to close as well.
+        on_writable: called when the network takes more again, after it did not.
+
+    Raises:
+        OSError, TimeoutError: nobody answers.
+        websockets.InvalidHandshake: somebody answers, but not as a WebSocket.
+    """
+    uri = parse_uri(url)
+    loop = asyncio.get_running_loop()
+
+    def make() -> WebSocket:
+        return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
+
+    async with asyncio.timeout(open_timeout_s):
+        transport, websocket = await loop.create_connection(make, uri.host, uri.port, ssl=uri.secure or None)
+        try:
+            await websocket.shake_hands()
+        except BaseException:
+            transport.abort()
+            raise
+    return websocket
