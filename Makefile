@@ -9,7 +9,7 @@ LOCK_VENV := .venv-lock
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test lint bench-workers format lock clean
+.PHONY: help demo test sim lint bench bench-peers bench-scale bench-workers format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -18,7 +18,10 @@ demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a
 	@$(BIN)/relay demo
 
 test: $(VENV)/.dev  ## run the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 3
+
+sim: $(VENV)/.dev  ## tell one schedule of the simulation line by line (make sim SEED=17)
+	@SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/faults/test_simulation.py -k replay
 
 lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff check .
@@ -26,8 +29,17 @@ lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
+bench: $(VENV)/.bench  ## measure the relay beside its floors (some 10 minutes)
+	@$(BIN)/python -m bench all --json bench.json
+
+bench-peers: $(VENV)/.bench  ## the same beside every peer; wants redis-server on the PATH (some 30 minutes)
+	@$(BIN)/python -m bench all --peers --json bench-peers.json
+
+bench-scale: $(VENV)/.bench  ## memory, recovery, start-up and durability of the relay (some 25 minutes)
+	@$(BIN)/python -m bench scale --rounds 3 --json bench-scale.json
+
 bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
-	@$(BIN)/python bench/workers.py
+	@$(BIN)/python -m bench.workers
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix-only .
@@ -54,4 +66,9 @@ $(VENV)/.local: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the relay and its development tools into $(VENV) (once) ..."
 	@$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.local
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the relay and what it is compared with into $(VENV) (once) ..."
+	@$(INSTALL) '.[bench]'
 	@touch $@ $(VENV)/.local

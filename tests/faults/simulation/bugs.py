@@ -1,0 +1,229 @@
+"""Bugs to plant in the relay, each of which the simulation must find.
+
+Each is a context manager in which the bug is there. They reach into private parts, because that is where bugs live.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from relay.core.continuity import Continuity
+from relay.core.lane import Lane, Update, _Job
+from relay.core.session import Opened, Phase, Session
+from relay.core.verdict import Outcome
+from relay.worker import Dispatcher
+from simulation.leases import Bucket
+from simulation.schedule import MISFORTUNES, Kind
+from simulation.source import PullSource
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A bug, and the misfortunes that bring it to light."""
+
+    plant: Callable[[], contextlib.AbstractContextManager[None]]
+    shown_by: tuple[Kind, ...]
+
+    def __str__(self) -> str:
+        return self.plant.__name__.replace("_", " ")
+
+
+BUGS: list[Bug] = []
+
+
+def bug(*shown_by: Kind) -> Callable[[Callable[[], Iterator[None]]], None]:
+    """Note a bug that shows when these befall the relay; any at all, if none is named."""
+
+    def note(plant: Callable[[], Iterator[None]]) -> None:
+        BUGS.append(Bug(contextlib.contextmanager(plant), shown_by or MISFORTUNES))
+
+    return note
+
+
+@bug(Kind.KILL)
+def takeover_without_barrier() -> Iterator[None]:
+    """The lane never waits for what was delivered earlier."""
+    never = property(lambda _: False, lambda _, __: None)
+    with mock.patch.object(Continuity, "held", never, create=True):
+        yield
+
+
+@bug(Kind.DELIVERIES_LOST)
+def gaps_ignored() -> Iterator[None]:
+    """The lane is held when it is taken over, but not when a delivery is missing later."""
+    with mock.patch.object(Continuity, "delivered"):
+        yield
+
+
+@bug()
+def acknowledged_before_the_reply() -> Iterator[None]:
+    """What is given out to be sent is acknowledged at once."""
+    real = Dispatcher.next
+
+    def next_(self: Dispatcher) -> Any:
+        update = real(self)
+        if update is not None:
+            asyncio.get_running_loop().create_task(update.delivery.ack())
+        return update
+
+    with mock.patch.object(Dispatcher, "next", next_):
+        yield
+
+
+@bug()
+def retried_by_a_delayed_nak() -> Iterator[None]:
+    """An update to be tried again goes back to the server, and its job's later ones do not wait for it."""
+
+    def retry(self: Dispatcher, update: Any, delay_s: float) -> None:
+        asyncio.get_running_loop().create_task(update.delivery.nak(delay_s))
+        update.lane.settle(update, Outcome.ACKNOWLEDGED)
+        del update.lane._settled[update.sequence]
+        self._progressed(update)
+
+    with mock.patch.object(Dispatcher, "_retry", retry):
+        yield
+
+
+@bug()
+def answers_paired_last_in_first_out() -> Iterator[None]:
+    """A reply is taken for the answer to what was sent last."""
+    real = Session._answered
+
+    def answered(self: Session[Any], *args: Any) -> Any:
+        self._unanswered.rotate(1)
+        return real(self, *args)
+
+    with mock.patch.object(Session, "_answered", answered):
+        yield
+
+
+@bug(Kind.STOP)
+def lease_not_checked() -> Iterator[None]:
+    """A worker sends whatever it has, whether the lane is still its own or not."""
+    with mock.patch.object(Lane, "_flows", lambda self, _now: not self.continuity.held):
+        yield
+
+
+@bug()
+def lease_taken_whoever_has_it() -> Iterator[None]:
+    """The bucket does not compare revisions: two workers take the same free lane."""
+    real = Bucket.put
+
+    def put(self: Bucket, key: str, value: str, _: int | None, **options: Any) -> int | None:
+        return real(self, key, value, None, **options)
+
+    with mock.patch.object(Bucket, "put", put):
+        yield
+
+
+@bug()
+def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
+    """The server is told to forget an update before anybody has its dead letter."""
+    real = Dispatcher._bury_one
+
+    async def bury_one(self: Dispatcher, update: Any) -> None:
+        await update.delivery.term("early")
+        await real(self, update)
+
+    with mock.patch.object(Dispatcher, "_bury_one", bury_one):
+        yield
+
+
+@bug(Kind.HANG_UP, Kind.FACILITATOR_AWAY)
+def suspect_in_company() -> Iterator[None]:
+    """After a drop everything is sent again at once, with the suspect at its head."""
+    real = Session.probe
+
+    def probe(self: Session[Any], now: float) -> None:
+        real(self, now)
+        self._suspect = None
+        self.phase = Phase.OPEN
+
+    with mock.patch.object(Session, "probe", probe):
+        yield
+
+
+@bug(Kind.FACILITATOR_AWAY, Kind.FACILITATOR_DOWN)
+def drops_always_blamed() -> Iterator[None]:
+    """An update is blamed for a drop although the Facilitator could not be reached afterwards."""
+    with mock.patch.object(Session, "failed_to_open"):
+        yield
+
+
+@bug()
+def unanswered_forgotten() -> Iterator[None]:
+    """What was not answered when the connection broke is not sent again."""
+    with mock.patch.object(Dispatcher, "on_lost", lambda self, _: self._open.clear()):
+        yield
+
+
+@bug()
+def suspect_forgotten() -> Iterator[None]:
+    """A suspect that may not go again is not put back."""
+    real = Dispatcher.on_opened
+
+    async def on_opened(self: Dispatcher, event: Opened[Any]) -> bool:
+        with mock.patch.object(Dispatcher, "_put_back"):
+            return await real(self, event)
+
+    with mock.patch.object(Dispatcher, "on_opened", on_opened):
+        yield
+
+
+@bug()
+def timeouts_answered_by_the_next_reply() -> Iterator[None]:
+    """A connection on which an answer is overdue is used further."""
+
+    def overdue(self: Session[Any], now: float) -> None:
+        if self._unanswered and now >= self._reply_deadline(now):
+            self._unanswered.popleft()
+
+    with mock.patch.object(Session, "overdue", overdue):
+        yield
+
+
+@bug(Kind.NATS_CUT, Kind.FACILITATOR_STALL)
+def redelivery_taken_for_new() -> Iterator[None]:
+    """An update that comes again while it is at hand is put in a second time."""
+    real = Lane.deliver
+
+    def deliver(self: Lane[Any], update: Update[Any]) -> None:
+        self._at_hand.pop(update.sequence, None)
+        real(self, update)
+
+    with (
+        mock.patch.object(Lane, "redelivered", return_value=False),
+        mock.patch.object(Lane, "deliver", deliver),
+    ):
+        yield
+
+
+@bug(Kind.NATS_CUT)
+def nothing_pulled_after_a_reconnect() -> Iterator[None]:
+    """Pulls are not asked for again on a new connection."""
+    with (
+        mock.patch.object(PullSource, "restart"),
+        mock.patch.object(PullSource, "_woken", _wake_only),
+    ):
+        yield
+
+
+async def _wake_only(self: PullSource) -> bool:
+    return await self._wake.wait()
+
+
+@bug()
+def sorted_by_arrival() -> Iterator[None]:
+    """A job's updates queue in the order in which they came."""
+
+    def deliver(self: Lane[Any], update: Update[Any]) -> None:
+        self._at_hand[update.sequence] = update
+        job = self._jobs.setdefault(update.job, _Job())
+        job.queue.append(update)
+        self._promote(job)
+
+    with mock.patch.object(Lane, "deliver", deliver):
+        yield

@@ -1,0 +1,205 @@
+"""What happens when: made from one seed, printed as it is, and made smaller while it still fails."""
+
+import enum
+import itertools
+import json
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+STATUSES = (
+    *("received", "accepted", "executor_ready", "streaming_ready", "volumes_ready", "execution_done"),
+    *("completed", "failed", "rejected", "horde_failed"),
+)
+_BUSY_S = 5.0
+"""Everything begins within this time."""
+
+
+class Temper(enum.StrEnum):
+    """What the Facilitator makes of an update."""
+
+    WELL = "well"
+    GARBAGE = "garbage, not JSON"
+    REFUSED = "refused for good"
+    FLAKY = "answered with an error twice"
+    POISON = "drops the connection, every time"
+    DROPS = "drops the connection, once"
+    DROPS_STORED = "drops the connection, once, when it is stored"
+    MUTE = "not answered, once"
+
+
+_ODD = tuple(Temper)[1:]
+
+
+class Kind(enum.StrEnum):
+    """What may befall a relay. Those that last end after `for_s`."""
+
+    START = "a worker starts"
+    LEAVE = "a worker is told to stop, and started anew later"
+    KILL = "a worker is killed, and started anew later"
+    STOP = "a worker stands still"
+    NATS_CUT = "a worker loses its NATS connection"
+    NATS_STALL = "what a worker and NATS send each other is late"
+    ACKS_LOST = "some acknowledgements of a worker are lost"
+    DELIVERIES_LOST = "some deliveries to a worker are lost"
+    HANG_UP = "the Facilitator closes or drops a worker's connections"
+    INFO_AWAY = "JetStream says nothing of its consumers"
+    LETTERS_AWAY = "the dead-letter stream does not answer"
+    LETTERS_FULL = "the dead-letter stream is full"
+    LEASES_AWAY = "the lease bucket does not answer"
+    FACILITATOR_AWAY = "the Facilitator refuses connections, and closed those it had"
+    FACILITATOR_DOWN = "the Facilitator drops every connection at its next message"
+    FACILITATOR_REFUSES = "the Facilitator does not let the validator in"
+    FACILITATOR_STALL = "the Facilitator does not answer"
+
+
+MISFORTUNES = (*tuple(Kind)[1:], Kind.KILL, Kind.STOP, Kind.HANG_UP)
+"""What a schedule chooses from; the last three are worth more than one chance."""
+_CODES = (None, 1001, 1009, 1011, 1012, 3000)
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """An update that a producer publishes. Its name is the job's letter and its place in the job."""
+
+    at_s: float
+    name: str
+    job: str
+    status: str
+    temper: Temper
+    known_from_s: float
+    """When the Facilitator comes to know the job."""
+
+    @property
+    def body(self) -> bytes:
+        if self.temper is Temper.GARBAGE:
+            return b"{"
+        fields = {"uuid": self.job, "status": self.status, "metadata": {"name": self.name}}
+        return json.dumps({"message_type": "V0JobStatusUpdate"} | fields).encode()
+
+    def __str__(self) -> str:
+        temper = "" if self.temper is Temper.WELL else f", {self.temper.value}"
+        known = f", unknown before {self.known_from_s:.3f}" if self.known_from_s else ""
+        return f"{self.at_s:9.4f}  publish {self.name} ({self.status}){temper}{known}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that happens to worker number `worker`, where it is about one."""
+
+    at_s: float
+    kind: Kind
+    worker: int
+    for_s: float
+    turns: int
+    """How many turns of the worker's event loop later: so that it may come in the middle of its work."""
+    code: int | None
+    """Of the close frame, where connections are closed; None for none."""
+
+    def __str__(self) -> str:
+        details = f"worker {self.worker}, {self.for_s:.3f} s, {self.turns} turns, code {self.code}"
+        return f"{self.at_s:9.4f}  {self.kind.value} ({details})"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Everything that a run depends on. Times are seconds from its beginning."""
+
+    seed: int
+    lanes: int
+    capacity: int
+    """Of a lane: the consumer's `max_ack_pending`."""
+    window: int
+    connections: int
+    ack_wait_s: float
+    lease_ttl_s: float
+    publishes: tuple[Publish, ...]
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        names = ("lanes", "capacity", "window", "connections", "ack_wait_s", "lease_ttl_s")
+        shape = ", ".join(f"{name} {getattr(self, name):g}" for name in names)
+        events = sorted((*self.publishes, *self.faults), key=lambda event: event.at_s)
+        return "\n".join([f"seed {self.seed}: {shape}", *map(str, events)])
+
+
+def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES) -> Schedule:
+    """The schedule of a seed: up to 5 jobs, up to 3 workers at first, up to 7 of the `misfortunes`."""
+    rng = random.Random(seed)  # a seeded generator is the point
+    jobs = [_life(rng, letter) for letter in "abcde"[: rng.randint(1, 5)]]
+    workers = rng.choice((1, 1, 2, 2, 3))
+    starts = [_fault(rng, Kind.START, number, rng.choice((0.0, 0.0, rng.random() * 3))) for number in range(workers)]
+    befalling = [
+        _fault(rng, rng.choice(misfortunes), rng.randrange(workers), rng.random() * _BUSY_S)
+        for _ in range(rng.randint(0, 7))
+    ]
+    return Schedule(
+        seed,
+        lanes=rng.randint(1, 3),
+        capacity=rng.choice((2, 4, 8, 16)),
+        window=rng.choice((1, 2, 4, 32)),
+        connections=rng.choice((1, 1, 1, 2)),
+        ack_wait_s=rng.choice((1.0, 2.0, 5.0)),
+        lease_ttl_s=rng.choice((1.5, 3.0)),
+        publishes=tuple(sorted(itertools.chain.from_iterable(jobs), key=lambda publish: publish.at_s)),
+        faults=tuple(sorted(starts + befalling, key=lambda fault: fault.at_s)),
+    )
+
+
+def _life(rng: random.Random, letter: str) -> list[Publish]:
+    job = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    known_from_s = rng.choice((0.0,) * 6 + (rng.random() * 3, 1e9))
+    odd = rng.choice((0.0, 0.0, 0.15, 0.5))
+    gap_s = rng.choice((0.001, 0.05, 0.5))
+    at_s = rng.choice((0.0, rng.random() * 4))
+    life: list[Publish] = []
+    for number in range(rng.randint(1, 7)):
+        # Now and then a status comes once more: the Facilitator has it already.
+        status = STATUSES[max(0, number - (rng.random() < 0.1))]
+        temper = rng.choice(_ODD) if rng.random() < odd else Temper.WELL
+        life.append(Publish(at_s, f"{letter}{number + 1}", job, status, temper, known_from_s))
+        at_s += rng.random() * gap_s
+    return life
+
+
+def _fault(rng: random.Random, kind: Kind, worker: int, at_s: float) -> Fault:
+    for_s = rng.choice((0.05, 0.5, 2.0, 4.0, 7.0)) * (0.5 + rng.random())
+    turns = rng.choice((0, 0, 1, 2, 4, 8))
+    return Fault(at_s, kind, worker, for_s, turns, rng.choice(_CODES))
+
+
+def shrink(schedule: Schedule, fails: Callable[[Schedule], bool], most_runs: int = 300) -> Schedule:
+    """A part of a schedule that fails, which fails as well, and no more if anything else is left out of it.
+
+    First whole jobs are left out, then faults, then single updates. Gives up after `most_runs` runs.
+    """
+    left = itertools.count(most_runs, -1)
+
+    def still(candidate: Schedule) -> bool:
+        return next(left) > 0 and fails(candidate)
+
+    while True:
+        before = schedule
+        for job in sorted({publish.job for publish in schedule.publishes}):
+            rest = tuple(publish for publish in schedule.publishes if publish.job != job)
+            if still(candidate := replace(schedule, publishes=rest)):
+                schedule = candidate
+        schedule = _least(schedule, "faults", still)
+        schedule = _least(schedule, "publishes", still)
+        if schedule == before:
+            return schedule
+
+
+def _least(schedule: Schedule, field: str, fails: Callable[[Schedule], bool]) -> Schedule:
+    """Leave out ever smaller pieces of a field, as long as it fails without them."""
+    size = len(getattr(schedule, field))
+    while size := size // 2 if size > 1 else 0:
+        start = 0
+        while start < len(events := getattr(schedule, field)):
+            rest: Sequence[Publish | Fault] = events[:start] + events[start + size :]
+            if fails(candidate := replace(schedule, **{field: rest})):
+                schedule = candidate
+            else:
+                start += size
+    return schedule

@@ -1,0 +1,126 @@
+"""The only place that reaches into relay/: its clock, its loggers, and the socket to the Facilitator."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from websockets.frames import Close, CloseCode
+
+import relay.broker.dead_letters
+import relay.facilitator
+import relay.ownership
+import relay.worker
+from relay.websocket import ConnectionClosed
+from simulation.book import Log
+from simulation.clock import Clock, Process
+from simulation.facilitator import Connection, Facilitator
+from simulation.network import Pipe
+
+_TIMED = (relay.worker, relay.facilitator, relay.ownership, relay.broker.dead_letters)
+_LOGGING = (relay.worker, relay.facilitator, relay.ownership)
+_CONNECT_S = 0.005
+_CONGESTION = 0.05
+"""How often the network takes no more for a while."""
+_CONGESTED_S = 0.02
+
+
+class Socket:
+    """What relay/facilitator.py needs of relay/websocket.py."""
+
+    def __init__(self, process: Process, rng: random.Random, on_writable: Callable[[], None]) -> None:
+        self.connection: Connection | None = None
+        self._on_writable = on_writable
+        self._congested = False
+        self._process = process
+        self._rng = rng
+        self._messages: list[bytes] = []
+        self._news = asyncio.Event()
+        self._sent: Close | None = None
+        self._end: ConnectionClosed | None = None
+
+    def send(self, text: bytes) -> None:
+        if self._end is not None or self._sent is not None:
+            raise self._end or ConnectionClosed(self._sent)
+        assert self.connection is not None
+        self.connection.send(text.decode())
+
+    @property
+    def writable(self) -> bool:
+        return self._end is None and self._sent is None
+
+    def flush(self) -> None:
+        """What was sent is on its way already."""
+
+    async def receive(self) -> list[bytes]:
+        while not self._messages:
+            if self._end is not None:
+                raise self._end
+            self._news.clear()
+            await self._news.wait()
+        messages, self._messages = self._messages, []
+        return messages
+
+    async def keep_alive(self, interval_s: float, timeout_s: float) -> None:
+        """Pings are answered always."""
+
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE) -> None:
+        if self._end is None and self._sent is None:
+            self._sent = Close(code, "")
+            assert self.connection is not None
+            self.connection.hang_up(code)
+        while self._end is None:
+            self._news.clear()
+            await self._news.wait()
+
+    # What comes from outside.
+
+    def arrived(self, message: str) -> None:
+        self._process.post(self._take, message.encode())
+
+    def closed(self, code: int | None) -> None:
+        self._process.post(self._finish, code)
+
+    def _relax(self) -> None:
+        self._congested = False
+        self._on_writable()
+
+    def _take(self, message: bytes) -> None:
+        self._messages.append(message)
+        self._news.set()
+
+    def _finish(self, code: int | None) -> None:
+        self._end = ConnectionClosed(self._sent if code is None else Close(code, ""))
+        self._news.set()
+
+
+def connector(
+    clock: Clock, facilitator: Facilitator, process_of: Callable[[], Process], rng: random.Random
+) -> Callable[..., Awaitable[Socket]]:
+    """What stands for `connect` of relay/websocket.py."""
+
+    async def connect(url: str, *, on_writable: Callable[[], None], **_: Any) -> Socket:
+        process = process_of()
+        await asyncio.sleep(rng.expovariate(1 / _CONNECT_S))
+        socket = Socket(process, rng, on_writable)
+        pipes = Pipe(clock, rng, 0.001), Pipe(clock, rng, 0.001)
+        socket.connection = facilitator.connect(process.name, url, pipes, socket)
+        if socket.connection is None:
+            raise ConnectionRefusedError
+        return socket
+
+    return connect
+
+
+@contextlib.contextmanager
+def installed(clock: Clock, log: Log, connect: Callable[..., Any]) -> Iterator[None]:
+    """The modules under test live in the simulation from here on."""
+    with contextlib.ExitStack() as stack:
+        for module in _TIMED:
+            stack.enter_context(mock.patch.object(module, "time", clock))
+        for module in _LOGGING:
+            stack.enter_context(mock.patch.object(module, "_log", log))
+        stack.enter_context(mock.patch.object(relay.facilitator, "connect", connect))
+        yield

@@ -1,0 +1,165 @@
+"""One relay process, put together as relay/app.py does it, on the models of what is outside."""
+
+import asyncio
+import functools
+import random
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay.broker.dead_letters import DeadLetters
+from relay.core.backoff import Backoff
+from relay.core.lane import Lane
+from relay.core.ports import Ticket
+from relay.core.pull import PullWindow
+from relay.core.session import Pushed, Session
+from relay.facilitator import Facilitator as Shell
+from relay.metrics import Metrics
+from relay.ownership import Ownership
+from relay.worker import Dispatcher, Limits
+from simulation.book import Book
+from simulation.clock import Clock, Process
+from simulation.facilitator import AUTHENTICATION, Facilitator
+from simulation.jetstream import JetStream
+from simulation.leases import Bucket, WorkerLeases
+from simulation.network import Link
+from simulation.schedule import Schedule
+from simulation.source import Client, PullSource
+
+MAX_ATTEMPTS: Final = 3
+REPLY_TIMEOUT_S: Final = 4.0
+DRAIN_S: Final = 3.0
+_BACKOFF_S: Final = (0.1, 1.0)
+
+_metrics = functools.cache(Metrics)  # a registry takes longer to make than many a run takes; nobody reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all workers share."""
+
+    clock: Clock
+    book: Book
+    jetstream: JetStream
+    bucket: Bucket
+    facilitator: Facilitator
+    schedule: Schedule
+
+
+class _Pushes:
+    """Where pushes go."""
+
+    async def put(self, pushed: Pushed) -> None:
+        pass
+
+
+class Worker:
+    """A worker that runs until it is killed or told to leave."""
+
+    def __init__(self, around: Surroundings, name: str, rng: random.Random) -> None:
+        self.process = Process(around.clock, name, self._ended)
+        self.link = Link(around.clock, rng, self.process, self._reconnected)
+        self.leaving = False
+        self._around = around
+        self._rng = rng
+        self._leave = asyncio.Event()
+        connections = min(around.schedule.connections, around.schedule.lanes)
+        self._lines = [self._make_line(f"ws://facilitator/{number}") for number in range(connections)]
+        leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
+        self._ownership = Ownership(leases, around.schedule.lanes, self._driver_of, drain_s=DRAIN_S)  # type: ignore[arg-type]
+        around.book.note(name, "starts")
+        self.process.start(self._run())
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    def leave(self) -> None:
+        """Tell it to stop."""
+        self.leaving = True
+        self._around.book.note(self.process.name, "is told to stop")
+        self.process.post(self._leave.set)
+
+    def kill(self) -> None:
+        if self.alive:
+            self._around.book.note(self.process.name, "is killed")
+            self.process.kill()
+            self._vanish()
+
+    def stop(self) -> None:
+        if self.alive:
+            self._around.book.note(self.process.name, "stands still")
+            self.process.stop()
+
+    def resume(self) -> None:
+        if self.alive:
+            self._around.book.note(self.process.name, "goes on")
+            self.process.resume()
+
+    async def _run(self) -> None:
+        """As Relay._relay does."""
+        async with asyncio.TaskGroup() as group:
+            carrying: list[asyncio.Task[Any]] = []
+            for dispatcher, shell in self._lines:
+                carrying.append(group.create_task(dispatcher.run()))
+                carrying.append(group.create_task(shell.run(dispatcher)))
+            owning = group.create_task(self._ownership.run(self._leave))
+            await self._leave.wait()
+            await owning
+            for task in carrying:
+                task.cancel()
+
+    def _make_line(self, url: str) -> tuple[Dispatcher, Shell]:
+        around = self._around
+        session: Session[Ticket] = Session(
+            window=around.schedule.window, reply_timeout_s=REPLY_TIMEOUT_S, authentication=AUTHENTICATION
+        )
+        backoff = Backoff(*_BACKOFF_S, self._rng.random)
+        metrics = _metrics(around.schedule.lanes)
+        shell = Shell(url, session, backoff, metrics, ping_timeout_s=REPLY_TIMEOUT_S)
+        dispatcher = Dispatcher(
+            self._open_source,
+            shell,
+            DeadLetters(Client(self.link, around.jetstream)),  # type: ignore[arg-type]
+            _Pushes(),
+            watch_advisories=_no_advisories,
+            limits=Limits(around.schedule.capacity, MAX_ATTEMPTS, around.schedule.ack_wait_s),
+            backoff=backoff,
+            metrics=metrics,
+        )
+        return dispatcher, shell
+
+    def _open_source(self, lane: int, **callbacks: Any) -> PullSource:
+        schedule = self._around.schedule
+        window = PullWindow(schedule.capacity // 2, schedule.lease_ttl_s)
+        return PullSource(self.link, self._around.jetstream, lane, window=window, **callbacks)
+
+    def _driver_of(self, lane: int) -> Dispatcher:
+        return self._lines[lane % len(self._lines)][0]
+
+    def _reconnected(self) -> None:
+        for dispatcher, _ in self._lines:
+            dispatcher.on_broker_reconnected()
+
+    def _ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._around.book.complain(f"{self.process.name} ended with {_causes(error)}")
+        self._around.book.note(self.process.name, "has ended")
+        self._vanish()
+
+    def _vanish(self) -> None:
+        self.link.close()
+        after_s = self._rng.choice((0.0, 0.001, 0.1))
+        for connection in list(self._around.facilitator.connections):
+            if connection.owner == self.process.name:
+                connection.vanish(after_s)
+
+
+async def _no_advisories(_: Lane[Any]) -> None:
+    await asyncio.Event().wait()
+
+
+def _causes(error: BaseException) -> str:
+    """What is in a group of exceptions."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(map(_causes, error.exceptions))
+    return repr(error)

@@ -1,0 +1,200 @@
+"""Runs a schedule in virtual time, and says what went wrong."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from relay.subjects import lane_of
+from simulation import seam
+from simulation.book import Book, Line, Log
+from simulation.clock import Clock, Process, Spinning
+from simulation.facilitator import Facilitator
+from simulation.jetstream import JetStream
+from simulation.leases import Bucket
+from simulation.schedule import Fault, Kind, Publish, Schedule
+from simulation.worker import MAX_ATTEMPTS, Surroundings, Worker
+
+SETTLED_WITHIN_S = 60.0
+"""Of virtual time, after all is well again: leases run out, patience ends, attempts are used up."""
+
+_LOSS = 0.4
+_LAPSES = (Kind.STOP, Kind.NATS_CUT, Kind.NATS_STALL, Kind.LEASES_AWAY)
+"""What may make a worker's lease end before it is renewed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a schedule."""
+
+    broken: list[str]
+    """Promises that were not kept; nothing if all were."""
+    lines: list[Line]
+    took_s: float
+    """Virtual seconds until everything was settled."""
+
+
+def run(schedule: Schedule) -> Result:
+    """Let a schedule happen, from the beginning until everything is settled or it is clear that it never will be."""
+    return World(schedule).run()
+
+
+class World:
+    """One run of a schedule."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.clock = Clock()
+        lapses = any(fault.kind in _LAPSES for fault in schedule.faults)
+        self.book = Book(self.clock, MAX_ATTEMPTS, in_company=lapses)
+        self.jetstream = JetStream(
+            self.clock,
+            self.book,
+            lanes=schedule.lanes,
+            ack_wait_s=schedule.ack_wait_s,
+            max_ack_pending=schedule.capacity,
+        )
+        self.bucket = Bucket(self.clock, self.book, self._rng("leases"), schedule.lease_ttl_s)
+        self.facilitator = Facilitator(self.clock, self.book, self._rng("facilitator"), self._check_lease)
+        self.around = Surroundings(self.clock, self.book, self.jetstream, self.bucket, self.facilitator, schedule)
+        self.workers: dict[int, Worker] = {}
+        """The worker at each place; one that is gone may have a successor there."""
+        self._processes: list[Process] = []
+        self._unpublished = len(schedule.publishes)
+        self._began_s = self.clock.now
+
+    def run(self) -> Result:
+        events = (*self.schedule.publishes, *self.schedule.faults)
+        well_s = max((_end_of(event) for event in events), default=0.0)
+        for update in self.schedule.publishes:
+            self.facilitator.expect(update)
+            self.clock.after(update.at_s, self._publish, update)
+        for fault in self.schedule.faults:
+            self.clock.after(fault.at_s, self._befall, fault)
+        self.clock.after(well_s, self._heal)
+        connect = seam.connector(self.clock, self.facilitator, self._running, self._rng("sockets"))
+        with seam.installed(self.clock, Log(self.book, self.clock), connect):
+            try:
+                self._settle(self._began_s + well_s + SETTLED_WITHIN_S)
+            finally:
+                took_s = self.clock.now - self._began_s
+                for process in self._processes:
+                    process.bury()
+        return Result(self.book.broken, self.book.lines, took_s)
+
+    def _settle(self, until_s: float) -> None:
+        try:
+            settled = self.clock.run(self._is_settled, until_s)
+        except Spinning as spinning:
+            self.book.complain(str(spinning))
+            return
+        if missing := self.book.missing():
+            self.book.complain(f"{', '.join(missing)} are nowhere")
+        elif not settled:
+            unsettled = sum(consumer.unsettled for consumer in self.jetstream.consumers)
+            self.book.complain(f"{unsettled} updates are not settled {SETTLED_WITHIN_S:g} s after all is well")
+
+    def _is_settled(self) -> bool:
+        if self.book.broken:
+            return True  # what follows from it says nothing new
+        return not self._unpublished and not any(consumer.unsettled for consumer in self.jetstream.consumers)
+
+    def _rng(self, name: str) -> random.Random:
+        # Each its own, so that leaving one thing out of a schedule changes as little as can be elsewhere.
+        return random.Random(f"{self.schedule.seed} {name}")
+
+    def _running(self) -> Process:
+        assert self.clock.running is not None, "only a worker connects"
+        return self.clock.running
+
+    def _check_lease(self, worker: str, update: Publish) -> None:
+        """Nobody sends what belongs to another."""
+        owner = self.bucket.owner(lane_of(update.job, self.schedule.lanes))
+        if owner not in (None, worker):
+            self.book.complain(f"{worker} sends {update.name}, which is {owner}'s by now")
+
+    def _publish(self, update: Publish) -> None:
+        self._unpublished -= 1
+        self.jetstream.publish(update)
+
+    # --- what befalls it
+
+    def _befall(self, fault: Fault) -> None:
+        if fault.kind is Kind.START:
+            self._start(fault.worker)
+        elif (act := self._world_fault(fault)) is not None:
+            self.book.note("world", fault.kind.value)
+            act()
+        elif (worker := self.workers.get(fault.worker)) is not None and worker.alive:
+            worker.process.interrupt(fault.turns, partial(self._worker_fault, worker, fault))
+
+    def _world_fault(self, fault: Fault) -> Callable[[], None] | None:
+        """What to do about a fault that is not of one worker; None if it is."""
+        until_s = self.clock.now + fault.for_s
+        away: dict[Kind, tuple[object, str]] = {
+            Kind.INFO_AWAY: (self.jetstream, "info_away_until_s"),
+            Kind.LETTERS_AWAY: (self.jetstream, "letters_away_until_s"),
+            Kind.LETTERS_FULL: (self.jetstream, "letters_full_until_s"),
+            Kind.LEASES_AWAY: (self.bucket, "away_until_s"),
+            Kind.FACILITATOR_AWAY: (self.facilitator, "away_until_s"),
+            Kind.FACILITATOR_DOWN: (self.facilitator, "down_until_s"),
+            Kind.FACILITATOR_REFUSES: (self.facilitator, "refuses_until_s"),
+            Kind.FACILITATOR_STALL: (self.facilitator, "stalled_until_s"),
+        }
+        if fault.kind not in away:
+            return None
+
+        def begin() -> None:
+            setattr(*away[fault.kind], until_s)
+            if fault.kind in (Kind.FACILITATOR_AWAY, Kind.FACILITATOR_REFUSES):
+                for connection in list(self.facilitator.connections):
+                    connection.drop(fault.code)
+
+        return begin
+
+    def _worker_fault(self, worker: Worker, fault: Fault) -> None:
+        name = worker.process.name
+        match fault.kind:
+            case Kind.LEAVE:
+                worker.leave()
+                self.clock.after(fault.for_s, self._start, fault.worker)
+            case Kind.KILL:
+                worker.kill()
+                self.clock.after(fault.for_s, self._start, fault.worker)
+            case Kind.STOP:
+                worker.stop()
+                self.clock.after(fault.for_s, worker.resume)
+            case Kind.NATS_CUT:
+                self.book.note(name, f"loses NATS for {fault.for_s:.3f} s")
+                worker.link.cut(fault.for_s)
+            case Kind.NATS_STALL:
+                self.book.note(name, f"hears late from NATS for {fault.for_s:.3f} s")
+                for pipe in worker.link.wire.pipes:
+                    pipe.stall(min(fault.for_s, self.schedule.ack_wait_s / 2))
+            case Kind.ACKS_LOST | Kind.DELIVERIES_LOST:
+                lost = "lost_words" if fault.kind is Kind.ACKS_LOST else "lost_deliveries"
+                self.book.note(name, f"has {lost} for {fault.for_s:.3f} s")
+                setattr(worker.link, lost, _LOSS)
+                self.clock.after(fault.for_s, setattr, worker.link, lost, 0.0)
+            case _:
+                for connection in list(self.facilitator.connections):
+                    if connection.owner == name:
+                        connection.drop(fault.code)
+
+    def _start(self, number: int) -> None:
+        """Start a worker, unless there is one in its place that works."""
+        if (before := self.workers.get(number)) is not None and before.alive and not before.leaving:
+            return
+        name = f"worker-{number}-{len(self._processes)}"
+        worker = self.workers[number] = Worker(self.around, name, self._rng(name))
+        self._processes.append(worker.process)
+
+    def _heal(self) -> None:
+        """All is well from now on, and somebody is there to work."""
+        self.book.note("world", "all is well")
+        if not any(worker.alive and not worker.leaving for worker in self.workers.values()):
+            self._start(0)
+
+
+def _end_of(event: Publish | Fault) -> float:
+    return event.at_s + (event.for_s if isinstance(event, Fault) else 0.0)

@@ -1,0 +1,126 @@
+"""Thousands of schedules of misfortune, each made from one seed, against the whole relay in virtual time.
+
+    SEED=17 python -m pytest tests/faults/test_simulation.py -k replay -s       one schedule, told line by line
+    COUNT=20000 python -m pytest tests/faults/test_simulation.py -k schedules   as many as that
+
+A schedule that fails is told as `make sim SEED=...` tells it, made as small as it can be while it still fails.
+"""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from simulation.bugs import BUGS
+from simulation.schedule import Schedule, make_schedule, shrink
+from simulation.world import Result, run
+
+COUNT = int(os.environ.get("COUNT", "300"))
+FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
+CHUNKS = 4
+PER_BUG = 120
+"""Within how many schedules a planted bug must show."""
+SEED = os.environ.get("SEED", "1")
+REACHED = (
+    *("hears +ACK", "hears -NAK", "hears +WPI", "hears +TERM"),
+    *("is killed", "stands still", "goes on", "is told to stop", "has ended"),
+    *("lane taken", "lane given up", "lane lost", "the lanes cannot be shared out"),
+    *("lost alone with", "lost in company with", "refuses this validator", "must be made anew"),
+    *(": invalid_json", ": refused", ": job_not_found", ": connection_dropped", "the dead letters cannot be reached"),
+    *("cannot look at a held lane's consumer", "answers job.confused"),
+)
+_HERE = Path(__file__).parent
+
+
+def story(schedule: Schedule, result: Result) -> str:
+    """What a schedule is, and what became of it."""
+    return "\n".join([str(schedule), "", *map(str, result.lines), *(f"BROKEN: {what}" for what in result.broken)])
+
+
+def failure(schedule: Schedule) -> str:
+    """The story of the smallest part of a schedule that fails as well."""
+    small = shrink(schedule, lambda candidate: bool(run(candidate).broken))
+    told = story(small, run(small))
+    return f"the promise was broken; all of it: make sim SEED={schedule.seed}\nthe least that breaks it:\n{told}"
+
+
+def digest(seed: int) -> str:
+    """A run in one word."""
+    schedule = make_schedule(seed)
+    return hashlib.sha256(story(schedule, run(schedule)).encode()).hexdigest()
+
+
+@pytest.mark.timeout(60 + COUNT)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_schedules(chunk):
+    """Whatever happens: nothing is lost, each job's updates arrive in order, and all is settled in the end."""
+    for seed in range(FIRST_SEED + chunk, FIRST_SEED + COUNT, CHUNKS):
+        schedule = make_schedule(seed)
+        result = run(schedule)
+        if result.broken:
+            pytest.fail(failure(schedule), pytrace=False)
+        assert [] == result.broken
+
+
+def test_replay():
+    """The schedule of SEED keeps the promise; with `-s` it is told line by line."""
+    schedule = make_schedule(int(SEED))
+    result = run(schedule)
+    told = story(schedule, result)
+    if "SEED" in os.environ:
+        print(told)  # noqa: T201 - what was asked for
+    assert [] == result.broken, told
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=str)
+def test_planted_bug(bug):
+    """The bug is found within few schedules, and the same schedules find nothing without it."""
+    found = None
+    with bug.plant():
+        for seed in range(PER_BUG):
+            schedule = make_schedule(seed, bug.shown_by)
+            if run(schedule).broken:
+                found = schedule
+                break
+    assert found is not None, f"not found in {PER_BUG} schedules"
+    assert [] == run(found).broken
+
+
+def test_smallest_failure():
+    """A failing schedule is made smaller until everything in it is needed, and fails in the same way every time."""
+    bug = next(bug for bug in BUGS if str(bug) == "acknowledged before the reply")
+    schedule = make_schedule(0)
+    with bug.plant():
+        small = shrink(schedule, lambda candidate: bool(run(candidate).broken))
+        broken = run(small).broken
+        without = [
+            run(replace(small, publishes=small.publishes[:number] + small.publishes[number + 1 :])).broken
+            for number in range(len(small.publishes))
+        ]
+    assert len(small.publishes) < len(schedule.publishes)
+    assert [] != broken
+    assert [[] for _ in small.publishes] == without
+
+
+def test_schedules_reach_what_matters():
+    """A hundred schedules see every way in which an update, a lane and a worker can end."""
+    told = "\n".join(line.what for seed in range(100) for line in run(make_schedule(seed)).lines)
+    assert set() == {what for what in REACHED if what not in told}
+
+
+def test_same_seed_same_run():
+    """A seed makes the same run every time, in another process with another hash seed too."""
+    seeds = [random.Random("any").randrange(10_000) for _ in range(8)]
+    here = [digest(seed) for seed in seeds]
+    again = [digest(seed) for seed in seeds]
+    program = f"import test_simulation as t; print(*(t.digest(seed) for seed in {seeds}))"
+    environment = {"PYTHONHASHSEED": "77", "PYTHONPATH": str(_HERE), "PATH": os.environ["PATH"]}
+    there = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert here == again
+    assert here == there.stdout.split()
