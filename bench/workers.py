@@ -1,6 +1,6 @@
 """Many workers: how long nothing moves when one hands over or dies, and what more of them carry.
 
-    python bench/workers.py [--rounds 5] [--json FILE]
+    python -m bench.workers [--rounds 5] [--json FILE]
 
 Each round starts an embedded nats-server, the Facilitator simulator, and workers as processes of their own.
 

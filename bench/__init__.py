@@ -1,0 +1,1 @@
+"""Measures the relay beside its floors and its peers: `python -m bench --help`, `make bench`."""

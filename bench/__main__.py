@@ -1,0 +1,125 @@
+"""`python -m bench`: see `python -m bench --help`."""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from bench import machine, report
+from bench.harness import RATES, Latency, Plan, Saturation, measure
+from bench.scale import Durability, Memory, Recovery, StartUp, measure_scale
+from bench.systems import FLOORS_AND_RELAY, SYSTEMS
+from relay.logs import configure
+
+_SECTIONS: Final = {
+    Latency: "latency",
+    Saturation: "saturation",
+    StartUp: "start_up",
+    Recovery: "recovery",
+    Durability: "durability",
+    Memory: "memory",
+}
+"""Where results go in the JSON."""
+_HELP: Final = """
+latency: publish to Facilitator at fixed rates. saturation: a backlog worked off. scale: memory and latency by the
+number of jobs, recovery, start-up, durability. all: latency and saturation.
+render: nothing is measured; tables and charts are made from --json FILE.
+"""
+
+
+def main() -> None:
+    options = _options()
+    if options.what == "render":
+        result = json.loads(options.json.read_text())
+    else:
+        configure("warning", "console")
+        try:
+            result = asyncio.run(_measure(options))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            sys.exit(f"interrupted{f'; what was measured before is in {options.json}' if options.json else ''}")
+    _print(result)
+    if options.charts:
+        from bench.charts import draw  # noqa: PLC0415 - matplotlib takes its time, and most runs draw nothing
+
+        for path in draw(result, options.charts):
+            print(path)
+
+
+def _options() -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args()
+    options.names = [name for name in options.systems.split(",") if name]
+    if unknown := [name for name in options.names if name not in SYSTEMS]:
+        parser.error(f"no such system: {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
+    if options.what == "render" and options.json is None:
+        parser.error("render needs --json, the file to read")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=_HELP)
+    parser.add_argument("what", choices=("latency", "saturation", "all", "scale", "render"))
+    parser.add_argument("--systems", default="", help=f"comma-separated, of {', '.join(SYSTEMS)}")
+    parser.add_argument("--peers", action="store_true", help="every system; without it the floors and the relay")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="updates a second (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="at each rate (%(default)s); longer for 1,000 updates"
+    )
+    parser.add_argument("--jobs", type=int, default=1000, help="that updates belong to (%(default)s)")
+    parser.add_argument(
+        "--backlog", type=float, default=1.0, help="multiplies backlogs, and the jobs of scale (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="where the results go, or come from")
+    parser.add_argument("--charts", type=Path, help="the folder for charts")
+    return parser
+
+
+async def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All results; saved after each, so that what was measured before an interruption is not lost."""
+    result: dict[str, Any] = {"machine": machine.describe(), "options": _plain(options)}
+    plan = _plan(options)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # else nobody would end the servers
+    async for row in measure_scale(plan) if options.what == "scale" else measure(plan):
+        result.setdefault(_SECTIONS[type(row)], []).append(asdict(row))
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    chosen = tuple(SYSTEMS[name] for name in options.names) or (
+        tuple(SYSTEMS.values()) if options.peers else FLOORS_AND_RELAY
+    )
+    return Plan(
+        chosen,
+        latency=options.what != "saturation",
+        saturation=options.what != "latency",
+        rounds=options.rounds,
+        jobs=options.jobs,
+        rates=tuple(int(rate) for rate in options.rates.split(",")),
+        seconds=options.seconds,
+        backlog=options.backlog,
+    )
+
+
+def _plain(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(machine.sentence(result["machine"]))
+    print(f"medians of {result['options']['rounds']} rounds (least-most)")
+    for name, table in report.TABLES.items():
+        if result.get(name):
+            print(f"\n{name.replace('_', '-')}\n{report.text(table(result[name]))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The updates of the benchmarks, and the clock that they carry.
+
+The time at which an update was due travels in its metadata as `sent_ns=` and 19 digits, and so survives every way of
+serialising it again. The clock is `time.monotonic_ns`, which all processes of a machine share.
+"""
+
+import json
+from random import Random
+from typing import Any, Final
+
+MARK: Final = b"sent_ns="
+_DIGITS: Final = 19
+_BODY: Final = (
+    b'{"message_type":"V0JobStatusUpdate","uuid":"%b","status":"%b","metadata":{"miner_response":'
+    b'{"docker_process_stdout":"sent_ns=%019d' + b"." * 35 + b'","docker_process_stderr":""}}}'
+)
+_VERSION_4: Final = 4 << 76
+_VARIANT: Final = 2 << 62
+_RANDOM_BITS: Final = (1 << 128) - 1 - (0xF << 76) - (3 << 62)
+
+
+def job_uuids(n: int, seed: int = 0) -> list[str]:
+    """The ids of the first `n` jobs: version 4, lower case; the same for the same seed, whatever `n` is."""
+    rng = Random(seed)
+    return [_spell(rng.getrandbits(128) & _RANDOM_BITS | _VERSION_4 | _VARIANT) for _ in range(n)]
+
+
+def body(uuid: str, sent_ns: int, status: str = "accepted") -> bytes:
+    """An update as a job runner sends it, some 250 bytes."""
+    return _BODY % (uuid.encode(), status.encode(), sent_ns)
+
+
+def payload(uuid: str, sent_ns: int) -> dict[str, Any]:
+    """`body` for transports that serialise by themselves."""
+    return json.loads(body(uuid, sent_ns))
+
+
+def sent_ns_of(update: bytes) -> int | None:
+    """When the update was due, or None if it is none of ours."""
+    at = update.find(MARK)
+    if at < 0:
+        return None
+    at += len(MARK)
+    return int(update[at : at + _DIGITS])
+
+
+def _spell(number: int) -> str:
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -1,0 +1,190 @@
+"""The open-loop publisher: `python -m bench.publisher URL (--rate R --seconds S | --fill N)`.
+
+Update k is due at start + k / rate, however the system does, and carries its *due* time: what a late publisher, or
+one that waits for PubAcks, adds, counts against the latency. `--fill` publishes as fast as it may instead. Either way
+at most OUTSTANDING publications wait for their confirmation. Updates go round the jobs `load.job_uuids(jobs)`.
+
+Prints one line of JSON at the end: `published`, `acked`, `refused`, `seconds`, and how late updates were published
+(`late_p99_ms`, `late_max_ms`).
+
+Transports: `jetstream` (PubAcks counted), `core` (plain NATS), or the name of a module `bench.systems.NAME_publish`
+with `async def connect(url) -> publish`, where `await publish(uuid, payload)` is all that the system's own client
+does to send an update.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import importlib
+import selectors
+import sys
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+from bench.arrivals import say
+from bench.load import body, job_uuids, payload
+from bench.nats_line import NatsLine
+
+OUTSTANDING: Final = 1000
+GIVE_UP_S: Final = 10.0
+"""How far behind its schedule the publisher goes on, and how long it waits for the last confirmations."""
+_PATIENCE_S: Final = 30.0
+_HEAD_START_NS: Final = 20_000_000
+_NS: Final = 1_000_000_000
+_PR_SET_TIMERSLACK: Final = 29
+
+Publish = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+class Schedule:
+    """When each of `total` updates is due: `rate` a second, or all at once if `rate` is None."""
+
+    def __init__(self, uuids: Sequence[str], total: int, rate: float | None) -> None:
+        self.total = total
+        self.done = 0
+        self._uuids = uuids
+        self._late_ns = array("q")
+        self._interval_ns = _NS / rate if rate else 0.0
+        self.start_ns = time.monotonic_ns() + (_HEAD_START_NS if rate else 0)
+        self._end_ns = self.start_ns + int(total * self._interval_ns + GIVE_UP_S * _NS) if rate else sys.maxsize
+
+    @property
+    def over(self) -> bool:
+        return self.done >= self.total or time.monotonic_ns() > self._end_ns
+
+    @property
+    def due_ns(self) -> int:
+        """When the next update is due."""
+        return self.start_ns + int(self.done * self._interval_ns)
+
+    @property
+    def wait_s(self) -> float:
+        """How long until then; 0 if it is due."""
+        return max(0.0, (self.due_ns - time.monotonic_ns()) / _NS) if self._interval_ns else 0.0
+
+    def take(self) -> tuple[str, int]:
+        """The job and the due time of the next update, which goes out now."""
+        now_ns = time.monotonic_ns()
+        due_ns = self.due_ns if self._interval_ns else now_ns
+        self._late_ns.append(now_ns - due_ns)
+        uuid = self._uuids[self.done % len(self._uuids)]
+        self.done += 1
+        return uuid, due_ns
+
+    def lateness(self) -> dict[str, float]:
+        late = sorted(self._late_ns) or [0]
+        return {"late_p99_ms": late[int(0.99 * (len(late) - 1))] / 1e6, "late_max_ms": late[-1] / 1e6}
+
+
+def publish_on_nats(line: NatsLine, schedule: Schedule) -> None:
+    """Raises TimeoutError if PubAcks stop coming, ConnectionError if the server does not want the publisher."""
+    while not schedule.over:
+        # Not read as they come: waking up for each PubAck would cost as much as publishing.
+        line.read_at_hand()
+        time.sleep(schedule.wait_s)
+        batch: list[bytes] = []
+        while not schedule.over and not schedule.wait_s and line.outstanding + len(batch) < OUTSTANDING:
+            uuid, sent_ns = schedule.take()
+            batch.append(line.publication(uuid, body(uuid, sent_ns)))
+        if batch:
+            line.publish(batch)
+        elif not schedule.wait_s:
+            _await_acks(line, OUTSTANDING // 2)
+    line.flush(_PATIENCE_S)
+    _await_acks(line, 0)
+
+
+def _await_acks(line: NatsLine, at_most: int) -> None:
+    until_s = time.monotonic() + _PATIENCE_S
+    while line.outstanding > at_most:
+        line.read(until_s - time.monotonic())
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"nats-server still owes {line.outstanding} PubAcks after {_PATIENCE_S:g} s")
+
+
+async def publish_with(publish: Publish, schedule: Schedule) -> int:
+    """Returns how many were refused: their publish raised. The first such error goes to stderr."""
+    errors: list[Exception] = []
+    room = asyncio.Semaphore(OUTSTANDING)
+
+    async def send(uuid: str, sent_ns: int) -> None:
+        try:
+            await publish(uuid, payload(uuid, sent_ns))
+        except Exception as error:  # noqa: BLE001 - whatever the client raises, the update did not get out
+            errors.append(error)
+        finally:
+            room.release()
+
+    async with asyncio.TaskGroup() as group:
+        while not schedule.over:
+            if wait_s := schedule.wait_s:
+                await asyncio.sleep(wait_s)
+            await room.acquire()
+            group.create_task(send(*schedule.take()))
+    if errors:
+        print(f"{len(errors)} updates were refused, the first with {errors[0]!r}", file=sys.stderr)
+    return len(errors)
+
+
+async def _publish_by_library(transport: str, url: str, options: argparse.Namespace, uuids: list[str]) -> None:
+    publish: Publish = await importlib.import_module(f"bench.systems.{transport}_publish").connect(url)
+    schedule = _schedule(options, uuids)
+    refused = await publish_with(publish, schedule)
+    _report(schedule, acked=schedule.done - refused, refused=refused)
+
+
+def _publish_by_line(url: str, options: argparse.Namespace, uuids: list[str]) -> None:
+    with closing(NatsLine(url, confirmed=options.transport == "jetstream")) as line:
+        schedule = _schedule(options, uuids)
+        publish_on_nats(line, schedule)
+    _report(schedule, acked=line.acked, refused=line.refused)
+
+
+def _schedule(options: argparse.Namespace, uuids: list[str]) -> Schedule:
+    gc.freeze()
+    gc.disable()
+    total = options.fill or round(options.rate * options.seconds)
+    return Schedule(uuids, total, None if options.fill else options.rate)
+
+
+def _report(schedule: Schedule, *, acked: int, refused: int) -> None:
+    seconds = (time.monotonic_ns() - schedule.start_ns) / _NS
+    say({"published": schedule.done, "acked": acked, "refused": refused, "seconds": seconds} | schedule.lateness())
+
+
+def _wake_up_in_time() -> None:
+    # Linux lets a sleeper oversleep by 50 microseconds unless it is told not to.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
+
+
+def _precise_loop() -> asyncio.AbstractEventLoop:
+    # epoll and uvloop count their timeouts in milliseconds, select in microseconds.
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(prog="python -m bench.publisher", description="the open-loop publisher")
+    arguments.add_argument("url", help="of the nats-server, or whatever the transport connects to")
+    arguments.add_argument("--transport", default="jetstream")
+    arguments.add_argument("--jobs", type=int, default=1000)
+    arguments.add_argument("--seconds", type=float, default=1.0)
+    how = arguments.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rate", type=float, help="updates a second")
+    how.add_argument("--fill", type=int, help="this many updates, as fast as they are confirmed")
+    options = arguments.parse_args()
+    _wake_up_in_time()
+    uuids = job_uuids(options.jobs)
+    if options.transport in ("jetstream", "core"):
+        _publish_by_line(options.url, options, uuids)
+    else:
+        with asyncio.Runner(loop_factory=_precise_loop) as runner:
+            runner.run(_publish_by_library(options.transport, options.url, options, uuids))
+
+
+if __name__ == "__main__":
+    main()

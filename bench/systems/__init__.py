@@ -1,0 +1,121 @@
+"""The systems that are measured beside each other.
+
+Each is a process of its own, `python -m bench.systems.<module>` (the relay is just `python -m relay serve`), with
+BENCH_NATS_URL, BENCH_FACILITATOR_URL, BENCH_REDIS_URL and BENCH_JOBS in its environment. It prints
+`{"ready": true}` once it takes updates, and ends on SIGTERM.
+"""
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One row of the tables.
+
+    `backlog` is how many updates a measurement of throughput takes: enough for some seconds of work. `jobs` is for a
+    system that cannot do with as many as the others. One that `keeps_nothing` has its backlog published while it runs.
+    """
+
+    name: str
+    title: str
+    arguments: tuple[str, ...]
+    transport: str = "jetstream"
+    forwards: bool = True
+    announces: bool = True
+    keeps_nothing: bool = False
+    backlog: int = 20_000
+    jobs: int | None = None
+    executables: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    @property
+    def on_redis(self) -> bool:
+        return "redis-server" in self.executables
+
+    @property
+    def missing(self) -> str | None:
+        """What has to be installed before this system can be measured."""
+        programs = [name for name in self.executables if shutil.which(name) is None]
+        modules = [name for name in self.modules if importlib.util.find_spec(name) is None]
+        lacking = [f"there is no {name} on PATH" for name in programs]
+        lacking += [f"the package {name} is not installed" for name in modules]
+        return "; ".join(lacking) or None
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return ("-m", f"bench.systems.{name}")
+
+
+_REDIS: Final = ("redis-server",)
+
+FLOOR_CORE: Final = System(
+    "floor_core",
+    "floor: core NATS subscriber",
+    _module("floor_core"),
+    transport="core",
+    forwards=False,
+    keeps_nothing=True,
+    backlog=100_000,
+)
+FLOOR_PULL: Final = System(
+    "floor_pull",
+    "floor: JetStream pull loop, nothing forwarded",
+    _module("floor_pull"),
+    forwards=False,
+    backlog=200_000,
+)
+RELAY: Final = System("relay", "relay", ("-m", "relay", "serve"), announces=False, backlog=100_000)
+
+FLOORS_AND_RELAY: Final = (FLOOR_CORE, FLOOR_PULL, RELAY)
+PEERS: Final = (
+    System(
+        "faststream",
+        "FastStream pull subscriber",
+        _module("faststream_relay"),
+        backlog=15_000,
+        modules=("faststream",),
+    ),
+    System(
+        "listener",
+        "listener per job on channels-redis, 10 jobs",
+        _module("listener"),
+        transport="channels",
+        keeps_nothing=True,
+        jobs=10,
+        executables=_REDIS,
+        modules=("channels_redis",),
+    ),
+    System(
+        "listener_many",
+        "listener per job on channels-redis, 1,000 jobs",
+        _module("listener"),
+        transport="channels",
+        keeps_nothing=True,
+        jobs=1000,
+        executables=_REDIS,
+        modules=("channels_redis",),
+    ),
+    System(
+        "celery",
+        "listener handing over to Celery, 10 jobs",
+        _module("celery_relay"),
+        transport="channels",
+        keeps_nothing=True,
+        backlog=5_000,
+        jobs=10,
+        executables=_REDIS,
+        modules=("channels_redis", "celery"),
+    ),
+    System(
+        "taskiq",
+        "taskiq-nats",
+        _module("taskiq_relay"),
+        transport="taskiq",
+        backlog=10_000,
+        modules=("taskiq_nats",),
+    ),
+)
+SYSTEMS: Final = {system.name: system for system in (*FLOORS_AND_RELAY, *PEERS)}

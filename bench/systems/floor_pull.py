@@ -1,0 +1,56 @@
+"""Floor: JetStream publish -> the relay's own pull loop on all lanes -> ack. Nothing is decoded or forwarded."""
+
+import asyncio
+import os
+
+from bench.arrivals import Arrivals, answer, run
+from bench.load import sent_ns_of
+from relay.broker.connection import connect
+from relay.broker.consumer import PullConsumer
+from relay.broker.delivery import Delivery
+from relay.broker.topology import LANE_CAPACITY
+from relay.core.continuity import ConsumerState
+from relay.settings import NatsSettings
+from relay.subjects import STATUS_STREAM, lane_consumer
+
+LANES = 4
+PULL_EXPIRES_S = 5.0
+
+
+async def main() -> None:
+    arrivals = Arrivals()
+    started = asyncio.Barrier(LANES + 1)
+
+    async def take(delivery: Delivery) -> None:
+        sent_ns = sent_ns_of(delivery.body)
+        if sent_ns is not None:
+            arrivals.record(sent_ns)
+        await delivery.ack()
+
+    nc = await connect(NatsSettings(urls=(os.environ["BENCH_NATS_URL"],)), name="bench-floor-pull")
+    async with asyncio.TaskGroup() as group:
+        pulling: list[asyncio.Task[None]] = []
+        for lane in range(LANES):
+
+            def on_start(_state: ConsumerState) -> None:
+                group.create_task(started.wait())
+
+            consumer = PullConsumer(
+                nc,
+                STATUS_STREAM,
+                lane_consumer(lane),
+                batch=LANE_CAPACITY // 2,
+                expires_s=PULL_EXPIRES_S,
+                room=lambda: LANE_CAPACITY,
+                on_delivery=take,
+                on_start=on_start,
+            )
+            pulling.append(group.create_task(consumer.run()))
+        await started.wait()
+        await answer(arrivals)
+        for task in pulling:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    run(main)

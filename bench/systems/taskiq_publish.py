@@ -1,0 +1,48 @@
+"""How a user of taskiq publishes: a task is kicked, and taskiq-nats puts it on its own JetStream stream.
+
+taskiq has messages of its own (task, arguments, labels), so raw updates on `job.status.<uuid>` are nothing that its
+workers could read; the producer kicks a task instead. The task is called by its name with `AsyncKicker`, as taskiq's
+documentation shows it for a client that does not import the worker's code.
+
+The broker is the pull-based one: of a push-based one the client would itself become a consumer and take tasks away.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from taskiq.kicker import AsyncKicker
+from taskiq_nats import PullBasedJetStreamBroker
+
+TASK: Final = "bench.forward"
+BATCH: Final = 100
+FETCH_TIMEOUT_S: Final = 5.0
+"""Without one (the default), a fetch waits until its batch is full, however long that takes."""
+
+Publish = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+def broker_of(nats_url: str) -> PullBasedJetStreamBroker:
+    """The broker of both sides, not started yet; the first to start makes its stream and its consumer."""
+    return PullBasedJetStreamBroker(
+        nats_url,
+        subject="bench_tasks",
+        stream_name="bench_tasks",
+        durable="bench_workers",
+        pull_consume_batch=BATCH,
+        pull_consume_timeout=FETCH_TIMEOUT_S,
+    )
+
+
+async def connect(nats_url: str) -> Publish:
+    """A function that publishes one update: `await publish(uuid, payload)`.
+
+    It returns with JetStream's PubAck, and raises taskiq.exceptions.SendTaskError if there is none.
+    """
+    broker = broker_of(nats_url)
+    await broker.startup()
+    kicker: AsyncKicker[Any, Any] = AsyncKicker(TASK, broker, labels={})
+
+    async def publish(_uuid: str, payload: dict[str, Any]) -> None:
+        await kicker.kiq(payload)
+
+    return publish
