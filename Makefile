@@ -9,7 +9,7 @@ LOCK_VENV := .venv-lock
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test sim lint bench bench-peers bench-scale bench-workers format lock clean
+.PHONY: help demo test sim lint bench bench-peers bench-scale bench-workers bench-dead-letters format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-scale: $(VENV)/.bench  ## memory, recovery, start-up and durability of the
 
 bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
 	@$(BIN)/python -m bench.workers
+
+bench-dead-letters: $(VENV)/.dev  ## list a million dead letters and replay ten thousand (some 5 minutes)
+	@$(BIN)/python -m bench.dead_letters --letters 1000000
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix-only .

@@ -32,6 +32,10 @@ ATTEMPTS_HEADER: Final = "Relay-Attempts"
 SOURCE_SUBJECT_HEADER: Final = "Relay-Source-Subject"
 SOURCE_SEQUENCE_HEADER: Final = "Relay-Source-Sequence"
 FAILED_AT_HEADER: Final = "Relay-Failed-At"
+REPLAYED_FROM_HEADER: Final = "Relay-Replayed-From"
+"""On an update that was a dead letter and was published again: the sequence that it had in DLQ_STREAM."""
+HISTORY_HEADER: Final = "Relay-History"
+"""On a replayed update: how each of its earlier ways ended, oldest first; see core/letters.py."""
 ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
 """What a dead letter puts before those headers of the original that would steer the server (`Nats-*`)."""
 
@@ -114,6 +118,11 @@ def stored_subject(lane: int, uuid: str) -> str:
     return f"job.status.{lane}.{uuid}"
 
 
+def job_filter(token: str) -> str:
+    """Every stored subject of one job, whatever its lane is or was."""
+    return f"job.status.*.{token}"
+
+
 def token_of_stored(subject: str) -> str:
     """The job token of a stored subject `job.status.<lane>.<token>`; a job's UUID if the producer was right."""
     return subject.split(".", 3)[3]
@@ -188,6 +197,10 @@ def api_message_get(stream: str) -> str:
 
 def api_message_delete(stream: str) -> str:
     return f"$JS.API.STREAM.MSG.DELETE.{stream}"
+
+
+def api_stream_purge(stream: str) -> str:
+    return f"$JS.API.STREAM.PURGE.{stream}"
 
 
 def api_consumer_list(stream: str) -> str:

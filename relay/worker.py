@@ -31,10 +31,10 @@ from relay.core.ports import (
 )
 from relay.core.session import Answered, Lost, Opened, Pushed
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
-from relay.errors import RelayError
+from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
 from relay.metrics import Metrics
-from relay.subjects import token_of_stored
+from relay.subjects import REPLAYED_FROM_HEADER, token_of_stored
 from relay.wire import Fault, decode
 
 _log = get_logger(__name__)
@@ -104,6 +104,7 @@ class Dispatcher:
         self._feeds: dict[Lane[DeliveryLike], _Feed] = {}
         self._turns: deque[Lane[DeliveryLike]] = deque()
         self._doomed: asyncio.Queue[Ticket] = asyncio.Queue(_DOOMED_QUEUE_SIZE)
+        self._unanswered_until_s = -math.inf
         self._open = asyncio.Event()
         self._retry_earlier = asyncio.Event()
 
@@ -289,6 +290,8 @@ class Dispatcher:
 
     def _settled(self, update: Ticket, outcome: Outcome) -> None:
         update.lane.settle(update, outcome)
+        if REPLAYED_FROM_HEADER in update.delivery.headers:
+            self._metrics.replayed(outcome)
         self._progressed(update)
 
     def _retry(self, update: Ticket, delay_s: float) -> None:
@@ -314,6 +317,9 @@ class Dispatcher:
             update = await self._doomed.get()
             if _now() >= update.lane.ours_until_s:
                 continue  # the lane is another's by now, and so is the update
+            if (pause_s := self._unanswered_until_s - _now()) > 0:
+                self._retry(update, pause_s)
+                continue
             try:
                 await self._bury_one(update)
             except RelayError as error:
@@ -324,6 +330,10 @@ class Dispatcher:
                     error=str(error),
                 )
                 self._retry(update, _DEAD_LETTER_RETRY_S)
+                if not isinstance(error, JetStreamError):
+                    # Nobody answers. To learn that of each update would take a timeout each, which those who hand
+                    # a lane over or stop would have to wait for.
+                    self._unanswered_until_s = _now() + _DEAD_LETTER_RETRY_S
             self._pump()
 
     async def _bury_one(self, update: Ticket) -> None:

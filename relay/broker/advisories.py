@@ -45,7 +45,8 @@ _log = get_logger(__name__)
 _LOOK_EVERY_S: Final = 5.0
 """How often to look without a hint: one can be missed, and what cannot be done now is tried again."""
 _NO_MESSAGE: Final = 10037
-_DELETE_FAILED: Final = 10057
+_DELETED_ALREADY: Final = frozenset({10043, 10057})
+"""Which of them the server says depends on where in the stream the message was."""
 
 
 class _Advisory(msgspec.Struct, frozen=True):
@@ -157,7 +158,7 @@ class Advisories:
             await api_request(self._nc, api_message_delete(ADVISORY_STREAM), {"seq": message.sequence})
         except JetStreamError as error:
             # That is how a message answers which another worker deleted; any other cause shows at the next look.
-            if error.err_code != _DELETE_FAILED:
+            if error.err_code not in _DELETED_ALREADY:
                 raise
 
     def _complain(self, error: RelayError) -> None:

@@ -3,12 +3,14 @@
 import base64
 import datetime as dt
 import math
+import re
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import api_request, publish_confirmed
+from relay.broker.connection import TOO_LARGE, api_request, publish_confirmed
 from relay.core.ports import UpdateLike
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
@@ -18,9 +20,11 @@ from relay.subjects import (
     DLQ_SUBJECTS,
     ERROR_HEADER,
     FAILED_AT_HEADER,
+    HISTORY_HEADER,
     MSG_ID_HEADER,
     ORIGINAL_HEADER_PREFIX,
     REASON_HEADER,
+    REPLAYED_FROM_HEADER,
     SOURCE_SEQUENCE_HEADER,
     SOURCE_SUBJECT_HEADER,
     STATUS_STREAM,
@@ -34,12 +38,17 @@ from relay.subjects import (
 _NO_MESSAGE: Final = 10037
 _LOOK_TIMEOUT_S: Final = 1.0
 """How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
+_WRITE_TIMEOUT_S: Final = 5.0
 _CLOCK_SKEW_S: Final = 60.0
 """By how much the clocks of two servers, or a server's and ours, may differ."""
 _MAX_ERROR_CHARS: Final = 1000
 """The Facilitator's complaints can echo a whole update; the update is in the body already."""
+_HEADERS_LEFT_OUT: Final = " (the headers of the original were too large, and were left out)"
 _CONTROL_HEADER_PREFIX: Final = "nats-"
 """Headers that tell the server what to do with a message, in any case of letters."""
+_REPLAY_HEADERS: Final = frozenset({REPLAYED_FROM_HEADER, HISTORY_HEADER})
+_UNSAFE_IN_NAME: Final = re.compile(r"[^0-9A-Za-z!#$%&'*+.^_`|~-]")
+"""What nats-py refuses to send, so that such a dead letter could never be written."""
 
 
 class DeadLetters:
@@ -73,9 +82,9 @@ class DeadLetters:
             JetStreamError: the server refused it, for instance because the stream is full.
             PublishUnconfirmed: it may or may not be stored.
         """
-        token = token_of_stored(delivery.subject)
-        headers = {_carried(name): value for name, value in delivery.headers.items()}
-        headers |= {
+        subject = dlq_subject(token_of_stored(delivery.subject))
+        carried = _carried(delivery.headers)
+        told = {
             MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, delivery.sequence),
             REASON_HEADER: letter.reason.value,
             ERROR_HEADER: _one_line(letter.error),
@@ -84,8 +93,19 @@ class DeadLetters:
             SOURCE_SEQUENCE_HEADER: str(delivery.sequence),
             FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         }
-        await publish_confirmed(self._nc, dlq_subject(token), delivery.body, headers)
+        try:
+            await self._publish(subject, delivery.body, carried | told)
+        except JetStreamError as error:
+            if error.err_code != TOO_LARGE:
+                raise
+            # Made safe, headers can outgrow the room that is left for them. Better without them than never.
+            kept = {name: value for name, value in carried.items() if name in _REPLAY_HEADERS}
+            told[ERROR_HEADER] += _HEADERS_LEFT_OUT
+            await self._publish(subject, delivery.body, kept | told)
         self._newest_s = max(self._newest_s, time.time())
+
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
+        await publish_confirmed(self._nc, subject, body, headers, timeout_s=_WRITE_TIMEOUT_S)
 
     async def holds(self, delivery: UpdateLike) -> bool:
         """Whether the update is a dead letter already, because a worker died before it could end it.
@@ -110,11 +130,25 @@ def _is_absent(error: RelayError) -> bool:
     return isinstance(error, JetStreamError) and error.err_code == _NO_MESSAGE
 
 
-def _carried(name: str) -> str:
-    """The name under which a header of the original travels in the copy."""
-    return ORIGINAL_HEADER_PREFIX + name if name.lower().startswith(_CONTROL_HEADER_PREFIX) else name
+def _carried(headers: Mapping[str, str]) -> dict[str, str]:
+    """The original's headers as they travel in the copy: safe to send, to show, and for the server to read."""
+    # Those that steered a replay are no producer's.
+    was_replayed = REPLAYED_FROM_HEADER in headers
+    return {
+        (ORIGINAL_HEADER_PREFIX if _is_control(name) else "") + _UNSAFE_IN_NAME.sub("_", name): _printable(value)
+        for name, value in headers.items()
+        if not (was_replayed and _is_control(name))
+    }
+
+
+def _is_control(name: str) -> bool:
+    return name.lower().startswith(_CONTROL_HEADER_PREFIX)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def _one_line(text: str) -> str:
-    printable = "".join(char if char.isprintable() else " " for char in text)
+    printable = _printable(text)
     return printable if len(printable) <= _MAX_ERROR_CHARS else printable[:_MAX_ERROR_CHARS] + " ..."

@@ -12,6 +12,7 @@ import typer
 
 from relay.cli.console import complain
 from relay.cli.demo import demo
+from relay.cli.dlq import dlq
 from relay.cli.provision import provision
 from relay.cli.publish import publish
 from relay.cli.serve import serve
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for _command in (serve, provision, publish, demo):
     app.command()(_command)
+app.add_typer(dlq)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback for a flag

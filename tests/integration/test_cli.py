@@ -146,7 +146,7 @@ async def test_version(relay):
     assert Ended(0, f"relay {version('job-status-relay')}\n", "") == await relay("--version")
 
 
-@pytest.mark.parametrize("command", ["serve", "provision", "publish", "demo"])
+@pytest.mark.parametrize("command", ["serve", "provision", "publish", "dlq", "demo"])
 def test_help(command):
     """Each command explains itself."""
     ended = CliRunner().invoke(app, [command, "--help"])

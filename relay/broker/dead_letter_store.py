@@ -1,0 +1,262 @@
+"""The dead-letter stream for those who look after it: reading in stream order with flat memory, and removing.
+
+Reading goes by an ephemeral consumer without acknowledgements, batch by batch. The consumer is made anew where the
+last batch ended if it is gone (somebody paused for long over a page of output) or if anything was lost on the way,
+which the gap in its own count shows.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from relay.broker.connection import api_request
+from relay.core.letters import Letter, Selection, moment_of
+from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
+from relay.subjects import (
+    DLQ_STREAM,
+    api_consumer_create,
+    api_consumer_delete,
+    api_message_delete,
+    api_message_get,
+    api_pull,
+    api_stream_info,
+    api_stream_purge,
+)
+
+_BATCH: Final = 500
+_MIN_BATCH_BYTES: Final = 8 * 1024 * 1024
+_ANSWER_TIMEOUT_S: Final = 5.0
+_PURGE_TIMEOUT_S: Final = 60.0
+_SILENCE_S: Final = 5.0
+"""How long a batch may pause before it is asked for anew."""
+_MAX_FRUITLESS: Final = 3
+"""After so many consumers in a row that delivered nothing, reading is given up."""
+_INACTIVE_NS: Final = 60 * 1_000_000_000
+_NO_MESSAGE: Final = 10037
+_NOT_DELETED: Final = frozenset({10043, 10057})
+"""err_codes: there is no such sequence; or that, or deleting is not allowed."""
+_STREAM_NOT_FOUND: Final = 10059
+
+
+class DeadLetterStore:
+    """What JOB_DLQ holds. Every method raises NotProvisioned if there is no such stream, and RelayError."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def last_sequence(self) -> int:
+        """The sequence of the newest dead letter there has been: what to read up to, so that reading ends."""
+        return (await self._request(api_stream_info(DLQ_STREAM)))["state"]["last_seq"]
+
+    async def count(self, selection: Selection) -> int:
+        """How many dead letters a selection is about, or at most if it asks for a reason; without reading them."""
+        if selection.sequences:
+            return len(selection.sequences)
+        reading = _Reading(selection, 1, 0)
+        async with self._consumer(reading):
+            return reading.pending if selection.limit is None else min(reading.pending, selection.limit)
+
+    async def read(self, selection: Selection, up_to: int) -> AsyncGenerator[Letter]:
+        """The dead letters that `selection` takes, oldest first, none with a sequence above `up_to`."""
+        taken = 0
+        starts = sorted(set(selection.sequences)) or [1]
+        for start in starts:
+            end = start if selection.sequences else up_to
+            async with contextlib.aclosing(self._from(selection, start, end)) as letters:
+                async for letter in letters:
+                    if not selection.takes(letter):
+                        continue
+                    yield letter
+                    taken += 1
+                    if taken == selection.limit:
+                        return
+
+    async def get(self, sequence: int) -> Letter | None:
+        """One dead letter, or None if it is not there."""
+        async with contextlib.aclosing(self.read(Selection(sequences=(sequence,)), sequence)) as letters:
+            return await anext(letters, None)
+
+    async def remove(self, sequence: int) -> bool:
+        """Remove one dead letter; False if it was not there any more."""
+        # Erasing would overwrite the bytes on the disk, at the cost of a write of the whole block.
+        try:
+            await self._request(api_message_delete(DLQ_STREAM), {"seq": sequence, "no_erase": True})
+        except JetStreamError as error:
+            if error.err_code not in _NOT_DELETED or await self._is_there(sequence):
+                raise
+            return False
+        return True
+
+    async def remove_all(self, subject: str, up_to: int) -> int:
+        """Remove every dead letter on `subject` up to a sequence, in one request; returns how many those were."""
+        request = {"filter": subject, "seq": up_to + 1}
+        return (await self._request(api_stream_purge(DLQ_STREAM), request, timeout_s=_PURGE_TIMEOUT_S))["purged"]
+
+    async def _is_there(self, sequence: int) -> bool:
+        try:
+            await self._request(api_message_get(DLQ_STREAM), {"seq": sequence})
+        except JetStreamError as error:
+            if error.err_code == _NO_MESSAGE:
+                return False
+            raise
+        return True
+
+    async def _from(self, selection: Selection, start: int, up_to: int) -> AsyncGenerator[Letter]:
+        reading = _Reading(selection, start, up_to)
+        fruitless = 0
+        while fruitless < _MAX_FRUITLESS:
+            fruitless += 1
+            async with self._consumer(reading), contextlib.aclosing(self._batches(reading)) as letters:
+                async for letter in letters:
+                    fruitless = 0
+                    yield letter
+            if reading.done:
+                return
+        raise self._unavailable(f"the dead letters stopped coming at sequence {reading.next_sequence}")
+
+    async def _batches(self, reading: "_Reading") -> AsyncGenerator[Letter]:
+        while not reading.done:
+            for letter in await self._pull(reading):
+                if letter.sequence > reading.up_to:
+                    return
+                yield letter
+            if reading.stuck:
+                return
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self, reading: "_Reading") -> AsyncGenerator[None]:
+        """A consumer that begins where `reading` has got to, with an inbox of its own."""
+        name = f"relay-dlq-{uuid.uuid4().hex[:12]}"
+        request = api_consumer_create(DLQ_STREAM, name, reading.selection.subject)
+        config = {"stream_name": DLQ_STREAM, "config": reading.config(name), "action": "create"}
+        made = await self._request(request, config)
+        reading.begin(name, made["num_pending"], self._client.new_inbox())
+        # No pending limits: beyond them the client drops messages, and a batch bounds what can come.
+        subscription: Subscription = await self._client.subscribe(  # pyright: ignore[reportUnknownMemberType] - a bare Future
+            reading.inbox, cb=reading.receive, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        try:
+            yield
+        finally:
+            if self._client.is_connected:
+                await subscription.unsubscribe()
+                with contextlib.suppress(JetStreamError):  # it is gone already
+                    await self._request(api_consumer_delete(DLQ_STREAM, name))
+
+    async def _pull(self, reading: "_Reading") -> list[Letter]:
+        """The next batch; the consumer has to be made anew if `reading` is stuck then."""
+        count = min(_BATCH, reading.pending)
+        reading.expect(count)
+        limit = max(_MIN_BATCH_BYTES, 2 * self._client.max_payload)
+        request = {"batch": count, "max_bytes": limit, "no_wait": True}
+        try:
+            await self._client.publish(
+                api_pull(DLQ_STREAM, reading.consumer), msgspec.json.encode(request), reply=reading.inbox
+            )
+        except nats.errors.Error as error:
+            raise self._unavailable(repr(error)) from error
+        return await reading.batch()
+
+    def _unavailable(self, cause: str) -> BrokerUnavailable:
+        url = self._client.connected_url
+        return BrokerUnavailable([f"{url.hostname}:{url.port}"] if url else ["no server"], cause)
+
+    async def _request(
+        self, subject: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        try:
+            return await api_request(self._client, subject, body, timeout_s=timeout_s or _ANSWER_TIMEOUT_S)
+        except JetStreamError as error:
+            if error.err_code == _STREAM_NOT_FOUND:
+                raise NotProvisioned([f"stream {DLQ_STREAM} is missing"]) from error
+            raise
+
+
+@dataclass(slots=True)
+class _Reading:
+    """How far reading has got, and the batch that is coming in."""
+
+    selection: Selection
+    next_sequence: int
+    """Of the stream: where to go on."""
+    up_to: int
+    pending: int = 0
+    """How many messages the consumer has yet to deliver, as far as is known."""
+    consumer: str = ""
+    inbox: str = ""
+    stuck: bool = False
+    """Nothing more is to be had from this consumer."""
+    _count: int = 0
+    _wanted: int = 0
+    _letters: list[Letter] = field(default_factory=list[Letter])
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def done(self) -> bool:
+        return not self.pending or self.next_sequence > self.up_to
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The consumer that delivers the rest."""
+        start: dict[str, Any] = {"deliver_policy": "by_start_sequence", "opt_start_seq": self.next_sequence}
+        if self.next_sequence == 1 and self.selection.since is not None:
+            start = {"deliver_policy": "by_start_time", "opt_start_time": self.selection.since.isoformat()}
+        return start | {
+            "name": name,
+            "filter_subject": self.selection.subject,
+            "ack_policy": "none",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": _INACTIVE_NS,
+        }
+
+    def begin(self, consumer: str, pending: int, inbox: str) -> None:
+        self.consumer, self.pending, self.inbox = consumer, pending, inbox
+        self.stuck, self._count = False, 0
+
+    def expect(self, count: int) -> None:
+        self._wanted, self._letters = count, []
+        self._ended.clear()
+
+    async def receive(self, message: Msg) -> None:
+        if self._ended.is_set():
+            return
+        if not message.reply:
+            self._ended.set()  # whatever the status says, no more will come for this request
+        else:
+            self._take(message)
+        self._heard.set()
+
+    async def batch(self) -> list[Letter]:
+        """What has come when nothing more will, or when it has been silent for too long."""
+        with contextlib.suppress(TimeoutError):
+            while not self._ended.is_set():
+                self._heard.clear()
+                async with asyncio.timeout(_SILENCE_S):
+                    await self._heard.wait()
+        self._ended.set()
+        self.stuck = self.stuck or not self._letters
+        return self._letters
+
+    def _take(self, message: Msg) -> None:
+        # See broker/delivery.py for this subject's two forms.
+        tokens = message.reply.split(".")
+        first = 5 if len(tokens) == 9 else 7  # noqa: PLR2004
+        sequence, count, nanoseconds, pending = map(int, tokens[first : first + 4])
+        if count != self._count + 1:
+            self.stuck = True  # something got lost in between
+            self._ended.set()
+            return
+        self._count, self.pending, self.next_sequence = count, pending, sequence + 1
+        self._letters.append(Letter(sequence, moment_of(nanoseconds), message.headers or {}, message.data))
+        if len(self._letters) == self._wanted:
+            self._ended.set()

@@ -1,0 +1,250 @@
+"""Publishing dead letters again, each once however often it is tried.
+
+    dead letter ──► publish, if nothing was stored for its job since we looked ──► PubAck ──► remove it
+                          │ something was
+                          ▼
+                    read what was stored for the job ──► this replay is there ──────────────► remove it
+                          └── it is not ──► publish ...
+
+A replay that is interrupted between the PubAck and the removal leaves its dead letter behind, and the next one must
+find the update, also when the server has forgotten the message id. So the server is told to store it only if the
+job's last update has the sequence that we know (`Nats-Expected-Last-Subject-Sequence`), and on its refusal the job's
+updates are searched for the replay's id. That also holds when two replays run at a time. The one limit is the age of
+updates in the status stream: after 7 days an update that was replayed before is not found there any more.
+"""
+
+import asyncio
+import base64
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nats.aio.client import Client
+
+from relay.broker.connection import TOO_LARGE, api_request, publish_confirmed
+from relay.core.letters import Letter, Replay, is_replay_id, replay_of
+from relay.errors import JetStreamError, RelayError
+from relay.subjects import MSG_ID_HEADER, STATUS_STREAM, api_message_get, job_filter
+
+_WINDOW: Final = 256
+"""How many dead letters may be under way at a time."""
+_JOBS_REMEMBERED: Final = 4096
+_TRIES: Final = 4
+"""How often to publish one: if something was stored for its job in between each time, the last goes all the same."""
+_NO_MESSAGE: Final = 10037
+_WRONG_LAST_SEQUENCE: Final = 10071
+_EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+_MSG_ID: Final = re.compile(rb"\r\n" + MSG_ID_HEADER.encode() + rb": ([^\r\n]*)\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of one dead letter: its update's sequence in the status stream, or why it has none."""
+
+    letter: Letter
+    sequence: int = 0
+    was_there: bool = False
+    """An earlier replay had published it."""
+    unfit: str = ""
+    """Why it cannot be replayed as it is; it stays where it is."""
+
+
+@dataclass(slots=True)
+class _Trail:
+    """What is known of the updates that are stored for one job."""
+
+    last: int
+    """The sequence of the last one; a guess before the first look."""
+    looked_up_to: int = 0
+    """Up to here `replays` is complete, but for what is older than the stream."""
+    replays: dict[str, int] = field(default_factory=dict[str, int])
+    """Sequences of those that are replays, by their message id."""
+
+
+class Republisher:
+    """Publishes dead letters on their original subjects.
+
+    The dead letters of one job must be given one after another; those of others may be under way meanwhile.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        # Bounded: forgetting one costs another look.
+        self._trails: OrderedDict[str, _Trail] = OrderedDict()
+
+    async def publish(self, letter: Letter) -> Replayed:
+        """Store one dead letter's update anew, unless that was done before, and wait for its PubAck.
+
+        Raises JetStreamError if the server refuses it (the stream is full, ...), PublishUnconfirmed if it may or may
+        not be stored, BrokerUnavailable if that cannot be looked up: try it again.
+        """
+        replay = replay_of(letter)
+        if replay is None:
+            return Replayed(letter, unfit="it does not say on which subject job.status.<uuid> it was published")
+        try:
+            return await self._publish(letter, replay)
+        except JetStreamError as error:
+            if error.err_code != TOO_LARGE:
+                raise
+        try:
+            return await self._publish(letter, replay.without_history())
+        except JetStreamError as error:
+            if error.err_code != TOO_LARGE:
+                raise
+            return Replayed(letter, unfit=f"with the marks of a replay it is too large ({error.description})")
+
+    async def _publish(self, letter: Letter, replay: Replay) -> Replayed:
+        trail = self._trail(replay)
+        for tries_left in reversed(range(_TRIES)):
+            if (sequence := trail.replays.get(replay.message_id)) is not None:
+                return Replayed(letter, sequence, was_there=True)
+            condition = {_EXPECTED_SEQUENCE: str(trail.last), _EXPECTED_SUBJECT: job_filter(replay.job)}
+            # A producer who never pauses would win every race: against whatever came since the last look, the
+            # server's memory of message ids is long enough.
+            headers = replay.headers | (condition if tries_left else {})
+            try:
+                ack = await publish_confirmed(self._client, replay.subject, replay.body, headers)
+            except JetStreamError as error:
+                if error.err_code != _WRONG_LAST_SEQUENCE:
+                    raise
+                await self._look(replay.job, trail)
+            else:
+                trail.last = ack.sequence
+                trail.replays[replay.message_id] = ack.sequence
+                return Replayed(letter, ack.sequence, was_there=ack.duplicate)
+        raise AssertionError("the last try has no condition")
+
+    def _trail(self, replay: Replay) -> _Trail:
+        trail = self._trails.get(replay.job)
+        if trail is None:
+            trail = self._trails[replay.job] = _Trail(last=replay.guess)
+            if len(self._trails) > _JOBS_REMEMBERED:
+                self._trails.popitem(last=False)
+        self._trails.move_to_end(replay.job)
+        return trail
+
+    async def _look(self, job: str, trail: _Trail) -> None:
+        """Read on in what is stored for a job, up to what is its last update now."""
+        newest = await self._stored({"last_by_subj": job_filter(job)})
+        trail.last = newest["seq"] if newest else 0
+        while trail.looked_up_to < trail.last:
+            request = {"next_by_subj": job_filter(job), "seq": trail.looked_up_to + 1}
+            if (found := await self._stored(request)) is None:
+                return  # what was there is gone, as old updates go
+            trail.looked_up_to = found["seq"]
+            match = _MSG_ID.search(base64.b64decode(found.get("hdrs", "")))
+            if match and is_replay_id(message_id := match[1].decode(errors="replace")):
+                trail.replays[message_id] = found["seq"]
+
+    async def _stored(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            return (await api_request(self._client, api_message_get(STATUS_STREAM), request))["message"]
+        except JetStreamError as error:
+            if error.err_code == _NO_MESSAGE:
+                return None
+            raise
+
+
+@dataclass(slots=True)
+class Account:
+    """How a replay of many went."""
+
+    replayed: int = 0
+    were_there: int = 0
+    unfit: int = 0
+    failure: RelayError | None = None
+    """What stopped it, if anything did."""
+
+
+async def replay_all(
+    letters: AsyncIterator[Letter],
+    replay: Callable[[Letter], Coroutine[Any, Any, Replayed]],
+    *,
+    account: Account,
+    on_replayed: Callable[[Replayed], None],
+    rate_per_s: float | None = None,
+) -> None:
+    """Replay `letters` in their order, as many at a time as the window holds, but one job's one after another.
+
+    The first failure stops it: nothing new is begun, what is under way is finished, and `account` says it. Cancelled,
+    what is under way is dropped; `account` then has what is known.
+    """
+    window = _Window(replay, account, on_replayed)
+    pace = _Pace(rate_per_s)
+    async with asyncio.TaskGroup() as group:
+        try:
+            async for letter in letters:
+                await pace.wait()
+                await window.slots.acquire()
+                if account.failure is not None:
+                    break
+                window.begin(group, letter)
+        except RelayError as error:
+            account.failure = account.failure or error
+
+
+class _Window:
+    """What is under way of a replay."""
+
+    def __init__(
+        self,
+        replay: Callable[[Letter], Coroutine[Any, Any, Replayed]],
+        account: Account,
+        on_replayed: Callable[[Replayed], None],
+    ) -> None:
+        self.slots = asyncio.Semaphore(_WINDOW)
+        self._replay = replay
+        self._account = account
+        self._on_replayed = on_replayed
+        self._last_of_job: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, group: asyncio.TaskGroup, letter: Letter) -> None:
+        job = letter.job
+        task = group.create_task(self._run(letter, self._last_of_job.get(job)))
+        self._last_of_job[job] = task
+        task.add_done_callback(lambda done: self._end(job, done))
+
+    def _end(self, job: str, done: asyncio.Task[None]) -> None:
+        if self._last_of_job.get(job) is done:
+            del self._last_of_job[job]
+        self.slots.release()
+
+    async def _run(self, letter: Letter, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        if self._account.failure is not None:
+            return  # a later one of this job must not overtake the one that failed
+        try:
+            replayed = await self._replay(letter)
+        except RelayError as error:
+            self._account.failure = self._account.failure or error
+            return
+        self._count(replayed)
+        self._on_replayed(replayed)
+
+    def _count(self, replayed: Replayed) -> None:
+        if replayed.unfit:
+            self._account.unfit += 1
+        elif replayed.was_there:
+            self._account.were_there += 1
+        else:
+            self._account.replayed += 1
+
+
+class _Pace:
+    """So many a second at most; None for no limit."""
+
+    def __init__(self, rate_per_s: float | None) -> None:
+        self._interval_s = 1 / rate_per_s if rate_per_s else 0.0
+        self._next_s = 0.0
+
+    async def wait(self) -> None:
+        if not self._interval_s:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._next_s > now:
+            await asyncio.sleep(self._next_s - now)
+        self._next_s = max(now, self._next_s) + self._interval_s

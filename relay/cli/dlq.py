@@ -1,0 +1,213 @@
+"""`relay dlq`."""
+
+import contextlib
+import datetime as dt
+import shutil
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from nats.aio.client import Client
+
+from relay.broker.dead_letter_store import DeadLetterStore
+from relay.cli.console import complain, nats_client, run
+from relay.cli.dlq_display import count_line, details, heading, json_row, row
+from relay.cli.dlq_purge import Found, remove, survey
+from relay.cli.dlq_replay import Source, cause_of, replay_selected
+from relay.core.letters import Selection, parse_since
+from relay.errors import BrokerUnavailable, PublishUnconfirmed
+from relay.settings import load_settings
+from relay.subjects import DLQ_STREAM, Reason
+
+dlq = typer.Typer(name="dlq", help="Look into dead letters, send them again, or remove them.", no_args_is_help=True)
+
+_WIDTH_UNKNOWN: Final = (120, 24)
+
+Sequences = Annotated[list[int] | None, typer.Argument(metavar="[SEQ]...", help="Their sequences, as `list` shows.")]
+Job = Annotated[str | None, typer.Option(help="Those of one job: its UUID.")]
+ForReason = Annotated[Reason | None, typer.Option(help="Those with one reason.")]
+Since = Annotated[str | None, typer.Option(help="Those of the last 90s, 15m, 2h or 3d, or since an ISO 8601 time.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="So many at most: the oldest.")]
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+
+@dlq.command("list")
+def list_letters(
+    *,
+    job: Job = None,
+    reason: ForReason = None,
+    since: Since = None,
+    limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """Print dead letters, oldest first, and how many there are of each reason.
+
+    A table on a terminal; JSON lines with --json or elsewhere, and then the count goes to standard error.
+    """
+    selection = _selection(job=job, reason=reason, since=since, limit=limit)
+    run(_list(selection, as_json=as_json or not sys.stdout.isatty()))
+
+
+@dlq.command()
+def show(
+    sequence: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Its sequence, as `list` shows.")],
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Print the whole body.")] = False,
+) -> None:
+    """Print everything about one dead letter: why it is there, what to do, its headers and its body."""
+    run(_show(sequence, full=full))
+
+
+@dlq.command()
+def replay(
+    sequences: Sequences = None,
+    *,
+    job: Job = None,
+    reason: ForReason = None,
+    since: Since = None,
+    limit: Limit = None,
+    everything: All = False,
+    from_file: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Those in a file that `purge --export` wrote.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")] = False,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="So many a second at most.")] = None,
+) -> None:
+    """Publish dead letters again as they were, in their order, each removed after its PubAck.
+
+    Interrupted and run again it neither loses nor doubles an update. Exit 1 if something is left that was to be sent.
+    """
+    selected = _selection(sequences, job=job, reason=reason, since=since, limit=limit)
+    if from_file is not None:
+        if everything or selected != Selection():
+            raise typer.BadParameter("--from FILE replays all that is in the file: give no other selection")
+    else:
+        _require_choice(selected, everything=everything)
+    source = Source(selected, from_file, dry_run=dry_run, rate_per_s=rate)
+    if not run(_replay(source)):
+        raise typer.Exit(1)
+
+
+@dlq.command()
+def purge(
+    sequences: Sequences = None,
+    *,
+    job: Job = None,
+    reason: ForReason = None,
+    since: Since = None,
+    limit: Limit = None,
+    everything: All = False,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write them to a new file before, as JSON lines.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove dead letters for good, after asking.
+
+    What --export writes, `replay --from` puts back; it is on the disk before anything is removed.
+    """
+    selected = _selection(sequences, job=job, reason=reason, since=since, limit=limit)
+    _require_choice(selected, everything=everything)
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask at: give --yes")
+    found = run(_survey(selected, export))
+    if export is not None:
+        typer.echo(f"exported {found.reasons.total()} to {export}")
+    if selected.sequences:
+        _require_all_found(selected, found)
+    if not found.reasons:
+        typer.echo("nothing to remove")
+        return
+    # Asked between two connections: one that nobody serves while somebody thinks would be closed by the server.
+    if not yes:
+        typer.echo(count_line(found.reasons, limited=False))
+        typer.confirm("Remove them for good?", abort=True)
+    typer.echo(f"removed {run(_remove(selected, found.last_sequence))}")
+
+
+def _require_all_found(selection: Selection, found: Found) -> None:
+    if missing := len(set(selection.sequences)) - found.reasons.total():
+        complain(f"of the sequences given, {missing} are not in {DLQ_STREAM}; nothing was removed")
+        raise typer.Exit(1)
+
+
+def _selection(
+    sequences: list[int] | None = None,
+    *,
+    job: str | None,
+    reason: Reason | None,
+    since: str | None,
+    limit: int | None,
+) -> Selection:
+    if sequences and (job or reason or since or limit):
+        raise typer.BadParameter("give sequences or a selection, not both")
+    if any(sequence < 1 for sequence in sequences or ()):
+        raise typer.BadParameter("a sequence is a whole number from 1")
+    moment = None
+    if since is not None:
+        try:
+            moment = parse_since(since, dt.datetime.now(dt.UTC))
+        except ValueError:
+            allowed = "an age such as 90s, 15m, 2h or 3d, or an ISO 8601 time such as 2026-11-22T03:00"
+            raise typer.BadParameter(f"--since {since!r} is not allowed: {allowed}") from None
+    return Selection(tuple(sequences or ()), job, reason, moment, limit)
+
+
+def _require_choice(selection: Selection, *, everything: bool) -> None:
+    # None at all must not mean all of them, and all of them and some others is a slip.
+    if everything == (selection != Selection()):
+        raise typer.BadParameter("say which: SEQ..., or any of --job, --reason, --since and --limit, or --all alone")
+
+
+@contextlib.asynccontextmanager
+async def _connected() -> AsyncGenerator[Client]:
+    async with nats_client(load_settings().nats) as client:
+        try:
+            yield client
+        except (BrokerUnavailable, PublishUnconfirmed) as error:
+            raise cause_of(client, error) from error
+
+
+async def _list(selection: Selection, *, as_json: bool) -> None:
+    reasons: Counter[str] = Counter()
+    width = shutil.get_terminal_size(_WIDTH_UNKNOWN).columns
+    async with _connected() as client:
+        store = DeadLetterStore(client)
+        async with contextlib.aclosing(store.read(selection, await store.last_sequence())) as letters:
+            async for letter in letters:
+                if not reasons and not as_json:
+                    typer.echo(heading(width))
+                reasons[letter.reason] += 1
+                # Not by `echo`, which flushes each line: there may be a million.
+                sys.stdout.write((json_row(letter) if as_json else row(letter, width)) + "\n")
+    sys.stdout.flush()  # so that the count comes last
+    typer.echo(count_line(reasons, limited=reasons.total() == selection.limit), err=as_json)
+
+
+async def _show(sequence: int, *, full: bool) -> None:
+    async with _connected() as client:
+        letter = await DeadLetterStore(client).get(sequence)
+    if letter is None:
+        gone = "it was replayed or purged, or there never was one"
+        complain(f"there is no dead letter {sequence} in {DLQ_STREAM}: {gone}; `relay dlq list` shows what is there")
+        raise typer.Exit(1)
+    for line in details(letter, dt.datetime.now(dt.UTC), full=full):
+        typer.echo(line)
+
+
+async def _replay(source: Source) -> bool:
+    async with _connected() as client:
+        return await replay_selected(client, source)
+
+
+async def _survey(selection: Selection, export: Path | None) -> Found:
+    async with _connected() as client:
+        return await survey(DeadLetterStore(client), selection, export)
+
+
+async def _remove(selection: Selection, up_to: int) -> int:
+    async with _connected() as client:
+        return await remove(DeadLetterStore(client), selection, up_to)

@@ -1,0 +1,146 @@
+"""Dead letters in words: a row, a table, and everything about one. Nothing of them steers a terminal."""
+
+import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from relay.core.letters import Letter
+from relay.core.runbook import ADVICE, PAGE
+from relay.subjects import DLQ_STREAM, STATUS_STREAM
+from relay.wire import Fault, decode
+
+_SHOWN_CHARS: Final = 2000
+_SHOWN_LINES: Final = 40
+_LABEL_WIDTH: Final = 12
+_COLUMNS: Final = (("seq", 7), ("failed at (UTC)", 19), ("reason", 18), ("job", 36), ("status", 15))
+_LEAST_ERROR_WIDTH: Final = 20
+
+
+def harmless(text: str) -> str:
+    """`text` with every character that could steer a terminal, or is not to be seen, as its escape sequence."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def heading(width: int) -> str:
+    """The first line of the table, for a terminal of so many columns."""
+    return _line([name for name, _ in _COLUMNS], "error", width)
+
+
+def row(letter: Letter, width: int) -> str:
+    """One line of the table."""
+    failed_at = letter.failed_at[:19].replace("T", " ")
+    cells = [str(letter.sequence), failed_at, letter.reason, letter.job, letter.status]
+    return _line([harmless(cell) for cell in cells], harmless(letter.error[:width]), width)
+
+
+def _line(cells: list[str], error: str, width: int) -> str:
+    padded = (f"{cell[:size]:{size}}" for cell, (_, size) in zip(cells, _COLUMNS, strict=True))
+    line = "  ".join(padded)
+    room = width - len(line) - 2
+    return f"{line}  {error[:room]}".rstrip() if room >= _LEAST_ERROR_WIDTH else line.rstrip()
+
+
+def json_row(letter: Letter) -> str:
+    """One line of JSON, in ASCII: what there is to know of a dead letter, without its body."""
+    return json.dumps(
+        {
+            "sequence": letter.sequence,
+            "stored_at": letter.stored_at.isoformat(),
+            "failed_at": letter.failed_at,
+            "reason": letter.reason,
+            "error": letter.error,
+            "attempts": _number(letter.attempts),
+            "job": letter.job,
+            "status": letter.status or None,
+            "source_subject": letter.source_subject,
+            "source_sequence": _number(letter.source_sequence),
+            "replayed_from": _number(letter.replayed_from),
+            "history": [str(ending) for ending in letter.history],
+            "bytes": len(letter.body),
+        }
+    )
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def count_line(reasons: Counter[str], *, limited: bool) -> str:
+    """How many there were, by reason."""
+    total = reasons.total()
+    noun = "dead letter" if total == 1 else "dead letters"
+    counted = ", ".join(f"{harmless(reason) or 'without a reason'} {count}" for reason, count in reasons.most_common())
+    more = "; there may be more, because of --limit" if limited else ""
+    return f"{total} {noun}" + (f": {counted}" if counted else "") + more
+
+
+def details(letter: Letter, now: dt.datetime, *, full: bool) -> Iterator[str]:
+    """Everything about one dead letter, line by line; the body is cut off unless `full`."""
+    yield f"dead letter {letter.sequence} in {DLQ_STREAM}"
+    yield from _told(letter, now)
+    for name, value in letter.own_headers.items():
+        yield _entry("header", f"{name}: {value}")
+    text, problem = _pretty(letter.body)
+    yield _entry("body", f"{len(letter.body)} bytes" + (f"; it cannot be parsed: {problem}" if problem else ""))
+    verdict = decode(letter.body, letter.job)
+    if isinstance(verdict, Fault):
+        same = verdict.error == letter.error
+        how = "in the same way" if same else f"with {verdict.reason}: {verdict.error}"
+        yield _entry("now", f"as it is, a replay would fail again, {how}")
+    yield ""
+    yield from _body_lines(text, full=full)
+
+
+def _told(letter: Letter, now: dt.datetime) -> Iterator[str]:
+    advice = ADVICE.get(letter.reason)
+    yield _entry("reason", f"{letter.reason or 'none'}{': ' + advice.meaning if advice else ''}")
+    yield _entry("error", letter.error)
+    if advice is not None:
+        yield _entry("what to do", advice.remedy)
+        yield _entry("more", f"{PAGE}#{letter.reason}")
+    yield _entry("job", letter.job or "none that its headers tell")
+    yield _entry("status", letter.status or "none")
+    yield _entry("attempts", letter.attempts)
+    yield _entry("failed at", f"{letter.failed_at} ({_age(now - letter.stored_at)} ago)")
+    yield _entry("source", f"{letter.source_subject}, {STATUS_STREAM} sequence {letter.source_sequence}")
+    if letter.replayed_from:
+        yield _entry("replay of", f"dead letter {letter.replayed_from}")
+    for ending in letter.history:
+        yield _entry("before", f"{ending.reason} after {ending.attempts} attempts, {ending.failed_at}")
+
+
+def _entry(label: str, text: str) -> str:
+    return f"{label:{_LABEL_WIDTH}}{harmless(text)}"
+
+
+def _age(age: dt.timedelta) -> str:
+    seconds = max(0, round(age.total_seconds()))
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _body_lines(text: str, *, full: bool) -> Iterator[str]:
+    lines = text.split("\n")
+    shown = lines if full else "\n".join(lines[:_SHOWN_LINES])[:_SHOWN_CHARS].split("\n")
+    for line in shown:
+        yield harmless(line)
+    left_out = len(text) - sum(map(len, shown)) - len(shown) + 1
+    if left_out > 0:
+        yield f"... and {left_out} characters more: --full shows them"
+
+
+def _pretty(body: bytes) -> tuple[str, str]:
+    """The body indented, with every number as it was written; if it is not JSON, as it is, and what is wrong."""
+    try:
+        body.decode()
+        return msgspec.json.format(body, indent=2).decode(), ""
+    except (ValueError, RecursionError) as error:
+        return body.decode(errors="backslashreplace"), str(error)

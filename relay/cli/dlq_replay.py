@@ -1,0 +1,165 @@
+"""`relay dlq replay`: from the selected dead letters to the account at the end."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import typer
+from nats.aio.client import Client
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from relay.broker.dead_letter_store import DeadLetterStore
+from relay.broker.replay import Account, Replayed, Republisher, replay_all
+from relay.cli.console import complain
+from relay.cli.dlq_display import harmless
+from relay.core.letters import Letter, Selection, from_line
+from relay.errors import JetStreamError, RelayError, UnsuitableServer
+from relay.subjects import DLQ_STREAM, STATUS_STREAM
+from relay.wire import Fault, decode
+
+_AGAIN: Final = "run the same command again: nothing is lost, and nothing is sent twice"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to replay, and how: from the stream, or from a file if `path` is given."""
+
+    selection: Selection
+    path: Path | None
+    dry_run: bool
+    rate_per_s: float | None
+
+
+async def replay_selected(client: Client, source: Source) -> bool:
+    """Replay, and print how it went; returns whether all that was selected is sent."""
+    store, selected = DeadLetterStore(client), _Selected(source)
+    if source.dry_run:
+        async with contextlib.aclosing(selected.letters(store, complain)) as letters:
+            return await _rehearse(letters)
+    total = await selected.total(store)
+    account = Account()
+    try:
+        await _replay(client, selected, total, account)
+    except asyncio.CancelledError:
+        _report(account, selected, total)
+        complain(f"interrupted; to go on, {_AGAIN}")
+        raise
+    _report(account, selected, total)
+    if account.failure is not None:
+        complain(f"stopped: {cause_of(client, account.failure)}; when that is mended, {_AGAIN}")
+    return not (account.failure or account.unfit or selected.missing)
+
+
+def cause_of(client: Client, error: RelayError) -> RelayError:
+    """`error`, or what it comes from: the server leaves unanswered what it does not permit, and says so elsewhere."""
+    refusal = str(client.last_error)
+    if isinstance(error, JetStreamError) or not refusal.lower().startswith("nats: permissions violation"):
+        return error
+    problem = f"the NATS account does not permit this: {refusal.removeprefix('nats: ')}"
+    return UnsuitableServer(problem, "use credentials that may do it, or have it permitted")
+
+
+async def _replay(client: Client, selected: "_Selected", total: int | None, account: Account) -> None:
+    store, republisher = DeadLetterStore(client), Republisher(client)
+
+    async def replay(letter: Letter) -> Replayed:
+        replayed = await republisher.publish(letter)
+        if not replayed.unfit and selected.source.path is None:
+            await store.remove(letter.sequence)
+        return replayed
+
+    with _progress() as progress:
+        bar = progress.add_task("replaying", total=total)
+
+        def say(text: str) -> None:
+            # Above the bar, where it would else write into it.
+            progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        def on_replayed(replayed: Replayed) -> None:
+            progress.advance(bar)
+            if replayed.unfit:
+                say(f"dead letter {replayed.letter.sequence} cannot be replayed, and is kept: {replayed.unfit}")
+
+        rate_per_s = selected.source.rate_per_s
+        async with contextlib.aclosing(selected.letters(store, say)) as letters:
+            await replay_all(letters, replay, account=account, on_replayed=on_replayed, rate_per_s=rate_per_s)
+
+
+class _Selected:
+    """What is to be replayed, from wherever it comes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.missing = 0
+        """How many sequences were asked for that are not there."""
+
+    async def total(self, store: DeadLetterStore) -> int | None:
+        """How many there are; None if only reading them all would tell. Raises BadParameter for a bad file."""
+        if self.source.path is not None:
+            return sum(1 for _ in _in_file(self.source.path))
+        return None if self.source.selection.reason else await store.count(self.source.selection)
+
+    async def letters(self, store: DeadLetterStore, say: Callable[[str], None]) -> AsyncGenerator[Letter]:
+        if self.source.path is not None:
+            for letter in _in_file(self.source.path):
+                yield letter
+            return
+        selection = self.source.selection
+        wanted = set(selection.sequences)
+        async with contextlib.aclosing(store.read(selection, await store.last_sequence())) as letters:
+            async for letter in letters:
+                wanted.discard(letter.sequence)
+                yield letter
+        self.missing = len(wanted)
+        for sequence in sorted(wanted):
+            say(f"there is no dead letter {sequence} in {DLQ_STREAM}: replayed or purged before, or never there")
+
+
+def _in_file(path: Path) -> Iterator[Letter]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _parsed(path, number, line)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Letter:
+    try:
+        return from_line(line)
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}, line {number}: {error}; nothing of it was replayed") from error
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal or console.is_dumb_terminal
+    )
+
+
+async def _rehearse(letters: AsyncGenerator[Letter]) -> bool:
+    count = doomed = 0
+    async for letter in letters:
+        count += 1
+        typer.echo(harmless(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
+        fault = decode(letter.body, letter.job)
+        if isinstance(fault, Fault):
+            doomed += 1
+            typer.echo(harmless(f"  it would fail again, with {fault.reason}: {fault.error}"))
+    typer.echo(f"{count} would be replayed" + (f", of which {doomed} would fail again as they are" if doomed else ""))
+    return True
+
+
+def _report(account: Account, selected: _Selected, total: int | None) -> None:
+    typer.echo(f"replayed {account.replayed}")
+    if account.were_there:
+        typer.echo(f"{account.were_there} had been replayed before: {STATUS_STREAM} has them, they were not sent again")
+    if total is not None and (left := total - selected.missing - account.replayed - account.were_there) > 0:
+        typer.echo(f"left {left}")
