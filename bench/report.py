@@ -145,7 +145,7 @@ def _problems(rows: Sequence[Row]) -> str:
     problems = [row["problem"] for row in rows if row["problem"]]
     if not problems:
         return ""
-    return f"{problems[0]} ({len(problems)} of {len(rows)} rounds)"
+    return f"{problems[0]} (this or the like in {len(problems)} of {len(rows)} rounds)"
 
 
 def _shown(value: Spread | None, digits: int) -> str:

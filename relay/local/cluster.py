@@ -232,9 +232,9 @@ def _groups(view: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield view.get("meta_cluster") or {}
     for account in view.get("account_details") or ():
         for stream in account.get("stream_detail") or ():
-            yield stream["cluster"]
+            yield stream.get("cluster") or {}  # a node that has just started may not know it yet
             for consumer in stream.get("consumer_detail") or ():
-                yield consumer["cluster"]
+                yield consumer.get("cluster") or {}
 
 
 def _is_current(group: dict[str, Any], node: str, running: set[str]) -> bool:
