@@ -160,8 +160,10 @@ async def left(nc: Client) -> int:
 
 async def time_between(nc: Client, first: int, last: int) -> float:
     """Seconds from one stored update to another, on the server's clock."""
-    moments = [(await nc.jetstream().get_msg(STATUS_STREAM, sequence)).time for sequence in (first, last)]
-    return (moments[1] - moments[0]).total_seconds()
+    began, ended = [(await nc.jetstream().get_msg(STATUS_STREAM, sequence)).time for sequence in (first, last)]
+    assert began is not None, "the server says when it stored a message"
+    assert ended is not None, "the server says when it stored a message"
+    return (ended - began).total_seconds()
 
 
 def main() -> None:

@@ -1,0 +1,53 @@
+"""What peers share that await each update's reply: one WebSocket on which updates wait side by side."""
+
+import asyncio
+import json
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection, connect
+
+WINDOW: Final = 32
+"""How many unanswered updates the Facilitator allows a connection."""
+
+
+class Facilitator:
+    """One connection; replies come in the order of the updates."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def forward(self, update: bytes) -> None:
+        """Send one update and wait for its reply; raises ConnectionClosed if there is nobody to send to."""
+        reply = asyncio.get_running_loop().create_future()
+        self._waiting.append(reply)
+        await self._socket.send(update, text=True)
+        await reply
+
+    async def read_replies(self) -> None:
+        """Run for as long as the connection lives; raises RuntimeError for a refusal, which the sink never sends."""
+        async for reply in self._socket:
+            if json.loads(reply)["status"] != "success":
+                raise RuntimeError(f"the sink refused an update: {reply!r}")
+            answered = self._waiting.popleft()
+            if not answered.done():  # its handler was cancelled: the process is being stopped
+                answered.set_result(None)
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[Facilitator]:
+    """A connection to the sink that has let us in, read from until the end."""
+    async with (
+        connect(os.environ["BENCH_FACILITATOR_URL"], compression=None, proxy=None) as socket,
+        asyncio.TaskGroup() as group,
+    ):
+        await socket.send("{}")
+        await socket.recv()
+        facilitator = Facilitator(socket)
+        reading = group.create_task(facilitator.read_replies())
+        yield facilitator
+        reading.cancel()
