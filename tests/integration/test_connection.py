@@ -4,7 +4,6 @@ import json
 import re
 import socket
 import ssl
-import subprocess
 
 import pytest
 from nats.errors import StaleConnectionError
@@ -103,23 +102,6 @@ async def test_a_file_without_credentials_is_a_configuration_error(connect, tmp_
     creds.write_text(text)
     with pytest.raises(ConfigurationError, match="RELAY_NATS_CREDS"):
         await connect("nats://127.0.0.1:1", creds=creds)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "2", "-subj", "/CN=relay", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(cert)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
 
 
 async def test_tls_with_a_known_authority_connects(connect, certificate):

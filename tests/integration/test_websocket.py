@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import ssl
 
 import pytest
 from websockets import InvalidMessage, InvalidStatus
@@ -13,11 +14,11 @@ MIB = 1024 * 1024
 
 @contextlib.asynccontextmanager
 async def conversation(converse, *, on_writable=lambda: None, **options):
-    """A connection to a real WebSocket server whose end of it is `converse`."""
+    """A connection to a real WebSocket server whose end of it is `converse`; over TLS if `options` have `ssl`."""
     async with serve(converse, "127.0.0.1", 0, **options) as server:
         port = server.sockets[0].getsockname()[1]
         websocket = await connect(
-            f"ws://127.0.0.1:{port}/ws/v0/",
+            f"{'wss' if 'ssl' in options else 'ws'}://127.0.0.1:{port}/ws/v0/",
             max_size=MIB,
             open_timeout_s=5,
             close_timeout_s=0.2,
@@ -195,6 +196,29 @@ async def test_congestion():
         assert websocket.writable
         async with asyncio.timeout(10):
             assert [MIB] * sent == [len(await connection.recv()) for _ in range(sent)]
+
+
+async def test_tls(certificate, monkeypatch):
+    """With `wss://` the conversation goes over TLS, if the machine trusts the certificate."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with conversation(echo, ssl=server_side(certificate)) as websocket:
+        for number in range(100):
+            websocket.send(str(number).encode())
+        websocket.flush()
+        assert [str(number).encode() for number in range(100)] == await received(websocket, 100)
+
+
+async def test_tls_with_an_unknown_authority(certificate):
+    """A server whose certificate nobody vouches for is not talked to."""
+    with pytest.raises(ssl.SSLCertVerificationError):
+        async with conversation(echo, ssl=server_side(certificate)):
+            pass
+
+
+def server_side(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context
 
 
 async def test_refused():
