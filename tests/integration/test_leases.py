@@ -425,7 +425,9 @@ class TestShortLeases:
         assert all("10059" in str(owner.trouble) for owner in crew.owners.values())
         await provision(nc, topology)
         await crew.board.until({"a": 2, "b": 2})
-        assert [None, None] == [owner.trouble for owner in crew.owners.values()]
+        async with asyncio.timeout(SHORT_S):
+            while any(owner.trouble for owner in crew.owners.values()):  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0)  # the board sees a lane taken a step before its owner is through
 
     async def test_bucket_made_anew(self, crew, nc, topology):
         """When the bucket is empty all of a sudden, the workers come to fair shares again."""
