@@ -6,10 +6,11 @@ BIN    := $(VENV)/bin
 INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python install --quiet --editable
 
 LOCK_VENV := .venv-lock
+AUDIT_VENV := .venv-audit
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test sim lint bench bench-peers bench-scale bench-workers bench-dead-letters format lock clean
+.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-dead-letters format audit lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -19,6 +20,11 @@ demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a
 
 test: $(VENV)/.dev  ## run the whole test suite
 	@$(BIN)/python -m pytest --numprocesses 3
+
+soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the simulation, a whole rough minute (some 45 minutes)
+	@$(BIN)/python -m tests.faults.soak --updates 1000000 --minutes 20 --json soak.json
+	@COUNT=20000 $(BIN)/python -m pytest -q --timeout 3600 tests/faults/test_simulation.py -k schedules
+	@ROUGH_S=60 $(BIN)/python -m pytest -q --timeout 600 tests/faults/test_rough_minute.py
 
 sim: $(VENV)/.dev  ## tell one schedule of the simulation line by line (make sim SEED=17)
 	@SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/faults/test_simulation.py -k replay
@@ -48,6 +54,13 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
+audit:  ## look what the image installs up in the OSV database of known vulnerabilities (needs the Internet)
+	@$(PYTHON) -m venv --clear $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.9,<3'
+	@$(AUDIT_VENV)/bin/pip-audit --strict --vulnerability-service osv --disable-pip --require-hashes --progress-spinner off \
+		--requirement requirements.lock || { echo 'make audit: not passed. Either a pinned version has a known' \
+		'vulnerability (named above: raise it in pyproject.toml and run make lock), or OSV cannot be reached from here.'; exit 1; }
+
 lock:  ## pin what the image installs, with hashes and without addresses (PYTHON=the image's python)
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools>=7.5,<8'
@@ -55,7 +68,7 @@ lock:  ## pin what the image installs, with hashes and without addresses (PYTHON
 	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(AUDIT_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "job-status-relay needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0] or 0)'

@@ -27,7 +27,7 @@ from relay.health import HealthServer
 from relay.logs import get_logger
 from relay.metrics import Metrics
 from relay.ownership import Ownership
-from relay.settings import DeliverySettings, Settings
+from relay.settings import DeliverySettings, Settings, shown_address
 from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
 from relay.worker import Dispatcher, Limits
 
@@ -142,7 +142,8 @@ class Relay:
 
     async def _until_stopped(self, stop: asyncio.Event) -> None:
         if await _unless(stop, self._closed.wait()):
-            raise BrokerUnavailable(self._settings.nats.urls, "the server closed the connection for good")
+            servers = list(map(shown_address, self._settings.nats.urls))
+            raise BrokerUnavailable(servers, "the server closed the connection for good")
 
     async def _connect(self) -> Client:
         attempt = 0

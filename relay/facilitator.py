@@ -13,6 +13,7 @@ from relay.core.ports import Ticket
 from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
 from relay.logs import get_logger
 from relay.metrics import Metrics
+from relay.settings import shown_address
 from relay.websocket import ConnectionClosed, WebSocket, connect
 
 _log = get_logger(__name__)
@@ -61,6 +62,7 @@ class Facilitator:
         self.trouble: str | None = "not connected to the Facilitator yet"
         """Why nothing can be sent, in words for an operator; None while the session is open."""
         self._url = url
+        self._shown_url = shown_address(url)
         self._session = session
         self._backoff = backoff
         self._metrics = metrics
@@ -100,7 +102,9 @@ class Facilitator:
             except (OSError, TimeoutError, InvalidHandshake) as error:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
-                self._complain(f"cannot connect to the Facilitator at {self._url}: {error or type(error).__name__}")
+                self._complain(
+                    f"cannot connect to the Facilitator at {self._shown_url}: {error or type(error).__name__}"
+                )
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures))
 
@@ -164,7 +168,7 @@ class Facilitator:
     async def _let_in(self, opened: Opened[Ticket], socket: WebSocket, owner: SessionOwner) -> None:
         self.trouble = None
         self._metrics.connection_opened()
-        _log.info("connected to the Facilitator", url=self._url)
+        _log.info("connected to the Facilitator", url=self._shown_url)
         probe = await owner.on_opened(opened)
         if opened.suspect is not None and probe:
             self._session.probe(time.monotonic())

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource
 
 from relay.errors import ConfigurationError
 
 PREFIX: Final = "RELAY_"
 
+_LONGEST_PATH: Final = 255
 _NATS_SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
 _SERVICE_LINK_NAME: Final = re.compile(r"_SERVICE_(HOST|PORT)\b|_SERVICE_PORT_|_PORT_\d+_(TCP|UDP|SCTP)")
 _SERVICE_LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
@@ -63,6 +64,23 @@ def _nats_address(url: str) -> str:
     return url
 
 
+def shown_address(url: str) -> str:
+    """`url` without what may be a secret in it: user, password, query and fragment."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _existing_file(path: Path) -> Path:
+    # Not pydantic's FilePath: that lets the system's own refusals through (a name too long, a folder not ours to read).
+    try:
+        exists = path.is_file()
+    except OSError as error:
+        raise ValueError(str(path)) from error
+    if not exists:
+        raise ValueError(str(path))
+    return path
+
+
 def _facilitator_address(url: str) -> str:
     parts = urlsplit(url)
     has_endpoint = parts.path.endswith("/") and parts.path != "/"
@@ -72,7 +90,7 @@ def _facilitator_address(url: str) -> str:
 
 
 _Seconds = Annotated[float, Field(ge=0.05, le=3600)]
-_File = FilePath | None
+_File = Annotated[Path, AfterValidator(_existing_file)] | None
 _Secret = SecretStr | None
 
 _SECONDS: Final = "seconds, from 0.05 to 3600"
@@ -97,6 +115,10 @@ class _Group(BaseModel):
 
 class NatsSettings(_Group):
     """Where NATS is and how to sign in there."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, tuple(map(shown_address, value)) if name == "urls" else value
 
     urls: Annotated[
         tuple[Annotated[str, AfterValidator(_nats_address)], ...],
@@ -134,6 +156,10 @@ class FacilitatorSettings(_Group):
 
     `url` is empty while it is not set: commands that do not reach the Facilitator need none.
     """
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, shown_address(value) if name == "url" and value else value
 
     url: Annotated[
         str,
@@ -327,7 +353,7 @@ def _refuse_unknown(given: Mapping[str, str]) -> None:
         if name in _BY_VARIABLE or _is_service_link(name, value):
             continue
         nearest = difflib.get_close_matches(name, _BY_VARIABLE, n=1, cutoff=0)[0]
-        raise ConfigurationError(name, "***", f"there is no such setting; the nearest name is {nearest}")
+        raise ConfigurationError(ascii(name)[1:-1], "***", f"there is no such setting; the nearest name is {nearest}")
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -356,7 +382,9 @@ def _refuse_contradictions(settings: Settings) -> None:
 
 
 def _refusal(name: str, value: str) -> ConfigurationError:
-    # Only addresses can be refused for their value and hold a secret: passwords and tokens take any text.
+    # What can be refused for its value and hold a secret: an address, and a file's content in the place of its path.
+    if name.endswith(("_CREDS", "_FILE")) and (len(value) > _LONGEST_PATH or not value.isprintable()):
+        value = "***"
     if name.endswith("_URL") and "@" in value:
         value = "***@" + value.rpartition("@")[2]
     return ConfigurationError(name, value, _BY_VARIABLE[name].variable.allowed)

@@ -350,7 +350,7 @@ def _reply(message: _Incoming) -> Reply | None:
         errors = _ERRORS.decode(message.errors)
     except msgspec.DecodeError:
         errors = ()  # still a reply: to overlook it would pair every later one with the wrong update
-    return Reply(message.status, tuple(ReplyError(error.type, _one_line(error.msg)) for error in errors))
+    return Reply(message.status, tuple(ReplyError(_one_line(error.type), _one_line(error.msg)) for error in errors))
 
 
 def _push(message: _Incoming) -> Push | None:
@@ -358,7 +358,8 @@ def _push(message: _Incoming) -> Push | None:
         return None
     kind = _PUSH_KINDS.get(message.message_type, PushKind.OTHER)
     token = message.job_uuid if kind is PushKind.CHEATED else message.uuid
-    return Push(kind, token if isinstance(token, str) and token else "unknown", message.message_type)
+    known = token[:_MAX_ECHO_CHARS] if isinstance(token, str) and token else "unknown"
+    return Push(kind, known, message.message_type[:_MAX_ECHO_CHARS])
 
 
 def authentication_request(public_key_hex: str, signature_hex: str) -> str:

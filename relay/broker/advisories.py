@@ -17,7 +17,7 @@ import contextlib
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from nats.aio.client import Client
@@ -52,7 +52,7 @@ _DELETED_ALREADY: Final = frozenset({10043, 10057})
 class _Advisory(msgspec.Struct, frozen=True):
     """The fields that matter of `io.nats.jetstream.advisory.v1.max_deliver`."""
 
-    stream_seq: int
+    stream_seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     deliveries: int
 
 
@@ -120,7 +120,7 @@ class Advisories:
     async def _follow_up(self, message: StoredMessage) -> None:
         try:
             advisory = msgspec.json.decode(message.body, type=_Advisory)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             _log.error("an advisory cannot be read and is deleted", advisory=message.body[:200], error=str(error))
             await self._delete(message)
             return

@@ -12,10 +12,11 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
+from nats.protocol import parser
 
 from relay.errors import BrokerUnavailable, ConfigurationError, JetStreamError, PublishUnconfirmed, UnsuitableServer
 from relay.logs import get_logger
-from relay.settings import NatsSettings
+from relay.settings import NatsSettings, shown_address
 
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with per-message TTLs, which the lease bucket is made with."""
@@ -35,9 +36,12 @@ _NO_JETSTREAM: Final = frozenset({10039, 10076})
 """err_codes: not enabled for the account, not enabled at all."""
 _NO_LEADER: Final = 10008
 """err_code while a cluster elects a leader."""
-_URL_CREDENTIALS: Final = re.compile(r"//[^/@]*@")
-
 _log = get_logger(__name__)
+
+# nats-server ends a subject at a blank, tab or line end only; nats-py's own patterns also end it at \v and \f, and take
+# what follows for the subscription's id: the connection breaks, again at each redelivery.
+parser.MSG_RE = re.compile(rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n")
 
 
 class _ErrorAnswer(msgspec.Struct, frozen=True):
@@ -82,6 +86,7 @@ async def connect(
     certificates that cannot be used.
     """
     client = Client()
+    _read_whatever_comes(client)
     events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
     try:
         await client.connect(
@@ -123,7 +128,8 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             await client.close()
-    except (nats.errors.Error, TimeoutError, OSError) as error:
+    except (nats.errors.Error, TimeoutError, OSError, RuntimeError) as error:
+        # RuntimeError: how uvloop refuses what nats-py still wants to write to a socket that is gone.
         _log.warning("a NATS socket did not close and was aborted", error=_describe(error))
         _abort(client)
 
@@ -239,7 +245,7 @@ class _Events:
 
     @property
     def servers(self) -> list[str]:
-        return [_without_credentials(url) for url in self.urls]
+        return [shown_address(url) for url in self.urls]
 
     async def failed(self, error: Exception) -> None:
         problem = _describe(error)
@@ -313,6 +319,28 @@ def _tls(settings: NatsSettings) -> ssl.SSLContext:
     return context
 
 
+def _read_whatever_comes(client: Client) -> None:
+    """Make the client take every message, with what it can read of its subject and headers.
+
+    nats-server stores any bytes as a subject's token or as headers. nats-py's read loop ends for good at the first
+    that it cannot decode, so one message would silence the connection until its pings fail, and again when it is
+    redelivered. There is no public way to reach it.
+    """
+    inner: Any = client
+    process_headers, build = inner._process_headers, inner._build_message  # noqa: SLF001
+
+    async def headers_if_readable(block: bytes | None) -> dict[str, str] | None:
+        try:
+            return await process_headers(block)
+        except (IndexError, ValueError):  # UnicodeDecodeError is one
+            return None
+
+    def build_message(sid: int, subject: bytes, *rest: Any) -> Any:
+        return build(sid, bytes(subject).decode(errors="replace").encode(), *rest)
+
+    inner._process_headers, inner._build_message = headers_if_readable, build_message  # noqa: SLF001
+
+
 def _bound_closing(client: Client) -> None:
     """Make the client give up on a socket that does not close by itself within _CLOSE_GRACE_S.
 
@@ -352,11 +380,7 @@ def _headers_size(headers: dict[str, str] | None) -> int:
 
 def _servers(client: Client) -> list[str]:
     url = client.connected_url
-    return [_without_credentials(url.geturl())] if url else ["no server"]
-
-
-def _without_credentials(url: str) -> str:
-    return _URL_CREDENTIALS.sub("//", url)
+    return [shown_address(url.geturl())] if url else ["no server"]
 
 
 def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:

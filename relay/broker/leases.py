@@ -9,6 +9,7 @@ renewal was *sent*: the server starts counting later, so ours is over before any
 
 import asyncio
 import base64
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from relay.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_message_get, api_st
 
 _EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION: Final = "KV-Operation"
+_LANE: Final = re.compile(r"[0-9]{1,4}")
 _NO_MESSAGE: Final = 10037
 _WRONG_REVISION: Final = 10071
 
@@ -93,7 +95,7 @@ class Leases:
                     pass  # deleted
                 case ["worker", worker], _:
                     workers.add(worker)
-                case ["lane", lane], str(owner):
+                case ["lane", lane], str(owner) if _LANE.fullmatch(lane):
                     owners[int(lane)] = owner
                 case _:
                     pass  # not ours
@@ -159,7 +161,7 @@ class Leases:
             raise
         message: dict[str, Any] = answer["message"]
         deleted = _OPERATION.encode() in base64.b64decode(message.get("hdrs", ""))
-        value = None if deleted else base64.b64decode(message.get("data", "")).decode()
+        value = None if deleted else base64.b64decode(message.get("data", "")).decode(errors="replace")
         return _Entry(_key(subject), value, message["seq"])
 
     async def _heard(self, message: Msg) -> None:

@@ -6,10 +6,10 @@ from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import publish_confirmed
+from relay.broker.connection import TOO_LARGE, publish_confirmed
 from relay.core.backoff import Backoff
 from relay.core.session import Pushed
-from relay.errors import RelayError
+from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
 from relay.metrics import Metrics
 from relay.subjects import MSG_ID_HEADER, cheated_subject, request_subject
@@ -64,6 +64,14 @@ class Requests:
             try:
                 await publish_confirmed(self._nc, subject, message, headers)
             except RelayError as error:
+                if isinstance(error, JetStreamError) and error.err_code == TOO_LARGE:
+                    # It would never fit, and all that is pushed after it would wait for it.
+                    _log.error(
+                        "a push of the Facilitator is too large for NATS, and is lost",
+                        subject=subject,
+                        error=str(error),
+                    )
+                    return
                 attempt += 1
                 _log.error("a push of the Facilitator cannot be published yet", subject=subject, error=str(error))
                 await asyncio.sleep(self._backoff.delay_s(attempt))

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from relay.core.letters import Letter
+from relay.core.letters import Letter, number_of
 from relay.core.runbook import ADVICE, PAGE
 from relay.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.wire import Fault, decode
@@ -68,7 +68,7 @@ def json_row(letter: Letter) -> str:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() else None
+    return number_of(text)
 
 
 def count_line(reasons: Counter[str], *, limited: bool) -> str:

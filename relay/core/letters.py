@@ -41,6 +41,8 @@ _STATUS_SUBJECT: Final = re.compile(r"job\.status\.([^\s.*>]+)")
 _AGE: Final = re.compile(r"(\d+)([smhd])")
 _AGE_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
+_MOST_DIGITS: Final = 19
+"""Of a sequence. Python refuses to read a number of thousands of digits."""
 _EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
 
 
@@ -189,8 +191,13 @@ def replay_of(letter: Letter) -> Replay | None:
         REPLAYED_FROM_HEADER: str(letter.sequence),
         HISTORY_HEADER: "; ".join(map(str, endings)),
     }
-    guess = int(letter.source_sequence) if letter.source_sequence.isdecimal() else 0
+    guess = number_of(letter.source_sequence) or 0
     return Replay(job, status_subject(job), letter.own_headers | marks, letter.body, message_id, guess)
+
+
+def number_of(text: str) -> int | None:
+    """The number that a header's text is; None if it is none, or larger than any that the relay writes."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def is_replay_id(message_id: str) -> bool:
@@ -215,7 +222,14 @@ def parse_since(text: str, now: dt.datetime) -> dt.datetime:
         except OverflowError:
             raise ValueError(f"{text} ago was before all calendars") from None
     moment = dt.datetime.fromisoformat(text)
-    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return _in_utc(moment) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+
+
+def _in_utc(moment: dt.datetime) -> dt.datetime:
+    try:
+        return moment.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError(f"{moment.isoformat()} is outside of all calendars in UTC") from None
 
 
 def moment_of(nanoseconds: int) -> dt.datetime:
@@ -254,13 +268,16 @@ def to_line(letter: Letter) -> bytes:
 
 def from_line(line: bytes) -> Letter:
     """The dead letter in a line that `to_line` wrote, edited or not. Raises ValueError, with what is wrong."""
-    found = _IMPORT(line)
+    try:
+        found = _IMPORT(line)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if (found.body is None) == (found.body_base64 is None):
         raise ValueError("it needs either `body` or `body_base64`")
     if found.stored_at.tzinfo is None:
         raise ValueError("`stored_at` needs its offset from UTC")
     body = found.body.encode() if found.body is not None else base64.b64decode(found.body_base64 or "", validate=True)
-    letter = Letter(found.sequence, found.stored_at.astimezone(dt.UTC), found.headers, body)
+    letter = Letter(found.sequence, _in_utc(found.stored_at), found.headers, body)
     if not letter.job:
         raise ValueError(f"the header {SOURCE_SUBJECT_HEADER} names no subject job.status.<uuid>")
     return letter

@@ -1,0 +1,370 @@
+"""Whatever arrives on a socket: no crash, no hang, and the next one is served. See test_fuzz.py."""
+
+import asyncio
+import contextlib
+import json
+import re
+from random import Random
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from relay_kit import ACKED, TERMED, Published, Scene, new_job, update
+from test_fuzz import EXAMPLES, JOB, SUCCESS, bounded
+from websockets import InvalidHandshake
+from websockets.utils import accept_key
+
+from relay.broker.connection import api_request, publish_confirmed
+from relay.broker.leases import Leases
+from relay.health import HealthServer
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.subjects import (
+    ADVISORY_STREAM,
+    LEASE_SUBJECTS,
+    STATUS_STREAM,
+    Reason,
+    advisory_subject,
+    api_stream_info,
+    lane_consumer,
+    request_subject,
+)
+from relay.websocket import ConnectionClosed, connect
+
+HOST = "127.0.0.1"
+TIMEOUT_S = 5
+MIB = 2**20
+
+shared = pytest.mark.asyncio(loop_scope="module")
+
+
+# --- the WebSocket
+
+HANDSHAKE = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n"
+)
+
+
+def frame(opcode, payload, flags=0x80, length=None):
+    """A frame as a server sends it; `length` is what it says of itself."""
+    size = len(payload) if length is None else length
+    if size < 126:
+        return bytes([flags | opcode, size]) + payload
+    if size < 65_536:
+        return bytes([flags | opcode, 126]) + size.to_bytes(2) + payload
+    return bytes([flags | opcode, 127]) + size.to_bytes(8) + payload
+
+
+@st.composite
+def frames(draw):
+    """A frame of any kind, whose flags and length may lie."""
+    payload = draw(st.binary(max_size=140) | st.just(SUCCESS.encode()))
+    flags = draw(st.sampled_from([0x80, 0x80, 0x00, 0xC0, 0x90]))
+    length = draw(st.none() | st.sampled_from([0, 125, 126, 65_535, 65_536, 2 * MIB, 2**62, 2**64 - 1]))
+    return frame(draw(st.integers(0, 15)), payload, flags, length)
+
+
+@contextlib.asynccontextmanager
+async def raw_server(answer, *, hangs_up):
+    """The URL of a TCP server that answers the first request with `answer(accept)`, and then hangs up or stays."""
+    gone = asyncio.Event()
+
+    async def converse(reader, writer):
+        request = await reader.readuntil(b"\r\n\r\n")
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)
+        with contextlib.suppress(ConnectionError):
+            writer.write(answer(accept_key(key[1].decode())))
+            await writer.drain()
+            if not hangs_up:
+                await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        gone.set()
+
+    async with await asyncio.start_server(converse, HOST, 0) as server:
+        yield f"ws://{HOST}:{server.sockets[0].getsockname()[1]}/ws/v0/"
+        await gone.wait()
+
+
+async def received_from(answer, *, hangs_up):
+    """Every message until the connection ends; None if there never was one."""
+    async with asyncio.timeout(TIMEOUT_S), raw_server(answer, hangs_up=hangs_up) as url:
+        try:
+            websocket = await connect(
+                url, max_size=MIB, open_timeout_s=TIMEOUT_S, close_timeout_s=0.05, on_writable=lambda: None
+            )
+        except (OSError, InvalidHandshake):  # what the relay takes for an outage; see Facilitator.run
+            return None
+        messages = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                messages += await websocket.receive()
+        await websocket.close()
+        return messages
+
+
+@bounded(0.4)
+@given(st.lists(frames() | st.binary(max_size=30), max_size=5).map(b"".join))
+def test_websocket(sent):
+    """Any bytes after the handshake end with the connection, never in a hang, and bring no more than was sent."""
+    messages = asyncio.run(received_from(lambda accept: HANDSHAKE.format(accept).encode() + sent, hangs_up=True))
+    assert len(sent) >= sum(map(len, messages))
+
+
+@bounded(0.3)
+@given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 30))
+def test_handshake(noise, start, cut):
+    """Any answer to the handshake makes a connection or an outage, and nothing else."""
+
+    def answer(accept):
+        good = HANDSHAKE.format(accept).encode()
+        return good[:start] + noise + good[start + cut :]
+
+    messages = asyncio.run(received_from(answer, hangs_up=True))
+    assert messages is None or len(noise) + 129 >= sum(map(len, messages))
+
+
+VIOLATIONS = {
+    "a reserved bit": frame(1, b"x", 0xC0),
+    "an unknown opcode": frame(3, b"x"),
+    "a masked frame": bytes([0x81, 0x81, 0, 0, 0, 0]) + b"x",
+    "a continuation of nothing": frame(0, b"x"),
+    "a fragmented ping": frame(9, b"x", 0x00),
+    "a long pong": frame(10, b"x" * 126),
+    "a close frame of one byte": frame(8, b"x"),
+    "a close frame in no encoding": frame(8, b"\x03\xe8\xff"),
+    "a message too large": frame(1, b"", length=MIB + 1),
+    "fragments that add up": frame(1, b"x" * MIB, 0x00) + frame(0, b"x"),
+    "a length past all bounds": frame(1, b"", length=2**64 - 1),
+}
+
+
+@pytest.mark.parametrize("case", VIOLATIONS)
+async def test_violation(case):
+    """Who breaks the WebSocket protocol is hung up on, also if he does not hang up himself."""
+    messages = await received_from(lambda accept: HANDSHAKE.format(accept).encode() + VIOLATIONS[case], hangs_up=False)
+    assert [] == messages
+
+
+# --- probes
+
+PROBE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+REQUESTS = [PROBE, b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"]
+
+
+def http_noise(rng):
+    """What somebody may send to the port of the probes."""
+    request = bytearray(rng.choice(REQUESTS))
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(request) + 1)
+        request[at : at + rng.randrange(5)] = rng.randbytes(rng.randrange(6))
+    return bytes(request)
+
+
+async def ask(port, request):
+    """The answer to a request, after which nothing more is sent."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        writer.write(request)
+        writer.write_eof()
+        answer = await reader.read()
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return answer
+
+
+async def test_probes():
+    """Whatever is sent to the port of the probes, no answer is long, and the next probe is answered."""
+    server = HealthServer(HOST, 0, lambda: (), lambda: (b"relay_x 1\n", "text/plain"))
+    serving = asyncio.create_task(server.serve())
+    rng = Random(7)
+    noise = [http_noise(rng) for _ in range(EXAMPLES)]
+    noise += [b"GET /" + b"x" * MIB, b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * 100_000, b"\0" * MIB]
+    try:
+        async with asyncio.timeout(4 * TIMEOUT_S):
+            longest = max([len(await ask(server.port, request)) for request in noise])
+            assert longest < 1000
+            assert b"HTTP/1.1 200 OK" in await ask(server.port, PROBE)
+    finally:
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+# --- the whole relay, beside others on the same NATS
+
+STEERING = [
+    {"Status": "junk"},
+    {"Status": "-1", "Description": "x" * 1000},
+    {"Status": "100", "Nats-Pending-Messages": "many"},
+    {"Status": "404"},
+    {"Status": "409", "Description": "Leadership Change"},
+    {"Status": "999"},
+    {"event": "x", "consumer": "x"},
+]
+REPLY_SUBJECTS = ["x", "$JS.ACK", "$JS.ACK.a.b.c.d.e.f.g", "$JS.ACK.1.2.3.4.5", "$JS.ACK" + ".x" * 50]
+
+
+class RawProducer:
+    """A producer that speaks NATS by itself, so that its headers can be what no client library sends."""
+
+    def __init__(self, reader, writer):
+        self._reader = reader
+        self._writer = writer
+        writer.write(b'CONNECT {"headers":true,"verbose":false,"no_responders":true}\r\nSUB _INBOX.raw 1\r\n')
+
+    async def publish(self, token, headers, body):
+        """Publish on the subject that ends in `token`, bytes, and wait for the PubAck; returns the sequence."""
+        sizes = len(headers), len(headers) + len(body)
+        self._writer.write(b"HPUB job.status.%b _INBOX.raw %d %d\r\n" % (token, *sizes) + headers + body)
+        self._writer.write(b"\r\n")
+        while not (line := await self._reader.readline()).startswith(b"MSG "):
+            assert not line.startswith(b"-ERR"), line
+            if line.startswith(b"PING"):
+                self._writer.write(b"PONG\r\n")
+        answer = await self._reader.readexactly(int(line.split()[-1]) + 2)
+        return json.loads(answer)["seq"]
+
+
+@contextlib.asynccontextmanager
+async def raw_producer(server):
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    try:
+        yield RawProducer(reader, writer)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene():
+    """One relay for the tests of this section; `pull_inboxes` is where its lanes are pulled into."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator) as scene,
+    ):
+        scene.pull_inboxes = set()
+
+        async def note(request):
+            scene.pull_inboxes.add(request.reply)
+
+        await scene.nc.subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{STATUS_STREAM}.*", cb=note)
+        scene.advisory_deleted = asyncio.Event()
+
+        async def deleted(_request):
+            scene.advisory_deleted.set()
+
+        await scene.nc.subscribe(f"$JS.API.STREAM.MSG.DELETE.{ADVISORY_STREAM}", cb=deleted)
+        await scene.nc.flush()
+        async with scene.relay():
+            yield scene
+            assert await scene.broken_promises() == []
+
+
+def raw_headers(rng):
+    """A block of headers with anything in it."""
+    lines = [rng.randbytes(rng.randrange(30)) for _ in range(rng.randrange(5))]
+    named = [b"%b:%b" % (rng.randbytes(rng.randrange(6)), rng.randbytes(rng.randrange(9))) for _ in lines]
+    return b"NATS/1.0\r\n" + b"\r\n".join((*lines, *named)) + b"\r\n\r\n"
+
+
+@shared
+async def test_any_headers(scene):
+    """Whatever the headers of an update are, it is relayed if it is good, and else a dead letter with its reason."""
+    rng = Random(11)
+    async with raw_producer(scene.server) as producer:
+        for number in range(max(20, EXAMPLES // 4)):
+            job = new_job()
+            good = bool(number % 3)
+            sequence = await producer.publish(job.encode(), raw_headers(rng), update(job) if good else b"[]")
+            doom = None if good else Reason.INVALID_JSON
+            scene.published.append(Published(sequence, job, "accepted" if good else None, doom))
+    assert {ACKED, TERMED} == set(await scene.settled(*scene.published[-20:]))
+
+
+BLOCKS = [b"N", b"NATS/1.0", b"NATS/1.0 ", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"NATS/1.0 503 \xff\r\n\r\n", b"x" * 20]
+
+
+@shared
+@pytest.mark.parametrize("block", BLOCKS)
+async def test_no_headers_at_all(scene, block):
+    """An update whose block of headers is none is relayed like one without, and the next ones are, too."""
+    async with raw_producer(scene.server) as producer:
+        sequence = await producer.publish((job := new_job()).encode(), block, update(job))
+    scene.published.append(Published(sequence, job, "accepted"))
+    updates = [await scene.publish(new_job(lane)) for lane in range(4)]
+    assert [ACKED] * 5 == await scene.settled(scene.published[-5], *updates)
+
+
+@shared
+@pytest.mark.parametrize("token", [b"\xff\xfe", b"a\x0bb", b"a\x0b7", b"a\x0c3\x0cb", b"\x00\x1b[31m", b"x" * 3000])
+async def test_any_token(scene, token):
+    """A subject may end in any bytes: its update is a dead letter, and stops no other."""
+    async with raw_producer(scene.server) as producer:
+        sequence = await producer.publish(token, b"NATS/1.0\r\n\r\n", update(JOB))
+    scene.published.append(Published(sequence, JOB, None, Reason.INVALID_UUID))
+    updates = [await scene.publish(new_job(lane)) for lane in range(4)]
+    assert [TERMED] + [ACKED] * 4 == await scene.settled(scene.published[-5], *updates)
+
+
+@shared
+async def test_large_push(scene):
+    """A push that is too large for NATS is lost, loudly, and those after it are published."""
+    heard = asyncio.Event()
+
+    async def hear(_message):
+        heard.set()
+
+    await scene.nc.subscribe(request_subject(job := new_job()), cb=hear)
+    await scene.nc.flush()
+    await scene.facilitator.push_job_request(new_job(), args=["x" * MIB])
+    await scene.facilitator.push_job_request(job)
+    await asyncio.wait_for(heard.wait(), TIMEOUT_S)
+
+
+@shared
+@pytest.mark.parametrize(
+    ("key", "value"), [("lane.x", b""), ("lane.999", b"x"), ("lane.\u0663", b"x"), ("worker.x", b"\xff")]
+)
+async def test_strange_leases(scene, key, value):
+    """What others write into the lease bucket is no lane's owner, and stops nobody."""
+    await publish_confirmed(scene.nc, LEASE_SUBJECTS.removesuffix(">") + key, value)
+    updates = [await scene.publish(new_job(lane)) for lane in range(4)]
+    assert [ACKED] * 4 == await scene.settled(*updates)
+    view = await Leases(scene.nc, "test", 1.0).view()
+    assert set(range(4)) == {lane for lane in view.owners if lane < 4}
+
+
+@shared
+async def test_strange_advisories(scene):
+    """Advisories that say nothing are deleted, and those behind them are followed up."""
+    subject = advisory_subject(lane_consumer(0))
+    for body in (b"", b"\xff", b"{}", b'{"stream_seq":0,"deliveries":1}', b'{"x":' + b"[" * 100_000):
+        await publish_confirmed(scene.nc, subject, body)
+    await scene.dust_settled()
+    async with asyncio.timeout(4 * TIMEOUT_S):
+        info = await api_request(scene.nc, api_stream_info(ADVISORY_STREAM))
+        while info["state"]["messages"]:
+            await asyncio.wait_for(scene.advisory_deleted.wait(), 2 * TIMEOUT_S)
+            scene.advisory_deleted.clear()
+            info = await api_request(scene.nc, api_stream_info(ADVISORY_STREAM))
+
+
+@shared
+async def test_forged_answers(scene):
+    """Somebody who writes into the inboxes of the pulls stops no lane."""
+    await scene.settled(*[await scene.publish(new_job(lane)) for lane in range(4)])
+    assert len(scene.pull_inboxes) >= 4
+    for inbox in list(scene.pull_inboxes):
+        for headers in STEERING:
+            await scene.nc.publish(inbox, b"", headers=headers)
+        for reply in REPLY_SUBJECTS:
+            await scene.nc.publish(inbox, update(JOB), reply=reply)
+    await scene.nc.flush()
+    updates = [await scene.publish(new_job(lane)) for lane in range(4)]
+    assert [ACKED] * 4 == await scene.settled(*updates)
