@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +29,13 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "nats_server": _version([find_server(), "--version"]),
         "packages": {name: version for name in _PACKAGES if (version := _installed(name))},
-        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith("RELAY_")},
+        "settings": {name: value for name, value in sorted(os.environ.items()) if _is_harmless(name)},
     }
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a variable is a setting of the relay's that can hold no secret."""
+    return name.startswith("RELAY_") and not re.search("PASSWORD|TOKEN|CREDS|URL|FILE", name)
 
 
 def sentence(machine: dict[str, Any]) -> str:

@@ -26,7 +26,16 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "subjects.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
-HOSTS = {"127.0.0.1", "docs.nats.io", "facilitator.example", "faststream.ag2.ai", "github.com", "host", "keepachangelog.com", "semver.org"}
+HOSTS = {
+    "127.0.0.1",
+    "docs.nats.io",
+    "facilitator.example",
+    "faststream.ag2.ai",
+    "github.com",
+    "host",
+    "keepachangelog.com",
+    "semver.org",
+}
 
 
 def settings_markdown() -> str:

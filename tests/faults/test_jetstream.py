@@ -1,0 +1,263 @@
+"""What becomes of JetStream itself: consumers deleted, streams and disks full or slow, lanes changed, clocks set."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
+from test_dlq import change
+from test_leases import steadily_published
+
+from relay.app import topology_of
+from relay.broker.connection import api_request, publish_confirmed
+from relay.broker.topology import provision
+from relay.errors import JetStreamError, UnsafeChange
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import refuse, stall
+from relay.local.server import NatsServer
+from relay.settings import load_settings
+from relay.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of
+
+DUPLICATE = "job.integrity_error"
+KNOCK = "union_tag_not_found"
+"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
+STREAM_FULL = {10077}
+STORE_FULL = {10023, 10047}
+"""The err_codes that a producer gets: for the whole store they depend on the version of the server."""
+STANDSTILL_S = 1.5
+HOURS_S = 2 * 3600
+
+
+@contextlib.asynccontextmanager
+async def scene_with(jetstream: str = "", **variables: str) -> AsyncIterator[Scene]:
+    """A scene whose server has these settings in its JetStream block."""
+    block = f'jetstream: {{store_dir: "store"{jetstream}}}'
+    async with (
+        NatsServer(jetstream=False, extra_config=block) as server,
+        FacilitatorSimulator(service_time_s=0.001) as facilitator,
+        Scene(server, facilitator, **{"ACK_WAIT": "1"} | variables) as scene,
+    ):
+        yield scene
+
+
+async def stored(scene, count):
+    """Wait until the Facilitator has stored so many updates."""
+    await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= count, 20)
+
+
+# Consumers.
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+async def test_consumers_deleted_under_load(lanes):
+    """Consumers that are deleted and provisioned again deliver everything anew: what was relayed is a duplicate, what
+    was dead-lettered is not dead-lettered twice, and what was not relayed yet keeps its place.
+    """
+    async with scene_with() as scene, scene.relay():
+        doomed = [await scene.publish_body(new_job(lane), b"bad", doom=Reason.INVALID_JSON) for lane in range(4)]
+        assert [TERMED] * 4 == await scene.settled(*doomed)
+        async with steadily_published(scene, backlog=100):
+            await stored(scene, 100)
+            for lane in range(lanes):
+                await api_request(scene.nc, api_consumer_delete(STATUS_STREAM, lane_consumer(lane)))
+            await scene.provision()
+            await scene.facilitator.wait_for(lambda facilitator: facilitator.replies[DUPLICATE] > 0)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert set(scene.facilitator.replies) == {"success", DUPLICATE, KNOCK}
+
+
+# Full and slow.
+
+
+async def publish_what_fits(scene: Scene, wanted: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], set[int]]:
+    """Publish updates (job, status), a job's only if the ones before were stored; returns the rest and err_codes."""
+    rest: list[tuple[str, str]] = []
+    codes: set[int] = set()
+    for job, status in wanted:
+        if job in dict(rest):
+            rest.append((job, status))
+            continue
+        try:
+            await scene.publish(job, status, {})
+        except JetStreamError as error:
+            rest.append((job, status))
+            codes.add(error.err_code)
+    return rest, codes
+
+
+async def test_status_stream_full():
+    """A full status stream is the producer's error: what it acknowledged is relayed, and what it refused is published
+    when there is room again.
+    """
+    wanted = [(job, status) for job in [new_job() for _ in range(20)] for status in STATUSES]
+    async with scene_with() as scene, scene.relay():
+        await change(scene.nc, STATUS_STREAM, max_msgs=100)
+        refused, codes = await publish_what_fits(scene, wanted)
+        broken_while_full = await scene.broken_promises()
+        await change(scene.nc, STATUS_STREAM, max_msgs=-1)
+        refused_again, _ = await publish_what_fits(scene, refused)
+        broken = await scene.broken_promises()
+    assert (wanted[100:], STREAM_FULL, []) == (refused, codes, refused_again)
+    assert ([], []) == (broken_while_full, broken)
+
+
+async def fill_up(scene: Scene) -> None:
+    """Fill the server's store to the last byte with what is none of the relay's business."""
+    await api_request(scene.nc, "$JS.API.STREAM.CREATE.FILLER", {"name": "FILLER", "subjects": ["filler"]})
+    for size in (900_000, 30_000, 1_000, 1):
+        with contextlib.suppress(JetStreamError):
+            while True:
+                await publish_confirmed(scene.nc, "filler", b"x" * size)
+
+
+async def test_store_full(capsys):
+    """While the server's store is full producers are told so. Leases cannot be renewed then, so the relay stands still
+    and says why; when there is room again it goes on, and nothing was lost or dead-lettered.
+    """
+    async with scene_with(", max_file_store: 8MB", LEASE_TTL="0.5") as scene, scene.relay():
+        with scene.facilitator.inject(stall()):
+            await scene.publish_lives(20)
+            refused: list[tuple[str, str]] = []
+            while not refused:  # what expires meanwhile leaves gaps
+                await fill_up(scene)
+                refused, codes = await publish_what_fits(scene, [(new_job(), "accepted")])
+            await asyncio.sleep(STANDSTILL_S)  # nothing is waited for: so long does it last
+        await api_request(scene.nc, "$JS.API.STREAM.DELETE.FILLER")
+        refused_again, _ = await publish_what_fits(scene, refused)
+        broken = await scene.broken_promises(20)
+    assert codes <= STORE_FULL
+    assert [] == refused_again
+    assert [] == broken
+    assert "the lanes cannot be shared out" in capsys.readouterr().out
+
+
+async def test_every_write_waits_for_the_disk():
+    """With each write brought to the disk before it is acknowledged (`sync_interval: always`) all is relayed once."""
+    async with scene_with(", sync_interval: always") as scene, scene.relay():
+        await scene.publish_lives(50)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert {"success": 300, KNOCK: 1} == dict(scene.facilitator.replies)
+
+
+async def test_server_stands_still():
+    """A server that does nothing for longer than a lease and `ack_wait`, as on a disk that hangs, costs no update."""
+    async with scene_with(LEASE_TTL="1") as scene, scene.relay():
+        async with steadily_published(scene, backlog=100):
+            await stored(scene, 100)
+            os.kill(scene.server.pid, signal.SIGSTOP)
+            await asyncio.sleep(STANDSTILL_S)  # nothing is waited for: so long does it last
+            os.kill(scene.server.pid, signal.SIGCONT)
+            await stored(scene, len(scene.facilitator.rows) + 200)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+
+
+# Lanes.
+
+
+async def relay_says(scene: Scene, words: str, **variables: str) -> str:
+    """Start `relay serve`, wait until it logs these words, and tell it to stop; returns what it logged last."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "serve"),
+        env={"PATH": os.environ["PATH"]} | scene.environment | variables,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(20):
+            while words not in (line := (await process.stderr.readline()).decode()):
+                assert line, "it ended without a word of that"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    return line
+
+
+async def test_lanes_changed():
+    """Lanes cannot be changed while updates are unsettled; when they are, jobs go on in their new lanes in order, and
+    a relay with the old number says what is wrong and relays nothing.
+    """
+    jobs = [new_job() for _ in range(40)]
+    async with scene_with(LANES="4") as scene:
+        more = topology_of(load_settings(scene.environment | {"RELAY_LANES": "8"}, None).delivery)
+        async with scene.relay():
+            with scene.facilitator.inject(stall()):
+                early = [await scene.publish(job, "received") for job in jobs]
+                with pytest.raises(UnsafeChange, match=r"lanes 4 -> 8 while \d+ updates are not settled"):
+                    await provision(scene.nc, more)
+            assert [ACKED] * 40 == await scene.settled(*early)
+            await scene.dust_settled()
+        await provision(scene.nc, more)
+        late = [await scene.publish(job, "completed", {}) for job in jobs]
+        said = await relay_says(scene, "not provisioned")
+        rows = len(scene.facilitator.rows)
+        scene.environment["RELAY_LANES"] = "8"
+        async with scene.relay():
+            broken = await scene.broken_promises(20)
+    assert "lanes 8 -> 4" in said
+    assert (len(early), len(early) + len(late)) == (rows, len(scene.facilitator.rows))
+    assert [] == broken
+
+
+async def test_lanes_changed_under_a_relay():
+    """A relay that still runs with the old number when the lanes are changed relays in order what it can see; the rest
+    waits for one with the new number.
+    """
+    jobs = [new_job() for _ in range(40)]
+    async with scene_with(LANES="4") as scene:
+        async with scene.relay():
+            await scene.settled(*[await scene.publish(job, "received") for job in jobs])
+            await scene.dust_settled()
+            scene.environment["RELAY_LANES"] = "8"
+            await scene.provision()
+            late = [update for job in jobs for update in await scene.publish_life(job, STATUSES[1:])]
+            await scene.settled(*(update for update in late if lane_of(update.job, 8) < 4))
+            waiting = await scene.unsettled()
+        async with scene.relay():
+            broken = await scene.broken_promises(20)
+    assert len([update for update in late if lane_of(update.job, 8) >= 4]) == waiting
+    assert [] == broken
+
+
+# Clocks.
+
+
+class WallClock:
+    """`time.time` of a machine whose clock somebody sets."""
+
+    def __init__(self) -> None:
+        self.wrong_by_s = 0
+        self._right = time.time
+
+    def __call__(self) -> float:
+        return self._right() + self.wrong_by_s
+
+
+@pytest.mark.parametrize("first_s", [HOURS_S, -HOURS_S], ids=["back", "forward"])
+async def test_wall_clock_is_set(monkeypatch, capsys, first_s):
+    """A wall clock that is hours off and is set twice under load costs no lane, and no update its place."""
+    monkeypatch.setattr(time, "time", clock := WallClock())
+    clock.wrong_by_s = first_s
+    async with scene_with(LEASE_TTL="2", MAX_ATTEMPTS="100") as scene, scene.relay():
+        async with steadily_published(scene, backlog=100):
+            for wrong_by_s in (-first_s, 0):
+                await publish_bad_ones(scene)
+                clock.wrong_by_s = wrong_by_s
+                await publish_bad_ones(scene)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert "lane lost" not in capsys.readouterr().out
+
+
+async def publish_bad_ones(scene: Scene) -> None:
+    """One that must be dead-lettered, and ten that the Facilitator takes only later, in 100 that it takes at once."""
+    with scene.facilitator.inject(refuse("job.not_found"), nth=20, times=10):
+        await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON)
+        await stored(scene, len(scene.facilitator.rows) + 100)

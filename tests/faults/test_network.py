@@ -1,0 +1,182 @@
+"""The network between the relay and its two neighbours: slow, in pieces, gone without a word, cut in mid-word.
+
+Where a test wants that nothing was sent twice, the Facilitator's replies say so: one success for each update.
+"""
+
+import contextlib
+import random
+
+import pytest
+from relay_kit import Scene, counters
+from rough_proxy import RoughProxy, Way, port_of
+from test_leases import steadily_published
+
+from relay import facilitator as connection_to_facilitator
+from relay.broker import connection as connection_to_nats
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+
+DUPLICATE = "job.integrity_error"
+KNOCK = "union_tag_not_found"
+"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
+REPLY_TIMEOUT_S = 0.5
+CLOSE_TIMEOUT_S = 2
+"""What the relay waits for the other side to close as well, before it hangs up."""
+
+
+@contextlib.asynccontextmanager
+async def between(target, *, service_time_s=0.001, proxied=None, **variables):
+    """A scene, a relay in this process that reaches `target` (`nats` or `facilitator`) through a proxy, and both."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator(service_time_s=service_time_s) as facilitator,
+        Scene(server, facilitator, **{"ACK_WAIT": "1"} | variables) as scene,
+        RoughProxy(port_of(server.url if target == "nats" else facilitator.url), **proxied or {}).serving() as proxy,
+    ):
+        url = {"NATS_URL": proxy.nats_url} if target == "nats" else {"FACILITATOR_URL": proxy.facilitator_url}
+        async with scene.relay(**url) as relay:
+            yield scene, proxy, relay
+
+
+async def stored(scene, count):
+    """Wait until the Facilitator has stored so many updates."""
+    await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= count, 20)
+
+
+def sent_once(scene, connections=1):
+    """The replies of a Facilitator that saw each update once, over so many connections."""
+    return {"success": len(scene.published), KNOCK: connections}
+
+
+# The Facilitator's side.
+
+
+async def test_facilitator_byte_by_byte():
+    """When each byte comes by itself, handshake and frames are put together as if they had come whole."""
+    async with between("facilitator", proxied={"slice_bytes": 1}) as (scene, _, _):
+        await scene.publish_lives(5)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert sent_once(scene) == dict(scene.facilitator.replies)
+
+
+async def test_facilitator_far_away():
+    """Answers that take long to arrive are waited for, with more updates under way meanwhile."""
+    async with between("facilitator", proxied={"delay_s": 0.1}) as (scene, _, relay):
+        await scene.publish_lives(20)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert sent_once(scene) == dict(scene.facilitator.replies)
+    assert 0 == counters(relay)["relay_retries"]
+
+
+async def test_facilitator_half_open_under_load():
+    """A Facilitator that vanishes without a word is given up at the reply timeout, and no update is blamed for it."""
+    variables = {"FACILITATOR_REPLY_TIMEOUT": f"{REPLY_TIMEOUT_S}", "MAX_ATTEMPTS": "1"}
+    async with between("facilitator", **variables) as (scene, proxy, relay):
+        await scene.publish_lives(40)
+        await stored(scene, 60)
+        proxy.go_silent()
+        await scene.facilitator.wait_for(
+            lambda facilitator: facilitator.accepted == 2, REPLY_TIMEOUT_S + CLOSE_TIMEOUT_S + 2
+        )
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert 0 == counters(relay)["relay_retries"]
+
+
+async def test_facilitator_half_open_while_idle(monkeypatch):
+    """A Facilitator that vanishes while nothing is sent is missed by the keepalive, before an update needs it."""
+    monkeypatch.setattr(connection_to_facilitator, "_PING_INTERVAL_S", 0.3)
+    async with between("facilitator", FACILITATOR_REPLY_TIMEOUT=f"{REPLY_TIMEOUT_S}") as (scene, proxy, _):
+        await scene.publish_lives(1)
+        await scene.dust_settled()
+        proxy.go_silent()
+        await scene.facilitator.wait_for(lambda facilitator: facilitator.accepted == 2, 8)
+        await scene.publish_lives(1)
+        broken = await scene.broken_promises()
+    assert [] == broken
+    assert sent_once(scene, connections=2) == dict(scene.facilitator.replies)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize(("way", "within_a_frame"), [(Way.UP, 70), (Way.DOWN, 20)], ids=["update", "answer"])
+async def test_facilitator_cut_in_mid_frame(way, within_a_frame, reset):
+    """Half an update is sent again whole, half an answer is none, and one cut costs one update one attempt at most."""
+    async with between("facilitator") as (scene, proxy, relay):
+        await scene.publish_lives(40)
+        await stored(scene, 60)
+        await proxy.cut_after(way, within_a_frame, reset=reset)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert 2 == scene.facilitator.accepted
+    assert counters(relay)["relay_retries"] <= 1
+
+
+# The side of NATS.
+
+
+async def test_nats_in_slices():
+    """When the bytes of NATS come a few at a time, both ways, deliveries and acknowledgements stay whole."""
+    async with between("nats", proxied={"slice_bytes": 5}) as (scene, proxy, _):
+        await scene.publish_lives(5)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert sent_once(scene) == dict(scene.facilitator.replies)
+    assert 1 == proxy.connections
+
+
+async def test_nats_far_away():
+    """With a slow way to NATS updates are relayed all the same, each sent once."""
+    async with between("nats", proxied={"delay_s": 0.05}) as (scene, _, _):
+        await scene.publish_lives(20)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert sent_once(scene) == dict(scene.facilitator.replies)
+
+
+async def test_nats_cut_in_mid_message():
+    """Cut off from NATS again and again, in the middle of whatever is said, the relay sends no update twice."""
+    rng = random.Random(1)
+    async with between("nats") as (scene, proxy, _):
+        async with steadily_published(scene, backlog=100):
+            for cut in range(4):
+                await stored(scene, 100 * (cut + 1))
+                await proxy.cut_after(rng.choice(list(Way)), rng.randrange(1, 500), reset=rng.random() < 0.5)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert sent_once(scene) == dict(scene.facilitator.replies)
+    assert 5 == proxy.connections
+
+
+@pytest.mark.parametrize("lease", ["kept", "lost"])
+async def test_nats_half_open(monkeypatch, capsys, lease):
+    """A NATS that vanishes without a word under load is missed by its pongs, whether the lanes are lost meanwhile or
+    not; while they are kept, nothing is sent twice.
+    """
+    monkeypatch.setitem(connection_to_nats._TIMING, "ping_interval", 0.4)
+    async with between("nats", LEASE_TTL="5" if lease == "kept" else "0.5") as (scene, proxy, _):
+        async with steadily_published(scene, backlog=100):
+            await stored(scene, 60)
+            proxy.go_silent()
+            await proxy.joined(2)
+            await stored(scene, len(scene.facilitator.rows) + 200)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert (lease == "lost") == ("lane lost" in capsys.readouterr().out)
+    if lease == "kept":
+        assert sent_once(scene) == dict(scene.facilitator.replies)
+
+
+async def test_acknowledgements_lost():
+    """Updates whose acknowledgements are lost on the way come again, and are acknowledged without being sent again."""
+    async with between("nats", ACK_WAIT="0.5") as (scene, proxy, _):
+        proxy.edit = lambda sent: sent.replace(b"PUB $JS.ACK.", b"PUB $XX.ACK.")  # where nobody listens
+        updates = await scene.publish_lives(20)
+        await stored(scene, len(updates))
+        lost = await scene.unsettled()
+        proxy.edit = lambda sent: sent
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert len(updates) == lost
+    assert sent_once(scene) == dict(scene.facilitator.replies)
