@@ -37,6 +37,7 @@ from relay.broker.leases import Leases
 from relay.broker.topology import provision
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
+from relay.logs import configure
 from relay.model import JobStatus, JobStatusUpdate
 from relay.producer import publish_update
 from relay.settings import load_settings
@@ -171,6 +172,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--json", type=Path)
     options = arguments.parse_args()
+    configure("warning", "console")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(measure(options.rounds))
     print(f"medians of {options.rounds} rounds (least to most), {result['machine']}")
