@@ -165,7 +165,7 @@ class Metrics:
 class _Timing(Collector):
     """A histogram of durations in seconds, for one thread: three of them are fed by every update.
 
-    The library's own takes a lock twice for each, which makes it four times as slow.
+    The library's own takes a lock twice for each, which makes it six times as slow.
     """
 
     def __init__(self, name: str, text: str) -> None:

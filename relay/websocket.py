@@ -1,8 +1,7 @@
 """A WebSocket client that reads and writes in batches: one system call for as many messages as there are.
 
 The framing and the handshakes are those of the `websockets` library, in its form without I/O. Its asyncio client
-does the I/O message by message, which at full load costs the relay more than everything else together
-(docs/benchmarks.md has the figures).
+does the I/O message by message; what that costs at full load stands in docs/benchmarks.md.
 """
 
 import asyncio

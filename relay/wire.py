@@ -28,6 +28,7 @@ PYDANTIC_ERROR_TYPES: Final = frozenset[str](get_args(ErrorType))
 
 _MAX_DEPTH: Final = 200
 _MAX_ERROR_CHARS: Final = 500
+_MOST_TOLD: Final = 3
 _MAX_ECHO_CHARS: Final = 60
 _STATUSES: Final = frozenset[str](JobStatus)
 _NEEDS_METADATA: Final = frozenset[str]({JobStatus.COMPLETED, JobStatus.STREAMING_READY})
@@ -298,6 +299,11 @@ class Reply(Struct, frozen=True, gc=False):
 
     status: Literal["success", "error"]
     errors: tuple[ReplyError, ...] = ()
+
+    @property
+    def complaint(self) -> str:
+        """Its errors in words, on one line and bounded: there is one, but for broken messages. Empty without any."""
+        return "; ".join(f"{error.type}: {error.msg}" for error in self.errors[:_MOST_TOLD])
 
 
 class PushKind(StrEnum):

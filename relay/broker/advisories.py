@@ -23,7 +23,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.broker.connection import api_request
+from relay.broker.connection import NOT_DELETED, api_request
 from relay.broker.dead_letters import DeadLetters
 from relay.core.lane import Lane
 from relay.core.verdict import DeadLetter
@@ -45,8 +45,6 @@ _log = get_logger(__name__)
 _LOOK_EVERY_S: Final = 5.0
 """How often to look without a hint: one can be missed, and what cannot be done now is tried again."""
 _NO_MESSAGE: Final = 10037
-_DELETED_ALREADY: Final = frozenset({10043, 10057})
-"""Which of them the server says depends on where in the stream the message was."""
 
 
 class _Advisory(msgspec.Struct, frozen=True):
@@ -158,7 +156,7 @@ class Advisories:
             await api_request(self._nc, api_message_delete(ADVISORY_STREAM), {"seq": message.sequence})
         except JetStreamError as error:
             # That is how a message answers which another worker deleted; any other cause shows at the next look.
-            if error.err_code not in _DELETED_ALREADY:
+            if error.err_code not in NOT_DELETED:
                 raise
 
     def _complain(self, error: RelayError) -> None:

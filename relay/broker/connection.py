@@ -34,6 +34,8 @@ _TIMING: Final[dict[str, Any]] = {
 _CLOSE_GRACE_S: Final = 2.0
 _NO_JETSTREAM: Final = frozenset({10039, 10076})
 """err_codes: not enabled for the account, not enabled at all."""
+NOT_DELETED: Final = frozenset({10043, 10057})
+"""err_codes of a deletion: there is no such sequence; which of them depends on where in the stream it would be."""
 _NO_LEADER: Final = 10008
 """err_code while a cluster elects a leader."""
 _log = get_logger(__name__)

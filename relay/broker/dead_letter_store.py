@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.broker.connection import api_request
+from relay.broker.connection import NOT_DELETED, api_request
 from relay.core.letters import Letter, Selection, moment_of
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.subjects import (
@@ -42,8 +42,6 @@ _MAX_FRUITLESS: Final = 3
 """After so many consumers in a row that delivered nothing, reading is given up."""
 _INACTIVE_NS: Final = 60 * 1_000_000_000
 _NO_MESSAGE: Final = 10037
-_NOT_DELETED: Final = frozenset({10043, 10057})
-"""err_codes: there is no such sequence; or that, or deleting is not allowed."""
 _STREAM_NOT_FOUND: Final = 10059
 
 
@@ -91,7 +89,7 @@ class DeadLetterStore:
         try:
             await self._request(api_message_delete(DLQ_STREAM), {"seq": sequence, "no_erase": True})
         except JetStreamError as error:
-            if error.err_code not in _NOT_DELETED or await self._is_there(sequence):
+            if error.err_code not in NOT_DELETED or await self._is_there(sequence):
                 raise
             return False
         return True

@@ -55,20 +55,16 @@ def json_row(letter: Letter) -> str:
             "failed_at": letter.failed_at,
             "reason": letter.reason,
             "error": letter.error,
-            "attempts": _number(letter.attempts),
+            "attempts": number_of(letter.attempts),
             "job": letter.job,
             "status": letter.status or None,
             "source_subject": letter.source_subject,
-            "source_sequence": _number(letter.source_sequence),
-            "replayed_from": _number(letter.replayed_from),
+            "source_sequence": number_of(letter.source_sequence),
+            "replayed_from": number_of(letter.replayed_from),
             "history": [str(ending) for ending in letter.history],
             "bytes": len(letter.body),
         }
     )
-
-
-def _number(text: str) -> int | None:
-    return number_of(text)
 
 
 def count_line(reasons: Counter[str], *, limited: bool) -> str:

@@ -245,7 +245,7 @@ class Session(Generic[T]):
     def _refused(self, reply: Reply) -> Refused:
         self.failed_to_open()
         self.phase = Phase.BROKEN
-        return Refused("; ".join(f"{error.type}: {error.msg}" for error in reply.errors[:3]))
+        return Refused(reply.complaint)
 
     def _answered(self, reply: Reply, now: float) -> Event[T]:
         if reply.errors and any(error.type == _NOT_KNOWN_HERE for error in reply.errors):

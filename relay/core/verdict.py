@@ -13,8 +13,6 @@ from relay.wire import PYDANTIC_ERROR_TYPES, Reply
 
 INTEGRITY_ERROR: Final = "job.integrity_error"
 NOT_FOUND: Final = "job.not_found"
-_MOST_TOLD: Final = 3
-"""How many errors of one reply are put into words; there is one, but for broken messages."""
 
 
 class Outcome(StrEnum):
@@ -61,10 +59,7 @@ def judge(reply: Reply, attempts: int, max_attempts: int) -> Verdict:
     types = [error.type for error in reply.errors]
     if INTEGRITY_ERROR in types:
         return DUPLICATE
-    told = (
-        "; ".join(f"{error.type}: {error.msg}" for error in reply.errors[:_MOST_TOLD])
-        or "an error without a word of explanation"
-    )
+    told = reply.complaint or "an error without a word of explanation"
     if not PYDANTIC_ERROR_TYPES.isdisjoint(types):
         # The Facilitator could not read it, and would not the next time.
         return DeadLetter(Reason.REFUSED, f"the Facilitator refused the update: {told}")
