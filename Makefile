@@ -42,7 +42,7 @@ bench-peers: $(VENV)/.bench  ## the same beside every peer; wants redis-server o
 	@$(BIN)/python -m bench all --peers --json bench-peers.json
 
 bench-scale: $(VENV)/.bench  ## memory, recovery, start-up and durability of the relay (some 25 minutes)
-	@$(BIN)/python -m bench scale --rounds 3 --json bench-scale.json
+	@$(BIN)/python -m bench scale --rounds 5 --json bench-scale.json
 
 bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
 	@$(BIN)/python -m bench.workers
