@@ -204,7 +204,15 @@ def _text(field: str, value: Any) -> str:
 def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
     if name not in actual.streams:
         return Step(Verb.CREATED, Kind.STREAM, name, config=wanted)
-    return _compared(Kind.STREAM, name, wanted, actual.streams[name]["config"])
+    found: Config = actual.streams[name]["config"]
+    if name == subjects.STATUS_STREAM and "max_age" in wanted:
+        wanted = {**wanted, "max_age": _longer_age(wanted["max_age"], found.get("max_age", 0))}
+    return _compared(Kind.STREAM, name, wanted, found)
+
+
+def _longer_age(wanted: int, found: int) -> int:
+    """Who lengthens the life of updates does so in a long outage: to shorten it again would remove them unrelayed."""
+    return found if found == 0 or found > wanted else wanted  # 0 is for ever
 
 
 def _consumer_step(name: str, wanted: Config, actual: Actual, lane_change: LaneChange | None) -> Step:

@@ -7,6 +7,7 @@ from relay import subjects
 from relay.core.plan import Actual, Change, Kind, Plan, Step, Verb, Wanted, differences, make_plan, merged
 
 NS = 1_000_000_000
+DAY = 86_400 * NS
 
 
 def stream(**fields: Any) -> dict[str, Any]:
@@ -54,6 +55,18 @@ def test_nothing_there_means_everything_is_created_streams_first():
     assert ["all", "all"] == [step.config["deliver_policy"] for step in plan.steps[1:]]
     assert "stream JOB_STATUS is missing" == plan.differences[0]
     assert not plan.in_place
+
+
+@pytest.mark.parametrize(
+    ("found", "left"), [(14 * DAY, 14 * DAY), (0, 0), (7 * DAY, 7 * DAY), (1 * DAY, 7 * DAY)], ids=str
+)
+def test_a_longer_life_of_updates_is_kept(found, left):
+    """A status stream whose updates an operator lets live longer is left so, also when something else of it changes."""
+    want = Wanted(4, wanted().streams | {"JOB_STATUS": stream(max_age=7 * DAY)}, wanted().consumers)
+    alone = make_plan(want, actual(stream_info(max_age=found)))
+    assert (left == found) == alone.in_place
+    with_another = make_plan(want, actual(stream_info(max_age=found, subjects=["job.status.>"])))
+    assert left == with_another.steps[0].config["max_age"]
 
 
 def test_everything_in_place_means_nothing_to_do():
