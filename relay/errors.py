@@ -11,6 +11,7 @@
     ├── PublishUnconfirmed      a publish got no PubAck
     └── LocalServerError        the embedded nats-server or simulator did not start
 
+What can befall a publish of a job runner besides stands in relay/producer/errors.py.
 Every message says what happened, what it means and what to do.
 """
 

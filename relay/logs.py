@@ -2,12 +2,13 @@
 
 import logging
 import sys
-from typing import Any, Final, Literal
-
-import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from relay.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -15,17 +16,17 @@ _LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-_TIMESTAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
-def get_logger(name: str) -> FilteringBoundLogger:
+def get_logger(name: str, *, guest: bool = False) -> "FilteringBoundLogger":
     """The logger called `name`. It may be made at import: it takes its configuration when it is first used.
+
+    `guest` is for modules that also run in job runners' programs, where the relay does not decide how to log.
 
     Each call on it costs about a microsecond even where the level is off. A hot path keeps `get_logger(name).bind()`
     instead, made after `configure`, where that is a quarter.
     """
-    logger: FilteringBoundLogger = structlog.get_logger(logger_name=name)
-    return logger
+    return cast("FilteringBoundLogger", _Guest(name)) if guest else _structured(name)
 
 
 def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: A002 - named as in RELAY_LOG_FORMAT
@@ -35,44 +36,32 @@ def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: 
 
     Raises ConfigurationError if `level` is not debug, info, warning or error.
     """
+    from relay.log_lines import route  # noqa: PLC0415 - it brings structlog along
+
     threshold = _LEVELS.get(level.lower())
     if threshold is None:
         raise ConfigurationError("RELAY_LOG_LEVEL", level, f"one of {', '.join(_LEVELS)}")
-    rendering = _rendering(format)
-    structlog.configure(
-        processors=[_logger_name, structlog.processors.add_log_level, _TIMESTAMP, *rendering],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    _route_libraries(threshold, rendering)
+    route(threshold, format)
 
 
-def _rendering(form: Literal["json", "console"]) -> list[Processor]:
-    if form == "json":
-        # json of the standard library on purpose: it also writes lone surrogates, which faulty updates bring along.
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    # Plain tracebacks, because the pretty ones print local variables, and those may hold secrets.
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+def _structured(name: str) -> "FilteringBoundLogger":
+    import structlog  # noqa: PLC0415 - which brings rich along, where that is installed
+
+    logger: FilteringBoundLogger = structlog.get_logger(logger_name=name)
+    return logger
 
 
-def _route_libraries(threshold: int, rendering: list[Processor]) -> None:
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[_logger_name, structlog.processors.add_log_level, _TIMESTAMP],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-    )
-    output = logging.StreamHandler(sys.stderr)
-    output.setFormatter(formatter)
-    root = logging.getLogger()
-    root.handlers[:] = [output]
-    root.setLevel(threshold)
-    # At debug it prints every frame: all updates, and the signature that signs in.
-    logging.getLogger("websockets").setLevel(max(threshold, logging.INFO))
-    logging.captureWarnings(capture=True)
+class _Guest:
+    """structlog's logger where that is in use, as in the relay's own processes; else the standard library's."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-def _logger_name(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    record = event.get("_record")  # None if the line is the relay's own
-    event["logger"] = event.pop("logger_name") if record is None else record.name
-    return event
+    def __getattr__(self, level: str) -> Any:
+        if "structlog" in sys.modules:
+            return getattr(_structured(self._name), level)
+        return partial(self._log, _LEVELS[level])
+
+    def _log(self, level: int, event: str, **fields: Any) -> None:
+        told = "".join(f" {name}={value!r}" for name, value in fields.items())
+        logging.getLogger(self._name).log(level, "%s%s", event, told)

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, DotEnvSettingsSource
 
 from relay.errors import ConfigurationError
 
@@ -100,6 +99,7 @@ _TEXT: Final = "any text, together with"
 _FILE: Final = "the path of a file that exists"
 _HOTKEY_FILE: Final = "the path of a bittensor wallet hotkey file, required while RELAY_FACILITATOR_AUTH is hotkey"
 _NATS_URLS: Final = "addresses nats://host:port (or tls://, ws://, wss://), separated by commas"
+_INBOX_PREFIX: Final = "letters, digits, - and _, in parts separated by dots"
 _FACILITATOR_URL: Final = (
     "a ws:// or wss:// address with path and trailing slash, such as wss://facilitator.example/ws/v0/"
     " (without the slash the Facilitator answers HTTP 500)"
@@ -129,6 +129,9 @@ class NatsSettings(_Group):
     creds: Annotated[_File, Variable("RELAY_NATS_CREDS", _FILE, "Credentials to sign in at NATS (JWT and seed).")] = (
         None
     )
+    nkey_file: Annotated[
+        _File, Variable("RELAY_NATS_NKEY_FILE", _FILE, "NKey to sign in at NATS with, where no JWT is used (seed).")
+    ] = None
     user: Annotated[str | None, Variable("RELAY_NATS_USER", f"{_TEXT} RELAY_NATS_PASSWORD", "User name at NATS.")] = (
         None
     )
@@ -149,6 +152,11 @@ class NatsSettings(_Group):
             "RELAY_NATS_KEY_FILE", f"{_FILE}, with RELAY_NATS_CERT_FILE", "Private key of that certificate (PEM)."
         ),
     ] = None
+    inbox_prefix: Annotated[
+        str,
+        Field(pattern=r"^[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*$"),
+        Variable("RELAY_NATS_INBOX_PREFIX", _INBOX_PREFIX, "Where answers arrive, if not everybody may listen there."),
+    ] = "_INBOX"
 
 
 class FacilitatorSettings(_Group):
@@ -234,6 +242,10 @@ class DeliverySettings(_Group):
         BeforeValidator(_whole),
         Variable("RELAY_REPLICAS", "1, 3 or 5", "Copies of each stream in the NATS cluster; 3 in production."),
     ] = 1
+    receipts: Annotated[
+        bool,
+        Variable("RELAY_RECEIPTS", "true or false", "Whether to publish a receipt of each settled update."),
+    ] = False
 
 
 class HttpSettings(_Group):
@@ -269,6 +281,16 @@ class LogSettings(_Group):
     ] = None
 
 
+class TracingSettings(_Group):
+    """Whether spans are made of updates; OpenTelemetry's own variables, `OTEL_*`, say where they go."""
+
+    backend: Annotated[
+        Literal["none", "otel"],
+        BeforeValidator(_lower),
+        Variable("RELAY_TRACING", "none or otel (with the extra otel installed)", "Whether to make spans of updates."),
+    ] = "none"
+
+
 class Settings(_Group):
     """All settings."""
 
@@ -277,6 +299,7 @@ class Settings(_Group):
     delivery: DeliverySettings = DeliverySettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     def require_facilitator(self) -> Self:
         """These settings, if they suffice to reach the Facilitator; for the commands that do.
@@ -296,6 +319,7 @@ _GROUPS: Final[Mapping[str, type[_Group]]] = {
     "delivery": DeliverySettings,
     "http": HttpSettings,
     "log": LogSettings,
+    "tracing": TracingSettings,
 }
 
 
@@ -341,6 +365,9 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path
 def _read_env_file(path: str | Path | None) -> dict[str, str]:
     if path is None:
         return {}
+    # Imported here because a job runner, which imports this module with `relay.producer`, reads no such file.
+    from pydantic_settings import BaseSettings, DotEnvSettingsSource  # noqa: PLC0415
+
     try:
         source = DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8", case_sensitive=True)
     except (OSError, UnicodeDecodeError) as error:
@@ -393,6 +420,8 @@ def _refusal(name: str, value: str) -> ConfigurationError:
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     return ",".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

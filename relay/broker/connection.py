@@ -32,13 +32,17 @@ _TIMING: Final[dict[str, Any]] = {
     "max_reconnect_attempts": -1,
 }
 _CLOSE_GRACE_S: Final = 2.0
+_FORGOTTEN_AFTER_S: Final = 0.05
 _NO_JETSTREAM: Final = frozenset({10039, 10076})
 """err_codes: not enabled for the account, not enabled at all."""
+_IN_PROCESS: Final = 10158
+"""The err_code of a cluster that has not agreed yet on an earlier publish with the same `Nats-Msg-Id`."""
 NOT_DELETED: Final = frozenset({10043, 10057})
 """err_codes of a deletion: there is no such sequence; which of them depends on where in the stream it would be."""
 _NO_LEADER: Final = 10008
 """err_code while a cluster elects a leader."""
-_log = get_logger(__name__)
+_USER_SEED: Final = re.compile(rb"SUA[A-Z2-7]{55}")
+_log = get_logger(__name__, guest=True)
 
 # nats-server ends a subject at a blank, tab or line end only; nats-py's own patterns also end it at \v and \f, and take
 # what follows for the subscription's id: the connection breaks, again at each redelivery.
@@ -129,11 +133,24 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
             _log.warning("closing the NATS connection without having sent everything", error=_describe(error))
     try:
         async with asyncio.timeout(timeout_s):
+            await end_reconnect(client)
             await client.close()
     except (nats.errors.Error, TimeoutError, OSError, RuntimeError) as error:
         # RuntimeError: how uvloop refuses what nats-py still wants to write to a socket that is gone.
         _log.warning("a NATS socket did not close and was aborted", error=_describe(error))
         _abort(client)
+
+
+async def end_reconnect(client: Client) -> None:
+    """Cancel nats-py's reconnect until it has ended; `Client.close` comes after it.
+
+    nats-py cancels it once, and before Python 3.12 `wait_for`, in which it connects, forgets a cancellation that comes
+    with the outcome: it would go on for ever, and connect after the close. There is no public way to reach it.
+    """
+    task: asyncio.Task[None] | None = client._reconnection_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_FORGOTTEN_AFTER_S)
 
 
 async def api_request(
@@ -193,11 +210,14 @@ async def publish_confirmed(
         stay_cancelled()
         ack = _decode_publish_answer(answer.data)
     except nats.errors.NoRespondersError as error:
-        raise PublishUnconfirmed(subject, "no stream captures this subject; run `relay provision`") from error
+        cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
+        raise PublishUnconfirmed(subject, cause) from error
     except TimeoutError as error:
         raise PublishUnconfirmed(subject, f"no PubAck within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise PublishUnconfirmed(subject, _describe(error)) from error
+    if ack.error is not None and ack.error.err_code == _IN_PROCESS:
+        raise PublishUnconfirmed(subject, f"{ack.error.description} (err_code {_IN_PROCESS})")
     if ack.error is not None:
         raise JetStreamError(f"publish on {subject}", ack.error.code, ack.error.err_code, ack.error.description)
     if not ack.stream:
@@ -286,7 +306,7 @@ class _Events:
 
 
 def _credentials(settings: NatsSettings) -> dict[str, Any]:
-    options: dict[str, Any] = {"user": settings.user}
+    options: dict[str, Any] = {"user": settings.user, "inbox_prefix": settings.inbox_prefix}
     if settings.password is not None:
         options["password"] = settings.password.get_secret_value()
     if settings.token is not None:
@@ -294,6 +314,9 @@ def _credentials(settings: NatsSettings) -> dict[str, Any]:
     if settings.creds is not None:
         _require_credentials_file(settings.creds)
         options["user_credentials"] = str(settings.creds)
+    if settings.nkey_file is not None:
+        _require_seed(settings.nkey_file)
+        options["nkeys_seed"] = str(settings.nkey_file)
     if settings.ca_file or settings.cert_file:
         options["tls"] = _tls(settings)
     return options
@@ -307,6 +330,16 @@ def _require_credentials_file(path: Path) -> None:
         raise ConfigurationError("RELAY_NATS_CREDS", str(path), f"a readable credentials file ({error})") from error
     if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
         raise ConfigurationError("RELAY_NATS_CREDS", str(path), "a credentials file with a user JWT and an NKey seed")
+
+
+def _require_seed(path: Path) -> None:
+    # On anything else nats-py raises errors of nkeys, which nobody catches.
+    try:
+        seed = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), f"a readable file ({error})") from error
+    if not _USER_SEED.fullmatch(seed):
+        raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), "a file with the seed of a user's NKey (SUA...)")
 
 
 def _tls(settings: NatsSettings) -> ssl.SSLContext:

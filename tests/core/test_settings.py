@@ -12,15 +12,17 @@ from relay.settings import (
     LogSettings,
     NatsSettings,
     Settings,
+    TracingSettings,
     load_settings,
     settings_table,
 )
 
 CONTRACT = """
     NATS_URL NATS_CREDS NATS_USER NATS_PASSWORD NATS_TOKEN NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE
+    NATS_NKEY_FILE NATS_INBOX_PREFIX
     FACILITATOR_URL FACILITATOR_AUTH FACILITATOR_HOTKEY_FILE FACILITATOR_HOTKEY_PASSWORD FACILITATOR_WINDOW
     FACILITATOR_CONNECTIONS FACILITATOR_REPLY_TIMEOUT LANES MAX_ATTEMPTS MAX_DELIVER ACK_WAIT LEASE_TTL
-    BACKOFF_INITIAL BACKOFF_MAX REPLICAS HTTP_HOST HTTP_PORT LOG_LEVEL LOG_FORMAT
+    BACKOFF_INITIAL BACKOFF_MAX REPLICAS RECEIPTS HTTP_HOST HTTP_PORT LOG_LEVEL LOG_FORMAT TRACING
 """
 
 
@@ -57,14 +59,16 @@ def test_every_variable_reaches_its_field(tmp_path):
     """Values from the environment arrive in their groups, converted."""
     file = tmp_path / "file"
     file.touch()
-    files = dict.fromkeys(("NATS_CREDS", "NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE"), str(file))
+    files = dict.fromkeys(
+        ("NATS_CREDS", "NATS_NKEY_FILE", "NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE"), str(file)
+    )
     texts = (
-        "NATS_URL=nats://a:1, tls://b NATS_USER=u NATS_PASSWORD=p NATS_TOKEN=t"
+        "NATS_URL=nats://a:1, tls://b NATS_USER=u NATS_PASSWORD=p NATS_TOKEN=t NATS_INBOX_PREFIX=_I.x"
         " FACILITATOR_URL=wss://f/ws/v0/ FACILITATOR_AUTH=None FACILITATOR_HOTKEY_FILE=~/h"
         " FACILITATOR_HOTKEY_PASSWORD=q FACILITATOR_WINDOW=8 FACILITATOR_CONNECTIONS=2"
         " FACILITATOR_REPLY_TIMEOUT=1.5 LANES=7 MAX_ATTEMPTS=3"
-        " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3"
-        " HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console"
+        " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3 RECEIPTS=true"
+        " HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console TRACING=Otel"
     )
     variables = dict(re.findall(r"([A-Z_]+)=(.*?)(?= [A-Z_]+=|$)", texts)) | files
     assert set(CONTRACT.split()) == set(variables)
@@ -72,12 +76,14 @@ def test_every_variable_reaches_its_field(tmp_path):
         nats=NatsSettings(
             urls=("nats://a:1", "tls://b"),
             creds=file,
+            nkey_file=file,
             user="u",
             password=SecretStr("p"),
             token=SecretStr("t"),
             ca_file=file,
             cert_file=file,
             key_file=file,
+            inbox_prefix="_I.x",
         ),
         facilitator=FacilitatorSettings(
             url="wss://f/ws/v0/",
@@ -97,9 +103,11 @@ def test_every_variable_reaches_its_field(tmp_path):
             backoff_initial_s=1,
             backoff_max_s=2,
             replicas=3,
+            receipts=True,
         ),
         http=HttpSettings(host="::1", port=0),
         log=LogSettings(level="warning", format="console"),
+        tracing=TracingSettings(backend="otel"),
     )
 
 

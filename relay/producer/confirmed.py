@@ -1,10 +1,13 @@
-"""Publishing updates so that none is lost: a publish counts once the stream's PubAck is here."""
+"""One publish with its PubAck, and what is published: bodies, headers, message ids."""
 
 import hashlib
 import json
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from nats.aio.client import Client
+from pydantic_core import to_json
 
 from relay.broker.connection import PubAck, publish_confirmed
 from relay.model import JobStatusUpdate
@@ -25,7 +28,7 @@ def message_id(update: JobStatusUpdate) -> str:
 
 
 async def publish_update(client: Client, update: JobStatusUpdate, *, timeout_s: float = PUBLISH_TIMEOUT_S) -> PubAck:
-    """Publish one update and wait until JetStream has stored it.
+    """Publish one update, once, over a connection of your own, and wait until JetStream has stored it.
 
     Publish a job's next update only after that, or they may be stored in the wrong order. Raises PublishUnconfirmed
     if it may or may not be stored: publish it again, it is stored once. JetStreamError if the server refuses it.
@@ -43,3 +46,39 @@ async def publish_body(
     """
     headers = None if message_id is None else {MSG_ID_HEADER: message_id}
     return await publish_confirmed(client, status_subject(token), body, headers, timeout_s=timeout_s)
+
+
+def update_of(message: Mapping[str, Any]) -> JobStatusUpdate:
+    """The update in a message of the channel layer: `{"type": "job_status_update", "payload": {...}}`, or a bare one.
+
+    Raises pydantic.ValidationError, which names each field that is wrong.
+    """
+    payload = message.get("payload", message) if message.get("type") == "job_status_update" else message
+    return JobStatusUpdate.model_validate_json(to_json(payload))
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An update ready to be published. `name` is how errors call it."""
+
+    name: str
+    job: str
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body; headers are small and alike."""
+        return len(self.body)
+
+
+def pack(update: JobStatusUpdate, headers: Mapping[str, str]) -> Parcel:
+    """The parcel of `update`, with further `headers`."""
+    return Parcel(
+        name=f"{update.status} of job {update.uuid}",
+        job=update.uuid,
+        subject=status_subject(update.uuid),
+        body=update.to_json(),
+        headers={MSG_ID_HEADER: message_id(update), **headers},
+    )

@@ -1,0 +1,36 @@
+"""What job runners import: publishing updates so that none is lost. A publish counts once the stream's PubAck is here.
+
+    from relay.producer import JobStatus, JobStatusUpdate, StatusPublisher
+
+    async with StatusPublisher("nats://127.0.0.1:4222") as publisher:
+        await publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
+
+Nothing of the relay's server parts is imported along. Errors are those of `relay.errors` and `relay.producer.errors`.
+"""
+
+from relay.broker.connection import PubAck
+from relay.model import JobStatus, JobStatusMetadata, JobStatusUpdate
+from relay.producer.confirmed import message_id, publish_body, publish_update, update_of
+from relay.producer.errors import PublisherClosed, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut
+from relay.producer.options import Credentials, Limits
+from relay.producer.publisher import StatusPublisher, SyncStatusPublisher
+
+__all__ = [
+    "Credentials",
+    "JobStatus",
+    "JobStatusMetadata",
+    "JobStatusUpdate",
+    "Limits",
+    "PubAck",
+    "PublishHeldBack",
+    "PublishRefused",
+    "PublishTimedOut",
+    "PublisherClosed",
+    "PublisherFull",
+    "StatusPublisher",
+    "SyncStatusPublisher",
+    "message_id",
+    "publish_body",
+    "publish_update",
+    "update_of",
+]

@@ -1,0 +1,115 @@
+"""What a publisher raises, beside ConfigurationError of `relay.errors`. Fields first, as there.
+
+    RelayError
+    ├── JetStreamError
+    │   └── PublishRefused      the server refused an update: it is not stored
+    ├── PublishUnconfirmed
+    │   └── PublishTimedOut     no PubAck in time; `maybe_stored` says whether the update may be stored
+    ├── PublishHeldBack         an earlier update of the same job was not published
+    ├── PublisherFull           too much waits already: nothing was taken
+    └── PublisherClosed         it was closed, perhaps before everything was published
+
+Each says whether the update is stored, as far as that is known, and what to do.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from relay.errors import JetStreamError, PublishUnconfirmed, RelayError
+
+TOO_LARGE: Final = 10054
+STREAM_FULL: Final = 10077
+STORE_FULL: Final = frozenset({10023, 10047})
+"""err_codes for a server whose whole store is full; which of them depends on its version."""
+
+_SHOWN: Final = 3
+
+
+class PublishRefused(JetStreamError):  # noqa: N818 - named for what happened, as its neighbours in relay.errors
+    """The server refused an update: it is not stored, and the same publish would be refused again.
+
+    `err_code` tells the reasons apart: STREAM_FULL, TOO_LARGE, one of STORE_FULL, or another.
+    """
+
+    def __init__(self, update: str, answer: JetStreamError) -> None:
+        self.update = update
+        super().__init__(answer.request, answer.code, answer.err_code, answer.description)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.update} is not stored: the server refused it with {self.description!r} (err_code {self.err_code});"
+            f" {_remedy(self.err_code)}"
+        )
+
+
+class PublishTimedOut(PublishUnconfirmed):
+    """An update got no PubAck within its time, however often it was published.
+
+    maybe_stored: False if it certainly is not stored, because each try was answered or had no connection.
+    """
+
+    def __init__(self, subject: str, cause: str, *, update: str, timeout_s: float, maybe_stored: bool) -> None:
+        self.update = update
+        self.timeout_s = timeout_s
+        self.maybe_stored = maybe_stored
+        super().__init__(subject, cause)
+
+    def __str__(self) -> str:
+        known = (
+            "it may be stored, and published again within 2 minutes it is stored once"
+            if self.maybe_stored
+            else "it is not stored"
+        )
+        return f"{self.update} was not confirmed within {self.timeout_s:g} s: {self.cause}; {known}: publish it again"
+
+
+class PublishHeldBack(RelayError):  # noqa: N818
+    """An update was not published, because one that was called for earlier, of the same job, was not."""
+
+    def __init__(self, update: str, earlier: str, cause: str) -> None:
+        self.update = update
+        self.earlier = earlier
+        self.cause = cause
+        super().__init__(
+            f"{update} is not stored: {earlier} must come first and was not published ({cause});"
+            " publish both again, in this order"
+        )
+
+
+class PublisherFull(RelayError):  # noqa: N818
+    """A publisher holds as many updates, or bytes, as it may; the update was not taken."""
+
+    def __init__(self, update: str, waiting: int, waiting_bytes: int, max_updates: int, max_bytes: int) -> None:
+        self.update = update
+        self.waiting = waiting
+        self.waiting_bytes = waiting_bytes
+        super().__init__(
+            f"{update} was not taken: {waiting} updates of {waiting_bytes} bytes wait to be published, and at most"
+            f" {max_updates} of {max_bytes} bytes may; NATS is away or slower than you publish: wait for the PubAcks"
+            " of earlier ones, or raise max_updates or max_bytes"
+        )
+
+
+class PublisherClosed(RelayError):  # noqa: N818
+    """A publisher is closed. `unpublished` names the updates that had no PubAck by then, oldest first."""
+
+    def __init__(self, unpublished: Sequence[str] = ()) -> None:
+        self.unpublished = tuple(unpublished)
+        named = ", ".join(self.unpublished[:_SHOWN])
+        more = f" and {len(unpublished) - _SHOWN} more" if len(unpublished) > _SHOWN else ""
+        super().__init__(
+            f"the publisher was closed before the PubAck of {named}{more}; what was on its way may be stored:"
+            " publish them again"
+            if unpublished
+            else "the publisher is closed: make a new one"
+        )
+
+
+def _remedy(err_code: int) -> str:
+    if err_code == TOO_LARGE:
+        return "shorten its metadata"
+    if err_code == STREAM_FULL:
+        return "the stream JOB_STATUS is full: raise its limits, and publish again"
+    if err_code in STORE_FULL:
+        return "the store of nats-server is full: make room there, and publish again"
+    return "mend what the server names, and publish again"

@@ -1,0 +1,179 @@
+"""docs/migration.md against the code: its examples are run, with stand-ins for Django Channels, asgiref and Celery."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from relay import producer
+from relay.app import topology_of
+from relay.broker.connection import close, connect
+from relay.broker.topology import provision
+from relay.errors import RelayError
+from relay.local.server import NatsServer
+from relay.model import JobStatusUpdate
+from relay.producer import update_of
+from relay.settings import DeliverySettings, NatsSettings
+from relay.subjects import STATUS_STREAM
+from relay.wire import Frame, decode
+
+PAGE = Path(__file__).parents[2] / "docs/migration.md"
+TEXT = PAGE.read_text()
+BLOCK = r"```python\n(.*?)^```$"
+EXAMPLES: dict[str, str] = dict(re.findall(rf"<!-- example: (\w+) -->\n{BLOCK}", TEXT, re.MULTILINE | re.DOTALL))
+BEFORE: list[str] = re.findall(rf"\nBefore:\n\n{BLOCK}", TEXT, re.MULTILINE | re.DOTALL)
+A, B = "123e4567-e89b-42d3-a456-426614174000", "9b2f8c1e-5d3a-4e7b-8f60-1c2d3e4f5a6b"
+
+
+class ChannelLayer:
+    """Keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        self.sent.append((channel, message))
+
+
+@pytest.fixture
+def layer(monkeypatch) -> ChannelLayer:
+    """The channel layer that the examples find, in stand-ins of the libraries that they import."""
+    layer = ChannelLayer()
+    contents = {
+        "channels.layers": {"get_channel_layer": lambda: layer},
+        "asgiref.sync": {"async_to_sync": lambda function: lambda *args: asyncio.run(function(*args))},
+        "celery": {"shared_task": shared_task},
+    }
+    for name, names in contents.items():
+        module = ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+    return layer
+
+
+def shared_task(function: Any = None, **options: Any) -> Any:
+    """As Celery's, but that the task runs where it is called."""
+    if function is None:
+        return lambda function: shared_task(function, **options)
+    return lambda *args: function(*([None] if options.get("bind") else []), *args)
+
+
+class Stream:
+    """What is stored where the RELAY_NATS_* variables point."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def bodies(self) -> list[bytes]:
+        jetstream = self._client.jetstream()
+        last = (await jetstream.stream_info(STATUS_STREAM)).state.last_seq
+        messages = [await jetstream.get_msg(STATUS_STREAM, sequence) for sequence in range(1, last + 1)]
+        return [message.data or b"" for message in messages]
+
+    async def updates(self) -> list[JobStatusUpdate]:
+        return [JobStatusUpdate.model_validate_json(body) for body in await self.bodies()]
+
+
+@pytest.fixture
+async def stream(monkeypatch) -> AsyncIterator[Stream]:
+    async with NatsServer() as server:
+        monkeypatch.setenv("RELAY_NATS_URL", server.url)
+        client = await connect(NatsSettings(urls=(server.url,)), name="test")
+        try:
+            await provision(client, topology_of(DeliverySettings()))
+            yield Stream(client)
+        finally:
+            await close(client)
+
+
+async def run(code: str, call: str) -> None:
+    """Run an example and then `call` with its names, in a thread as a program without an event loop would."""
+
+    def program() -> None:
+        names: dict[str, Any] = {"asyncio": asyncio, "A": A, "B": B}
+        exec(code, names)
+        try:
+            exec(call, names)
+        finally:
+            if "publisher" in names:
+                names["publisher"].close()
+
+    await asyncio.to_thread(program)
+
+
+def update(job: str, status: str, metadata: Any = None) -> JobStatusUpdate:
+    return update_of({"uuid": job, "status": status, "metadata": metadata})
+
+
+def message(job: str, status: str) -> dict[str, Any]:
+    return {"type": "job_status_update", "payload": {"uuid": job, "status": status, "metadata": None}}
+
+
+def test_every_example_is_run():
+    """Each Python block of the page is an old one, or has a test here."""
+    assert ["smallest", "nats_py", "async", "celery", "both"] == list(EXAMPLES)
+    assert len(EXAMPLES) + len(BEFORE) == TEXT.count("```python")
+
+
+@pytest.mark.parametrize(("number", "call"), [(0, "asyncio.run(report_accepted(A))"), (1, "finish_job(A)")])
+async def test_what_the_old_code_sent(layer, number, call):
+    """What the old examples send is a message that the relay takes as it is, for the job in the channel's name."""
+    await run(BEFORE[number], call)
+    ((channel, sent),) = layer.sent
+    assert f"job_status_updates__{A}" == channel
+    frame = decode(json.dumps(sent).encode(), A)
+    assert isinstance(frame, Frame)
+    assert () == frame.repairs
+
+
+async def test_smallest_change(stream):
+    """The example with the smallest change stores the update of the old message."""
+    await run(EXAMPLES["smallest"], "report(A, 'accepted')\nreport(B, 'completed', {})")
+    assert [update(A, "accepted"), update(B, "completed", {})] == await stream.updates()
+
+
+async def test_any_client(stream):
+    """The example for programs without the package stores the old message, which the relay can send."""
+    code = EXAMPLES["nats_py"].replace("nats://127.0.0.1:4222", os.environ["RELAY_NATS_URL"])
+    await run(code, f"asyncio.run(report(A, {message(A, 'accepted')!r}))")
+    (body,) = await stream.bodies()
+    assert isinstance(decode(body, A), Frame)
+
+
+async def test_async_code(stream):
+    """The example for async code stores each job's updates in order."""
+    await run(EXAMPLES["async"], "asyncio.run(main([A, B]))")
+    assert [
+        update(job, *rest) for job in (A, B) for rest in (("accepted",), ("completed", {}))
+    ] == await stream.updates()
+
+
+@pytest.mark.usefixtures("layer")
+async def test_celery_task(stream):
+    """The example of a task stores its update."""
+    await run(EXAMPLES["celery"], "finish_job(A)")
+    assert [update(A, "completed", {})] == await stream.updates()
+
+
+async def test_both_ways(stream, layer):
+    """Publishing on both ways sends the same message on each; one that the relay would refuse still takes the old."""
+    sent = [(f"job_status_updates__{A}", message(A, status)) for status in ("accepted", "lost", "completed")]
+    await run(EXAMPLES["both"], f"for channel, message in {sent!r}: report(A, message)")
+    assert sent == layer.sent
+    assert [update(A, "accepted"), update(A, "completed")] == await stream.updates()
+
+
+def test_errors():
+    """The table of errors names each error that the producer exports, and no other."""
+    exported = [getattr(producer, name) for name in producer.__all__]
+    errors = {each.__name__ for each in exported if isinstance(each, type) and issubclass(each, RelayError)}
+    table = TEXT.split("<!-- errors: begin -->")[1].split("<!-- errors: end -->")[0]
+    assert sorted(errors) == sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))

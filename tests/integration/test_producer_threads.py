@@ -1,0 +1,248 @@
+"""SyncStatusPublisher: threads, forks, and how the program ends."""
+
+import asyncio
+import contextlib
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from producer_kit import PlayedStream, acknowledge, numbered, stored, update
+from relay_kit import new_job
+
+from relay.local.server import NatsServer
+from relay.producer import (
+    JobStatusUpdate,
+    Limits,
+    PublisherClosed,
+    PublisherFull,
+    PublishHeldBack,
+    PublishTimedOut,
+    SyncStatusPublisher,
+)
+
+A, B = new_job(), new_job()
+THREADS, UPDATES = 8, 200
+PREAMBLE = """
+import multiprocessing, os, sys
+from relay.producer import JobStatusUpdate, Limits, SyncStatusPublisher
+
+publisher = SyncStatusPublisher(sys.argv[1])
+A, B = sys.argv[2:]
+
+def publish(job, status):
+    return publisher.publish(JobStatusUpdate(uuid=job, status=status)).sequence
+
+def sockets():
+    links = []
+    for number in os.listdir('/proc/self/fd'):
+        try:
+            links.append(os.readlink('/proc/self/fd/' + number))
+        except FileNotFoundError:  # that of the listing itself
+            pass
+    return {link for link in links if link.startswith('socket:')}
+"""
+
+
+@pytest.fixture
+async def played(nc) -> PlayedStream:
+    return await PlayedStream().listen(nc)
+
+
+async def run_script(script: str, url: str) -> tuple[int, str, str]:
+    """Run a program that has `publisher`, `publish`, `sockets`, A and B; returns its exit code, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PREAMBLE + textwrap.dedent(script), url, A, B),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_many_threads(nats_server):
+    """From many threads each job's updates are stored in the order of the calls, also if threads share a job."""
+    own = {job: numbered(job, UPDATES // 2) for job in [new_job() for _ in range(THREADS)]}
+    shared: list[JobStatusUpdate] = []
+    taking_turns = threading.Lock()
+
+    def work(publisher: SyncStatusPublisher, updates: list[JobStatusUpdate], name: int) -> None:
+        for number, each in enumerate(updates):
+            publisher.publish(each)
+            with taking_turns:
+                shared.append(update(A, thread=name, number=number))
+                later = publisher.submit(shared[-1])
+            if number % 10 == 0:
+                later.result()
+
+    with SyncStatusPublisher(nats_server.url) as publisher:
+        lives = [asyncio.to_thread(work, publisher, updates, name) for name, updates in enumerate(own.values())]
+        await asyncio.gather(*lives)
+        await asyncio.to_thread(publisher.close)
+    assert {**own, A: shared} == await stored(nats_server)
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_server_killed_in_mid_publish(nats_server):
+    """Threads that publish while the server dies and comes back lose nothing, and each update is stored once."""
+    acks: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    publisher = SyncStatusPublisher(nats_server.url)
+
+    def work() -> None:
+        for each in numbered(A, UPDATES):
+            ack = publisher.publish(each)
+            loop.call_soon_threadsafe(acks.put_nowait, ack.sequence)
+
+    working = asyncio.create_task(asyncio.to_thread(work))
+    for _ in range(50):
+        await acks.get()
+    await nats_server.kill()
+    await nats_server.start()
+    await working
+    await asyncio.to_thread(publisher.close)
+    assert {A: numbered(A, UPDATES)} == await stored(nats_server)
+
+
+async def test_errors(nats_server):
+    """What fails fails in the thread that waits for it, with the same errors as in StatusPublisher."""
+
+    def fail() -> list[type[Exception]]:
+        with SyncStatusPublisher(nats_server.url, limits=Limits(timeout_s=0.2, max_updates=2)) as publisher:
+            first, second = publisher.submit(update(A)), publisher.submit(update(A, "completed"))
+            with pytest.raises(PublisherFull):
+                publisher.publish(update(B))
+            errors = [first.exception(), second.exception()]
+        with pytest.raises(PublisherClosed):
+            publisher.publish(update(A))
+        return [type(error) for error in errors]
+
+    assert [PublishTimedOut, PublishHeldBack] == await asyncio.to_thread(fail)
+
+
+async def test_close(nats_server, played):
+    """`close` publishes what waits; what gets no PubAck in its time is named."""
+
+    def end(publisher: SyncStatusPublisher) -> tuple[str, ...]:
+        try:
+            publisher.close()
+        except PublisherClosed as closed:
+            return closed.unpublished
+        return ()
+
+    for acknowledged, expected in ((True, ()), (False, (f"accepted of job {A}",))):
+        publisher = SyncStatusPublisher(nats_server.url, limits=Limits(close_timeout_s=5 if acknowledged else 0.1))
+        await asyncio.to_thread(publisher.submit, update(A))
+        heard = await played.hear()
+        ending = asyncio.create_task(asyncio.to_thread(end, publisher))
+        if acknowledged:
+            await acknowledge(heard)
+        assert expected == await ending
+    assert [] == [thread for thread in threading.enumerate() if thread.name == "relay-producer"]
+
+
+async def test_thread_that_does_not_run(nats_server, played):
+    """Where the publisher's thread does not come to work, a publish ends with an error, and does not block for ever."""
+    publisher = SyncStatusPublisher(nats_server.url, limits=Limits(close_timeout_s=0))
+    await asyncio.to_thread(publisher.submit, update(B))
+    await played.hear()
+    stuck = threading.Event()
+    publisher._background.post(stuck.wait)
+    with pytest.raises(PublishTimedOut, match="thread does not run"):
+        await asyncio.to_thread(publisher.publish, update(A), timeout_s=0.1)
+    stuck.set()
+    with contextlib.suppress(PublisherClosed):
+        await asyncio.to_thread(publisher.close)
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_fork(nats_server):
+    """A publisher that is in use when its process forks works in both, over a connection of each one's own."""
+    code, out, err = await run_script(
+        """
+        publish(A, 'received')
+        of_parent = sockets()
+        child = os.fork()
+        if not child:
+            inherited = sockets() & of_parent
+            publish(B, 'received')
+            publisher.close()
+            # asyncio's own pair of sockets, by which nobody else can be reached
+            os._exit(0 if len(inherited) <= 1 else 3)
+        for status in ('accepted', 'completed'):
+            publish(A, status)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        publish(A, 'unknown')
+        """,
+        nats_server.url,
+    )
+    assert (0, "0\n") == (code, out), err
+    statuses = {job: [each.status for each in updates] for job, updates in (await stored(nats_server)).items()}
+    assert {A: ["received", "accepted", "completed", "unknown"], B: ["received"]} == statuses
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_multiprocessing(nats_server):
+    """A publisher made before `multiprocessing` forks works in every child, used before or not."""
+    code, _, err = await run_script(
+        """
+        fork = multiprocessing.get_context('fork')
+        for status in ('received', 'accepted'):
+            child = fork.Process(target=publish, args=(B, status))
+            child.start()
+            child.join()
+            publish(A, status)
+        sys.exit(child.exitcode)
+        """,
+        nats_server.url,
+    )
+    assert 0 == code, err
+    assert {A: 2, B: 2} == {job: len(updates) for job, updates in (await stored(nats_server)).items()}
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_child_leaves_the_parents_updates_alone(nats_server):
+    """What waits in the parent is the parent's to publish: the child neither publishes nor reports it."""
+    code, _, err = await run_script(
+        """
+        waiting = [publisher.submit(JobStatusUpdate(uuid=A, status='failed', metadata={'n': n})) for n in range(100)]
+        if not os.fork():
+            sys.exit()
+        publisher.close()
+        os.wait()
+        print([each.result() for each in waiting], file=sys.stderr)
+        """,
+        nats_server.url,
+    )
+    assert 0 == code, err
+    assert "duplicate=True" not in err
+    assert "unpublished" not in err
+    assert 100 == len((await stored(nats_server))[A])
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_forgotten_close(nats_server):
+    """What a program submits and does not wait for is stored when it ends, even if it forgets `close`."""
+    code, _, err = await run_script(
+        "for n in range(20): publisher.submit(JobStatusUpdate(uuid=A, status='failed', metadata={'n': n}))",
+        nats_server.url,
+    )
+    assert (0, "") == (code, err)
+    assert 20 == len((await stored(nats_server))[A])
+
+
+async def test_forgotten_close_without_a_server():
+    """A program that forgets `close` ends within seconds though NATS is away, and says how many updates are lost."""
+    async with NatsServer() as server:
+        await server.stop()
+        began_s = time.monotonic()
+        code, _, err = await run_script(
+            "for job in (A, B): publisher.submit(JobStatusUpdate(uuid=job, status='failed'))", server.url
+        )
+    assert 0 == code
+    assert time.monotonic() - began_s < 8
+    assert "the program ended with 2 updates unpublished" in err
+    assert A in err
