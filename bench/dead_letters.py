@@ -1,16 +1,17 @@
 """Dead letters: listing many with flat memory, and replaying many as fast as the server takes them.
 
-    python -m bench.dead_letters [--letters 100000] [--replays 10000] [--json FILE]
+    python -m bench.dead_letters [--letters 100000] [--replays 10000] [--rounds 3] [--json FILE]
 
 An embedded nats-server holds the dead letters. `relay dlq list` and `relay dlq replay` run as processes of their own,
 as an operator runs them.
 
 - List: the time and the peak memory of listing all of them, and of listing a tenth: what grows with the number of
   dead letters shows in between.
-- Replay: the rate of `relay dlq replay --all`, from the first to the last update stored, against the rate at which
-  one connection publishes the same updates and awaits their PubAcks, with the same window, in the same run. A replay
-  also reads each dead letter and removes it, so that it makes two requests where the bare publish makes one. What the
-  command used of the processor shows whether it waited for the server or the server for it.
+- Replay: the rate of `relay dlq replay --all`, from the first to the last update stored. The floor is what the same
+  requests take that do the work (publish, look at the source, remove it, remove the dead letter), encoded beforehand
+  and sent over a bare socket with the same window, by a server of its own in the same run: faster than that this
+  server cannot be asked. What a replay takes besides is to read the dead letters. How much of the time the command and
+  the server used a processor shows which of the two waited for the other.
 """
 
 import argparse
@@ -30,12 +31,13 @@ from typing import Any
 import uvloop
 from nats.aio.client import Client
 
+from bench.request_floor import measure, publish, removal
 from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect, publish_confirmed
 from relay.broker.topology import provision
 from relay.local.server import NatsServer
 from relay.settings import load_settings
-from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, status_subject
+from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
 
 WINDOW = 256
 
@@ -44,8 +46,8 @@ WINDOW = 256
 async def provisioned() -> AsyncIterator[tuple[Client, dict[str, str]]]:
     """A connection to a server with the relay's streams, and the environment of its commands."""
     async with NatsServer() as server:
-        environment = {"RELAY_NATS_URL": server.url, "PATH": os.environ["PATH"]}
-        settings = load_settings(environment | {"RELAY_NATS_URL": server.url}, None)
+        environment = {"RELAY_NATS_URL": server.url, "PATH": os.environ["PATH"], "SERVER_PID": str(server.pid)}
+        settings = load_settings(environment, None)
         nc = await connect(settings.nats, name="bench")
         try:
             await provision(nc, topology_of(settings.delivery))
@@ -118,44 +120,75 @@ async def measure_list(letters: int) -> dict[str, Any]:
     }
 
 
+async def bury(nc: Client, count: int) -> list[str]:
+    """So many dead letters, each of a job of its own, and their updates under the same sequences; returns the jobs."""
+    jobs = [str(uuid.uuid4()) for _ in range(count)]
+    # One after another: the sequence of each has to be known.
+    for job in jobs:
+        await publish_confirmed(nc, status_subject(job), body_of(job), {})
+    for sequence, job in enumerate(jobs, 1):
+        await publish_confirmed(nc, *letter_of(job, sequence))
+    return jobs
+
+
+async def require_moved(nc: Client, count: int) -> None:
+    states = [(await api_request(nc, api_stream_info(stream)))["state"] for stream in (STATUS_STREAM, DLQ_STREAM)]
+    if [state["messages"] for state in states] != [count, 0]:
+        raise SystemExit("not every dead letter was replayed, or not every source is gone")
+
+
+async def measure_floor(count: int) -> dict[str, Any]:
+    async with provisioned() as (nc, environment):
+        jobs = await bury(nc, count)
+        marks = {"Nats-Msg-Id": "", "Relay-Replayed-From": "1", "Relay-History": "job_not_found 5 2026-11-22T00:00:00Z"}
+        work = [
+            (
+                publish(status_subject(job), body_of(job), marks | {"Nats-Msg-Id": job} | condition_of(job, sequence)),
+                removal(sequence, sequence),
+            )
+            for sequence, job in enumerate(jobs, 1)
+        ]
+        used_s = server_processor_s(environment)
+        took_s = await measure(environment["RELAY_NATS_URL"], work, WINDOW)
+        used_s = server_processor_s(environment) - used_s
+        await require_moved(nc, count)
+    return {"floor_per_s": round(count / took_s), "floor_server_us": round(used_s / count * 1e6)}
+
+
 async def measure_replay(replays: int) -> dict[str, Any]:
     async with provisioned() as (nc, environment):
-        jobs = [str(uuid.uuid4()) for _ in range(replays)]
-        updates = [(status_subject(job), body_of(job), {"Nats-Msg-Id": job}) for job in jobs]
-        bare_per_s = await publish_many(nc, updates)
-        # Those that were just published are the updates that failed.
-        sequences = dict(await stored_sequences(nc, jobs))
-        await publish_many(nc, [letter_of(job, sequences[job]) for job in jobs])
+        _, _, idle_s = await relay(environment, "dlq", "replay", "--all")
+        await bury(nc, replays)
+        server_s = server_processor_s(environment)
         took_s, peak_mib, processor_s = await relay(environment, "dlq", "replay", "--all")
-        info = await api_request(nc, api_stream_info(STATUS_STREAM))
-        if (info["state"]["messages"], (await left(nc))) != (2 * replays, 0):
-            raise SystemExit("not every dead letter was replayed")
+        server_s = server_processor_s(environment) - server_s
+        await require_moved(nc, replays)
         replay_s = await time_between(nc, replays + 1, 2 * replays)
     return {
         "replays": replays,
-        "publish_per_s": round(bare_per_s),
         "replay_per_s": round((replays - 1) / replay_s),
-        "ratio": round((replays - 1) / replay_s / bare_per_s, 2),
+        "command_us": round((processor_s - idle_s) / replays * 1e6),
+        "server_us": round(server_s / replays * 1e6),
+        "command_idle_share": round(1 - (processor_s - idle_s) / replay_s, 2),
         "command_s": round(took_s, 2),
-        "command_processor_s": round(processor_s, 2),
         "peak_mib": round(peak_mib, 1),
     }
 
 
-async def stored_sequences(nc: Client, jobs: list[str]) -> list[tuple[str, int]]:
-    """The job and sequence of each stored update."""
-    subscription = await nc.jetstream().pull_subscribe("job.status.*.*", stream=STATUS_STREAM)
-    found: list[tuple[str, int]] = []
-    while len(found) < len(jobs):
-        for message in await subscription.fetch(500, timeout=10):
-            found.append((message.subject.split(".")[3], message.metadata.sequence.stream))
-            await message.ack()
-    await subscription.unsubscribe()
-    return found
+def measure_both(replays: int) -> dict[str, Any]:
+    floor, replay = uvloop.run(measure_floor(replays)), uvloop.run(measure_replay(replays))
+    return replay | floor | {"ratio": round(replay["replay_per_s"] / floor["floor_per_s"], 2)}
 
 
-async def left(nc: Client) -> int:
-    return (await api_request(nc, api_stream_info(DLQ_STREAM)))["state"]["messages"]
+def condition_of(job: str, sequence: int) -> dict[str, str]:
+    prefix = "Nats-Expected-Last-Subject-Sequence"
+    return {prefix: str(sequence), f"{prefix}-Subject": job_filter(job)}
+
+
+def server_processor_s(environment: dict[str, str]) -> float:
+    """What the server has used of the processors since it started, in seconds."""
+    user, system = Path(f"/proc/{environment['SERVER_PID']}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 async def time_between(nc: Client, first: int, last: int) -> float:
@@ -170,13 +203,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--letters", type=int, default=100_000, help="how many to list")
     parser.add_argument("--replays", type=int, default=10_000, help="how many to replay")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to replay")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     host = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
     figures = {
         "host": host,
         "list": uvloop.run(measure_list(arguments.letters)),
-        "replay": uvloop.run(measure_replay(arguments.replays)),
+        "replay": [measure_both(arguments.replays) for _ in range(arguments.rounds)],
     }
     print(json.dumps(figures, indent=2))
     if arguments.json:

@@ -26,6 +26,7 @@ from nats.aio.msg import Msg
 from relay.broker.connection import NOT_DELETED, api_request
 from relay.broker.dead_letters import DeadLetters
 from relay.core.lane import Lane
+from relay.core.trace import traced
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
@@ -139,6 +140,7 @@ class Advisories:
         if update is None:
             _log.warning("an update that reached max_deliver is gone from its stream: too old, or deleted", **where)
             return True
+        where |= traced(update.headers)
         told = f"delivered {advisory.deliveries} times without being settled: look for workers that died with it"
         try:
             if await self._dead_letters.holds(update):

@@ -8,6 +8,7 @@ the old one cannot be told from new requests, and would be delivered twice over.
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -109,6 +110,8 @@ class PullConsumer:
             delivered=delivered["stream_seq"],
             delivered_count=delivered["consumer_seq"],
             waiting=info["num_pending"],
+            told_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
+            made_at_s=dt.datetime.fromisoformat(info["created"]).timestamp(),
         )
 
     async def confirm(self) -> None:

@@ -8,7 +8,7 @@ which the gap in its own count shows.
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,15 +18,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.broker.connection import NOT_DELETED, api_request
+from relay.broker.connection import api_request
+from relay.broker.sources import delete_message
 from relay.core.letters import Letter, Selection, moment_of
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.subjects import (
     DLQ_STREAM,
     api_consumer_create,
     api_consumer_delete,
-    api_message_delete,
-    api_message_get,
     api_pull,
     api_stream_info,
     api_stream_purge,
@@ -41,7 +40,6 @@ _SILENCE_S: Final = 5.0
 _MAX_FRUITLESS: Final = 3
 """After so many consumers in a row that delivered nothing, reading is given up."""
 _INACTIVE_NS: Final = 60 * 1_000_000_000
-_NO_MESSAGE: Final = 10037
 _STREAM_NOT_FOUND: Final = 10059
 
 
@@ -85,28 +83,13 @@ class DeadLetterStore:
 
     async def remove(self, sequence: int) -> bool:
         """Remove one dead letter; False if it was not there any more."""
-        # Erasing would overwrite the bytes on the disk, at the cost of a write of the whole block.
-        try:
-            await self._request(api_message_delete(DLQ_STREAM), {"seq": sequence, "no_erase": True})
-        except JetStreamError as error:
-            if error.err_code not in NOT_DELETED or await self._is_there(sequence):
-                raise
-            return False
-        return True
+        with _as_not_provisioned():
+            return await delete_message(self._client, DLQ_STREAM, sequence)
 
     async def remove_all(self, subject: str, up_to: int) -> int:
         """Remove every dead letter on `subject` up to a sequence, in one request; returns how many those were."""
         request = {"filter": subject, "seq": up_to + 1}
         return (await self._request(api_stream_purge(DLQ_STREAM), request, timeout_s=_PURGE_TIMEOUT_S))["purged"]
-
-    async def _is_there(self, sequence: int) -> bool:
-        try:
-            await self._request(api_message_get(DLQ_STREAM), {"seq": sequence})
-        except JetStreamError as error:
-            if error.err_code == _NO_MESSAGE:
-                return False
-            raise
-        return True
 
     async def _from(self, selection: Selection, start: int, up_to: int) -> AsyncGenerator[Letter]:
         reading = _Reading(selection, start, up_to)
@@ -171,12 +154,19 @@ class DeadLetterStore:
     async def _request(
         self, subject: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        try:
+        with _as_not_provisioned():
             return await api_request(self._client, subject, body, timeout_s=timeout_s or _ANSWER_TIMEOUT_S)
-        except JetStreamError as error:
-            if error.err_code == _STREAM_NOT_FOUND:
-                raise NotProvisioned([f"stream {DLQ_STREAM} is missing"]) from error
-            raise
+
+
+@contextlib.contextmanager
+def _as_not_provisioned() -> Generator[None]:
+    """Says what to do about a stream that is missing."""
+    try:
+        yield
+    except JetStreamError as error:
+        if error.err_code == _STREAM_NOT_FOUND:
+            raise NotProvisioned([f"stream {DLQ_STREAM} is missing"]) from error
+        raise
 
 
 @dataclass(slots=True)

@@ -1,22 +1,20 @@
 """Writing to the dead-letter stream: the update as it was, and why it is there."""
 
-import base64
 import datetime as dt
 import math
 import re
-import time
 from collections.abc import Mapping
 from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import TOO_LARGE, api_request, publish_confirmed
-from relay.core.ports import UpdateLike
+from relay.broker.buried import Buried
+from relay.broker.connection import TOO_LARGE, publish_confirmed
+from relay.core.ports import DeliveryLike, UpdateLike
 from relay.core.verdict import DeadLetter
 from relay.errors import JetStreamError, RelayError
 from relay.subjects import (
     ATTEMPTS_HEADER,
-    DLQ_STREAM,
     DLQ_SUBJECTS,
     ERROR_HEADER,
     FAILED_AT_HEADER,
@@ -28,16 +26,12 @@ from relay.subjects import (
     SOURCE_SEQUENCE_HEADER,
     SOURCE_SUBJECT_HEADER,
     STATUS_STREAM,
-    api_message_get,
     dlq_msg_id,
     dlq_subject,
     published_subject,
     token_of_stored,
 )
 
-_NO_MESSAGE: Final = 10037
-_LOOK_TIMEOUT_S: Final = 1.0
-"""How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
 _WRITE_TIMEOUT_S: Final = 5.0
 _CLOCK_SKEW_S: Final = 60.0
 """By how much the clocks of two servers, or a server's and ours, may differ."""
@@ -56,22 +50,28 @@ class DeadLetters:
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
-        self._newest_s = math.inf
+        self._buried = Buried(nc)
+        self._found_s = self._newest_s = math.inf
 
     async def look(self) -> None:
-        """See how old the newest dead letter is, for `may_hold`."""
+        """See how old the newest dead letter is, for `may_hold`: to be called before a lane is driven."""
+        self._buried.forget()
         try:
-            answer = await api_request(
-                self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": DLQ_SUBJECTS}, timeout_s=_LOOK_TIMEOUT_S
-            )
-        except RelayError as error:
-            self._newest_s = -math.inf if _is_absent(error) else math.inf
+            newest = await self._buried.last(DLQ_SUBJECTS)
+        except RelayError:
+            self._found_s = math.inf
         else:
-            self._newest_s = dt.datetime.fromisoformat(answer["message"]["time"]).timestamp()
+            self._found_s = newest.stored_at_s if newest else -math.inf
+        self._newest_s = self._found_s
 
-    def may_hold(self, delivery: UpdateLike) -> bool:
-        """Whether it takes a look to know about an update: a dead letter is never older than its update."""
-        return delivery.stored_at_s <= self._newest_s + _CLOCK_SKEW_S
+    def may_hold(self, delivery: DeliveryLike, made_at_s: float) -> bool:
+        """Whether it takes a look to know about an update of a consumer that was made at `made_at_s` (Unix time).
+
+        A dead letter is never older than its update. Of an update that is delivered for the first time there is one
+        only if a consumer before this one had delivered it, and then it was there before us.
+        """
+        until_s = self._newest_s if delivery.deliveries > 1 else min(self._found_s, made_at_s)
+        return delivery.stored_at_s <= until_s + _CLOCK_SKEW_S
 
     async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
@@ -82,7 +82,6 @@ class DeadLetters:
             JetStreamError: the server refused it, for instance because the stream is full.
             PublishUnconfirmed: it may or may not be stored.
         """
-        subject = dlq_subject(token_of_stored(delivery.subject))
         carried = _carried(delivery.headers)
         told = {
             MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, delivery.sequence),
@@ -94,40 +93,31 @@ class DeadLetters:
             FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         }
         try:
-            await self._publish(subject, delivery.body, carried | told)
+            await self._store(delivery, carried | told)
         except JetStreamError as error:
             if error.err_code != TOO_LARGE:
                 raise
             # Made safe, headers can outgrow the room that is left for them. Better without them than never.
             kept = {name: value for name, value in carried.items() if name in _REPLAY_HEADERS}
             told[ERROR_HEADER] += _HEADERS_LEFT_OUT
-            await self._publish(subject, delivery.body, kept | told)
-        self._newest_s = max(self._newest_s, time.time())
+            await self._store(delivery, kept | told)
+        self._newest_s = max(self._newest_s, delivery.stored_at_s)
 
-    async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        await publish_confirmed(self._nc, subject, body, headers, timeout_s=_WRITE_TIMEOUT_S)
+    async def _store(self, update: UpdateLike, headers: dict[str, str]) -> None:
+        subject = dlq_subject(token_of_stored(update.subject))
+        ack = await publish_confirmed(self._nc, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
+        if ack.duplicate and not ((there := await self._buried.at(ack.sequence)) and there.is_of(update)):
+            # The status stream was made anew and counts from 1 again: the id was an older update's.
+            headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{round(update.stored_at_s * 1e6)}"}
+            await publish_confirmed(self._nc, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
 
-    async def holds(self, delivery: UpdateLike) -> bool:
-        """Whether the update is a dead letter already, because a worker died before it could end it.
+    async def holds(self, update: UpdateLike) -> bool:
+        """Whether the update is a dead letter already: `may_hold` says whether to ask.
 
-        One look at the job's last dead letter tells: an update that is not ended yet holds back its job's later
-        ones, so none of theirs can be there. Raises RelayError if nobody can tell now.
+        A worker died before it could end the update, or the update comes from a consumer that was made anew. Raises
+        RelayError if nobody can tell now.
         """
-        subject = dlq_subject(token_of_stored(delivery.subject))
-        try:
-            answer = await api_request(
-                self._nc, api_message_get(DLQ_STREAM), {"last_by_subj": subject}, timeout_s=_LOOK_TIMEOUT_S
-            )
-        except JetStreamError as error:
-            if _is_absent(error):
-                return False
-            raise
-        headers = base64.b64decode(answer["message"].get("hdrs", ""))
-        return f"\r\n{SOURCE_SEQUENCE_HEADER}: {delivery.sequence}\r\n".encode() in headers
-
-
-def _is_absent(error: RelayError) -> bool:
-    return isinstance(error, JetStreamError) and error.err_code == _NO_MESSAGE
+        return await self._buried.holds(update)
 
 
 def _carried(headers: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from relay.core.trace import traced
 from relay.logs import get_logger
 
 _log = get_logger(__name__)
@@ -75,4 +76,7 @@ class Delivery:
             await self._nc.publish(self.message.reply, word)
         except nats.errors.Error as error:
             # The server will deliver it again; the lane then settles it as before, or has it at hand still.
-            _log.warning("the server was not told what became of an update", delivery=repr(self), error=repr(error))
+            told = traced(self.headers)
+            _log.warning(
+                "the server was not told what became of an update", delivery=repr(self), error=repr(error), **told
+            )

@@ -1,20 +1,25 @@
 """Publishing dead letters again, each once however often it is tried.
 
-    dead letter ──► publish, if nothing was stored for its job since we looked ──► PubAck ──► remove it
+    dead letter ──► publish, if nothing was stored for its job since we looked ──► PubAck ──► remove both
                           │ something was
                           ▼
-                    read what was stored for the job ──► this replay is there ──────────────► remove it
+                    read what was stored for the job ──► this replay is there ──────────────► remove both
                           └── it is not ──► publish ...
 
-A replay that is interrupted between the PubAck and the removal leaves its dead letter behind, and the next one must
-find the update, also when the server has forgotten the message id. So the server is told to store it only if the
-job's last update has the sequence that we know (`Nats-Expected-Last-Subject-Sequence`), and on its refusal the job's
-updates are searched for the replay's id. That also holds when two replays run at a time. The one limit is the age of
-updates in the status stream: after 7 days an update that was replayed before is not found there any more.
+Both are the dead letter and, before it, its source (see broker/sources.py). A replay that is interrupted between the
+PubAck and the removal leaves its dead letter behind, and the next one must find the update, also when the server has
+forgotten the message id. So the server is told to store it only if the job's last update has the sequence that we know
+(`Nats-Expected-Last-Subject-Sequence`), and on its refusal the job's updates are searched for the replay's id. That
+also holds when two replays run at a time. The one limit is the age of updates in the status stream: after 7 days an
+update that was replayed before is not found there any more.
+
+A replay that failed again is the source of a dead letter itself. Before it is removed, the dead letter that it was
+made of has to be gone, because it shows that this one was replayed.
 """
 
 import asyncio
 import base64
+import datetime as dt
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -23,17 +28,17 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import TOO_LARGE, api_request, publish_confirmed
-from relay.core.letters import Letter, Replay, is_replay_id, replay_of
+from relay.broker.connection import TOO_LARGE, publish_confirmed
+from relay.broker.sources import Sources, delete_message, find_message, get_message
+from relay.core.letters import Letter, Replay, is_replay_id, number_of, origin_of_replay, replay_of
 from relay.errors import JetStreamError, RelayError
-from relay.subjects import MSG_ID_HEADER, STATUS_STREAM, api_message_get, job_filter
+from relay.subjects import DLQ_STREAM, MSG_ID_HEADER, STATUS_STREAM, job_filter, token_of_stored
 
 _WINDOW: Final = 256
 """How many dead letters may be under way at a time."""
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
 """How often to publish one: if something was stored for its job in between each time, the last goes all the same."""
-_NO_MESSAGE: Final = 10037
 _WRONG_LAST_SEQUENCE: Final = 10071
 _EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -50,6 +55,8 @@ class Replayed:
     """An earlier replay had published it."""
     unfit: str = ""
     """Why it cannot be replayed as it is; it stays where it is."""
+    source_found: bool = False
+    """The status stream had an update of the job under the sequence of its source."""
 
 
 @dataclass(slots=True)
@@ -62,6 +69,8 @@ class _Trail:
     """Up to here `replays` is complete, but for what is older than the stream."""
     replays: dict[str, int] = field(default_factory=dict[str, int])
     """Sequences of those that are replays, by their message id."""
+    sequences: set[int] = field(default_factory=set[int])
+    """Of those that were looked at."""
 
 
 class Republisher:
@@ -72,8 +81,22 @@ class Republisher:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._sources = Sources(client)
         # Bounded: forgetting one costs another look.
         self._trails: OrderedDict[str, _Trail] = OrderedDict()
+
+    async def move(self, letter: Letter) -> Replayed:
+        """Publish a dead letter as `publish` does, and remove its source and itself, unless it is unfit.
+
+        Raises RelayError: try it again.
+        """
+        replayed = await self.publish(letter)
+        if not replayed.unfit:
+            if letter.replayed_from:
+                await self._remove_origin(letter)
+            await self._sources.remove(letter, of_its_job=replayed.source_found)
+            await delete_message(self._client, DLQ_STREAM, letter.sequence)
+        return replayed
 
     async def publish(self, letter: Letter) -> Replayed:
         """Store one dead letter's update anew, unless that was done before, and wait for its PubAck.
@@ -100,8 +123,9 @@ class Republisher:
         trail = self._trail(replay)
         for tries_left in reversed(range(_TRIES)):
             if (sequence := trail.replays.get(replay.message_id)) is not None:
-                return Replayed(letter, sequence, was_there=True)
-            condition = {_EXPECTED_SEQUENCE: str(trail.last), _EXPECTED_SUBJECT: job_filter(replay.job)}
+                return Replayed(letter, sequence, was_there=True, source_found=replay.guess in trail.sequences)
+            expected = trail.last
+            condition = {_EXPECTED_SEQUENCE: str(expected), _EXPECTED_SUBJECT: job_filter(replay.job)}
             # A producer who never pauses would win every race: against whatever came since the last look, the
             # server's memory of message ids is long enough.
             headers = replay.headers | (condition if tries_left else {})
@@ -114,7 +138,11 @@ class Republisher:
             else:
                 trail.last = ack.sequence
                 trail.replays[replay.message_id] = ack.sequence
-                return Replayed(letter, ack.sequence, was_there=ack.duplicate)
+                # By storing it, the server says which sequence the job's last update had.
+                if tries_left and not ack.duplicate:
+                    trail.sequences.add(expected)
+                found = replay.guess in trail.sequences
+                return Replayed(letter, ack.sequence, was_there=ack.duplicate, source_found=found)
         raise AssertionError("the last try has no condition")
 
     def _trail(self, replay: Replay) -> _Trail:
@@ -135,17 +163,27 @@ class Republisher:
             if (found := await self._stored(request)) is None:
                 return  # what was there is gone, as old updates go
             trail.looked_up_to = found["seq"]
-            match = _MSG_ID.search(base64.b64decode(found.get("hdrs", "")))
-            if match and is_replay_id(message_id := match[1].decode(errors="replace")):
+            trail.sequences.add(found["seq"])
+            if is_replay_id(message_id := _message_id(found)):
                 trail.replays[message_id] = found["seq"]
 
+    async def _remove_origin(self, letter: Letter) -> None:
+        """Remove what an earlier replay left behind: the dead letter that the source of this one is the replay of."""
+        source = await self._stored({"seq": number_of(letter.source_sequence) or 0})
+        if source is None or token_of_stored(source["subject"]) != letter.job:
+            return
+        origin = origin_of_replay(_message_id(source))
+        there = await get_message(self._client, DLQ_STREAM, origin[0]) if origin else None
+        if origin and there and dt.datetime.fromisoformat(there["time"]) == origin[1]:
+            await delete_message(self._client, DLQ_STREAM, origin[0])
+
     async def _stored(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        try:
-            return (await api_request(self._client, api_message_get(STATUS_STREAM), request))["message"]
-        except JetStreamError as error:
-            if error.err_code == _NO_MESSAGE:
-                return None
-            raise
+        return await find_message(self._client, STATUS_STREAM, request)
+
+
+def _message_id(message: Mapping[str, Any]) -> str:
+    match = _MSG_ID.search(base64.b64decode(message.get("hdrs", "")))
+    return match[1].decode(errors="replace") if match else ""
 
 
 @dataclass(slots=True)

@@ -105,7 +105,7 @@ def purge(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove dead letters for good, after asking.
+    """Remove dead letters and their updates for good, after asking.
 
     What --export writes, `replay --from` puts back; it is on the disk before anything is removed.
     """
@@ -210,4 +210,4 @@ async def _survey(selection: Selection, export: Path | None) -> Found:
 
 async def _remove(selection: Selection, up_to: int) -> int:
     async with _connected() as client:
-        return await remove(DeadLetterStore(client), selection, up_to)
+        return await remove(client, selection, up_to)

@@ -4,15 +4,18 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import typer
+from nats.aio.client import Client
 
 from relay.broker.dead_letter_store import DeadLetterStore
-from relay.core.letters import Selection, to_line
+from relay.broker.pipeline import pipelined
+from relay.broker.sources import Sources
+from relay.core.letters import Letter, Selection, to_line
 
 _WINDOW: Final = 256
 """How many removals may be under way at a time."""
@@ -43,26 +46,40 @@ async def survey(store: DeadLetterStore, selection: Selection, export: Path | No
     return found
 
 
-async def remove(store: DeadLetterStore, selection: Selection, up_to: int) -> int:
-    """Remove what `survey` found, and nothing that came later; returns how many that were still there."""
-    if selection.is_plain:
-        return await store.remove_all(selection.subject, up_to)
-    slots = asyncio.Semaphore(_WINDOW)
-    removed = 0
+async def remove(client: Client, selection: Selection, up_to: int) -> int:
+    """Remove what `survey` found, and nothing that came later; returns how many that were still there.
 
-    async def remove_one(sequence: int) -> None:
-        nonlocal removed
+    Each one's source goes first, so that what is interrupted is mended by being done again.
+    """
+    async with pipelined(client) as fast:
+        sources, store = Sources(fast), DeadLetterStore(fast)
+        removed = 0
+
+        async def remove_one(letter: Letter) -> None:
+            nonlocal removed
+            await sources.remove(letter)
+            if not selection.is_plain:
+                was_there = await store.remove(letter.sequence)
+                removed += was_there
+
+        await _for_each(store.read(selection, up_to), remove_one)
+        return await store.remove_all(selection.subject, up_to) if selection.is_plain else removed
+
+
+async def _for_each(letters: AsyncGenerator[Letter], work: Callable[[Letter], Awaitable[None]]) -> None:
+    """Have the work done on all, a window of them at a time."""
+    slots = asyncio.Semaphore(_WINDOW)
+
+    async def do(letter: Letter) -> None:
         try:
-            was_there = await store.remove(sequence)
-            removed += was_there
+            await work(letter)
         finally:
             slots.release()
 
-    async with asyncio.TaskGroup() as group, contextlib.aclosing(store.read(selection, up_to)) as letters:
+    async with asyncio.TaskGroup() as group, contextlib.aclosing(letters):
         async for letter in letters:
             await slots.acquire()
-            group.create_task(remove_one(letter.sequence))
-    return removed
+            group.create_task(do(letter))
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import typer
 from nats.aio.client import Client
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.broker.dead_letter_store import DeadLetterStore
+from relay.broker.pipeline import pipelined
 from relay.broker.replay import Account, Replayed, Republisher, replay_all
 from relay.cli.console import complain
 from relay.cli.dlq_display import harmless
@@ -64,14 +65,20 @@ def cause_of(client: Client, error: RelayError) -> RelayError:
 
 
 async def _replay(client: Client, selected: "_Selected", total: int | None, account: Account) -> None:
-    store, republisher = DeadLetterStore(client), Republisher(client)
+    store = DeadLetterStore(client)
+    async with pipelined(client) as fast:
+        republisher = Republisher(fast)
+        replay = republisher.move if selected.source.path is None else republisher.publish
+        await _replay_with_progress(store, selected, replay, total, account)
 
-    async def replay(letter: Letter) -> Replayed:
-        replayed = await republisher.publish(letter)
-        if not replayed.unfit and selected.source.path is None:
-            await store.remove(letter.sequence)
-        return replayed
 
+async def _replay_with_progress(
+    store: DeadLetterStore,
+    selected: "_Selected",
+    replay: Callable[[Letter], Coroutine[Any, Any, Replayed]],
+    total: int | None,
+    account: Account,
+) -> None:
     with _progress() as progress:
         bar = progress.add_task("replaying", total=total)
 
@@ -80,7 +87,8 @@ async def _replay(client: Client, selected: "_Selected", total: int | None, acco
             progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
 
         def on_replayed(replayed: Replayed) -> None:
-            progress.advance(bar)
+            if not progress.disable:
+                progress.advance(bar)
             if replayed.unfit:
                 say(f"dead letter {replayed.letter.sequence} cannot be replayed, and is kept: {replayed.unfit}")
 

@@ -12,6 +12,7 @@ delivery count shows a gap. It is let go when the server has no more updates pen
 or, so that a miscount cannot stop a lane for ever, when `patience_s` is over.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ class ConsumerState:
     """Deliveries so far, redeliveries included (`delivered.consumer_seq`)."""
     waiting: int = 0
     """Updates in the lane that were never delivered (`num_pending`)."""
+    told_at_s: float = 0.0
+    """When it said so, in seconds of Unix time on its clock."""
+    made_at_s: float = -math.inf
+    """When the consumer was made (`created`), in seconds of Unix time, on the server's clock."""
 
 
 class Continuity:

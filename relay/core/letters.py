@@ -35,6 +35,8 @@ from relay.subjects import (
 _HISTORY_LENGTH: Final = 20
 """How many earlier endings are kept: together they must fit into the room that a dead letter has for headers."""
 _REPLAY_ID_PREFIX: Final = "relay-replay:"
+_REPLAY_ID: Final = re.compile(_REPLAY_ID_PREFIX + r"([0-9]{1,19}):([0-9]{1,17}):")
+"""Sequence, and microseconds that are within all calendars."""
 _OWN_HEADERS: Final = ("relay-", "nats-")
 """In any case of letters: what the relay wrote for people, and what would steer the server."""
 _STATUS_SUBJECT: Final = re.compile(r"job\.status\.([^\s.*>]+)")
@@ -203,6 +205,12 @@ def number_of(text: str) -> int | None:
 def is_replay_id(message_id: str) -> bool:
     """Whether `message_id` is one that a replay was published with."""
     return message_id.startswith(_REPLAY_ID_PREFIX)
+
+
+def origin_of_replay(message_id: str) -> tuple[int, dt.datetime] | None:
+    """The sequence of the dead letter that a replay with this id was made of, and when it was stored."""
+    match = _REPLAY_ID.match(message_id)
+    return (int(match[1]), _EPOCH + int(match[2]) * _MICROSECOND) if match else None
 
 
 def _replay_id(letter: Letter) -> str:

@@ -1,12 +1,12 @@
 """What the path of an update works with, whoever made it: the ports of the core, as Protocols."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from relay.core.continuity import ConsumerState
 from relay.core.lane import Lane, Update
 from relay.core.session import Pushed
-from relay.core.verdict import DeadLetter
+from relay.core.verdict import DeadLetter, Outcome
 
 
 class UpdateLike(Protocol):
@@ -77,9 +77,27 @@ class DeadLetterStream(Protocol):
     """See broker/dead_letters.py."""
 
     async def look(self) -> None: ...
-    def may_hold(self, delivery: UpdateLike) -> bool: ...
-    async def holds(self, delivery: UpdateLike) -> bool: ...
+    def may_hold(self, delivery: DeliveryLike, made_at_s: float) -> bool: ...
+    async def holds(self, update: UpdateLike) -> bool: ...
     async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None: ...
+
+
+class ReceiptTray(Protocol):
+    """Where it is told what became of updates; see broker/receipts.py, tracing.py. It must neither wait nor raise."""
+
+    def settled(self, update: Ticket, outcome: Outcome) -> None: ...
+
+
+class Probed(Protocol):
+    """A worker, as those see it who ask how it is: health.py, channel.py."""
+
+    def missing(self) -> Sequence[str]:
+        """What keeps updates from flowing, in words; empty if nothing does."""
+        ...
+
+    async def exposition(self) -> bytes:
+        """Its metrics in Prometheus' text format."""
+        ...
 
 
 WatchAdvisories = Callable[[Lane[DeliveryLike]], Coroutine[Any, Any, None]]

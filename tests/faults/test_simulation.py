@@ -31,7 +31,7 @@ REACHED = (
     *("lane taken", "lane given up", "lane lost", "the lanes cannot be shared out"),
     *("lost alone with", "lost in company with", "refuses this validator", "must be made anew"),
     *(": invalid_json", ": refused", ": job_not_found", ": connection_dropped", "the dead letters cannot be reached"),
-    *("cannot look at a held lane's consumer", "answers job.confused"),
+    *("cannot look at a held lane's consumer", "answers job.confused", "consumers are deleted and made anew"),
 )
 _HERE = Path(__file__).parent
 

@@ -28,6 +28,7 @@ from relay.subjects import (
     MSG_ID_HEADER,
     REASON_HEADER,
     SOURCE_SEQUENCE_HEADER,
+    SOURCE_SUBJECT_HEADER,
     STATUS_STREAM,
     Reason,
     api_message_delete,
@@ -37,6 +38,7 @@ from relay.subjects import (
     api_stream_update,
     dlq_subject,
     lane_consumer,
+    status_subject,
 )
 
 LANE = 0
@@ -187,12 +189,17 @@ async def test_killed_before_the_advisory_is_deleted(scene):
     job = new_job(LANE)
     (doomed,) = await exhaust(scene, job)
     # Without a message id: the server has forgotten it, as it does after its duplicate window.
-    headers = {SOURCE_SEQUENCE_HEADER: str(doomed.sequence), REASON_HEADER: "max_deliver", ATTEMPTS_HEADER: "2"}
+    headers = {
+        SOURCE_SEQUENCE_HEADER: str(doomed.sequence),
+        SOURCE_SUBJECT_HEADER: status_subject(job),
+        REASON_HEADER: "max_deliver",
+        ATTEMPTS_HEADER: "2",
+    }
     await publish_confirmed(scene.nc, dlq_subject(job), b"", headers)
     async with deletions(scene) as until_deleted, watching(scene, new_lane()) as metrics:
         await until_deleted(1)
     assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
-    assert b'relay_updates_total{outcome="dead_lettered"} 0.0' in metrics.render()[0]
+    assert b'relay_updates_total{outcome="dead_lettered"} 0.0' in metrics.render()
 
 
 async def test_dead_letter_stream_is_full(scene, monkeypatch):

@@ -225,7 +225,8 @@ async def test_stopped_replay(relay, terminal, provisioned):
     """A replay that the server stops says how many went, how many are left and how to go on, and so it goes on."""
     for _ in range(5):
         await bury(provisioned)
-    await change(provisioned, STATUS_STREAM, max_msgs=7)
+    await provisioned.jetstream().purge_stream(STATUS_STREAM)  # else each source that leaves makes room
+    await change(provisioned, STATUS_STREAM, max_msgs=2)
     ended = await relay("dlq", "replay", "--all")
     assert (1, "replayed 2\nleft 3\n", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: stopped: publish on job.status.")
@@ -313,7 +314,7 @@ async def test_bad_files(relay, provisioned, tmp_path):
     ended = await relay("dlq", "replay", "--from", "letters")
     assert 2 == ended.code
     assert "line 2: " in ended.err
-    assert 2 == len(await stored(provisioned)), "nothing was replayed"
+    assert 1 == len(await stored(provisioned)), "nothing was replayed"
     assert 2 == (await relay("dlq", "replay", "--from", "nowhere")).code
     ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
     assert (2, "") == (ended.code, ended.out)

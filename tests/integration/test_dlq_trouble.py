@@ -68,7 +68,7 @@ async def silent(scene: Scene) -> Restore:
 
 
 TROUBLES = {
-    missing: "no stream captures this subject; run `relay provision`",
+    missing: "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`",
     full: "maximum messages exceeded",
     silent: "no PubAck within",
 }

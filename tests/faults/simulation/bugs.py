@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from relay.broker.buried import Buried
+from relay.broker.dead_letters import DeadLetters
 from relay.core.continuity import Continuity
 from relay.core.lane import Lane, Update, _Job
 from relay.core.session import Opened, Phase, Session
@@ -226,4 +228,27 @@ def sorted_by_arrival() -> Iterator[None]:
         self._promote(job)
 
     with mock.patch.object(Lane, "deliver", deliver):
+        yield
+
+
+@bug(Kind.CONSUMERS_ANEW)
+def dead_letters_forgotten_with_the_consumer() -> Iterator[None]:
+    """What a consumer delivers for the first time is new to everybody."""
+    real = DeadLetters.may_hold
+
+    def may_hold(self: DeadLetters, delivery: Any, made_at_s: float) -> bool:
+        return delivery.deliveries > 1 and real(self, delivery, made_at_s)
+
+    with mock.patch.object(DeadLetters, "may_hold", may_hold):
+        yield
+
+
+@bug(Kind.CONSUMERS_ANEW)
+def one_dead_letter_for_each_job() -> Iterator[None]:
+    """Of a job's dead letters the last one alone is looked at."""
+
+    async def never(*_: Any) -> bool:
+        return False
+
+    with mock.patch.object(Buried, "_is_in_trail", never):
         yield

@@ -49,6 +49,7 @@ class Facilitator:
         self.book = book
         self.rng = rng
         self.sent = sent
+        self._began_s = clock.now
         self._lines: dict[tuple[str, str], Line] = {}
         self._updates: dict[str, Publish] = {}
         self._seen: Counter[str] = Counter()
@@ -95,7 +96,7 @@ class Facilitator:
                 return self._store(update)
 
     def _store(self, update: Publish) -> str | _Break:
-        if self.clock.now < update.known_from_s:
+        if self.clock.now - self._began_s < update.known_from_s:
             return _error("job.not_found")
         if self.book.has(update):
             return _error("job.integrity_error")

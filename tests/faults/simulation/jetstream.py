@@ -10,8 +10,9 @@ import datetime as dt
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from relay.core.continuity import ConsumerState
@@ -30,7 +31,7 @@ from simulation.network import SILENCE, Wire
 from simulation.schedule import Publish
 
 ACK, NAK, IN_PROGRESS, TERM = "+ACK", "-NAK", "+WPI", "+TERM"
-HEARTBEAT, TIMEOUT = 100, 408
+HEARTBEAT, TIMEOUT, GONE = 100, 408, 409
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,15 @@ class Consumer:
         self._pulls: deque[_Pull] = deque()
         self._delivered = 0
         self._delivered_count = 0
+        self._made_at_s = clock.time()
 
     @property
     def unsettled(self) -> int:
         return len(self._unseen) + len(self._pending)
 
     def state(self) -> ConsumerState:
-        return ConsumerState(len(self._pending), self._delivered, self._delivered_count, len(self._unseen))
+        counts = len(self._pending), self._delivered, self._delivered_count, len(self._unseen)
+        return ConsumerState(*counts, made_at_s=self._made_at_s)
 
     def store(self, stored: Stored) -> None:
         self._unseen.append(stored)
@@ -104,6 +107,15 @@ class Consumer:
         self._clock.after(expires_s, self._expire, pull)
         self._clock.after(heartbeat_s, self._beat, pull, heartbeat_s)
         self._serve()
+
+    def delete(self) -> None:
+        """Whoever waits is told, and nothing is delivered any more."""
+        for pull in self._pulls:
+            if not pull.over and pull.receiver.wire.served:
+                pull.receiver.status(GONE, pull.left)
+        self._unseen.clear()
+        self._pending.clear()
+        self._pulls.clear()
 
     def hear(self, sequence: int, word: str, delay_s: float = 0.0) -> None:
         """What a worker says of a delivery."""
@@ -182,12 +194,12 @@ class JetStream:
     """The status stream with its lanes, and the dead-letter stream."""
 
     def __init__(self, clock: Clock, book: Book, *, lanes: int, ack_wait_s: float, max_ack_pending: int) -> None:
-        self.consumers = [
-            Consumer(clock, book, ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending) for _ in range(lanes)
-        ]
+        self._make = partial(Consumer, clock, book, ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending)
+        self.consumers = [self._make() for _ in range(lanes)]
         self.info_away_until_s = self.letters_away_until_s = self.letters_full_until_s = 0.0
         self._clock = clock
         self._book = book
+        self._updates: list[list[Stored]] = [[] for _ in range(lanes)]
         self._letters: list[tuple[str, dict[str, str], float]] = []
 
     def publish(self, update: Publish) -> None:
@@ -196,7 +208,21 @@ class JetStream:
         self._book.published(sequence, update)
         lane = lane_of(update.job, len(self.consumers))
         subject = stored_subject(lane, update.job)
-        self.consumers[lane].store(Stored(sequence, subject, update.body, self._clock.time()))
+        stored = Stored(sequence, subject, update.body, self._clock.time())
+        self._updates[lane].append(stored)
+        self.consumers[lane].store(stored)
+
+    def make_anew(self) -> None:
+        """Delete every consumer and make it again: it begins at the first update that is stored."""
+        for lane, consumer in enumerate(self.consumers):
+            consumer.delete()
+            self.consumers[lane] = self._make()
+            for stored in self._updates[lane]:
+                self.consumers[lane].store(stored)
+
+    def hear(self, lane: int, *word: Any) -> None:
+        """What a worker says of a delivery: whoever has the consumer's name hears it, though it may be a new one."""
+        self.consumers[lane].hear(*word)
 
     def info(self, lane: int) -> Any:
         """A consumer's state; SILENCE for as long as nobody answers."""
@@ -207,7 +233,7 @@ class JetStream:
         if self._clock.now < self.letters_away_until_s:
             return SILENCE
         get = subject == api_message_get(DLQ_STREAM)
-        answer = self._get(json.loads(payload)["last_by_subj"]) if get else self._store(subject, headers)
+        answer = self._get(json.loads(payload)) if get else self._store(subject, headers)
         return json.dumps(answer).encode()
 
     def _store(self, subject: str, headers: Mapping[str, str]) -> dict[str, Any]:
@@ -220,14 +246,23 @@ class JetStream:
         self._book.buried(int(headers[SOURCE_SEQUENCE_HEADER]), headers[REASON_HEADER])
         return {"stream": DLQ_STREAM, "seq": len(self._letters)}
 
-    def _get(self, subject: str) -> dict[str, Any]:
-        fits: Callable[[str], bool] = subject.__eq__ if "*" not in subject else bool
-        found = next((letter for letter in reversed(self._letters) if fits(letter[0])), None)
-        if found is None:
+    def _get(self, request: dict[str, Any]) -> dict[str, Any]:
+        if (sequence := next(self._fitting(request), None)) is None:
             return _error(404, 10037, "no message found")
-        block = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in found[1].items()) + "\r\n"
-        time = dt.datetime.fromtimestamp(found[2], dt.UTC).isoformat()
-        return {"message": {"time": time, "hdrs": base64.b64encode(block.encode()).decode()}}
+        _, headers, stored_at_s = self._letters[sequence - 1]
+        block = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+        time = dt.datetime.fromtimestamp(stored_at_s, dt.UTC).isoformat()
+        return {"message": {"seq": sequence, "time": time, "hdrs": base64.b64encode(block.encode()).decode()}}
+
+    def _fitting(self, request: dict[str, Any]) -> Iterator[int]:
+        """The sequences of the letters that a request may be about, the one that it is about first."""
+        first = request.get("seq", 1)
+        subject: str | None = request.get("last_by_subj") or request.get("next_by_subj")
+        if subject is None:
+            return iter((first,))
+        sequences = range(first, len(self._letters) + 1)
+        order = reversed(sequences) if "last_by_subj" in request else sequences
+        return (each for each in order if "*" in subject or self._letters[each - 1][0] == subject)
 
 
 def _error(code: int, err_code: int, description: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Kind(enum.StrEnum):
     ACKS_LOST = "some acknowledgements of a worker are lost"
     DELIVERIES_LOST = "some deliveries to a worker are lost"
     HANG_UP = "the Facilitator closes or drops a worker's connections"
+    CONSUMERS_ANEW = "the lanes' consumers are deleted and made anew"
     INFO_AWAY = "JetStream says nothing of its consumers"
     LETTERS_AWAY = "the dead-letter stream does not answer"
     LETTERS_FULL = "the dead-letter stream is full"
@@ -149,7 +150,7 @@ def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES) -> Sched
 
 def _life(rng: random.Random, letter: str) -> list[Publish]:
     job = str(uuid.UUID(int=rng.getrandbits(128), version=4))
-    known_from_s = rng.choice((0.0,) * 6 + (rng.random() * 3, 1e9))
+    known_from_s = rng.choice((0.0,) * 6 + (rng.random() * _BUSY_S, 1e9))
     odd = rng.choice((0.0, 0.0, 0.15, 0.5))
     gap_s = rng.choice((0.001, 0.05, 0.5))
     at_s = rng.choice((0.0, rng.random() * 4))

@@ -9,7 +9,6 @@ from unittest import mock
 
 from websockets.frames import Close, CloseCode
 
-import relay.broker.dead_letters
 import relay.facilitator
 import relay.ownership
 import relay.worker
@@ -19,7 +18,7 @@ from simulation.clock import Clock, Process
 from simulation.facilitator import Connection, Facilitator
 from simulation.network import Pipe
 
-_TIMED = (relay.worker, relay.facilitator, relay.ownership, relay.broker.dead_letters)
+_TIMED = (relay.worker, relay.facilitator, relay.ownership)
 _LOGGING = (relay.worker, relay.facilitator, relay.ownership)
 _CONNECT_S = 0.005
 _CONGESTION = 0.05

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from relay.core.continuity import ConsumerState
 from relay.core.ports import DeliveryLike
 from relay.core.pull import PullWindow, Signal
 from relay.errors import BrokerUnavailable, RelayError
-from simulation.jetstream import ACK, IN_PROGRESS, NAK, TERM, Consumer, JetStream, Stored
+from simulation.jetstream import ACK, GONE, IN_PROGRESS, NAK, TERM, JetStream, Stored
 from simulation.network import Link
 
 _RETRY_S = 1.0
@@ -23,39 +24,42 @@ _STATE_TIMEOUT_S = 1.0
 _CONFIRM_TIMEOUT_S = 2.0
 _DRAIN_TIMEOUT_S = 10.0
 
+Hear = Callable[..., None]
+"""How a lane's consumer hears of a delivery: by its sequence, a word and a delay."""
+
 
 class Delivery:
     """One delivery of an update; its words go over the link that is there when they are said."""
 
     headers: Mapping[str, str] = {}
 
-    def __init__(self, link: Link, consumer: Consumer, stored: Stored, consumer_sequence: int, deliveries: int) -> None:
+    def __init__(self, link: Link, hear: Hear, stored: Stored, consumer_sequence: int, deliveries: int) -> None:
         self.subject, self.body, self.sequence = stored.subject, stored.body, stored.sequence
         self.stored_at_s = stored.stored_at_s
         self.consumer_sequence = consumer_sequence
         self.deliveries = deliveries
         self._link = link
-        self._consumer = consumer
+        self._hear = hear
 
     async def ack(self) -> None:
-        self._link.acknowledge(self._consumer.hear, self.sequence, ACK)
+        self._link.acknowledge(self._hear, self.sequence, ACK)
 
     async def nak(self, delay_s: float = 0.0) -> None:
-        self._link.acknowledge(self._consumer.hear, self.sequence, NAK, delay_s)
+        self._link.acknowledge(self._hear, self.sequence, NAK, delay_s)
 
     async def in_progress(self) -> None:
         if self._link.is_connected:
-            self._link.acknowledge(self._consumer.hear, self.sequence, IN_PROGRESS)
+            self._link.acknowledge(self._hear, self.sequence, IN_PROGRESS)
 
     async def term(self, reason: str) -> None:
         assert reason, "the server wants to know why"
-        self._link.acknowledge(self._consumer.hear, self.sequence, TERM)
+        self._link.acknowledge(self._hear, self.sequence, TERM)
 
 
 class _Inbox:
     """A subscription: what the server sends comes here, and is taken in by one task, one after another."""
 
-    def __init__(self, link: Link, consumer: Consumer) -> None:
+    def __init__(self, link: Link, hear: Hear) -> None:
         self.owner = link.process.name
         self.wire = link.wire
         self.gone = False
@@ -63,10 +67,10 @@ class _Inbox:
         self.news = asyncio.Event()
         self.idle = asyncio.Event()
         self._link = link
-        self._consumer = consumer
+        self._hear = hear
 
     def deliver(self, stored: Stored, consumer_sequence: int, deliveries: int) -> None:
-        delivery = Delivery(self._link, self._consumer, stored, consumer_sequence, deliveries)
+        delivery = Delivery(self._link, self._hear, stored, consumer_sequence, deliveries)
         if deliveries == 1:
             self._link.deliver(self.wire, self._arrive, delivery)
         else:  # a redelivery gets lost with its connection only: the relay's patience with gaps has an end
@@ -113,6 +117,8 @@ class PullSource:
         self._wake = asyncio.Event()
         self._draining = asyncio.Event()
         self._over = False
+        self._made_at_s: float | None = None
+        self._replaced = False
         self._heard_s = 0.0
         self._failure: Exception | None = None
 
@@ -132,16 +138,20 @@ class PullSource:
         if not self._link.is_connected:
             raise BrokerUnavailable(["nats"], "not connected")
         try:
-            return await self._link.ask(lambda: self._jetstream.info(self._lane), _STATE_TIMEOUT_S)
+            state: ConsumerState = await self._link.ask(lambda: self._jetstream.info(self._lane), _STATE_TIMEOUT_S)
         except TimeoutError as error:
             raise BrokerUnavailable(["nats"], "no answer") from error
+        if self._made_at_s is None:
+            self._made_at_s = state.made_at_s
+        self._replaced = state.made_at_s != self._made_at_s
+        return state
 
     async def confirm(self) -> None:
         with contextlib.suppress(TimeoutError):
             await self._link.ask(lambda: None, _CONFIRM_TIMEOUT_S, after_words=True)
 
     async def run(self) -> None:
-        while not self._draining.is_set():
+        while not self._draining.is_set() and not self._replaced:
             try:
                 await self._pull(await self.state())
                 await self._pause(_RESTART_S)
@@ -150,14 +160,16 @@ class PullSource:
 
     async def _pull(self, state: ConsumerState) -> None:
         """Take in what comes to one inbox, until it has to be another one."""
+        if self._replaced:
+            return
         self._window.reset()
         self._delivered_count = state.delivered_count
         self._over = False
-        inbox = _Inbox(self._link, self._jetstream.consumers[self._lane])
+        inbox = _Inbox(self._link, partial(self._jetstream.hear, self._lane))
         taking_in = asyncio.create_task(self._take_in(inbox))
         try:
             self._on_start(state)
-            while not self._over and not self._draining.is_set():
+            while not self._over and not self._draining.is_set() and not self._replaced:
                 self._wake.clear()
                 self._request(inbox)
                 if not await self._woken():
@@ -203,6 +215,7 @@ class PullSource:
     async def _receive(self, message: Delivery | tuple[int, int]) -> None:
         self._heard_s = asyncio.get_running_loop().time()
         if isinstance(message, tuple):
+            self._over = self._over or message[0] == GONE
             if self._window.status(message[0], "", message[1]) is not Signal.ALIVE:
                 self._wake.set()
             return

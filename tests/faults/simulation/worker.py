@@ -65,7 +65,13 @@ class Worker:
         connections = min(around.schedule.connections, around.schedule.lanes)
         self._lines = [self._make_line(f"ws://facilitator/{number}") for number in range(connections)]
         leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
-        self._ownership = Ownership(leases, around.schedule.lanes, self._driver_of, drain_s=DRAIN_S)  # type: ignore[arg-type]
+        self._ownership = Ownership(
+            leases,  # type: ignore[arg-type]
+            around.schedule.lanes,
+            self._driver_of,
+            drain_s=DRAIN_S,
+            metrics=_metrics(around.schedule.lanes),
+        )
         around.book.note(name, "starts")
         self.process.start(self._run())
 

@@ -61,6 +61,7 @@ class World:
         """The worker at each place; one that is gone may have a successor there."""
         self._processes: list[Process] = []
         self._unpublished = len(schedule.publishes)
+        self._consumers_to_make = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
         self._began_s = self.clock.now
 
     def run(self) -> Result:
@@ -97,7 +98,8 @@ class World:
     def _is_settled(self) -> bool:
         if self.book.broken:
             return True  # what follows from it says nothing new
-        return not self._unpublished and not any(consumer.unsettled for consumer in self.jetstream.consumers)
+        to_come = self._unpublished or self._consumers_to_make
+        return not to_come and not any(consumer.unsettled for consumer in self.jetstream.consumers)
 
     def _rng(self, name: str) -> random.Random:
         # Each its own, so that leaving one thing out of a schedule changes as little as can be elsewhere.
@@ -141,6 +143,8 @@ class World:
             Kind.FACILITATOR_REFUSES: (self.facilitator, "refuses_until_s"),
             Kind.FACILITATOR_STALL: (self.facilitator, "stalled_until_s"),
         }
+        if fault.kind is Kind.CONSUMERS_ANEW:
+            return self._make_consumers_anew
         if fault.kind not in away:
             return None
 
@@ -151,6 +155,10 @@ class World:
                     connection.drop(fault.code)
 
         return begin
+
+    def _make_consumers_anew(self) -> None:
+        self._consumers_to_make -= 1
+        self.jetstream.make_anew()
 
     def _worker_fault(self, worker: Worker, fault: Fault) -> None:
         name = worker.process.name

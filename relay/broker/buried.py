@@ -1,0 +1,146 @@
+"""Which updates have a dead letter already, asked of the dead-letter stream itself.
+
+A dead letter is of an update if it has its sequence and its subject, and was stored at the same time or later: a
+status stream that was deleted and made anew counts from 1 again, and the dead letters of the old one are older than
+the updates of the new one.
+"""
+
+import base64
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from nats.aio.client import Client
+
+from relay.broker.connection import api_request
+from relay.core.ports import UpdateLike
+from relay.errors import JetStreamError
+from relay.subjects import (
+    DLQ_STREAM,
+    SOURCE_SEQUENCE_HEADER,
+    SOURCE_SUBJECT_HEADER,
+    api_message_get,
+    dlq_subject,
+    published_subject,
+    token_of_stored,
+)
+
+_NOTHING_THERE: Final = frozenset({10037, 10059})
+"""err_codes: there is no such message; there is no such stream, and whatever was in it is gone."""
+_LOOK_TIMEOUT_S: Final = 1.0
+"""How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
+_LETTERS_REMEMBERED: Final = 65_536
+"""When so many were read, the next job's make room by having all forgotten: that costs another look."""
+_SOURCE_SEQUENCE: Final = re.compile(rb"\r\n" + SOURCE_SEQUENCE_HEADER.encode() + rb": (\d{1,19})\r\n")
+_SOURCE_SUBJECT: Final = re.compile(rb"\r\n" + SOURCE_SUBJECT_HEADER.encode() + rb": ([^\r\n]*)\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A dead letter, as far as it says whose it is."""
+
+    sequence: int
+    stored_at_s: float
+    """Unix time, on the server's clock."""
+    source_sequence: int
+    """0 if it does not say."""
+    source_subject: bytes
+
+    @classmethod
+    def parse(cls, message: Mapping[str, Any]) -> Self:
+        """From a message as JetStream's API gives it."""
+        headers = base64.b64decode(message.get("hdrs", ""))
+        sequence, subject = _SOURCE_SEQUENCE.search(headers), _SOURCE_SUBJECT.search(headers)
+        return cls(
+            message["seq"],
+            dt.datetime.fromisoformat(message["time"]).timestamp(),
+            int(sequence[1]) if sequence else 0,
+            subject[1] if subject else b"",
+        )
+
+    def is_of(self, update: UpdateLike) -> bool:
+        return (
+            self.source_sequence == update.sequence
+            and self.source_subject == _source_subject(update)
+            and self.stored_at_s >= update.stored_at_s
+        )
+
+
+@dataclass(slots=True)
+class _Trail:
+    """The dead letters of one job, as far as they were read."""
+
+    read_up_to: int = 0
+    """A sequence of the dead-letter stream."""
+    stored_at_s: dict[int, float] = field(default_factory=dict[int, float])
+    """When the latest dead letter of each source sequence was stored."""
+
+
+class Buried:
+    """Looks updates up in the dead-letter stream. Every look raises RelayError if nobody can tell now."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._trails: dict[bytes, _Trail] = {}
+        self._remembered = 0
+
+    def forget(self) -> None:
+        """Read everything anew: somebody else may have written since."""
+        self._trails.clear()
+        self._remembered = 0
+
+    async def last(self, subject: str) -> Found | None:
+        """The newest dead letter on a subject."""
+        return await self._get({"last_by_subj": subject})
+
+    async def at(self, sequence: int) -> Found | None:
+        """The dead letter with this sequence."""
+        return await self._get({"seq": sequence})
+
+    async def holds(self, update: UpdateLike) -> bool:
+        """Whether there is a dead letter of an update.
+
+        Mostly the last one of the job tells. If that is younger than the update and another's, all of the job's are
+        read, once: a consumer that was made anew delivers again what was settled long ago.
+        """
+        subject = dlq_subject(token_of_stored(update.subject))
+        last = await self.last(subject)
+        if last is None or last.stored_at_s < update.stored_at_s:
+            return False
+        return last.is_of(update) or await self._is_in_trail(update, subject, last.sequence)
+
+    async def _is_in_trail(self, update: UpdateLike, subject: str, up_to: int) -> bool:
+        trail = self._trail(_source_subject(update), up_to)
+        while trail.read_up_to < up_to:
+            found = await self._get({"next_by_subj": subject, "seq": trail.read_up_to + 1})
+            if found is None:
+                break  # replayed or purged meanwhile
+            trail.read_up_to = found.sequence
+            self._remembered += 1
+            if found.source_subject == _source_subject(update):
+                trail.stored_at_s[found.source_sequence] = found.stored_at_s
+        return trail.stored_at_s.get(update.sequence, 0.0) >= update.stored_at_s
+
+    def _trail(self, source_subject: bytes, up_to: int) -> _Trail:
+        trail = self._trails.get(source_subject)
+        if trail is None or trail.read_up_to > up_to:  # the dead-letter stream was made anew
+            if self._remembered > _LETTERS_REMEMBERED:
+                self.forget()
+            trail = self._trails[source_subject] = _Trail()
+        return trail
+
+    async def _get(self, request: Mapping[str, Any]) -> Found | None:
+        try:
+            answer = await api_request(self._client, api_message_get(DLQ_STREAM), request, timeout_s=_LOOK_TIMEOUT_S)
+        except JetStreamError as error:
+            if error.err_code in _NOTHING_THERE:
+                return None
+            raise
+        return Found.parse(answer["message"])
+
+
+def _source_subject(update: UpdateLike) -> bytes:
+    """As the client writes it into a header."""
+    return published_subject(update.subject).strip().encode()
