@@ -19,6 +19,14 @@ STATUS_SUBJECTS: Final = "job.status.*"
 """What producers publish on, and what STATUS_STREAM captures."""
 DLQ_SUBJECTS: Final = "job.dlq.*"
 REQUEST_SUBJECTS: Final = ("job.request.*", "job.cheated.*")
+QUERY_SUBJECTS: Final = "job.query.*"
+"""Where STATUS_SERVICE answers with a job's latest status."""
+HISTORY_SUBJECTS: Final = "job.history.*"
+"""Where STATUS_SERVICE answers with all updates of a job."""
+REPORT_SUBJECT: Final = "relay.report"
+"""Where every worker answers with its report."""
+STATUS_SERVICE: Final = "job-status"
+"""The NATS micro service of the workers, and the queue group that shares out its requests."""
 LEASE_SUBJECTS: Final = f"$KV.{LEASE_BUCKET}.>"
 LANE_CONSUMER_PREFIX: Final = "relay-lane-"
 ADVISORY_SUBJECTS: Final = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.*"
@@ -128,6 +136,11 @@ def token_of_stored(subject: str) -> str:
     return subject.split(".", 3)[3]
 
 
+def lane_of_stored(subject: str) -> int:
+    """The lane of a stored subject `job.status.<lane>.<token>`, which the server's transform has written."""
+    return int(subject.split(".", 3)[2])
+
+
 def published_subject(stored: str) -> str:
     """The subject that the producer published on, for a stored one: what a replay publishes to again."""
     return status_subject(token_of_stored(stored))
@@ -171,6 +184,21 @@ def cheated_subject(token: str) -> str:
 def receipt_subject(token: str) -> str:
     """Where the receipt of a settled update is published (core NATS, kept by nobody)."""
     return f"job.relayed.{safe_token(token)}"
+
+
+def query_subject(uuid: str) -> str:
+    """Where to ask for the latest status of job `uuid`."""
+    return f"job.query.{uuid}"
+
+
+def history_subject(uuid: str) -> str:
+    """Where to ask for all updates of job `uuid`."""
+    return f"job.history.{uuid}"
+
+
+def standing_subject(lane: int) -> str:
+    """Where who drives a lane says to the other workers what of a job is settled there."""
+    return f"relay.lane.{lane}"
 
 
 def advisory_subject(consumer: str) -> str:

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from relay.core.continuity import Continuity
+from relay.core.continuity import ConsumerState, Continuity
+from relay.core.standing import Coverage, Standing
 from relay.core.verdict import DeadLetter, Outcome
 from relay.wire import Frame
 
@@ -61,6 +62,8 @@ class Update(Generic[D]):
     """When it came to hand, on the monotonic clock; None once it was sent."""
     touched_s: float = 0.0
     """When the server last heard that it is worked on: its delivery or the latest +WPI."""
+    delivered_s: float = 0.0
+    """When it came to hand for the first time, on the monotonic clock."""
     state: State = State.QUEUED
 
 
@@ -87,6 +90,8 @@ class Lane(Generic[D]):
         self.doomed: deque[Update[D]] = deque()
         """Heads that are for the dead letters, for `take_doomed`."""
         self._settled: OrderedDict[int, Outcome] = OrderedDict()
+        self.coverage = Coverage()
+        """What is known of deliveries, for `standing`."""
 
     def __repr__(self) -> str:
         held = ", held" if self.continuity.held else ""
@@ -112,6 +117,17 @@ class Lane(Generic[D]):
     def count_up_to(self, sequence: int) -> int:
         """How many updates at hand have a stream sequence of at most `sequence`."""
         return sum(held <= sequence for held in self._at_hand)
+
+    def standing(self, job: str) -> Standing:
+        """What is known here of how far the updates of `job` got."""
+        found = self._jobs.get(job)
+        at_hand = tuple(update.sequence for update in found.queue) if found else ()
+        return self.coverage.standing(job, at_hand, flowing=not self.continuity.held)
+
+    def let_go(self, state: ConsumerState, missing: int) -> None:
+        """The lane is not held any more, upon `state` and although `missing` updates had not come back."""
+        at_hand = {job: tuple(update.sequence for update in found.queue) for job, found in self._jobs.items()}
+        self.coverage.let_go(state, missing, at_hand)
 
     def redelivered(self, sequence: int, delivery: D, now: float) -> bool:
         """Take `delivery` as the new handle of an update already at hand; False if it is not at hand."""
@@ -177,6 +193,8 @@ class Lane(Generic[D]):
         assert update.state is State.OUT, "only what was taken can be settled"
         del self._at_hand[update.sequence]
         self._remember(update.sequence, outcome)
+        if outcome is Outcome.DEAD_LETTERED:
+            self.coverage.buried(update.job, update.sequence)
         job = self._jobs[update.job]
         job.out = None
         job.queue.remove(update)

@@ -9,8 +9,10 @@ import pytest
 
 from relay import subjects
 from relay.app import topology_of
+from relay.broker.receipts import Receipt
 from relay.broker.topology import wanted
 from relay.model import JobStatus, JobStatusUpdate
+from relay.query.replies import HistoryRequest, QueryRequest, UpdateReply
 from relay.settings import DeliverySettings
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +27,6 @@ ASPECTS = [
     "Monitoring",
     "Expectations",
 ]
-RESERVED = {"job.query.*", "job.history.*"}
-"""Names of the contract that no code uses yet."""
 UUID = "123e4567-e89b-42d3-a456-426614174000"
 EXAMPLES = {"uuid": UUID, "token": UUID, "lane": 0, "stored": f"job.status.0.{UUID}", "consumer": "relay-lane-0"}
 """An argument for each parameter of the functions that build subjects."""
@@ -87,15 +87,15 @@ def built_subjects() -> set[str]:
     """What each function of subjects.py that ends in `_subject` builds, as a pattern."""
     functions = [function for name, function in vars(subjects).items() if name.endswith("_subject")]
     built = {function(*(EXAMPLES[name] for name in inspect.signature(function).parameters)) for function in functions}
-    return {name.replace(UUID, "*").replace(".0.", ".*.").replace("relay-lane-0", "*") for name in built}
+    return {re.sub(r"\.0(?=\.|$)", ".*", name.replace(UUID, "*").replace("relay-lane-0", "*")) for name in built}
 
 
 def names() -> set[str]:
     """Every stream, subject, consumer and bucket of subjects.py and of the topology, as patterns."""
     captured = {subject for config in WANTED.streams.values() for subject in config["subjects"]}
     consumers = {re.sub(r"\d+$", "*", name) for name in WANTED.consumers}
-    known = set(constants("_STREAM", "_BUCKET").values()) | set(WANTED.streams) | consumers | RESERVED
-    for value in constants("_SUBJECTS").values():
+    known = set(constants("_STREAM", "_BUCKET").values()) | set(WANTED.streams) | consumers
+    for value in constants("_SUBJECT", "_SUBJECTS").values():
         captured |= {value} if isinstance(value, str) else set(value)
     return known | {pattern(subject) for subject in captured} | built_subjects()
 
@@ -115,7 +115,7 @@ def test_entries_are_complete(name):
 
 def test_constants_are_all_accounted_for():
     """A new constant of subjects.py cannot be overlooked: each is of a kind that this module checks."""
-    kinds = ("_STREAM", "_BUCKET", "_SUBJECTS", "_HEADER", "_HEADER_PREFIX", "_PREFIX", "_KEY")
+    kinds = ("_STREAM", "_BUCKET", "_SERVICE", "_SUBJECT", "_SUBJECTS", "_HEADER", "_HEADER_PREFIX", "_PREFIX", "_KEY")
     public = {name for name in vars(subjects) if name.isupper() and not name.startswith("_")}
     assert public == constants(*kinds).keys()
 
@@ -136,6 +136,26 @@ def test_reasons():
 def test_consumer_metadata():
     """The entry of the lane consumers names the key of their metadata."""
     assert f"`{subjects.DLQ_METADATA_KEY}`" in entries()[f"{subjects.LANE_CONSUMER_PREFIX}*"]["Schema"]
+
+
+def test_answers():
+    """The table of an answer about an update has each field of the reply, in its order."""
+    table = PAGE.read_text().split("#### An answer about an update\n")[1].split("\n\n")[0]
+    assert list(UpdateReply.__struct_fields__) == re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
+
+
+def test_receipts():
+    """The entry of receipts names each of their fields, in their order."""
+    schema = entries()["job.relayed.*"]["Schema"]
+    fields = [name for name in re.findall(r"`(\w+)`", schema) if name in Receipt.__struct_fields__]
+    assert list(Receipt.__struct_fields__) == fields
+
+
+@pytest.mark.parametrize(("name", "kind"), [("job.query.*", QueryRequest), ("job.history.*", HistoryRequest)])
+def test_requests(name, kind):
+    """The entries of the status service name each field that a request may have."""
+    schema = entries()[name]["Schema"]
+    assert [] == [field for field in kind.__struct_fields__ if field not in schema]
 
 
 @pytest.mark.parametrize("table", GENERATED)

@@ -1,0 +1,118 @@
+"""Asking for the status of jobs while updates are relayed, and what receipts cost.
+
+    python -m bench.query [--rounds 3] [--seconds 10] [--stored 10,1000000] [--json FILE]
+
+Fresh servers in each round, every part a process of its own: nats-server, the relay, the sink that takes its updates,
+the publisher and the asker.
+
+- Queries: so many updates are stored, each of another job, and relayed. Then 500 questions a second about those jobs
+  beside 1,000 updates a second of them; the time of a question counts from when it was due.
+- Receipts: a backlog worked off with RELAY_RECEIPTS off and on, in turn: updates a second, and the processor time that
+  the relay takes for one.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import machine
+from bench.figures import quantiles
+from bench.harness import Plan, Saturation, saturation
+from bench.processes import BenchError, Child
+from bench.scene import Scene, note, scene
+from bench.systems import RELAY
+from relay.logs import configure
+
+UPDATES_PER_S: Final = 1000
+QUESTIONS_PER_S: Final = 500
+_QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+_PATIENCE_S: Final = 600.0
+_MARGIN_S: Final = 2.0
+"""So much longer than the questions the updates go on, on either side."""
+
+
+async def queries(stored: int, seconds: float) -> dict[str, float]:
+    """Milliseconds from when a question was due to its answer. Raises BenchError if one was not answered."""
+    async with scene(RELAY, stored) as place, place.running() as running:
+        await place.fill(stored)
+        if await running.recorder.wait(stored, _PATIENCE_S) < stored:
+            raise BenchError(f"{stored:,} updates were not relayed within {_PATIENCE_S:g} s")
+        publishing = asyncio.create_task(place.publish_at(UPDATES_PER_S, seconds + 2 * _MARGIN_S))
+        await asyncio.sleep(_MARGIN_S)
+        answers = await ask(place, seconds)
+        published = await publishing
+    if answers["refused"] or published.refused:
+        raise BenchError(f"refused: {published.refused} updates, and of the questions {answers['refused']}")
+    figures = quantiles(answers["latencies_ms"], tuple(_QUANTILES.values()))
+    return dict(zip(_QUANTILES, figures, strict=True))
+
+
+async def ask(place: Scene, seconds: float) -> dict[str, Any]:
+    """What the asker says at its end; see `bench.asker`."""
+    how = ("--jobs", str(place.jobs), "--rate", str(QUESTIONS_PER_S), "--seconds", str(seconds))
+    arguments = ("-m", "bench.asker", place.broker.urls[0], *how)
+    async with Child("asker", arguments, place.environment, place.folder) as asker:
+        return await asker.says(seconds + _PATIENCE_S)
+
+
+async def receipts_cost(number: int, backlog: float) -> dict[str, Saturation]:
+    """The same without receipts and with them; the round after begins with the other."""
+    found: dict[str, Saturation] = {}
+    for wanted in ("false", "true") if number % 2 == 0 else ("true", "false"):
+        os.environ["RELAY_RECEIPTS"] = wanted
+        result = await saturation(RELAY, number, Plan((RELAY,), backlog=backlog))
+        if result.problem is not None:
+            raise BenchError(result.problem)
+        found["with" if wanted == "true" else "without"] = result
+    del os.environ["RELAY_RECEIPTS"]
+    return found
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, list[float]] = defaultdict(list)
+    for number in range(options.rounds):
+        for stored in options.stored:
+            note(f"round {number + 1} of {options.rounds}: questions about {stored:,} jobs")
+            for name, value in (await queries(stored, options.seconds)).items():
+                figures[f"query, {stored:,} jobs, ms, {name}"].append(value)
+    for number in range(options.receipts):
+        note(f"round {number + 1} of {options.receipts}: receipts")
+        found = await receipts_cost(number, options.backlog)
+        for name, result in found.items():
+            figures[f"saturated {name} receipts, updates/s"].append(result.per_s)
+            figures[f"relay {name} receipts, processor us/update"].append(result.cpu_us)
+        figures["what receipts cost, % of updates/s"].append(100 * (1 - found["with"].per_s / found["without"].per_s))
+    return {"machine": machine.describe(), "figures": {name: _spread(values) for name, values in figures.items()}}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(prog="python -m bench.query", description=(__doc__ or "").partition("\n")[0])
+    arguments.add_argument("--rounds", type=int, default=3, help="of queries (%(default)s)")
+    arguments.add_argument("--receipts", type=int, default=5, help="rounds of receipts (%(default)s)")
+    arguments.add_argument("--backlog", type=float, default=1.0, help="multiplies theirs (%(default)s)")
+    arguments.add_argument("--seconds", type=float, default=10.0, help="of questions in a round (%(default)s)")
+    arguments.add_argument("--stored", default="10,1000000", help="how many jobs (%(default)s)")
+    arguments.add_argument("--json", type=Path)
+    options = arguments.parse_args()
+    options.stored = [int(count) for count in options.stored.split(",")]
+    configure("warning", "console")
+    result = asyncio.run(measure(options))
+    print(machine.sentence(result["machine"]))
+    for name, figure in result["figures"].items():
+        print(f"{name:45} {figure['median']:10.2f}   ({figure['least']:.2f} to {figure['most']:.2f})")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How far a job's updates got, for whoever asks over NATS."""

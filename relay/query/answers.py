@@ -1,0 +1,230 @@
+"""The answers of the status service: what is stored of a job, put together with how far each update got.
+
+    evidence of what is settled ──► the job's updates ──► the evidence tells all of them: that is the answer
+                                                      └─► else: the job's dead letters ──► its updates again
+
+Why in this order, evidence.py says. If the lane's owner cannot tell, the server is asked, and dead letters and updates
+are read once more after that.
+"""
+
+import base64
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from relay.broker.archive import Archive, Burial, StoredUpdate
+from relay.model import JobStatus
+from relay.query.evidence import Evidence, Witnesses
+from relay.query.replies import HistoryReply, HistoryRequest, Progress, QueryRequest, UpdateReply
+from relay.subjects import is_job_uuid, lane_of
+from relay.wire import Fault, decode
+
+R = TypeVar("R", QueryRequest, HistoryRequest)
+
+BAD_REQUEST: Final = 400
+NOT_FOUND: Final = 404
+_ROOM_BYTES: Final = 2048
+"""What a reply needs beside its updates, and what NATS needs beside the reply."""
+_NULL: Final = Raw(b"null")
+_MOST_ECHO_CHARS: Final = 60
+
+
+class Refused(Exception):  # noqa: N818 - an answer to whoever asked, not a failure of ours
+    """The request has no answer: a status code as of HTTP, and why in words."""
+
+    def __init__(self, code: int, why: str) -> None:
+        self.code = code
+        self.why = why
+        super().__init__(f"{code}: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Burials:
+    """Dead letters of a job; `complete` if these are all."""
+
+    known: Sequence[Burial] = ()
+    complete: bool = True
+
+    def of(self, update: StoredUpdate) -> Burial | None:
+        return next((burial for burial in self.known if burial.is_of(update)), None)
+
+    def may_have(self, update: StoredUpdate) -> bool:
+        """Whether the dead letter of an update can be among those that are not known."""
+        return not all(burial.is_older_than(update) for burial in self.known)
+
+
+@dataclass(slots=True)
+class _Page:
+    """Updates as they were read, and what is known of each."""
+
+    updates: list[StoredUpdate] = field(default_factory=list[StoredUpdate])
+    next: int | None = None
+    burials: _Burials = _Burials()
+    evidence: dict[int, Evidence] = field(default_factory=dict[int, Evidence])
+    """By lane."""
+
+    def settled(self, update: StoredUpdate) -> bool | None:
+        evidence = self.evidence.get(update.lane)
+        return None if evidence is None else evidence.settled(update)
+
+    @property
+    def told(self) -> bool:
+        """Whether the evidence is all that is needed."""
+        return all(
+            update.lane in self.evidence and self.evidence[update.lane].is_all(update) for update in self.updates
+        )
+
+    @property
+    def unsure(self) -> set[int]:
+        """The lanes that more must be known of."""
+        return {update.lane for update in self.updates if self.settled(update) is None}
+
+    @property
+    def unburied(self) -> bool:
+        """Whether an update would count as acknowledged, although not all dead letters are known."""
+        burials = self.burials
+        return not burials.complete and any(
+            self.settled(update) and burials.of(update) is None and burials.may_have(update) for update in self.updates
+        )
+
+
+_Read = Callable[[_Page], Awaitable[None]]
+
+
+class Answers:
+    """Answers requests about jobs.
+
+    Args:
+        witnesses: know what is settled.
+        lanes: how many lanes there are.
+        room: the most bytes that a reply may have now.
+    """
+
+    def __init__(self, archive: Archive, witnesses: Witnesses, lanes: int, room: Callable[[], int]) -> None:
+        self._archive = archive
+        self._witnesses = witnesses
+        self._lanes = lanes
+        self._room = room
+
+    async def latest(self, job: str, request: bytes) -> bytes:
+        """The job's last update, as an UpdateReply. Raises Refused, and RelayError if nobody can tell now."""
+        wanted = _request(job, request, QueryRequest)
+
+        async def read(page: _Page) -> None:
+            found = await self._archive.latest(job)
+            page.updates = [] if found is None else [found]
+
+        page = await self._read(job, read)
+        if not page.updates:
+            raise _unknown(job)
+        return self._fitting(job, page, page.updates[0], self._room() - _ROOM_BYTES, metadata=wanted.metadata)
+
+    async def history(self, job: str, request: bytes) -> bytes:
+        """The job's updates, as a HistoryReply. Raises Refused, and RelayError if nobody can tell now."""
+        wanted = _request(job, request, HistoryRequest)
+
+        async def read(page: _Page) -> None:
+            await self._read_page(job, wanted, page)
+
+        page = await self._read(job, read)
+        return self._history_reply(job, page, metadata=wanted.metadata)
+
+    async def _read(self, job: str, read: _Read) -> _Page:
+        lane = lane_of(job, self._lanes)
+        page = _Page(evidence={lane: await self._witnesses.owner(lane, job)})
+        await read(page)
+        if page.told:
+            return page
+        await self._look(job, page, read)
+        if unsure := page.unsure:
+            for each in unsure:
+                page.evidence[each] = await self._witnesses.server(each)
+            await self._look(job, page, read)
+        return page
+
+    async def _look(self, job: str, page: _Page, read: _Read) -> None:
+        """Dead letters first, then updates; mostly the last dead letter is enough to know."""
+        last = await self._archive.last_burial(job)
+        page.burials = _Burials() if last is None else _Burials([last], complete=False)
+        await read(page)
+        if last is not None and page.unburied:
+            page.burials = _Burials(await self._archive.burials(job, last))
+            await read(page)
+
+    async def _read_page(self, job: str, wanted: HistoryRequest, page: _Page) -> None:
+        last = await self._archive.latest(job)
+        if last is None:
+            raise _unknown(job)
+        page.updates, page.next = [], None
+        after, size, room = wanted.after, 0, self._room()
+        while after < last.sequence:
+            found = await self._archive.following(job, after)
+            if found is None:
+                return  # removed meanwhile
+            size += len(found.body)
+            if page.updates and (len(page.updates) == wanted.limit or size > room):
+                page.next = after
+                return
+            page.updates.append(found)
+            after = found.sequence
+
+    def _history_reply(self, job: str, page: _Page, *, metadata: bool) -> bytes:
+        room = self._room() - _ROOM_BYTES
+        replies = [self._fitting(job, page, update, room, metadata=metadata) for update in page.updates]
+        count = sum(size <= room for size in accumulate(len(reply) + 1 for reply in replies))
+        after = page.next if count == len(replies) else page.updates[count - 1].sequence
+        return msgspec.json.encode(HistoryReply(job, [Raw(reply) for reply in replies[:count]], after))
+
+    def _fitting(self, job: str, page: _Page, update: StoredUpdate, room: int, *, metadata: bool) -> bytes:
+        reply = _reply(job, page, update, metadata=metadata)
+        encoded = msgspec.json.encode(reply)
+        if len(encoded) < room:
+            return encoded
+        return msgspec.json.encode(msgspec.structs.replace(reply, body=_NULL))
+
+
+def _reply(job: str, page: _Page, update: StoredUpdate, *, metadata: bool) -> UpdateReply:
+    burial = page.burials.of(update)
+    progress = Progress.PENDING
+    if burial is not None:
+        progress = Progress.DEAD_LETTERED
+    elif page.settled(update):
+        progress = Progress.ACKNOWLEDGED
+    content = decode(update.body, job)
+    readable = not isinstance(content, Fault)
+    return UpdateReply(
+        uuid=job,
+        status=content.status if readable else None,
+        terminal=readable and JobStatus(content.status).terminal,
+        sequence=update.sequence,
+        published=update.published,
+        progress=progress,
+        reason=burial.reason if burial else None,
+        dead_letter=burial.sequence if burial else None,
+        unreadable=None if readable else f"{content.reason}: {content.error}",
+        body=UNSET if not metadata else Raw(content.text) if readable else _as_base64(update.body),
+    )
+
+
+def _as_base64(body: bytes) -> Raw:
+    return Raw(b'"' + base64.b64encode(body) + b'"')
+
+
+def _request(job: str, request: bytes, kind: type[R]) -> R:
+    if not is_job_uuid(job):
+        shown = job if len(job) <= _MOST_ECHO_CHARS else job[:_MOST_ECHO_CHARS] + "..."
+        raise Refused(BAD_REQUEST, f"'{shown}' is not a UUID in lower case with hyphens")
+    if not request.strip():
+        return kind()
+    try:
+        return msgspec.json.decode(request, type=kind)
+    except msgspec.DecodeError as error:  # a ValidationError is one as well
+        raise Refused(BAD_REQUEST, f"the request cannot be read: {error}") from None
+
+
+def _unknown(job: str) -> Refused:
+    return Refused(NOT_FOUND, f"no update of job {job} is stored: none was published in the last 7 days")

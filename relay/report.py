@@ -1,0 +1,56 @@
+"""What a worker tells of itself over NATS, on `relay.report`: who asks needs to reach nothing else.
+
+Counts are totals since the worker started; ages and durations are in seconds.
+"""
+
+from msgspec import Struct
+
+
+class Timing(Struct, frozen=True):
+    """A histogram of durations: `counts[i]` lie above `bounds_s[i - 1]` and up to `bounds_s[i]`, the last above all."""
+
+    bounds_s: list[float]
+    counts: list[int]
+    sum_s: float
+
+
+class LaneReport(Struct, frozen=True):
+    """A lane that the worker drives."""
+
+    lane: int
+    at_hand: int
+    """Received from NATS and not settled."""
+    out: int
+    """Of these, with the Facilitator and not answered."""
+    held: bool
+    """It waits for what an earlier owner had in hand."""
+    oldest_at_hand_s: float
+    trouble: str | None
+
+
+class ConnectionReport(Struct, frozen=True):
+    """A connection to the Facilitator; `trouble` says in words why it is not signed in."""
+
+    window: int
+    unanswered: int
+    trouble: str | None
+
+
+class Report(Struct, frozen=True):
+    """One worker."""
+
+    worker: str
+    """Its id, as in RELAY_LEASES: `<host>-<process id>-<random>`."""
+    version: str
+    uptime_s: float
+    missing: list[str]
+    """What keeps updates from flowing, in words, as /readyz says it; empty if nothing does."""
+    lanes: list[LaneReport]
+    connections: list[ConnectionReport]
+    updates: dict[str, int]
+    """Settled, by outcome: acknowledged, duplicate, dead_lettered."""
+    dead_letters: dict[str, int]
+    """By reason."""
+    retries: int
+    timings: dict[str, Timing]
+    """hot_path (received from NATS to written to the socket), end_to_end (stored to acknowledged), round_trip."""
