@@ -13,9 +13,12 @@ import typer
 from relay.cli.console import complain
 from relay.cli.demo import demo
 from relay.cli.dlq import dlq
+from relay.cli.doctor import doctor
 from relay.cli.provision import provision
 from relay.cli.publish import publish
+from relay.cli.query import query
 from relay.cli.serve import serve
+from relay.cli.top import top
 from relay.errors import ConfigurationError, IdentityError, RelayError
 
 app = typer.Typer(
@@ -26,7 +29,7 @@ app = typer.Typer(
     # Its tracebacks print local variables, and those may hold secrets.
     pretty_exceptions_enable=False,
 )
-for _command in (serve, provision, publish, demo):
+for _command in (serve, provision, publish, query, top, doctor, demo):
     app.command()(_command)
 app.add_typer(dlq)
 

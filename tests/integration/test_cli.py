@@ -146,7 +146,7 @@ async def test_version(relay):
     assert Ended(0, f"relay {version('job-status-relay')}\n", "") == await relay("--version")
 
 
-@pytest.mark.parametrize("command", ["serve", "provision", "publish", "dlq", "demo"])
+@pytest.mark.parametrize("command", ["serve", "provision", "publish", "query", "top", "doctor", "dlq", "demo"])
 def test_help(command):
     """Each command explains itself."""
     ended = CliRunner().invoke(app, [command, "--help"])
@@ -430,9 +430,8 @@ def test_publish_usage(arguments, problem, tmp_path, monkeypatch):
 
 async def test_publish_without_stream(relay, nats_server):
     """Where no stream captures updates, the command says so and what to run."""
-    expected = (
-        f"relay: publish on job.status.{A} was not confirmed: no stream captures this subject; run `relay provision`\n"
-    )
+    cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
+    expected = f"relay: publish on job.status.{A} was not confirmed: {cause}\n"
     assert Ended(1, "", expected) == await relay("publish", A, "received", NATS_URL=nats_server.url)
 
 

@@ -1,0 +1,83 @@
+"""What the relay's NATS user must be allowed to do."""
+
+from typing import Final
+
+from nats.aio.client import Client
+
+from relay.broker.permission import ELSEWHERE, Need, refused
+from relay.doctor.findings import Finding, fail, ok, warn
+from relay.subjects import (
+    ADVISORY_STREAM,
+    DLQ_STREAM,
+    LEASE_STREAM,
+    LEASE_SUBJECTS,
+    REPORT_SUBJECT,
+    REQUEST_STREAM,
+    STATUS_STREAM,
+    advisory_subject,
+    api_consumer_info,
+    api_consumer_list,
+    api_message_delete,
+    api_message_get,
+    api_pull,
+    api_stream_info,
+    dlq_subject,
+    history_subject,
+    lane_consumer,
+    query_subject,
+    standing_subject,
+    worker_key,
+)
+
+PERMISSIONS: Final = "permissions"
+_NOBODY: Final = "relay-doctor"
+"""Stands where a job's UUID or a worker would."""
+_NO_SEQUENCE: Final = 2**62
+
+
+def own_work() -> list[Need]:
+    """What nobody does but the relay: acknowledge, dead-letter, hold leases."""
+    return [
+        Need(f"$JS.ACK.{STATUS_STREAM}.{lane_consumer(0)}.1.{_NO_SEQUENCE}.1.0.0", body=b"+WPI"),
+        Need(dlq_subject(_NOBODY), body=b"", headers=ELSEWHERE),
+        Need(LEASE_SUBJECTS.removesuffix(">") + worker_key(_NOBODY), body=b"", headers=ELSEWHERE),
+    ]
+
+
+def needs() -> list[Need]:
+    """What `relay serve` does, as far as it can be tried without effect.
+
+    Not tried is what others would notice: `job.request.*`, `job.cheated.*` and `job.relayed.*`.
+    """
+    consumer = lane_consumer(0)
+    streams = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, LEASE_STREAM)
+    requests = (
+        "$JS.API.INFO",
+        "$JS.API.STREAM.NAMES",
+        *map(api_stream_info, streams),
+        api_consumer_list(STATUS_STREAM),
+        api_consumer_info(STATUS_STREAM, consumer),
+        api_pull(STATUS_STREAM, consumer),
+        *map(api_message_get, (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, LEASE_STREAM)),
+        api_message_delete(ADVISORY_STREAM),
+        standing_subject(0),
+    )
+    heard = (
+        *(LEASE_SUBJECTS, advisory_subject(consumer), REPORT_SUBJECT, standing_subject(0)),
+        *(query_subject(_NOBODY), history_subject(_NOBODY)),
+    )
+    return [*map(Need, requests), *own_work(), *(Need(subject, subscribe=True) for subject in heard)]
+
+
+async def check_permissions(client: Client) -> Finding:
+    """Try all of it. Raises nats.errors.Error if the connection does not last that long."""
+    wanted = needs()
+    missing = await refused(client, wanted)
+    if not missing:
+        return ok(PERMISSIONS, f"this NATS user may do all that was tried ({len(wanted)} things)")
+    if set(map(str, own_work())) <= set(map(str, missing)):
+        found = "this NATS user may neither acknowledge, dead-letter nor hold leases, so it is not the relay's"
+        return warn(PERMISSIONS, found, "to check those of the relay, give its credentials (RELAY_NATS_*)")
+    listed = "; ".join(map(str, missing))
+    remedy = "permit it in the configuration of nats-server, or use the relay's own credentials (RELAY_NATS_*)"
+    return fail(PERMISSIONS, f"this NATS user may not: {listed}", remedy)
