@@ -1,0 +1,125 @@
+"""PromQL against what the relay exposes: finds what an expression can never give its author."""
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import promql_parser as promql
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.fleet import Fleet
+from relay.metrics import Metrics
+
+TARGET_LABELS = {"instance", "job", "namespace", "pod"}
+"""What Prometheus puts on every series of a target in Kubernetes; elsewhere some of them are empty."""
+ON_COUNTERS = {"increase", "irate", "rate"}
+
+
+@dataclass
+class Series:
+    """All series of one name: the type of their metric, and which values each of their labels has."""
+
+    kind: str
+    values: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> set[str]:
+        return self.values.keys() | TARGET_LABELS | {"worker"}
+
+
+@cache
+def exposed() -> dict[str, Series]:
+    """What /metrics has, of a worker and of the parent of several, by name; and Prometheus' own `up`."""
+    parent = asyncio.run(Fleet(2).exposition())
+    found = {"up": Series("gauge")}
+    for family in text_string_to_metric_families((Metrics(1).render() + parent).decode()):
+        for sample in family.samples:
+            series = found.setdefault(sample.name, Series(family.type))
+            for label, value in sample.labels.items():
+                series.values.setdefault(label, set()).add(value)
+    return found
+
+
+def parse(expression: str) -> Any:
+    """The tree of an expression, in which Grafana's intervals may stand for durations. Raises ValueError."""
+    return promql.parse(re.sub(r"\$__(rate_interval|interval|range)\b", "5m", expression))
+
+
+def walk(node: Any) -> list[Any]:
+    """The node and all below it."""
+    found: list[Any] = []
+    promql.walk(node, found.append)
+    return found
+
+
+def selectors(node: Any) -> list[Any]:
+    """The series that are asked for, below a node."""
+    return [each for each in walk(node) if isinstance(each, promql.VectorSelector)]
+
+
+def faults(expression: str) -> list[str]:
+    """What is wrong with an expression, in words."""
+    try:
+        tree = parse(expression)
+    except ValueError as error:
+        return [str(error)]
+    if unknown := {each.name for each in selectors(tree)} - exposed().keys():
+        return [f"nobody exposes {name}" for name in sorted(unknown)]
+    return [fault for node in walk(tree) for fault in _faults_of(node)]
+
+
+def _faults_of(node: Any) -> list[str]:
+    match node:
+        case promql.VectorSelector():
+            return _faults_of_matchers(node)
+        case promql.AggregateExpr(modifier=modifier) if modifier is not None:
+            return _without_labels(node, modifier.labels)
+        case promql.BinaryExpr(modifier=modifier) if modifier is not None and modifier.matching is not None:
+            return _without_labels(node, modifier.matching.labels)
+        case promql.Call(func=function) if function.name in ON_COUNTERS:
+            found = [each.name for each in selectors(node) if exposed()[each.name].kind not in {"counter", "histogram"}]
+            return [f"{name} is no counter, as {function.name} wants one" for name in found]
+        case promql.Call(func=function) if function.name == "histogram_quantile":
+            return [] if "le" in labels_of(node.args[1]) else ["histogram_quantile without the label le"]
+    return []
+
+
+def _faults_of_matchers(selector: Any) -> list[str]:
+    series = exposed()[selector.name]
+    matchers = selector.matchers.matchers
+    found = [f"{selector.name} has no label {each.name}" for each in matchers if each.name not in series.labels]
+    return found + [
+        f"{selector.name} never has {each.name} {each.value}"
+        for each in matchers
+        if each.name in series.values and each.op == promql.MatchOp.Equal and each.value not in series.values[each.name]
+    ]
+
+
+def _without_labels(node: Any, labels: list[str]) -> list[str]:
+    return [
+        f"{each.name} has no label {label}"
+        for each in selectors(node)
+        for label in labels
+        if label not in exposed()[each.name].labels
+    ]
+
+
+def labels_of(node: Any) -> set[str]:
+    """The labels that the result of an expression has."""
+    found: set[str] = set()
+    match node:
+        case promql.AggregateExpr(modifier=modifier) if modifier is not None:
+            found = set(modifier.labels)
+        case promql.BinaryExpr():
+            found = labels_of(node.lhs) | (labels_of(node.rhs) if str(node.op) == "or" else set())
+        case promql.ParenExpr():
+            found = labels_of(node.expr)
+        case promql.VectorSelector():
+            found = exposed()[node.name].labels
+        case promql.MatrixSelector():
+            found = exposed()[node.vector_selector.name].labels
+        case promql.Call(func=function) if function.name not in {"absent", "vector"}:
+            found = labels_of(node.args[-1])
+    return found

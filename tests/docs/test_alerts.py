@@ -1,0 +1,104 @@
+"""The alerts against the metrics that the relay exposes, its runbook, and what JetStream keeps."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from promql import faults, labels_of, parse
+
+from relay.app import topology_of
+from relay.broker.topology import wanted
+from relay.settings import DeliverySettings
+from relay.subjects import STATUS_STREAM
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy/kubernetes/monitoring/prometheusrule.yaml"
+DOCUMENT: dict[str, Any] = yaml.safe_load(RULES.read_text())
+ALERTS: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule for group in DOCUMENT["spec"]["groups"] for rule in group["rules"]
+}
+PAGE = ROOT / "docs/operations.md"
+CASES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "alert_cases.yaml").read_text())
+FUNCTIONS = {"humanize", "humanizeDuration", "humanizePercentage", "printf", "with", "end"}
+"""Of those that Prometheus knows in its templates, the ones that the annotations use."""
+DAY_NS = 86_400 * 10**9
+
+alerts = pytest.mark.parametrize("alert", ALERTS)
+
+
+def expanded(text: str) -> list[str]:
+    """What stands between the braces of a template."""
+    return re.findall(r"\{\{(.*?)\}\}", text)
+
+
+@alerts
+def test_expressions_ask_for_what_there_is(alert):
+    """Each alert is PromQL about metrics, labels and label values that the relay exposes."""
+    assert [] == faults(ALERTS[alert]["expr"])
+
+
+@alerts
+def test_rules_are_complete(alert):
+    """Each alert says how long it must hold, how grave it is, what is the case, and where to read on."""
+    rule = ALERTS[alert]
+    assert {"alert", "expr", "for", "labels", "annotations"} == rule.keys()
+    assert re.fullmatch(r"\d+m", rule["for"])
+    assert rule["labels"] in ({"severity": "warning"}, {"severity": "critical"})
+    assert {"summary", "description", "runbook_url"} == rule["annotations"].keys()
+    assert all(rule["annotations"][key].endswith(".") for key in ("summary", "description"))
+
+
+@alerts
+def test_annotations_have_their_values(alert):
+    """A template names only labels that the alert has, and only functions that Prometheus knows."""
+    texts = [text for each in ALERTS[alert]["annotations"].values() for text in expanded(each)]
+    labels = {label for text in texts for label in re.findall(r"\$labels\.(\w+)", text)}
+    words = {word for text in texts for word in re.findall(r"(?<![$.\w\"%])[a-z]\w*", text)}
+    assert set() == labels - labels_of(parse(ALERTS[alert]["expr"]))
+    assert set() == words - FUNCTIONS
+    assert "{{" not in ALERTS[alert]["annotations"]["summary"]
+
+
+def test_runbook():
+    """Each alert links to its own section of the runbook, in the same order, and no section is for anything else."""
+    assert [f"docs/operations.md#{alert.lower()}" for alert in ALERTS] == [
+        rule["annotations"]["runbook_url"] for rule in ALERTS.values()
+    ]
+    runbook = PAGE.read_text().split("\n## Runbook\n")[1]
+    assert list(ALERTS) == re.findall(r"^### (.+)$", runbook, flags=re.MULTILINE)
+
+
+@alerts
+def test_section_of_an_alert(alert):
+    """A section says what the alert means, how to check, and what to do."""
+    section = re.split(r"\n##+ ", PAGE.read_text().split(f"\n### {alert}\n")[1])[0]
+    assert ["Means", "Check", "Do"] == re.findall(r"^\*\*(.+?)\.\*\* \S", section, flags=re.MULTILINE)
+
+
+def test_there_is_time_left_before_updates_expire():
+    """The alert about expiring updates comes while more than half of what JetStream allows them is left."""
+    topology = wanted(topology_of(DeliverySettings()), 2**20)
+    max_age_days = topology.streams[STATUS_STREAM]["max_age"] / DAY_NS
+    rule = ALERTS["RelayUpdatesExpiring"]
+    (after_days,) = map(int, re.findall(r"> (\d+) \* 86400$", rule["expr"]))
+    assert after_days < max_age_days / 2
+    assert f"After {max_age_days:.0f} days JetStream removes it" in rule["annotations"]["description"]
+
+
+def test_plain_rules():
+    """The line of the page that makes plain rules for a Prometheus without the operator does so."""
+    (line,) = re.findall(r"^\$ (sed -n .+) > relay.rules.yml$", PAGE.read_text(), flags=re.MULTILINE)
+    made = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, check=True, text=True)
+    assert {"groups": DOCUMENT["spec"]["groups"]} == yaml.safe_load(made.stdout)
+
+
+def test_every_alert_has_its_cases():
+    """For each alert there is a series of values that sets it off and one that does not, for promtool to try."""
+    fires, silent = set(), set()
+    for case in CASES["tests"]:
+        for moment in case["alert_rule_test"]:
+            (fires if moment.get("exp_alerts") else silent).add(moment["alertname"])
+    assert (set(ALERTS), set(ALERTS)) == (fires, silent)
