@@ -109,6 +109,13 @@ def test_dependencies_only_from_the_lock():
     assert "--no-deps" in project.split()
 
 
+def test_what_is_published_as_source_alone_may_be_built():
+    """What has one file on the registry, which is source then, is excepted from the rule that takes wheels only."""
+    lock = next(run for run in of_stage(0, "RUN") if "requirements.lock" in run)
+    excepted = re.findall(r"--no-binary (\S+)", lock)
+    assert sorted(name for name, (_, hashed) in pins().items() if len(hashed) == 1) == excepted
+
+
 def test_final_stage_installs_nothing():
     """What runs has no installer, and no package of the system is added to it."""
     (run,) = of_stage(1, "RUN")
