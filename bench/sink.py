@@ -34,6 +34,8 @@ class Conversation(WSListener):
             transport.send_close(frame.get_close_code())
             transport.disconnect()
             return
+        elif frame.msg_type is WSMsgType.PING:
+            transport.send_pong(frame.get_payload_as_bytes())
         if frame.last_in_buffer and self._unanswered:
             transport.underlying_transport.write(_REPLY_FRAME * self._unanswered)
             self._unanswered = 0
@@ -53,7 +55,8 @@ async def main() -> None:
     def converse(_request: WSUpgradeRequest) -> WSListener:
         return Conversation(arrivals)
 
-    server = await ws_create_server(converse, _HOST, 0)
+    # Pings are answered here, because one that is the last in a read would else leave the updates before it waiting.
+    server = await ws_create_server(converse, _HOST, 0, enable_auto_pong=False)
     port = server.sockets[0].getsockname()[1]
     # Not `async with server`: that would wait for clients to hang up.
     await answer(arrivals, url=f"ws://{_HOST}:{port}/ws/v0/")

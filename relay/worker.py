@@ -24,16 +24,20 @@ from relay.core.ports import (
     DeliveryLike,
     OpenSource,
     PushQueue,
+    ReceiptTray,
     Sink,
     Source,
     Ticket,
     WatchAdvisories,
 )
 from relay.core.session import Answered, Lost, Opened, Pushed
+from relay.core.standing import Standing
+from relay.core.trace import parse_traceparent, traced, traceparent_of
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
 from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
 from relay.metrics import Metrics
+from relay.report import LaneReport
 from relay.subjects import REPLAYED_FROM_HEADER, token_of_stored
 from relay.wire import Fault, decode
 
@@ -64,6 +68,8 @@ class _Feed:
 
     lane: Lane[DeliveryLike]
     source: Source
+    made_at_s: float = math.inf
+    """When the consumer was made that the source pulls from, in seconds of Unix time."""
     recheck: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it may have changed whether the lane must be held."""
     progress: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,6 +97,8 @@ class Dispatcher:
         limits: Limits,
         backoff: Backoff,
         metrics: Metrics,
+        receipts: ReceiptTray | None = None,
+        tracing: ReceiptTray | None = None,
     ) -> None:
         self._open_source = open_source
         self._sink = sink
@@ -100,6 +108,8 @@ class Dispatcher:
         self._limits = limits
         self._backoff = backoff
         self._metrics = metrics
+        self._receipts = receipts
+        self._tracing = tracing
         self._count = {Outcome.ACKNOWLEDGED: metrics.acknowledged, Outcome.DUPLICATE: metrics.duplicate}
         self._feeds: dict[Lane[DeliveryLike], _Feed] = {}
         self._turns: deque[Lane[DeliveryLike]] = deque()
@@ -150,7 +160,6 @@ class Dispatcher:
             if feed.lane in self._turns:
                 self._turns.remove(feed.lane)
             self._metrics.at_hand(number, 0)
-            self._metrics.oldest_unrelayed(number, 0)
 
     def extend(self, number: int, ours_until_s: float) -> None:
         """The lease on a lane was renewed."""
@@ -164,13 +173,23 @@ class Dispatcher:
         for feed in self._feeds.values():
             feed.source.restart()
 
+    @property
+    def drives(self) -> bool:
+        """Whether any lane is driven here; if not, it stands by."""
+        return bool(self._feeds)
+
     def report(self) -> None:
         """Bring the gauges of the metrics up to date."""
-        wall = time.time()
-        for lane in self._feeds:
-            self._metrics.at_hand(lane.number, len(lane))
-            oldest = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall)
-            self._metrics.oldest_unrelayed(lane.number, wall - oldest)
+        for lane in self.lanes():
+            self._metrics.at_hand(lane.lane, lane.at_hand)
+
+    def lanes(self) -> list[LaneReport]:
+        """How each lane stands that is driven here."""
+        return [_describe(feed) for feed in self._feeds.values()]
+
+    def standing(self, number: int, job: str) -> Standing | None:
+        """What is known here of how far a job's updates got in a lane; None if that is not driven here."""
+        return next((lane.standing(job) for lane in self._feeds if lane.number == number), None)
 
     def troubles(self) -> list[str]:
         """Which lanes cannot be pulled, and why."""
@@ -182,16 +201,17 @@ class Dispatcher:
     async def _on_delivery(self, feed: _Feed, delivery: DeliveryLike) -> None:
         lane, now = feed.lane, _now()
         lane.continuity.delivered(delivery.consumer_sequence, now)
+        lane.coverage.delivered(delivery.sequence, delivery.stored_at_s, held=lane.continuity.held)
         outcome = lane.outcome_of(delivery.sequence)
         if outcome is None and not lane.redelivered(delivery.sequence, delivery, now):
-            lane.deliver(self._decode(lane, delivery, now))
+            lane.deliver(self._decode(feed, delivery, now))
         if lane.continuity.held:
             feed.recheck.set()
         self._let_out(lane)
         if outcome is not None:
             await _settle(delivery, outcome)  # once more: the server does not know it
 
-    def _decode(self, lane: Lane[DeliveryLike], delivery: DeliveryLike, now: float) -> Ticket:
+    def _decode(self, feed: _Feed, delivery: DeliveryLike, now: float) -> Ticket:
         token = token_of_stored(delivery.subject)
         content = decode(delivery.body, token)
         if isinstance(content, Fault):
@@ -200,10 +220,12 @@ class Dispatcher:
             frame, doom = content, None
             for rule in content.repairs:
                 self._metrics.repaired(rule)
-        unsure = delivery.deliveries > 1 and self._dead_letters.may_hold(delivery)
-        return Update(
-            lane, delivery.sequence, token, delivery, frame, doom, unsure=unsure, received_s=now, touched_s=now
-        )
+        if (traceparent := traceparent_of(delivery.headers)) is not None and parse_traceparent(traceparent) is None:
+            self._metrics.traceparent_malformed()
+        unsure = self._dead_letters.may_hold(delivery, feed.made_at_s)
+        update = Update(feed.lane, delivery.sequence, token, delivery, frame, doom, unsure=unsure)
+        update.received_s = update.touched_s = update.delivered_s = now
+        return update
 
     # --- what the connection to the Facilitator calls
 
@@ -236,10 +258,10 @@ class Dispatcher:
                 await update.delivery.ack()
                 self._settled(update, outcome)
                 self._count[outcome](time.time() - update.delivery.stored_at_s)
-            case Retry():
+            case Retry(error):
                 update.attempts += 1
                 self._metrics.retried()
-                self._retry(update, self._backoff.delay_s(update.attempts))
+                self._retry_later(update, error)
             case DeadLetter() as doom:
                 update.attempts += 1
                 update.doom = doom
@@ -290,6 +312,10 @@ class Dispatcher:
 
     def _settled(self, update: Ticket, outcome: Outcome) -> None:
         update.lane.settle(update, outcome)
+        if self._receipts is not None:
+            self._receipts.settled(update, outcome)
+        if self._tracing is not None:
+            self._tracing.settled(update, outcome)
         if REPLAYED_FROM_HEADER in update.delivery.headers:
             self._metrics.replayed(outcome)
         self._progressed(update)
@@ -298,6 +324,19 @@ class Dispatcher:
         update.lane.retry(update, _now() + delay_s)
         self._progressed(update)
         self._retry_earlier.set()
+
+    def _retry_later(self, update: Ticket, error: str) -> None:
+        wait_s = self._backoff.delay_s(update.attempts)
+        self._retry(update, wait_s)
+        _log.info(
+            "refused, will be tried again",
+            subject=update.delivery.subject,
+            sequence=update.sequence,
+            attempts=update.attempts,
+            wait_s=round(wait_s, 3),
+            error=error,
+            **traced(update.delivery.headers),
+        )
 
     def _put_back(self, update: Ticket) -> None:
         update.lane.put_back(update)
@@ -316,7 +355,9 @@ class Dispatcher:
         while True:
             update = await self._doomed.get()
             if _now() >= update.lane.ours_until_s:
-                continue  # the lane is another's by now, and so is the update
+                # The lane is another's by now, and so is the update; but it goes on if only the renewal is late.
+                self._put_back(update)
+                continue
             if (pause_s := self._unanswered_until_s - _now()) > 0:
                 self._retry(update, pause_s)
                 continue
@@ -328,6 +369,7 @@ class Dispatcher:
                     subject=update.delivery.subject,
                     sequence=update.sequence,
                     error=str(error),
+                    **traced(update.delivery.headers),
                 )
                 self._retry(update, _DEAD_LETTER_RETRY_S)
                 if not isinstance(error, JetStreamError):
@@ -356,6 +398,7 @@ class Dispatcher:
             reason=update.doom.reason,
             attempts=update.attempts,
             error=update.doom.error,
+            **traced(update.delivery.headers),
         )
 
     async def _keep_in_progress(self) -> None:
@@ -414,7 +457,10 @@ class Dispatcher:
             _log.debug("cannot look at a held lane's consumer", lane=feed.lane.number, error=str(error))
             feed.lane.continuity.be_patient(_now())  # as long as nobody answers, nothing comes back either
             return 0
-        return feed.lane.continuity.resolve(state, feed.lane.count_up_to, _now())
+        missing = feed.lane.continuity.resolve(state, feed.lane.count_up_to, _now())
+        if not feed.lane.continuity.held:
+            feed.lane.let_go(state, missing)
+        return missing
 
     # --- the beginning and the end of a lane
 
@@ -432,6 +478,8 @@ class Dispatcher:
 
         def on_start(state: ConsumerState) -> None:
             lane.continuity.began(state, _now())
+            lane.coverage.began(state)
+            feed.made_at_s = state.made_at_s
             feed.recheck.set()
 
         feed = _Feed(lane, self._open_source(number, room=room, on_delivery=on_delivery, on_start=on_start))
@@ -444,6 +492,19 @@ class Dispatcher:
         for update in feed.lane.unsent():
             await update.delivery.nak()
         await feed.source.confirm()
+
+
+def _describe(feed: _Feed) -> LaneReport:
+    lane, wall = feed.lane, time.time()
+    oldest = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall)
+    return LaneReport(
+        lane=lane.number,
+        at_hand=len(lane),
+        out=lane.out,
+        held=lane.continuity.held,
+        oldest_at_hand_s=max(0.0, wall - oldest),
+        trouble=feed.source.trouble,
+    )
 
 
 async def _settle(delivery: DeliveryLike, outcome: Outcome, reason: str = "dead-lettered before") -> None:

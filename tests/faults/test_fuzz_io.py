@@ -17,7 +17,7 @@ from websockets.utils import accept_key
 
 from relay.broker.connection import api_request, publish_confirmed
 from relay.broker.leases import Leases
-from relay.health import HealthServer
+from relay.health import HealthServer, OneWorker
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.subjects import (
@@ -177,9 +177,19 @@ async def ask(port, request):
     return answer
 
 
+class _Probed:
+    """A worker that lacks nothing."""
+
+    def missing(self) -> tuple[str, ...]:
+        return ()
+
+    async def exposition(self) -> bytes:
+        return b"relay_x 1\n"
+
+
 async def test_probes():
     """Whatever is sent to the port of the probes, no answer is long, and the next probe is answered."""
-    server = HealthServer(HOST, 0, lambda: (), lambda: (b"relay_x 1\n", "text/plain"))
+    server = HealthServer(HOST, 0, OneWorker(_Probed()))
     serving = asyncio.create_task(server.serve())
     rng = Random(7)
     noise = [http_noise(rng) for _ in range(EXAMPLES)]

@@ -1,27 +1,29 @@
-"""What becomes of JetStream itself: consumers deleted, streams and disks full or slow, lanes changed, clocks set."""
+"""What becomes of JetStream itself: consumers deleted, disks full, slow or failing, lanes changed, clocks set."""
 
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
-from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
+from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, update
+from test_cluster import load
 from test_dlq import change
 from test_leases import steadily_published
 
 from relay.app import topology_of
 from relay.broker.connection import api_request, publish_confirmed
 from relay.broker.topology import provision
-from relay.errors import JetStreamError, UnsafeChange
+from relay.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.local.server import NatsServer
 from relay.settings import load_settings
-from relay.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of
+from relay.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of, status_subject
 
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"
@@ -30,6 +32,7 @@ STREAM_FULL = {10077}
 STORE_FULL = {10023, 10047}
 """The err_codes that a producer gets: for the whole store they depend on the version of the server."""
 STANDSTILL_S = 1.5
+SLOW_ROUNDS = 20
 HOURS_S = 2 * 3600
 
 
@@ -155,6 +158,51 @@ async def test_server_stands_still():
             await asyncio.sleep(STANDSTILL_S)  # nothing is waited for: so long does it last
             os.kill(scene.server.pid, signal.SIGCONT)
             await stored(scene, len(scene.facilitator.rows) + 200)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+
+
+async def test_slow_server():
+    """A server that works for moments only, as on a disk that is slow, costs time: no update, and no repeat."""
+    async with scene_with(ACK_WAIT="0.1") as scene, scene.relay():
+        async with steadily_published(scene, backlog=100):
+            await stored(scene, 100)
+            for _ in range(SLOW_ROUNDS):
+                for signal_, lasting_s in ((signal.SIGSTOP, 0.09), (signal.SIGCONT, 0.01)):
+                    os.kill(scene.server.pid, signal_)
+                    await asyncio.sleep(lasting_s)  # nothing is waited for: so long does it last
+            await stored(scene, len(scene.facilitator.rows) + 200)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert {"success": len(scene.published), KNOCK: 1} == dict(scene.facilitator.replies)
+
+
+def let_writes_fail(server: NatsServer, longest_bytes: int) -> None:
+    """Let the server fail to write whatever would make a file longer than this, until it is started again (Linux)."""
+    _, most = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (longest_bytes, most))
+
+
+async def until_unconfirmed(scene: Scene, job: str) -> None:
+    """Publish the first update of a job again and again until it gets no PubAck."""
+    with contextlib.suppress(PublishUnconfirmed):
+        while True:
+            await publish_confirmed(scene.nc, status_subject(job), update(job, "received"), timeout_s=1)
+
+
+@pytest.mark.parametrize("longest_bytes", [0, 60_000], ids=["everything", "the status stream"])
+async def test_disk_fails(longest_bytes):
+    """When writes fail below JetStream producers get no PubAck. When nats-server is started again on a disk that works
+    all goes on, and nothing was lost that had been acknowledged.
+    """
+    job = new_job()
+    async with scene_with(LEASE_TTL="1") as scene, scene.relay():
+        async with load(scene):
+            let_writes_fail(scene.server, longest_bytes)
+            await until_unconfirmed(scene, job)
+            await scene.server.restart()
+            await scene.reconnected()
+            await scene.publish(job, "received")
         broken = await scene.broken_promises(20)
     assert [] == broken
 

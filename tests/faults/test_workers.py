@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import random
 import signal
+import time
 
 import pytest
-from relay_kit import STATUSES, Scene, new_job
+from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
 
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.subjects import lane_of
+from relay.subjects import Reason, lane_of
+from relay.worker import _DEAD_LETTER_WRITERS as DEAD_LETTER_WRITERS
 
 UPDATES = 20_000
 """How many updates the random test carries."""
@@ -212,6 +214,37 @@ async def test_sleeper_in_mid_work():
     assert len(scene.facilitator.rows) == len(updates)
     assert broken == []
     assert len(trespasses(scene, heard, sleeper, crew.connections[sleeper])) <= CAUGHT_IN_THE_ACT
+
+
+async def test_late_renewal(monkeypatch):
+    """A bad update that waits for its dead letter to be written while the lease is over, because its renewal is late,
+    becomes a dead letter when the renewal is here, and its job's next update goes on.
+    """
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, LANES="1", LEASE_TTL="60", ACK_WAIT="1") as scene,
+        scene.relay() as relay,
+    ):
+        dispatcher = relay._lines[0][0]
+        write, may_write = dispatcher._dead_letters.write, asyncio.Event()
+
+        async def write_later(*arguments):
+            await may_write.wait()
+            await write(*arguments)
+
+        monkeypatch.setattr(dispatcher._dead_letters, "write", write_later)
+        *first, last = [
+            await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON)
+            for _ in range(DEAD_LETTER_WRITERS + 1)
+        ]
+        next_one = await scene.publish(last.job)
+        await scene.kept(last)  # it is at hand, and the writers are busy
+        dispatcher.extend(0, time.monotonic())
+        may_write.set()
+        assert [TERMED] * len(first) == await scene.settled(*first)
+        dispatcher.extend(0, time.monotonic() + 60)
+        assert [TERMED, ACKED] == await scene.settled(last, next_one)
 
 
 @pytest.mark.timeout(90)

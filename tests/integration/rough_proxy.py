@@ -44,7 +44,9 @@ class _Link:
     def end(self, *, reset: bool) -> None:
         for end in self.ends:
             if reset:
-                end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+                its_socket = end.get_extra_info("socket")
+                if its_socket.fileno() >= 0:  # else it has ended just now
+                    its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
                 end.transport.abort()
             else:
                 end.close()
@@ -62,6 +64,7 @@ class _Cut:
 class RoughProxy:
     """Passes bytes between its clients and a port of this machine.
 
+    target_port: may be changed as long as nobody has connected.
     slice_bytes: pass so many bytes at a time, each in a segment of its own.
     delay_s: hold each chunk back for so long; chunks of one way wait for each other.
     edit: changes what clients send. It sees chunks as they come, whatever the protocol.
@@ -75,16 +78,18 @@ class RoughProxy:
         delay_s: float = 0.0,
         edit: Callable[[bytes], bytes] = lambda sent: sent,
     ) -> None:
+        self.target_port = target_port
         self.edit = edit
         self.port = 0
         self.connections = 0
         """Connections ever made."""
-        self._target_port = target_port
         self._slice_bytes = slice_bytes
         self._delay_s = delay_s
         self._cuts: dict[Way, _Cut] = {}
         self._links: dict[_Link, asyncio.Task[None]] = {}
         self._joined = asyncio.Condition()
+        self._passable = asyncio.Event()
+        self._passable.set()
 
     @property
     def nats_url(self) -> str:
@@ -129,12 +134,24 @@ class RoughProxy:
             for task in link.passing:
                 task.cancel()
 
+    def hold(self) -> None:
+        """Pass nothing more, on new connections neither, until `release`: a network that is cut.
+
+        As with a real one, nothing is lost by it that both sides have the patience to wait for.
+        """
+        self._passable.clear()
+
+    def release(self) -> None:
+        """Pass again, what was held first."""
+        self._passable.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with self._joined:
             self.connections += 1
             self._joined.notify_all()
+        await self._passable.wait()
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:  # nobody listens there: so it is here
             writer.transport.abort()
             return
@@ -162,6 +179,7 @@ class RoughProxy:
     async def _pass(self, link: _Link, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: Way) -> None:
         with contextlib.suppress(ConnectionError):
             while chunk := await source.read(_CHUNK_BYTES):
+                await self._passable.wait()
                 if way is Way.UP:
                     chunk = self.edit(chunk)
                 if self._delay_s:

@@ -1,6 +1,7 @@
 """The replies of the protocol page, row by row, as they look through the relay."""
 
 import asyncio
+import re
 
 import pytest
 import pytest_asyncio
@@ -90,6 +91,17 @@ async def test_unknown_job(calm):
         "relay_dead_letters job_not_found": 2,
         "relay_retries": 2 * 2,
     }
+
+
+async def test_a_refusal_is_told(nats_server, facilitator, capsys):
+    """Each answer after which an update is tried again is a line in the log, with the answer and the update."""
+    async with Scene(nats_server, facilitator, MAX_ATTEMPTS="3", LOG_LEVEL="info") as scene, scene.relay():
+        facilitator.unknown_jobs.add(job := new_job())
+        lost = await scene.publish(job, doom=Reason.JOB_NOT_FOUND)
+        assert [TERMED] == await scene.settled(lost)
+    told = [line for line in capsys.readouterr().out.splitlines() if "refused, will be tried again" in line]
+    assert [1, 2] == [int(re.findall(r"attempts=(\d+)", line)[0]) for line in told]
+    assert all(job in line and f"Job {job} does not exist." in line for line in told)
 
 
 async def test_job_that_becomes_known(nats_server, facilitator):

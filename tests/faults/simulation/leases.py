@@ -88,6 +88,9 @@ class WorkerLeases:
         self._bucket = bucket
         self._link = link
 
+    async def try_elsewhere(self) -> None:
+        """There is one server only."""
+
     async def watch(self) -> None:
         self._bucket.watchers.append(lambda: self._link.process.post(self.changed.set))
 

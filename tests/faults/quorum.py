@@ -1,0 +1,163 @@
+"""Three nats-servers without a majority: for a leader that is cut off from the others, or for all when two die.
+
+Elections take their time, so `make soak` runs this, and `make test` does not:
+
+python -m pytest tests/faults/quorum.py
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from itertools import permutations
+
+import pytest
+from relay_kit import ACKED, Published, Scene, new_job, update
+from rough_proxy import RoughProxy
+from test_cluster import ELECTION_S, LANES, flows, lead, load
+
+from relay import ownership
+from relay.app import Relay
+from relay.broker.connection import publish_confirmed
+from relay.errors import PublishUnconfirmed
+from relay.local import cluster as nats_cluster
+from relay.local.cluster import NODES, NatsCluster
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import stall
+from relay.local.server import NatsServer
+from relay.subjects import status_subject
+
+DUPLICATE = "job.integrity_error"
+WINDOW = 32
+OUTAGE_S = 3
+_HOST = "127.0.0.1"
+_NOWHERE = f"{_HOST}:1"
+
+
+class Network:
+    """What connects the nodes: for each way from one to another a proxy."""
+
+    def __init__(self) -> None:
+        self._ways = {way: RoughProxy(0) for way in permutations(range(NODES), 2)}
+
+    @contextlib.asynccontextmanager
+    async def cluster(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsCluster]:
+        """A cluster whose nodes reach each other through this."""
+        monkeypatch.setattr(nats_cluster, "_config", self._config)
+        async with contextlib.AsyncExitStack() as serving:
+            for proxy in self._ways.values():
+                await serving.enter_async_context(proxy.serving())
+            async with NatsCluster() as cluster:
+                yield cluster
+
+    @contextlib.contextmanager
+    def cut_off(self, node: int) -> Iterator[None]:
+        """Let nothing pass between this node and the others."""
+        ways = [proxy for way, proxy in self._ways.items() if node in way]
+        for proxy in ways:
+            proxy.hold()
+        try:
+            yield
+        finally:
+            for proxy in ways:
+                proxy.release()
+
+    def _config(self, number: int, ports: list[int]) -> str:
+        routes = []
+        for (start, end), proxy in self._ways.items():
+            if start == number:
+                proxy.target_port = ports[end]
+                routes.append(f'"nats://{_HOST}:{proxy.port}"')
+        # The nodes tell each other of their addresses: told the true ones, they would find a way around the proxies.
+        known_as = f'listen: "{_HOST}:{ports[number]}", advertise: "{_NOWHERE}"'
+        return f"server_name: node-{number}\ncluster: {{name: local, {known_as}, routes: [{', '.join(routes)}]}}"
+
+
+def scene_at(node: NatsServer, facilitator: FacilitatorSimulator) -> Scene:
+    """A scene whose producer connects to `node`."""
+    return Scene(node, facilitator, REPLICAS="3", ACK_WAIT="1", LEASE_TTL="1")
+
+
+@pytest.fixture
+async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
+    async with FacilitatorSimulator(service_time_s=0.001) as facilitator:
+        yield facilitator
+
+
+async def publish_by_and_by(scene: Scene, job: str, status: str) -> Published:
+    """Publish until it is confirmed; what was stored and not confirmed is only a repeat."""
+    while True:
+        with contextlib.suppress(PublishUnconfirmed):
+            return await scene.publish(job, status)
+
+
+def all_lanes_are_of(relay: Relay, scene: Scene) -> bool:
+    return [relay._ownership._leases.worker] * LANES == [taking.worker for taking in scene.owners.values()]
+
+
+async def test_leader_alone(monkeypatch, facilitator):
+    """While the node that leads everything is cut off from the other two, a relay at those takes all lanes over and
+    keeps the order, and one at the lonely node sends nothing of what it has in hand; after the cut all goes on.
+    """
+    network = Network()
+    jobs = [new_job() for _ in range(200)]
+    async with network.cluster(monkeypatch) as cluster:
+        lonely, other, _ = cluster.nodes
+        async with scene_at(other, facilitator) as scene, scene.relay(NATS_URL=lonely.url):
+            await lead(cluster, lonely)
+            stalled = facilitator.inject(stall())
+            await asyncio.gather(*(scene.publish(job, "received") for job in jobs))
+            with network.cut_off(0):
+                async with scene.relay(NATS_URL=other.url) as relay:
+                    await scene.owned(lambda: all_lanes_are_of(relay, scene), ELECTION_S)
+                    late = await asyncio.gather(*(publish_by_and_by(scene, job, "accepted") for job in jobs))
+                    stalled.lift()
+                    settled = await scene.settled(*late, timeout_s=ELECTION_S)
+                    repeats = facilitator.replies[DUPLICATE]
+            await cluster.until_current()
+            await asyncio.gather(*(scene.publish(job, "completed", {}) for job in jobs))
+            broken = await scene.broken_promises(ELECTION_S)
+    assert [ACKED] * len(jobs) == settled
+    assert repeats <= WINDOW  # what was with the Facilitator when the leases were over
+    assert [] == broken
+
+
+async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
+    """A relay connected to a node that is cut off from the other two goes to one of those, and relays."""
+    monkeypatch.setattr(ownership, "_ELECTION_S", 3.0)
+    network = Network()
+    async with network.cluster(monkeypatch) as cluster:
+        lonely, other, _ = cluster.nodes
+        await cluster.until_current()
+        async with scene_at(other, facilitator) as scene, scene.relay(NATS_URL=lonely.url) as relay:
+            await lead(cluster, other)
+            with network.cut_off(0):
+                settled = await flows(scene)
+                address = relay._nc.connected_url.netloc
+            await cluster.until_current()
+            broken = await scene.broken_promises(ELECTION_S)
+    assert [ACKED] * LANES == settled
+    assert address in {node.url.removeprefix("nats://") for node in (other, cluster.nodes[2])}
+    assert [] == broken
+
+
+async def test_two_nodes_die(facilitator):
+    """While two of three nodes are dead nothing is stored and no lane is driven; when they are back all goes on."""
+    async with NatsCluster() as cluster:
+        left, *victims = cluster.nodes
+        async with scene_at(left, facilitator) as scene, scene.relay() as relay:
+            async with load(scene):
+                again = scene.published[0]  # it is only a repeat if it is stored unconfirmed
+                await asyncio.gather(*map(cluster.kill, victims))
+                await asyncio.sleep(OUTAGE_S)  # nothing is waited for: so long does it last
+                with pytest.raises(PublishUnconfirmed):
+                    await publish_confirmed(
+                        scene.nc, status_subject(again.job), update(again.job, again.status), timeout_s=1
+                    )
+                lanes = relay._ownership.lanes
+                await asyncio.gather(*map(cluster.start, victims))
+                await cluster.until_current()
+                settled = await flows(scene)
+            broken = await scene.broken_promises(ELECTION_S)
+    assert [] == lanes
+    assert [ACKED] * LANES == settled
+    assert [] == broken
