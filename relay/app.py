@@ -6,29 +6,43 @@ import os
 import random
 import secrets
 import socket
+import time
 from collections.abc import Coroutine
+from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
 
 from relay.broker.advisories import Advisories
+from relay.broker.archive import Archive
+from relay.broker.backlog import Backlog
 from relay.broker.connection import close, connect, require_server
 from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
 from relay.broker.leases import Leases
+from relay.broker.receipts import Receipts
 from relay.broker.requests import Requests
 from relay.broker.topology import LANE_CAPACITY, Topology, check, provision
+from relay.channel import ProbeChannel
 from relay.core.backoff import Backoff
 from relay.core.ports import Ticket
 from relay.core.session import Session
+from relay.core.standing import Standing
 from relay.errors import BrokerUnavailable, NotProvisioned
 from relay.facilitator import Facilitator
-from relay.health import HealthServer
+from relay.health import HealthServer, OneWorker
 from relay.logs import get_logger
 from relay.metrics import Metrics
 from relay.ownership import Ownership
+from relay.pulse import take_pulse
+from relay.query.answers import Answers
+from relay.query.evidence import Witnesses
+from relay.query.service import StatusService
+from relay.query.speakers import AnsweringDriver, serve_reports
+from relay.report import ConnectionReport, LaneReport, Report
 from relay.settings import DeliverySettings, Settings, shown_address
 from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
+from relay.tracing import open_tracing
 from relay.worker import Dispatcher, Limits
 
 R = TypeVar("R")
@@ -40,6 +54,8 @@ _LAST_PUSHES_S: Final = 5.0
 _BATCH: Final = LANE_CAPACITY // 2
 _PULL_EXPIRES_S: Final = 30.0
 _PROVISION_CHECK_S: Final = 2.0
+_BETWEEN_PIECES_S: Final = 0.002
+"""An update passes through the event loop several times; so it waits for one piece of a scrape at most."""
 
 
 def topology_of(settings: DeliverySettings) -> Topology:
@@ -60,40 +76,92 @@ class Relay:
         settings: must have passed `require_facilitator`.
         authentication: the first message to the Facilitator, or None if it wants none.
         provision_first: bring streams and consumers to the wanted state instead of waiting until somebody does.
+        channel: to answer probes to a parent instead of to whoever asks on a port of ours; see channel.py.
 
-    Raises ConfigurationError if the port for probes and metrics is taken.
+    Raises ConfigurationError if the port for probes and metrics is taken, or tracing is wanted and cannot be had.
     """
 
-    def __init__(self, settings: Settings, authentication: str | None, *, provision_first: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        authentication: str | None,
+        *,
+        provision_first: bool = False,
+        channel: socket.socket | None = None,
+    ) -> None:
         self.metrics = Metrics(settings.delivery.lanes)
         self.ready = asyncio.Event()
         """Set when updates flow for the first time."""
+        self.serving = asyncio.Event()
+        """Set when requests for the status of jobs are answered."""
         self._settings = settings
         self._authentication = authentication
         self._provision_first = provision_first
         self._backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
+        # Random, because a process in a container often has the same id as the one before it.
+        self._worker = safe_token(f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}")
+        self._version = version("job-status-relay")
+        self._began_s = time.monotonic()
+        self._tracing = open_tracing(settings.tracing, worker=self._worker, version=self._version)
         self._lines: list[tuple[Dispatcher, Facilitator]] = []
         self._ownership: Ownership | None = None
         self._waiting_for: str | None = "starting"
+        self._nc: Client | None = None
         self._closed = asyncio.Event()
-        self._health = HealthServer(settings.http.host, settings.http.port, self.missing, self._render)
+        self._health = (
+            HealthServer(settings.http.host, settings.http.port, OneWorker(self))
+            if channel is None
+            else ProbeChannel(channel, self)
+        )
 
     @property
     def http_port(self) -> int:
+        """The port of probes and metrics, unless a parent answers them."""
+        assert isinstance(self._health, HealthServer), "whoever gave us a channel does not ask for a port"
         return self._health.port
 
     def missing(self) -> list[str]:
-        """What keeps updates from flowing, in words for an operator; empty if nothing does."""
+        """What keeps updates from flowing, in words for an operator; empty if nothing does, or without lanes."""
         if self._waiting_for is not None:
             return [self._waiting_for]
-        missing: list[str] = []
-        if self._ownership is not None and self._ownership.trouble is not None:
-            missing.append(self._ownership.trouble)
-        for dispatcher, facilitator in self._lines:
-            missing += dispatcher.troubles()
-            if facilitator.trouble is not None:
-                missing.append(facilitator.trouble)
-        return missing
+        missing = self._lane_troubles() if self._nats_connected else [self._nats_trouble()]
+        driving = [facilitator for dispatcher, facilitator in self._lines if dispatcher.drives]
+        return missing + [each.trouble for each in driving if each.trouble is not None]
+
+    @property
+    def _nats_connected(self) -> bool:
+        return self._nc is not None and self._nc.is_connected
+
+    def _nats_trouble(self) -> str:
+        servers = ", ".join(map(shown_address, self._settings.nats.urls))
+        return f"the connection to NATS at {servers} is lost; trying to make it anew"
+
+    def _lane_troubles(self) -> list[str]:
+        sharing = self._ownership.trouble if self._ownership is not None else None
+        troubles = [trouble for dispatcher, _ in self._lines for trouble in dispatcher.troubles()]
+        return troubles if sharing is None else [sharing, *troubles]
+
+    async def exposition(self) -> bytes:
+        """The metrics, in the form of relay.metrics.CONTENT_TYPE; made slowly, to let updates through."""
+        self.refresh_metrics()
+        pieces: list[bytes] = []
+        for piece in self.metrics.pieces():
+            pieces.append(piece)
+            await asyncio.sleep(_BETWEEN_PIECES_S)
+        return b"".join(pieces)
+
+    def refresh_metrics(self) -> None:
+        """Bring up to date what is not counted as it happens."""
+        for dispatcher, _ in self._lines:
+            dispatcher.report()
+        facilitators = [facilitator for _, facilitator in self._lines]
+        places = len(facilitators) * self._settings.facilitator.window
+        self.metrics.in_flight(sum(each.unanswered for each in facilitators), places)
+        self.metrics.state(
+            ready=not self.missing(),
+            nats=self._nats_connected,
+            facilitator=sum(each.trouble is None for each in facilitators),
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, then drain.
@@ -103,7 +171,11 @@ class Relay:
         """
         async with asyncio.TaskGroup() as group:
             probes = group.create_task(self._health.serve())
-            await self._connect_and_relay(stop)
+            try:
+                await self._connect_and_relay(stop)
+            finally:
+                if self._tracing is not None:
+                    await self._tracing.close()
             probes.cancel()
         _log.info("stopped")
 
@@ -118,12 +190,16 @@ class Relay:
             await close(nc)
 
     async def _relay(self, nc: Client, stop: asyncio.Event) -> None:
-        requests = Requests(nc, self._backoff, self.metrics)
-        self._lines = self._make_lines(nc, requests)
+        requests, receipts = Requests(nc, self._backoff, self.metrics), Receipts(nc, self.metrics)
+        self._lines = self._make_lines(nc, requests, receipts if self._settings.delivery.receipts else None)
         self._ownership = self._make_ownership(nc)
         leave = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            carrying = [group.create_task(requests.run())]
+            carrying = [group.create_task(requests.run()), group.create_task(receipts.run())]
+            carrying.append(group.create_task(take_pulse(self.metrics.loop_lagged)))
+            carrying.append(group.create_task(Backlog(nc, self._lanes, self.metrics).run()))
+            carrying.append(group.create_task(self._make_service(nc).run()))
+            carrying.append(group.create_task(serve_reports(nc, self._report)))
             for dispatcher, facilitator in self._lines:
                 carrying.append(group.create_task(dispatcher.run()))
                 carrying.append(group.create_task(facilitator.run(dispatcher)))
@@ -168,6 +244,7 @@ class Relay:
             await close(nc)
             self._closed.clear()
             raise
+        self._nc = nc
         return nc
 
     async def _until_provisioned(self, nc: Client) -> bool:
@@ -189,20 +266,49 @@ class Relay:
 
     def _make_ownership(self, nc: Client) -> Ownership:
         delivery = self._settings.delivery
-        # Random, because a process in a container often has the same id as the one before it.
-        worker = safe_token(f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}")
+        drivers = [AnsweringDriver(nc, dispatcher) for dispatcher, _ in self._lines]
 
-        def driver_of(lane: int) -> Dispatcher:
-            return self._lines[lane % len(self._lines)][0]
+        def driver_of(lane: int) -> AnsweringDriver:
+            return drivers[lane % len(drivers)]
 
-        return Ownership(Leases(nc, worker, delivery.lease_ttl_s), delivery.lanes, driver_of, drain_s=DRAIN_S)
+        leases = Leases(nc, self._worker, delivery.lease_ttl_s)
+        return Ownership(leases, delivery.lanes, driver_of, drain_s=DRAIN_S, metrics=self.metrics)
 
-    def _make_lines(self, nc: Client, requests: Requests) -> list[tuple[Dispatcher, Facilitator]]:
+    def _make_service(self, nc: Client) -> StatusService:
+        lanes, archive = self._settings.delivery.lanes, Archive(nc)
+
+        def here(lane: int, job: str) -> Standing | None:
+            return self._lines[lane % len(self._lines)][0].standing(lane, job)
+
+        answers = Answers(archive, Witnesses(nc, archive, here, lanes), lanes, lambda: nc.max_payload)
+        return StatusService(nc, answers, worker=self._worker, version=self._version, on_serving=self.serving.set)
+
+    def _lanes(self) -> list[LaneReport]:
+        return [lane for dispatcher, _ in self._lines for lane in dispatcher.lanes()]
+
+    def _report(self) -> Report:
+        window = self._settings.facilitator.window
+        return Report(
+            worker=self._worker,
+            version=self._version,
+            uptime_s=time.monotonic() - self._began_s,
+            missing=self.missing(),
+            lanes=self._lanes(),
+            connections=[ConnectionReport(window, each.unanswered, each.trouble) for _, each in self._lines],
+            updates=self.metrics.updates(),
+            dead_letters=self.metrics.dead_letters(),
+            retries=self.metrics.retries(),
+            timings=self.metrics.timings(),
+        )
+
+    def _make_lines(
+        self, nc: Client, requests: Requests, receipts: Receipts | None
+    ) -> list[tuple[Dispatcher, Facilitator]]:
         """A dispatcher for each connection to the Facilitator; no more of them than there are lanes."""
         connections = min(self._settings.facilitator.connections, self._settings.delivery.lanes)
-        return [self._make_line(nc, requests) for _ in range(connections)]
+        return [self._make_line(nc, requests, receipts) for _ in range(connections)]
 
-    def _make_line(self, nc: Client, requests: Requests) -> tuple[Dispatcher, Facilitator]:
+    def _make_line(self, nc: Client, requests: Requests, receipts: Receipts | None) -> tuple[Dispatcher, Facilitator]:
         settings, delivery = self._settings.facilitator, self._settings.delivery
         session: Session[Ticket] = Session(
             window=settings.window, reply_timeout_s=settings.reply_timeout_s, authentication=self._authentication
@@ -226,10 +332,13 @@ class Relay:
             limits=Limits(LANE_CAPACITY, delivery.max_attempts, delivery.ack_wait_s),
             backoff=self._backoff,
             metrics=self.metrics,
+            receipts=receipts,
+            tracing=self._tracing,
         )
         return dispatcher, facilitator
 
     def _on_reconnected(self) -> None:
+        self.metrics.nats_reconnected()
         for dispatcher, _ in self._lines:
             dispatcher.on_broker_reconnected()
 
@@ -237,12 +346,6 @@ class Relay:
         if what != self._waiting_for:
             _log.error(what)
         self._waiting_for = what
-
-    def _render(self) -> tuple[bytes, str]:
-        for dispatcher, _ in self._lines:
-            dispatcher.report()
-        self.metrics.in_flight(sum(facilitator.unanswered for _, facilitator in self._lines))
-        return self.metrics.render()
 
 
 async def _publish_the_rest(requests: Requests) -> None:

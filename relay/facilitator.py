@@ -103,7 +103,7 @@ class Facilitator:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
                 self._complain(
-                    f"cannot connect to the Facilitator at {self._shown_url}: {error or type(error).__name__}"
+                    f"cannot connect to the Facilitator at {self._shown_url}: {str(error) or type(error).__name__}"
                 )
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures))

@@ -12,14 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from relay.broker.leases import Lease, Leases
+from relay.broker.leases import Lease, Leases, View
 from relay.core.share import share_out
-from relay.errors import RelayError
+from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
+from relay.metrics import Left, Metrics, Taken
+from relay.subjects import lane_key
 
 _log = get_logger(__name__)
 
 _RENEWALS_PER_TTL: Final = 3
+_ELECTION_S: Final = 15.0
+"""Longer than a cluster takes to elect a leader. If nobody answers for that long, this server may be cut off."""
 
 
 class Driver(Protocol):
@@ -50,16 +54,24 @@ class Ownership:
         drain_s: how long a lane may take to finish what is with the Facilitator when it is given up.
     """
 
-    def __init__(self, leases: Leases, lanes: int, driver_of: Callable[[int], Driver], *, drain_s: float) -> None:
-        self.trouble: str | None = None
+    def __init__(
+        self, leases: Leases, lanes: int, driver_of: Callable[[int], Driver], *, drain_s: float, metrics: Metrics
+    ) -> None:
+        self.trouble: str | None = "the lanes are not shared out yet"
         """Why no lane can be taken, in words for an operator; None while all is well."""
         self._leases = leases
         self._lanes = lanes
         self._driver_of = driver_of
         self._drain_s = drain_s
+        self._metrics = metrics
         self._held: dict[int, _Holding] = {}
+        self._seen_driven: set[int] = set()
+        """Lanes that were last seen to have an owner."""
         self._departing = False
         self._renewal_s = leases.ttl_s / _RENEWALS_PER_TTL
+        self._patience_s = max(_ELECTION_S, 3 * leases.ttl_s)
+        self._heard_s = time.monotonic()
+        """When the bucket was last heard of, or another server tried."""
 
     @property
     def lanes(self) -> list[int]:
@@ -92,11 +104,16 @@ class Ownership:
             if trouble != self.trouble:
                 _log.error(trouble)
             self.trouble = trouble
+            if not isinstance(error, JetStreamError) and time.monotonic() >= self._heard_s + self._patience_s:
+                self._heard_s = time.monotonic()
+                await self._leases.try_elsewhere()
         else:
             self.trouble = None
+            self._heard_s = time.monotonic()
 
     async def _move_towards_shares(self, group: asyncio.TaskGroup) -> None:
         view = await self._leases.view()
+        free: dict[int, Taken] = {lane: self._how_free(lane, view) for lane in range(self._lanes)}
         me = self._leases.worker
         for lane, worker in share_out(self._lanes, view.workers | {me}, view.owners).items():
             if worker != me and lane in self._held:
@@ -105,10 +122,20 @@ class Ownership:
                 # Free; or ours without our knowing, because a confirmation was not seen.
                 lease = await self._leases.acquire(lane, view)
                 if lease is not None:
-                    self._take(lease, group)
+                    self._take(lease, free[lane], group)
 
-    def _take(self, lease: Lease, group: asyncio.TaskGroup) -> None:
-        _log.info("lane taken", lane=lease.lane, worker=self._leases.worker)
+    def _how_free(self, lane: int, view: View) -> Taken:
+        """How it came that the lane has no owner in `view`, if it has none."""
+        if lane in view.owners:
+            self._seen_driven.add(lane)
+        elif lane_key(lane) in view.revisions:  # who gives a lane up leaves a mark, for as long as a lease lasts
+            self._seen_driven.discard(lane)
+            return "handed_over"
+        return "expired" if lane in self._seen_driven else "free"
+
+    def _take(self, lease: Lease, how: Taken, group: asyncio.TaskGroup) -> None:
+        _log.info("lane taken", lane=lease.lane, worker=self._leases.worker, how=how)
+        self._metrics.lane_taken(lease.lane, how)
         leaving = asyncio.Event()
         driving = group.create_task(self._driver_of(lease.lane).drive(lease.lane, lease.good_until_s, leaving))
         holding = self._held[lease.lane] = _Holding(lease, leaving, driving)
@@ -123,8 +150,10 @@ class Ownership:
             if not holding.lost:
                 with contextlib.suppress(RelayError):  # then it is free when the lease is over
                     await self._leases.release(holding.lease)
-        how = "lost" if holding.lost else "given up undrained" if holding.driving.cancelled() else "given up"
-        _log.info(f"lane {how}", lane=lane, worker=self._leases.worker)
+        undrained = holding.driving.cancelled()
+        how: Left = "lost" if holding.lost else "given_up_undrained" if undrained else "given_up"
+        self._metrics.lane_left(lane, how)
+        _log.info(f"lane {how.replace('_', ' ')}", lane=lane, worker=self._leases.worker)
         self._leases.changed.set()
 
     def _leave(self, holding: _Holding) -> None:

@@ -4,48 +4,50 @@
        ▲                      ├─────► too often within a minute ──────────────────────────────────► all stop, exit 1
        └────── backoff ◄──────┘
 
-The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes.
+The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes. It answers
+the probes of all of them; see fleet.py.
 """
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 import time
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
+from relay.channel import WorkerChannel
 from relay.children import die_with_parent
 from relay.core.backoff import Backoff
+from relay.fleet import Fleet
 from relay.logs import get_logger
 
 _log = get_logger(__name__)
 
+CHANNEL_VARIABLE: Final = "_RELAY_CHANNEL"
+"""Tells a worker the file descriptor of its end of the channel; no setting of anybody's."""
 _MOST_DEATHS: Final = 5
 _WITHIN_S: Final = 60.0
 _FAILED: Final = 1
 _MISCONFIGURED: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerCommand:
-    """How to start one worker."""
-
-    number: int
-    arguments: Sequence[str]
-    environment: Mapping[str, str]
-
-
 class Supervisor:
-    """Keeps one process per command running until `stop`.
+    """Keeps `workers` processes running until `stop`, numbered from 0.
 
     On Linux the workers are killed when the parent is. Elsewhere they go on without it, and SIGTERM ends them.
+
+    Args:
+        command: the program and arguments of a worker. It finds its end of the channel by CHANNEL_VARIABLE.
     """
 
-    def __init__(self, commands: Sequence[WorkerCommand], backoff: Backoff) -> None:
-        self._commands = commands
+    def __init__(self, command: Sequence[str], workers: int, fleet: Fleet, backoff: Backoff) -> None:
+        self._command = command
+        self._workers = workers
+        self._fleet = fleet
         self._backoff = backoff
         self._running: dict[int, Process] = {}
         self._stopping = asyncio.Event()
@@ -62,61 +64,71 @@ class Supervisor:
     async def run(self) -> int:
         """Returns the exit status when every worker has ended: 0 if they were told to and all have drained."""
         async with asyncio.TaskGroup() as group:
-            for command in self._commands:
-                group.create_task(self._keep_running(command))
+            for worker in range(self._workers):
+                group.create_task(self._keep_running(worker))
         return self._status
 
-    async def _keep_running(self, command: WorkerCommand) -> None:
+    async def _keep_running(self, worker: int) -> None:
         deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
         while not self._stopping.is_set():
-            status = await self._run(command)
+            if deaths:
+                self._fleet.restarted(worker)
+            status = await self._run(worker)
             if self._stopping.is_set():
-                self._stopped(command, status)
+                self._stopped(worker, status)
                 return
             deaths.append(time.monotonic())
             recent = sum(deaths[-1] - death < _WITHIN_S for death in deaths)
             if status == _MISCONFIGURED:
-                self._give_up(_MISCONFIGURED, "a worker cannot use its configuration; see its own line", command)
+                self._give_up(_MISCONFIGURED, "a worker cannot use its configuration; see its own line", worker)
             elif recent == _MOST_DEATHS:
                 problem = f"a worker ended {recent} times within {_WITHIN_S:g} s, with {_told(status)}; giving up"
-                self._give_up(_FAILED, problem, command)
+                self._give_up(_FAILED, problem, worker)
             else:
                 delay_s = self._backoff.delay_s(recent)
                 ended = f"a worker ended with {_told(status)}; starting it again"
-                _log.error(ended, worker=command.number, in_s=round(delay_s, 2))
+                _log.error(ended, worker=worker, in_s=round(delay_s, 2))
                 await self._pause(delay_s)
 
-    async def _run(self, command: WorkerCommand) -> int:
+    async def _run(self, worker: int) -> int:
         """One life of a worker; returns its exit status, or minus the signal that ended it."""
-        process = await asyncio.create_subprocess_exec(
-            *command.arguments,
-            env=command.environment,
-            # Away from the terminal: Ctrl-C there would reach the worker twice, and the second signal ends it at once.
-            start_new_session=True,
-            preexec_fn=die_with_parent(),
-        )
-        self._running[command.number] = process
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await self._start(theirs)
+        watching = asyncio.create_task(self._fleet.watch(worker, WorkerChannel(ours)))
+        self._running[worker] = process
         try:
             if self._stopping.is_set():  # while it was being started
                 _terminate(process)
-            _log.info("worker started", worker=command.number, pid=process.pid)
+            _log.info("worker started", worker=worker, pid=process.pid)
             return await process.wait()
         finally:
-            del self._running[command.number]
+            del self._running[worker]
+            watching.cancel()
             if process.returncode is None:
                 process.kill()
                 await process.wait()
 
-    def _stopped(self, command: WorkerCommand, status: int) -> None:
+    async def _start(self, channel: socket.socket) -> Process:
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            env=os.environ | {CHANNEL_VARIABLE: str(channel.fileno())},
+            pass_fds=[channel.fileno()],
+            # Away from the terminal: Ctrl-C there would reach the worker twice, and the second signal ends it at once.
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+
+    def _stopped(self, worker: int, status: int) -> None:
         # One SIGTERM kills only a worker that is just starting: it had nothing in hand yet.
         if status == 0 or (status == -signal.SIGTERM and self._stops == 1):
-            _log.info("worker stopped", worker=command.number)
+            _log.info("worker stopped", worker=worker)
         else:
-            _log.error(f"a worker ended undrained, with {_told(status)}", worker=command.number)
+            _log.error(f"a worker ended undrained, with {_told(status)}", worker=worker)
             self._status = self._status or _FAILED
 
-    def _give_up(self, status: int, problem: str, command: WorkerCommand) -> None:
-        _log.error(problem, worker=command.number, exit_status=status)
+    def _give_up(self, status: int, problem: str, worker: int) -> None:
+        _log.error(problem, worker=worker, exit_status=status)
         self._status = status
         self.stop()
 

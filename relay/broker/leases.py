@@ -20,7 +20,10 @@ from nats.aio.msg import Msg
 
 from relay.broker.connection import api_request, publish_confirmed
 from relay.errors import JetStreamError
+from relay.logs import get_logger
 from relay.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_message_get, api_stream_info, lane_key, worker_key
+
+_log = get_logger(__name__)
 
 _EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION: Final = "KV-Operation"
@@ -78,6 +81,12 @@ class Leases:
     async def watch(self) -> None:
         """Have `changed` set from now on. What is missed while disconnected is found at the next regular look."""
         await self._nc.subscribe(LEASE_SUBJECTS, cb=self._heard)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+
+    async def try_elsewhere(self) -> None:
+        """Connect to another server of the cluster, if one is known: this one answers, but may be cut off from it."""
+        if len(self._nc.servers) > 1 and self._nc.is_connected:
+            _log.warning("nobody answers for the leases; trying another server of the cluster")
+            await self._nc.force_reconnect()
 
     async def view(self) -> View:
         """Read the bucket, from its leader. Raises RelayError if that fails."""

@@ -1,7 +1,6 @@
 """Receipts of settled updates on `job.relayed.<uuid>`: for watching, so that losing one loses nothing."""
 
 import asyncio
-import re
 import time
 from collections import deque
 from typing import Final
@@ -11,6 +10,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from relay.core.ports import Ticket
+from relay.core.trace import traced
 from relay.core.verdict import Outcome
 from relay.metrics import Metrics
 from relay.subjects import Reason, receipt_subject
@@ -20,9 +20,6 @@ _BATCH: Final = 64
 """So many are published before whatever else is to be done gets its turn."""
 _MOST_BUFFERED_BYTES: Final = 1024 * 1024
 """With more than this not sent yet the connection is behind, and acknowledgements go first."""
-_TRACE_HEADER: Final = "traceparent"
-_TRACE: Final = re.compile(r"[0-9a-f-]{1,128}")
-"""As W3C's Trace Context writes it; what is not like that is not carried over."""
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -66,8 +63,7 @@ class Receipts:
             attempts=update.attempts,
             relayed_ms=round(1e3 * (time.time() - delivery.stored_at_s), 3),
         )
-        trace = delivery.headers.get(_TRACE_HEADER)
-        headers = {_TRACE_HEADER: trace} if trace is not None and _TRACE.fullmatch(trace) else None
+        headers = traced(delivery.headers) or None
         self._queue.append((receipt_subject(update.job), msgspec.json.encode(receipt), headers))
         self._filled.set()
 

@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import sys
 from typing import Annotated, Final
 
@@ -14,9 +15,11 @@ from relay import logs
 from relay.app import Relay
 from relay.cli.console import run
 from relay.core.backoff import Backoff
+from relay.fleet import Fleet
+from relay.health import HealthServer
 from relay.identity import load_signer
 from relay.settings import FacilitatorSettings, Settings, load_settings
-from relay.supervisor import Supervisor, WorkerCommand
+from relay.supervisor import CHANNEL_VARIABLE, Supervisor
 from relay.wire import authentication_request
 
 _log = logs.get_logger(__name__)
@@ -43,9 +46,9 @@ def serve(
     away, or that streams and consumers are missing, ends nothing: /readyz says what is missing until it is there.
 
     With several workers the parent starts again the one that dies, and gives up if it dies 5 times within a minute
-    (exit 1) or cannot use its configuration (exit 2). Send signals to the parent alone: it passes them on. Worker k,
-    counting from 0, serves probes and metrics on RELAY_HTTP_PORT + k (0: each on any free port). A parent that is
-    killed takes its workers along on Linux; elsewhere they go on relaying until each is told to stop.
+    (exit 1) or cannot use its configuration (exit 2). Send signals to the parent alone: it passes them on. It also
+    answers probes and metrics for all of them, on RELAY_HTTP_PORT: each series has the label worker, from 0. A parent
+    that is killed takes its workers along on Linux; elsewhere they go on relaying until each is told to stop.
     """
     settings = load_settings().require_facilitator()
     on_terminal = sys.stderr.isatty()
@@ -60,8 +63,11 @@ def serve(
 async def _serve(settings: Settings, authentication: str | None, *, provision_first: bool) -> None:
     stop = asyncio.Event()
     _stop_on_signals(stop)
-    relay = Relay(settings, authentication, provision_first=provision_first)
-    _log.info("probes and metrics", host=settings.http.host, port=relay.http_port)
+    descriptor = os.environ.get(CHANNEL_VARIABLE)
+    channel = socket.socket(fileno=int(descriptor)) if descriptor else None
+    relay = Relay(settings, authentication, provision_first=provision_first, channel=channel)
+    if channel is None:
+        _log.info("probes and metrics", host=settings.http.host, port=relay.http_port)
     # What was loaded until now stays to the end. Looking through it for garbage takes 20 ms, and stops everything.
     gc.collect()
     gc.freeze()
@@ -69,17 +75,19 @@ async def _serve(settings: Settings, authentication: str | None, *, provision_fi
 
 
 async def _supervise(settings: Settings, workers: int, *, provision_first: bool) -> int:
-    arguments = [sys.executable, "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
-    port = settings.http.port
-    commands = [
-        WorkerCommand(number, arguments, os.environ | {"RELAY_HTTP_PORT": str(port + number if port else 0)})
-        for number in range(workers)
-    ]
-    delivery = settings.delivery
-    supervisor = Supervisor(commands, Backoff(delivery.backoff_initial_s, delivery.backoff_max_s, random.random))
+    command = [sys.executable, "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
+    backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
+    fleet = Fleet(workers)
+    supervisor = Supervisor(command, workers, fleet, backoff)
+    health = HealthServer(settings.http.host, settings.http.port, fleet)
+    _log.info("probes and metrics", host=settings.http.host, port=health.port)
     for number in _STOPPING:
         asyncio.get_running_loop().add_signal_handler(number, supervisor.stop)
-    return await supervisor.run()
+    async with asyncio.TaskGroup() as group:
+        answering = group.create_task(health.serve())
+        status = await supervisor.run()
+        answering.cancel()
+    return status
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -1,13 +1,12 @@
 """The trace that an update belongs to, as the W3C's `traceparent` header."""
 
-import re
 import sys
 from typing import Final
 
+from relay.core.trace import parse_traceparent
 from relay.logs import get_logger
 
 TRACEPARENT_HEADER: Final = "traceparent"
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _log = get_logger(__name__, guest=True)
 
 
@@ -18,7 +17,7 @@ def trace_headers(traceparent: str | None) -> dict[str, str]:
     """
     if traceparent is None:
         traceparent = _active()
-    elif not _TRACEPARENT.fullmatch(traceparent):
+    elif parse_traceparent(traceparent) is None:
         _log.warning("a traceparent that is none was left out", traceparent=traceparent[:100])
         return {}
     return {TRACEPARENT_HEADER: traceparent} if traceparent else {}

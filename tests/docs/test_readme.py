@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from typer.main import get_command
 
 from relay.app import topology_of
@@ -17,7 +16,6 @@ from relay.broker.connection import api_request, close, connect
 from relay.broker.topology import provision
 from relay.cli import app
 from relay.local.server import NatsServer
-from relay.metrics import Metrics
 from relay.settings import DeliverySettings, NatsSettings, settings_table
 from relay.subjects import STATUS_STREAM, Reason, api_stream_info, lane_of, stored_subject
 from relay.wire import Frame, decode
@@ -34,6 +32,7 @@ HOSTS = {
     "github.com",
     "host",
     "keepachangelog.com",
+    "opentelemetry.io",
     "semver.org",
 }
 
@@ -61,11 +60,6 @@ def commands() -> dict[str, set[str]]:
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         for name, command in found.items()
     }
-
-
-def section(title: str) -> str:
-    """The part of the README under one second-level heading."""
-    return README.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def table_keys(heading: str) -> list[str]:
@@ -112,33 +106,6 @@ def test_make_targets():
 def test_reasons():
     """The table of dead letters has each reason once, in the order of the contract."""
     assert list(Reason) == table_keys("`Relay-Reason`")
-
-
-def test_metrics():
-    """The table of metrics has each of the relay's metrics once, with all its labels but the histograms' own."""
-    body, _ = Metrics(1).render()
-    expected = {}
-    for family in text_string_to_metric_families(body.decode()):
-        if family.name.startswith("relay_"):
-            name = family.name + ("_total" if family.type == "counter" else "")
-            expected[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
-    named = re.findall(r"^\| `(relay_\w+)(?:\{(\w+)\})?`", section("How to look"), flags=re.MULTILINE)
-    assert expected == {name: {label} - {""} for name, label in named}
-    assert len(named) == len(expected)
-
-
-def test_metric_values():
-    """Every value of an outcome, kind or rule label is explained where its metric is."""
-    body, _ = Metrics(1).render()
-    lines = {line.split("{")[0].strip("|` "): line for line in section("How to look").splitlines()}
-    unexplained = {
-        (sample.name, value)
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        for label, value in sample.labels.items()
-        if label in {"outcome", "kind", "rule"} and f"`{value}`" not in lines[sample.name]
-    }
-    assert set() == unexplained
 
 
 def test_examples_are_fit_to_be_sent():

@@ -50,6 +50,7 @@ STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "executio
 ACKED, TERMED = "+ACK", "+TERM"
 _NEVER = 2**40
 """A stream sequence that no test reaches."""
+_OF_LANES = ("relay_takeovers", "relay_lanes_left")
 _QUICK = {
     "RELAY_FACILITATOR_AUTH": "none",
     "RELAY_HTTP_PORT": "0",
@@ -356,8 +357,13 @@ class Scene:
 
 
 def counters(relay: Relay) -> Counter[str]:
-    """The relay's counters by name and label: `relay_updates acknowledged`, `relay_retries`."""
-    return Counter({name: int(value) for name, value in _samples(relay, "counter")})
+    """The relay's counters by name and label, `relay_updates acknowledged`, `relay_retries`; but not those of lanes."""
+    return Counter({name: int(value) for name, value in _samples(relay, "counter") if not name.startswith(_OF_LANES)})
+
+
+def lane_changes(relay: Relay) -> Counter[str]:
+    """How lanes came and went: `relay_takeovers free`, `relay_lanes_left lost`."""
+    return Counter({name: int(value) for name, value in _samples(relay, "counter") if name.startswith(_OF_LANES)})
 
 
 def gauges(relay: Relay) -> dict[str, float]:
@@ -366,7 +372,8 @@ def gauges(relay: Relay) -> dict[str, float]:
 
 
 def _samples(relay: Relay, kind: str) -> Iterator[tuple[str, float]]:
-    for family in text_string_to_metric_families(relay._render()[0].decode()):
+    relay.refresh_metrics()
+    for family in text_string_to_metric_families(relay.metrics.render().decode()):
         if family.type == kind and family.name.startswith("relay_"):
             for sample in family.samples:
                 yield " ".join((family.name, *sample.labels.values())), sample.value

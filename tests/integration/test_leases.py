@@ -8,17 +8,22 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
+from unittest.mock import AsyncMock
 
 import pytest
 from conftest import TcpProxy
 from relay_kit import ACKED, Scene, new_job
 
+from relay import ownership
 from relay.broker.connection import api_request, publish_confirmed
 from relay.broker.leases import Leases
 from relay.broker.topology import Topology, provision
+from relay.errors import BrokerUnavailable, JetStreamError
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING
 from relay.local.server import NatsServer
+from relay.metrics import Metrics
 from relay.ownership import Ownership
 from relay.subjects import LEASE_STREAM, LEASE_SUBJECTS
 
@@ -269,6 +274,8 @@ class Crew:
 
     def __init__(self, worker) -> None:
         self.board = Board()
+        self.known: dict[str, Leases] = {}
+        """Those whose leases are made beforehand."""
         self.drivers: dict[str, Driver] = {}
         self.owners: dict[str, Ownership] = {}
         self._worker = worker
@@ -278,7 +285,8 @@ class Crew:
         driver = self.drivers[name] = Driver(name, self.board)
         driver.drained.set()
         stop = asyncio.Event()
-        owner = Ownership(await self._worker(name, ttl_s), LANES, lambda _lane: driver, drain_s=drain_s)
+        leases = self.known.get(name) or await self._worker(name, ttl_s)
+        owner = Ownership(leases, LANES, lambda _lane: driver, drain_s=drain_s, metrics=Metrics(LANES))
         self.owners[name] = owner
         self._running[name] = asyncio.create_task(owner.run(stop)), stop
 
@@ -365,6 +373,21 @@ async def test_drain_takes_too_long(crew):
     assert {} == crew.board.shares()
     await crew.join("b")
     await crew.board.until({"b": 4})
+
+
+async def test_nobody_answers(worker, crew, monkeypatch):
+    """When nobody answers for the leases for long, another server of the cluster is tried; a refusal is an answer."""
+    silent, refusing = await worker("silent", SHORT_S), await worker("refusing", SHORT_S)
+    tried: asyncio.Queue[str] = asyncio.Queue()
+    failures = {silent: BrokerUnavailable([], "no answer"), refusing: JetStreamError("publish", 503, 10077, "full")}
+    for leases, failure in failures.items():
+        monkeypatch.setattr(leases, "view", AsyncMock(side_effect=failure))
+        monkeypatch.setattr(leases, "try_elsewhere", AsyncMock(side_effect=partial(tried.put_nowait, leases.worker)))
+    monkeypatch.setattr(ownership, "_ELECTION_S", 0.0)
+    crew.known |= {leases.worker: leases for leases in failures}
+    await crew.join("refusing", SHORT_S)
+    await crew.join("silent", SHORT_S)
+    assert ["silent", "silent"] == [await tried.get(), await tried.get()]
 
 
 class TestShortLeases:

@@ -5,12 +5,14 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from relay_kit import Scene, new_job
 
 from relay.local.facilitator import FacilitatorSimulator
@@ -46,6 +48,17 @@ class Parent:
             while await self._read() is not None:
                 pass
             return await self.process.wait()
+
+    async def probe(self, path: str) -> tuple[int, str]:
+        """Status and body of an answer on the parent's one port."""
+        (port,) = [line["port"] for line in self.of("probes and metrics")]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: relay\r\n\r\n".encode())
+        async with asyncio.timeout(TIMEOUT_S):
+            head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        return int(head.split()[1]), body
 
     def of(self, text: str) -> list[dict[str, Any]]:
         """The lines so far whose event contains `text`."""
@@ -101,7 +114,10 @@ async def test_dead_worker_is_replaced():
         await scene.facilitator.wait_for(lambda facilitator: facilitator.accepted == 3, TIMEOUT_S)
         await scene.publish_lives(20)
         broken = await scene.broken_promises(20)
+        _, metrics = await parent.probe("/metrics")
     assert broken == []
+    assert {str(killed["worker"]): 1, str(1 - killed["worker"]): 0} == series(metrics, "relay_worker_restarts_total")
+    assert {"0": 1, "1": 1} == series(metrics, "relay_worker_up")
     assert "a worker ended with SIGKILL; starting it again" == told["event"]
     assert [killed["worker"]] * 2 == [told["worker"], replaced["worker"]]
     assert killed["pid"] != replaced["pid"]
@@ -123,6 +139,54 @@ async def test_signal_drains_all(send, number):
     assert [] == parent.of("a worker ended")
     assert broken == []
     assert (len(scene.published), 0) == (scene.facilitator.replies["success"], scene.facilitator.replies[DUPLICATE])
+
+
+def series(body: str, name: str) -> dict[str, float]:
+    """The samples of a metric by worker."""
+    return {
+        sample.labels["worker"]: sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+async def in_each_lane(scene: Scene) -> None:
+    """An update settled in each lane: all of them flow."""
+    await scene.settled(*[await scene.publish(new_job(lane)) for lane in range(4)], timeout_s=TIMEOUT_S)
+
+
+async def test_one_port_answers_for_all():
+    """On one port /livez and /readyz speak for every worker, and /metrics has the series of each with its number."""
+    async with relayed() as (scene, parent, _):
+        await in_each_lane(scene)
+        assert (200, "ok\n") == await parent.probe("/livez")
+        both = [{"worker": number, "ready": True, "missing": []} for number in (0, 1)]
+        status, body = await parent.probe("/readyz")
+        assert (200, {"ready": True, "missing": [], "workers": both}) == (status, json.loads(body))
+        status, body = await parent.probe("/metrics")
+        assert 200 == status
+        assert {"0": 1, "1": 1} == series(body, "relay_worker_up") == series(body, "relay_ready")
+        assert {"0": 0, "1": 0} == series(body, "relay_worker_restarts_total")
+        families = list(text_string_to_metric_families(body))
+        assert [] == [sample for family in families for sample in family.samples if "worker" not in sample.labels]
+        assert len(families) == len({family.name for family in families})
+
+
+async def test_worker_that_hangs():
+    """A worker that stands still is left out of the metrics and named by /readyz, the others are not disturbed."""
+    async with relayed() as (scene, parent, started):
+        await in_each_lane(scene)
+        hanging = started[0]
+        os.kill(hanging["pid"], signal.SIGSTOP)
+        try:
+            status, body = await parent.probe("/readyz")
+            assert (503, [f"worker {hanging['worker']}: no answer within 1 s"]) == (status, json.loads(body)["missing"])
+            _, body = await parent.probe("/metrics")
+            assert {str(hanging["worker"]): 0, str(1 - hanging["worker"]): 1} == series(body, "relay_worker_up")
+            assert {str(1 - hanging["worker"])} == series(body, "relay_ready").keys()
+        finally:
+            os.kill(hanging["pid"], signal.SIGCONT)
 
 
 async def test_second_signal_is_passed_on():
@@ -161,6 +225,16 @@ async def test_bad_configuration(setting, started):
         assert 2 == await parent.ended()
     assert started == len(parent.of("worker started"))
     assert parent.of(next(iter(setting.values())))
+
+
+async def test_port_in_use():
+    """A port that something else listens on ends the parent with 2, before any worker is started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        environment = {"RELAY_FACILITATOR_URL": NOBODY, "RELAY_FACILITATOR_AUTH": "none", "RELAY_LOG_FORMAT": "json"}
+        async with supervised(environment | {"RELAY_HTTP_PORT": str(other.getsockname()[1])}) as parent:
+            assert 2 == await parent.ended()
+    assert [] == parent.of("worker started")
+    assert parent.of("RELAY_HTTP_PORT")
 
 
 async def test_worker_that_keeps_dying():

@@ -1,0 +1,53 @@
+"""docs/metrics.md against the metrics that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.fleet import Fleet
+from relay.metrics import Metrics
+from relay.subjects import Reason
+
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+ROW = re.compile(r"^\| `(relay_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", re.MULTILINE)
+
+
+def families():
+    """Every metric of a worker and of a parent, under the name by which it is asked for."""
+    text = Metrics(1).render().decode() + generate_latest(Fleet(1)._registry).decode()
+    return {
+        family.name + ("_total" if family.type == "counter" else ""): family
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("relay_")
+    }
+
+
+def test_every_metric_once():
+    """The tables have each metric once, with its type and its labels."""
+    expected = {
+        name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        for name, family in families().items()
+    }
+    rows = ROW.findall(PAGE)
+    assert expected == {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in rows}
+    assert len(expected) == len(rows)
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_values_are_explained(name):
+    """Every value of a label that is neither a number nor a reason is explained where its metric is."""
+    (meaning,) = [meaning for row, _, _, meaning in ROW.findall(PAGE) if row == name]
+    values = {value for sample in families()[name].samples for key, value in sample.labels.items() if key != "le"}
+    assert [] == [
+        value for value in values if f"`{value}`" not in meaning and not value.isdigit() and value not in list(Reason)
+    ]
+
+
+def test_queries_name_metrics():
+    """What the page asks of Prometheus are metrics that exist."""
+    asked = set(re.findall(r"\b(relay_\w+?)(?:_bucket)?\b(?=[\[)])", PAGE))
+    assert asked
+    assert set() == asked - families().keys()
