@@ -7,10 +7,11 @@ INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python in
 
 LOCK_VENV := .venv-lock
 AUDIT_VENV := .venv-audit
+SBOM_VENV := .venv-sbom
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-dead-letters format audit lock clean
+.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-query bench-dead-letters format audit sbom lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -21,10 +22,12 @@ demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a
 test: $(VENV)/.dev  ## run the whole test suite
 	@$(BIN)/python -m pytest --numprocesses 3
 
-soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the simulation, a whole rough minute (some 45 minutes)
+soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the simulation, a rough minute, long outages (some 45 minutes)
 	@$(BIN)/python -m tests.faults.soak --updates 1000000 --minutes 20 --json soak.json
 	@COUNT=20000 $(BIN)/python -m pytest -q --timeout 3600 tests/faults/test_simulation.py -k schedules
 	@ROUGH_S=60 $(BIN)/python -m pytest -q --timeout 600 tests/faults/test_rough_minute.py
+	@STALL_S=45 $(BIN)/python -m pytest -q tests/faults/test_stall.py
+	@$(BIN)/python -m pytest -q tests/faults/quorum.py
 
 sim: $(VENV)/.dev  ## tell one schedule of the simulation line by line (make sim SEED=17)
 	@SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/faults/test_simulation.py -k replay
@@ -47,6 +50,9 @@ bench-scale: $(VENV)/.bench  ## memory, recovery, start-up and durability of the
 bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
 	@$(BIN)/python -m bench.workers
 
+bench-query: $(VENV)/.bench  ## ask for the status of ten and of a million jobs, and what receipts cost (some 20 minutes)
+	@$(BIN)/python -m bench.query
+
 bench-dead-letters: $(VENV)/.dev  ## list a million dead letters and replay ten thousand (some 5 minutes)
 	@$(BIN)/python -m bench.dead_letters --letters 1000000
 
@@ -61,6 +67,13 @@ audit:  ## look what the image installs up in the OSV database of known vulnerab
 		--requirement requirements.lock || { echo 'make audit: not passed. Either a pinned version has a known' \
 		'vulnerability (named above: raise it in pyproject.toml and run make lock), or OSV cannot be reached from here.'; exit 1; }
 
+sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.json)
+	@$(PYTHON) -m venv --clear $(SBOM_VENV)
+	@$(SBOM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'cyclonedx-bom>=7,<8'
+	@$(SBOM_VENV)/bin/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file sbom.json requirements.lock
+	@rm -rf $(SBOM_VENV)
+
 lock:  ## pin what the image installs, with hashes and without addresses (PYTHON=the image's python)
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools>=7.5,<8'
@@ -68,7 +81,7 @@ lock:  ## pin what the image installs, with hashes and without addresses (PYTHON
 	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made
-	rm -rf $(VENV) $(AUDIT_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(AUDIT_VENV) $(SBOM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "job-status-relay needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0] or 0)'
