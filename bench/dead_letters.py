@@ -8,10 +8,10 @@ as an operator runs them.
 - List: the time and the peak memory of listing all of them, and of listing a tenth: what grows with the number of
   dead letters shows in between.
 - Replay: the rate of `relay dlq replay --all`, from the first to the last update stored. The floor is what the same
-  requests take that do the work (publish, look at the source, remove it, remove the dead letter), encoded beforehand
-  and sent over a bare socket with the same window, by a server of its own in the same run: faster than that this
-  server cannot be asked. What a replay takes besides is to read the dead letters. How much of the time the command and
-  the server used a processor shows which of the two waited for the other.
+  requests take that do the work (publish, remove the source, remove the dead letter), encoded beforehand and sent over
+  a bare socket with the same window, by a server of its own in the same run: faster than that this server cannot be
+  asked. What a replay takes besides is to read the dead letters. How much of the time the command and the server used
+  a processor shows which of the two waited for the other.
 """
 
 import argparse

@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_message_delete, api_message_get
+from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_message_delete
 
 _PUBLISHED, _REMOVED = b"_INBOX.floor.published", b"_INBOX.floor.removed"
 _CONNECT = b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.floor.* 1\r\n'
-_REQUESTS_TO_REMOVE = 3
+_REQUESTS_TO_REMOVE = 2
 
 
 @dataclass(slots=True)
@@ -42,11 +42,10 @@ def publish(subject: str, body: bytes, headers: dict[str, str]) -> bytes:
 
 
 def removal(source: int, letter: int) -> bytes:
-    """The three requests that remove a dead letter with its source."""
-    return (
-        request(api_message_get(STATUS_STREAM), {"seq": source})
-        + request(api_message_delete(STATUS_STREAM), {"seq": source, "no_erase": True})
-        + request(api_message_delete(DLQ_STREAM), {"seq": letter, "no_erase": True})
+    """The two requests that remove a dead letter with its source."""
+    return b"".join(
+        request(api_message_delete(stream), {"seq": sequence, "no_erase": True})
+        for stream, sequence in ((STATUS_STREAM, source), (DLQ_STREAM, letter))
     )
 
 

@@ -109,14 +109,17 @@ class Sources:
 
         In a stream times ascend with sequences, so one update that is old enough speaks for all before it.
         """
-        async with self._looking:
-            if self._old_up_to < sequence >= self._stride_from:
-                self._stride_from = sequence + _STRIDE
-                request = {"next_by_subj": job_filter("*"), "seq": self._stride_from}
-                ahead = await find_message(self._client, STATUS_STREAM, request)
-                if ahead is not None:
-                    self._old_up_to, self._old_at = ahead["seq"], dt.datetime.fromisoformat(ahead["time"])
+        if sequence > self._old_up_to:
+            async with self._looking:
+                if self._old_up_to < sequence >= self._stride_from:
+                    await self._look_ahead(sequence + _STRIDE)
         return sequence <= self._old_up_to and self._old_at <= letter.stored_at
+
+    async def _look_ahead(self, start: int) -> None:
+        self._stride_from = start
+        ahead = await find_message(self._client, STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
+        if ahead is not None:
+            self._old_up_to, self._old_at = ahead["seq"], dt.datetime.fromisoformat(ahead["time"])
 
     async def _look(self) -> _Extent:
         try:

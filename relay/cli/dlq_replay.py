@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from relay.errors import JetStreamError, RelayError, UnsuitableServer
 from relay.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.wire import Fault, decode
 
+_ALLOCATIONS_PER_SEARCH: Final = 20_000
 _AGAIN: Final = "run the same command again: nothing is lost, and nothing is sent twice"
 
 
@@ -66,6 +68,9 @@ def cause_of(client: Client, error: RelayError) -> RelayError:
 
 async def _replay(client: Client, selected: "_Selected", total: int | None, account: Account) -> None:
     store = DeadLetterStore(client)
+    # What was loaded stays to the end, and letters leave nothing behind that only a search finds: a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS_PER_SEARCH)
     async with pipelined(client) as fast:
         republisher = Republisher(fast)
         replay = republisher.move if selected.source.path is None else republisher.publish

@@ -118,7 +118,9 @@ class Letter:
     @property
     def history(self) -> tuple[Ending, ...]:
         """How the update ended before it was replayed, oldest first; empty if it never was."""
-        parts = (part.split(" ") for part in self.headers.get(HISTORY_HEADER, "").split("; "))
+        if not (text := self.headers.get(HISTORY_HEADER)):
+            return ()
+        parts = (part.split(" ") for part in text.split("; "))
         return tuple(Ending(*part) for part in parts if len(part) == 3)  # noqa: PLR2004 - the fields of Ending
 
     @property
