@@ -1,9 +1,9 @@
 """Dead letters: listing many with flat memory, and replaying many as fast as the server takes them.
 
-    python -m bench.dead_letters [--letters 100000] [--replays 10000] [--rounds 3] [--json FILE]
+    python -m bench.dead_letters [--letters 100000] [--replays 10000] [--rounds 3] [--servers 1] [--json FILE]
 
-An embedded nats-server holds the dead letters. `relay dlq list` and `relay dlq replay` run as processes of their own,
-as an operator runs them.
+An embedded nats-server, or a cluster of three with three replicas, holds the dead letters. `relay dlq list` and
+`relay dlq replay` run as processes of their own, as an operator runs them.
 
 - List: the time and the peak memory of listing all of them, and of listing a tenth: what grows with the number of
   dead letters shows in between.
@@ -35,6 +35,7 @@ from bench.request_floor import measure, publish, removal
 from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect, publish_confirmed
 from relay.broker.topology import provision
+from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
 from relay.settings import load_settings
 from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
@@ -43,10 +44,16 @@ WINDOW = 256
 
 
 @asynccontextmanager
-async def provisioned() -> AsyncIterator[tuple[Client, dict[str, str]]]:
-    """A connection to a server with the relay's streams, and the environment of its commands."""
-    async with NatsServer() as server:
-        environment = {"RELAY_NATS_URL": server.url, "PATH": os.environ["PATH"], "SERVER_PID": str(server.pid)}
+async def provisioned(servers: int = 1) -> AsyncIterator[tuple[Client, dict[str, str]]]:
+    """A connection to a server or a cluster with the relay's streams, and the environment of its commands."""
+    async with NatsServer() if servers == 1 else NatsCluster() as broker:
+        nodes = (broker,) if isinstance(broker, NatsServer) else broker.nodes
+        environment = {
+            "PATH": os.environ["PATH"],
+            "RELAY_NATS_URL": nodes[0].url,
+            "RELAY_REPLICAS": str(servers),
+            "SERVER_PIDS": " ".join(str(node.pid) for node in nodes),
+        }
         settings = load_settings(environment, None)
         nc = await connect(settings.nats, name="bench")
         try:
@@ -137,8 +144,8 @@ async def require_moved(nc: Client, count: int) -> None:
         raise SystemExit("not every dead letter was replayed, or not every source is gone")
 
 
-async def measure_floor(count: int) -> dict[str, Any]:
-    async with provisioned() as (nc, environment):
+async def measure_floor(count: int, servers: int) -> dict[str, Any]:
+    async with provisioned(servers) as (nc, environment):
         jobs = await bury(nc, count)
         marks = {"Nats-Msg-Id": "", "Relay-Replayed-From": "1", "Relay-History": "job_not_found 5 2026-11-22T00:00:00Z"}
         work = [
@@ -155,8 +162,8 @@ async def measure_floor(count: int) -> dict[str, Any]:
     return {"floor_per_s": round(count / took_s), "floor_server_us": round(used_s / count * 1e6)}
 
 
-async def measure_replay(replays: int) -> dict[str, Any]:
-    async with provisioned() as (nc, environment):
+async def measure_replay(replays: int, servers: int) -> dict[str, Any]:
+    async with provisioned(servers) as (nc, environment):
         _, _, idle_s = await relay(environment, "dlq", "replay", "--all")
         await bury(nc, replays)
         server_s = server_processor_s(environment)
@@ -175,8 +182,8 @@ async def measure_replay(replays: int) -> dict[str, Any]:
     }
 
 
-def measure_both(replays: int) -> dict[str, Any]:
-    floor, replay = uvloop.run(measure_floor(replays)), uvloop.run(measure_replay(replays))
+def measure_both(replays: int, servers: int) -> dict[str, Any]:
+    floor, replay = uvloop.run(measure_floor(replays, servers)), uvloop.run(measure_replay(replays, servers))
     return replay | floor | {"ratio": round(replay["replay_per_s"] / floor["floor_per_s"], 2)}
 
 
@@ -186,9 +193,10 @@ def condition_of(job: str, sequence: int) -> dict[str, str]:
 
 
 def server_processor_s(environment: dict[str, str]) -> float:
-    """What the server has used of the processors since it started, in seconds."""
-    user, system = Path(f"/proc/{environment['SERVER_PID']}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """What the servers have used of the processors since they started, in seconds."""
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in environment["SERVER_PIDS"].split()]
+    ticks = [int(field) for stat in stats for field in stat.rpartition(")")[2].split()[11:13]]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 async def time_between(nc: Client, first: int, last: int) -> float:
@@ -204,13 +212,14 @@ def main() -> None:
     parser.add_argument("--letters", type=int, default=100_000, help="how many to list")
     parser.add_argument("--replays", type=int, default=10_000, help="how many to replay")
     parser.add_argument("--rounds", type=int, default=3, help="how often to replay")
+    parser.add_argument("--servers", type=int, choices=(1, 3), default=1, help="with 3, each stores all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     host = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
     figures = {
         "host": host,
         "list": uvloop.run(measure_list(arguments.letters)),
-        "replay": [measure_both(arguments.replays) for _ in range(arguments.rounds)],
+        "replay": [measure_both(arguments.replays, arguments.servers) for _ in range(arguments.rounds)],
     }
     print(json.dumps(figures, indent=2))
     if arguments.json:
