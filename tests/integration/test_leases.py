@@ -377,7 +377,7 @@ async def test_drain_takes_too_long(crew):
 
 async def test_nobody_answers(worker, crew, monkeypatch):
     """When nobody answers for the leases for long, another server of the cluster is tried; a refusal is an answer."""
-    silent, refusing = await worker("silent", SHORT_S), await worker("refusing", SHORT_S)
+    silent, refusing = await worker("silent", SHORT_S / 4), await worker("refusing", SHORT_S / 4)
     tried: asyncio.Queue[str] = asyncio.Queue()
     failures = {silent: BrokerUnavailable([], "no answer"), refusing: JetStreamError("publish", 503, 10077, "full")}
     for leases, failure in failures.items():
@@ -385,8 +385,8 @@ async def test_nobody_answers(worker, crew, monkeypatch):
         monkeypatch.setattr(leases, "try_elsewhere", AsyncMock(side_effect=partial(tried.put_nowait, leases.worker)))
     monkeypatch.setattr(ownership, "_ELECTION_S", 0.0)
     crew.known |= {leases.worker: leases for leases in failures}
-    await crew.join("refusing", SHORT_S)
-    await crew.join("silent", SHORT_S)
+    await crew.join("refusing", SHORT_S / 4)
+    await crew.join("silent", SHORT_S / 4)
     assert ["silent", "silent"] == [await tried.get(), await tried.get()]
 
 
