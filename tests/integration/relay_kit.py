@@ -356,6 +356,14 @@ class Scene:
         return self._settled.setdefault(sequence, asyncio.get_running_loop().create_future())
 
 
+@contextlib.asynccontextmanager
+async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
+    """A relay that answers requests for the status of jobs."""
+    async with scene.relay(**variables) as relay:
+        await relay.serving.wait()
+        yield relay
+
+
 def counters(relay: Relay) -> Counter[str]:
     """The relay's counters by name and label, `relay_updates acknowledged`, `relay_retries`; but not those of lanes."""
     return Counter({name: int(value) for name, value in _samples(relay, "counter") if not name.startswith(_OF_LANES)})

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import fcntl
-import io
 import itertools
 import json
 import os
@@ -13,17 +12,16 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import structlog
+from cli_kit import Ended, make_command
 from test_dlq import JOB, OTHER, all_of, bury, change, sequences, stored
 from typer.testing import CliRunner
 
-from relay import logs
 from relay.broker import dead_letter_store
 from relay.broker.connection import publish_confirmed
-from relay.cli import app, main
+from relay.cli import app
 from relay.local.server import NatsServer
 from relay.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, STATUS_SUBJECTS, Reason, status_subject
 
@@ -31,36 +29,16 @@ TIMEOUT_S = 30
 BAD = json.dumps({"uuid": JOB, "status": "finished", "metadata": {"n": [1, 2]}}).encode()
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def relay(nats_server, tmp_path, monkeypatch) -> Callable[..., Any]:
     """Runs `relay ...` to its end, off a terminal: in a thread of this process, because a new one takes a second."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logs, "configure", lambda *_: None)  # it would keep the standard error of one run for good
+    monkeypatch.setenv("COLUMNS", "160")
+    command = make_command(monkeypatch, tmp_path)
 
     async def relay(*arguments: str, **settings: str) -> Ended:
-        for name, value in environment(settings.pop("NATS_URL", nats_server.url), **settings).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["relay", *arguments])
-        return await asyncio.to_thread(_run)
+        return await command(*arguments, **{"NATS_URL": nats_server.url} | settings)
 
     return relay
-
-
-def _run() -> Ended:
-    code, out, err = 0, io.StringIO(), io.StringIO()
-    # Without a configuration of their own, log lines would go to standard output.
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), structlog.testing.capture_logs():
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
-from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, update
+from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, serving, update
 from structlog.testing import capture_logs
 
-from relay.app import Relay
 from relay.broker.archive import Archive, Burial
 from relay.broker.connection import api_request, connect, publish_confirmed
 from relay.local.cluster import NatsCluster
@@ -54,14 +53,6 @@ async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
 async def scene(nats_server, facilitator) -> AsyncIterator[Scene]:
     async with Scene(nats_server, facilitator) as scene:
         yield scene
-
-
-@contextlib.asynccontextmanager
-async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
-    """A relay that answers requests."""
-    async with scene.relay(**variables) as relay:
-        await relay.serving.wait()
-        yield relay
 
 
 def error_of(message: Msg) -> tuple[str, str] | None:

@@ -11,9 +11,8 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from relay_kit import STATUSES, Scene, counters, new_job, update
+from relay_kit import STATUSES, Scene, counters, new_job, serving, update
 
-from relay.app import Relay
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.report import ConnectionReport, Report
@@ -32,14 +31,6 @@ async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
 async def scene(nats_server, facilitator) -> AsyncIterator[Scene]:
     async with Scene(nats_server, facilitator, RECEIPTS="true") as scene:
         yield scene
-
-
-@contextlib.asynccontextmanager
-async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
-    """A relay that answers requests."""
-    async with scene.relay(**variables) as relay:
-        await relay.serving.wait()
-        yield relay
 
 
 @contextlib.asynccontextmanager
