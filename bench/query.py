@@ -6,7 +6,9 @@ Fresh servers in each round, every part a process of its own: nats-server, the r
 the publisher and the asker.
 
 - Queries: so many updates are stored, each of another job, and relayed. Then 500 questions a second about those jobs
-  beside 1,000 updates a second of them; the time of a question counts from when it was due.
+  beside 1,000 updates a second of them; the time of either counts from when it was due. In turn with that the floor,
+  for which nats-server itself is asked for the jobs' last updates, as the relay has to do for an answer; and the
+  updates alone.
 - Receipts: a backlog worked off with RELAY_RECEIPTS off and on, in turn: updates a second, and the processor time that
   the relay takes for one.
 """
@@ -15,14 +17,14 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
-from bench.figures import quantiles
+from bench.figures import quantiles, spread
 from bench.harness import Plan, Saturation, saturation
 from bench.processes import BenchError, Child
 from bench.scene import Scene, note, scene
@@ -31,34 +33,55 @@ from relay.logs import configure
 
 UPDATES_PER_S: Final = 1000
 QUESTIONS_PER_S: Final = 500
+NOBODY: Final = "nobody"
+_ASKED: Final = ("relay", "server", NOBODY)
 _QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _PATIENCE_S: Final = 600.0
 _MARGIN_S: Final = 2.0
 """So much longer than the questions the updates go on, on either side."""
 
+Figures = dict[str, dict[str, float]]
+"""What was measured, by name and quantile."""
 
-async def queries(stored: int, seconds: float) -> dict[str, float]:
-    """Milliseconds from when a question was due to its answer. Raises BenchError if one was not answered."""
+
+async def queries(stored: int, seconds: float, order: Sequence[str]) -> Figures:
+    """Milliseconds that questions took, and updates beside them, by who was asked: first whom `order` has first.
+
+    Raises BenchError if a question or an update was refused.
+    """
+    found: Figures = {}
     async with scene(RELAY, stored) as place, place.running() as running:
         await place.fill(stored)
         if await running.recorder.wait(stored, _PATIENCE_S) < stored:
             raise BenchError(f"{stored:,} updates were not relayed within {_PATIENCE_S:g} s")
-        publishing = asyncio.create_task(place.publish_at(UPDATES_PER_S, seconds + 2 * _MARGIN_S))
-        await asyncio.sleep(_MARGIN_S)
-        answers = await ask(place, seconds)
-        published = await publishing
-    if answers["refused"] or published.refused:
-        raise BenchError(f"refused: {published.refused} updates, and of the questions {answers['refused']}")
-    figures = quantiles(answers["latencies_ms"], tuple(_QUANTILES.values()))
-    return dict(zip(_QUANTILES, figures, strict=True))
+        for whom in order:
+            await running.recorder.take()
+            publishing = asyncio.create_task(place.publish_at(UPDATES_PER_S, seconds + 2 * _MARGIN_S))
+            await asyncio.sleep(_MARGIN_S)
+            if whom == NOBODY:
+                await asyncio.sleep(seconds)
+            else:
+                found[f"ms, question to {whom}"] = _quantiles(await ask(place, whom, seconds))
+            published = await publishing
+            if published.refused:
+                raise BenchError(f"{published.refused} updates were refused")
+            found[f"ms, update with {whom} asked"] = _quantiles((await running.recorder.take()).latencies_ms)
+    return found
 
 
-async def ask(place: Scene, seconds: float) -> dict[str, Any]:
-    """What the asker says at its end; see `bench.asker`."""
-    how = ("--jobs", str(place.jobs), "--rate", str(QUESTIONS_PER_S), "--seconds", str(seconds))
+def _quantiles(latencies_ms: Sequence[float]) -> dict[str, float]:
+    return dict(zip(_QUANTILES, quantiles(latencies_ms, tuple(_QUANTILES.values())), strict=True))
+
+
+async def ask(place: Scene, whom: str, seconds: float) -> list[float]:
+    """Milliseconds from when each question was due to its answer; see `bench.asker`."""
+    how = ("--jobs", str(place.jobs), "--rate", str(QUESTIONS_PER_S), "--seconds", str(seconds), "--to", whom)
     arguments = ("-m", "bench.asker", place.broker.urls[0], *how)
     async with Child("asker", arguments, place.environment, place.folder) as asker:
-        return await asker.says(seconds + _PATIENCE_S)
+        answers = await asker.says(seconds + _PATIENCE_S)
+    if answers["refused"]:
+        raise BenchError(f"questions were refused: {answers['refused']}")
+    return answers["latencies_ms"]
 
 
 async def receipts_cost(number: int, backlog: float) -> dict[str, Saturation]:
@@ -79,8 +102,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     for number in range(options.rounds):
         for stored in options.stored:
             note(f"round {number + 1} of {options.rounds}: questions about {stored:,} jobs")
-            for name, value in (await queries(stored, options.seconds)).items():
-                figures[f"query, {stored:,} jobs, ms, {name}"].append(value)
+            for what, quantile, value in _with_ratios(await queries(stored, options.seconds, _turns(number))):
+                figures[f"{stored:,} jobs, {what}, {quantile}"].append(value)
     for number in range(options.receipts):
         note(f"round {number + 1} of {options.receipts}: receipts")
         found = await receipts_cost(number, options.backlog)
@@ -88,11 +111,25 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             figures[f"saturated {name} receipts, updates/s"].append(result.per_s)
             figures[f"relay {name} receipts, processor us/update"].append(result.cpu_us)
         figures["what receipts cost, % of updates/s"].append(100 * (1 - found["with"].per_s / found["without"].per_s))
-    return {"machine": machine.describe(), "figures": {name: _spread(values) for name, values in figures.items()}}
+    return {
+        "machine": machine.describe(),
+        "figures": {name: asdict(spread(values)) for name, values in figures.items()},
+    }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+def _turns(number: int) -> Sequence[str]:
+    """Each round begins with the next one."""
+    first = number % len(_ASKED)
+    return _ASKED[first:] + _ASKED[:first]
+
+
+def _with_ratios(figures: Figures) -> Iterator[tuple[str, str, float]]:
+    """Each figure with its quantile, and what a question to the relay costs by the floor."""
+    for what, values in figures.items():
+        yield from ((what, quantile, value) for quantile, value in values.items())
+    for quantile in _QUANTILES:
+        relay, floor = figures["ms, question to relay"][quantile], figures["ms, question to server"][quantile]
+        yield "question to relay by question to server", quantile, relay / floor
 
 
 def main() -> None:
@@ -109,7 +146,7 @@ def main() -> None:
     result = asyncio.run(measure(options))
     print(machine.sentence(result["machine"]))
     for name, figure in result["figures"].items():
-        print(f"{name:45} {figure['median']:10.2f}   ({figure['least']:.2f} to {figure['most']:.2f})")
+        print(f"{name:52} {figure['median']:10.2f}   ({figure['least']:.2f} to {figure['most']:.2f})")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
