@@ -3,13 +3,13 @@
 import argparse
 import asyncio
 import json
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from bench import machine, report
+from bench.ending import end_in_order
 from bench.harness import RATES, Latency, Plan, Saturation, measure
 from bench.scale import Durability, Memory, Recovery, StartUp, measure_scale
 from bench.systems import FLOORS_AND_RELAY, SYSTEMS
@@ -37,9 +37,10 @@ def main() -> None:
         result = json.loads(options.json.read_text())
     else:
         configure("warning", "console")
+        end_in_order()
         try:
             result = asyncio.run(_measure(options))
-        except (KeyboardInterrupt, asyncio.CancelledError):
+        except KeyboardInterrupt:
             sys.exit(f"interrupted{f'; what was measured before is in {options.json}' if options.json else ''}")
     _print(result)
     if options.charts:
@@ -83,9 +84,6 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """All results; saved after each, so that what was measured before an interruption is not lost."""
     result: dict[str, Any] = {"machine": machine.describe(), "options": _plain(options)}
     plan = _plan(options)
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # else nobody would end the servers
     async for row in measure_scale(plan) if options.what == "scale" else measure(plan):
         result.setdefault(_SECTIONS[type(row)], []).append(asdict(row))
         if options.json:

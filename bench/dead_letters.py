@@ -31,6 +31,7 @@ from typing import Any
 import uvloop
 from nats.aio.client import Client
 
+from bench.ending import end_in_order
 from bench.request_floor import measure, publish, removal
 from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect, publish_confirmed
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--servers", type=int, choices=(1, 3), default=1, help="with 3, each stores all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
+    end_in_order()
     host = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
     figures = {
         "host": host,

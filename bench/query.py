@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
+from bench.ending import end_in_order
 from bench.figures import quantiles, spread
 from bench.harness import Plan, Saturation, saturation
 from bench.processes import BenchError, Child
@@ -143,6 +144,7 @@ def main() -> None:
     options = arguments.parse_args()
     options.stored = [int(count) for count in options.stored.split(",")]
     configure("warning", "console")
+    end_in_order()
     result = asyncio.run(measure(options))
     print(machine.sentence(result["machine"]))
     for name, figure in result["figures"].items():

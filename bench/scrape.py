@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from bench.ending import end_in_order
 from bench.figures import quantiles, spread
 from bench.processes import BenchError, Child
 from bench.scene import Recorder, Running, Scene, _free_port, note, scene
@@ -103,6 +104,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path)
     options = arguments.parse_args()
     configure("warning", "console")
+    end_in_order()
     result = asyncio.run(measure(options.rounds, options.rate, options.seconds))
     print(f"medians of {options.rounds} rounds (least to most), {options.rate:g} updates/s, a scrape every second")
     for name in AT:

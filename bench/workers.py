@@ -31,6 +31,7 @@ from uuid import UUID
 
 import uvloop
 
+from bench.ending import end_in_order
 from relay.app import topology_of
 from relay.broker.connection import close, connect
 from relay.broker.leases import Leases
@@ -173,6 +174,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path)
     options = arguments.parse_args()
     configure("warning", "console")
+    end_in_order()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(measure(options.rounds))
     print(f"medians of {options.rounds} rounds (least to most), {result['machine']}")

@@ -22,6 +22,8 @@ from relay.local.demo import Demo, Plan, make_hotkey, open_demo
 from relay.local.display import directions, jobs_by_status, live, summary
 from relay.local.tally import Result
 
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Told to end, or the terminal was closed."""
 _EXIT_AT_SIGTERM: Final = 128 + signal.SIGTERM
 
 
@@ -81,14 +83,16 @@ def _relay(plan: Plan, output: _Output) -> Result:
 async def _demonstrate(signer: Signer, plan: Plan, output: _Output) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "a coroutine runs in a task"
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)  # so that the servers are ended, too
+    endings = [each for each in _ENDINGS if signal.getsignal(each) is signal.SIG_DFL]  # nohup, for one, ignores SIGHUP
+    for number in endings:
+        loop.add_signal_handler(number, task.cancel)  # so that the servers are ended, too
     output.console.print(f"Relaying {plan.jobs} jobs at {plan.rate_per_s:g} updates a second ...")
     async with open_demo(signer) as under_way:
         async with live(output.console, under_way.tally):
             result = await under_way.relay_all(plan)
         stop = asyncio.Event()
         if output.keep:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *endings):
                 loop.add_signal_handler(number, stop.set)
         else:
             stop.set()

@@ -31,6 +31,7 @@ import uvloop
 from nats.aio.client import Client
 
 from bench import machine
+from bench.ending import end_in_order
 from bench.load import body
 from bench.nats_line import NatsLine
 from bench.processes import resident_mib
@@ -344,6 +345,7 @@ def main() -> None:
     options = arguments.parse_args()
     say = sys.stdout.write
     logs.configure("warning", "console")
+    end_in_order()
     say(machine.sentence(machine.describe()) + "\n")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(soak(options.updates, options.minutes, options.seed))

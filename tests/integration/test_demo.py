@@ -82,7 +82,7 @@ async def test_demo_stays_up_for_a_closer_look(start, tmp_path):
         await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 async def test_demo_can_be_interrupted(start, tmp_path, number, code):
     """A signal in the middle ends the servers, leaves nothing behind and prints no traceback."""
     process = await start("demo", "--rate", "50")

@@ -15,10 +15,34 @@ from relay.local.server import NatsServer
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"name": "KEPT", "subjects": ["kept"]}
+HOLDER = """
+import asyncio
+from bench.ending import end_in_order
+from relay.local.server import NatsServer
+
+async def hold():
+    async with NatsServer() as server:
+        print(server.port, flush=True)
+        await asyncio.Event().wait()
+
+end_in_order()
+asyncio.run(hold())
+"""
 
 
 async def stored(client) -> int:
     return (await api_request(client, "$JS.API.STREAM.INFO.KEPT"))["state"]["messages"]
+
+
+async def started_holder(folder: Path) -> tuple[asyncio.subprocess.Process, int]:
+    """A process that runs a server, in `folder` instead of the system's own for temporary files, and the port."""
+    holder = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLDER),
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    return holder, int(await holder.stdout.readline())
 
 
 async def test_a_started_server_is_ready(nats_server, nc):
@@ -109,15 +133,9 @@ async def test_the_documented_configuration_works(connect):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-async def test_the_server_dies_with_its_starter():
+async def test_the_server_dies_with_its_starter(tmp_path):
     """When the process that started a server is killed, the server ends as well."""
-    script = (
-        "import asyncio\nfrom relay.local.server import NatsServer\n"
-        "async def main():\n    server = NatsServer()\n    await server.start()\n"
-        "    print(server.port, flush=True)\n    await asyncio.Event().wait()\nasyncio.run(main())\n"
-    )
-    starter = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
-    port = int(await starter.stdout.readline())
+    starter, port = await started_holder(tmp_path)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     starter.kill()
     await starter.wait()
@@ -127,3 +145,16 @@ async def test_the_server_dies_with_its_starter():
             while await reader.read(4096):
                 pass
     writer.close()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path, ending):
+    """Told to end, or with its terminal gone, a benchmark ends its server, whose folder goes away."""
+    holder, port = await started_holder(tmp_path)
+    assert 1 == len(list(tmp_path.iterdir()))
+    holder.send_signal(ending)
+    async with asyncio.timeout(10):
+        await holder.wait()
+    assert [] == list(tmp_path.iterdir())
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
