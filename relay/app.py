@@ -43,7 +43,8 @@ from relay.report import ConnectionReport, LaneReport, Report
 from relay.settings import DeliverySettings, Settings, shown_address
 from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
 from relay.tracing import open_tracing
-from relay.worker import Dispatcher, Limits
+from relay.worker.dispatcher import Dispatcher
+from relay.worker.limits import Limits
 
 R = TypeVar("R")
 _log = get_logger(__name__)

@@ -27,7 +27,7 @@ _ELECTION_S: Final = 15.0
 
 
 class Driver(Protocol):
-    """Who takes a lane's updates to the Facilitator; see worker.py."""
+    """Who takes a lane's updates to the Facilitator; see worker/dispatcher.py."""
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None: ...
     def extend(self, number: int, ours_until_s: float) -> None: ...

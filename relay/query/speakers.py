@@ -17,7 +17,7 @@ from relay.subjects import REPORT_SUBJECT, standing_subject
 
 
 class Driver(Protocol):
-    """Who takes a lane's updates to the Facilitator; see worker.py."""
+    """Who takes a lane's updates to the Facilitator; see worker/dispatcher.py."""
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None: ...
     def extend(self, number: int, ours_until_s: float) -> None: ...

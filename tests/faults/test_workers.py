@@ -12,7 +12,7 @@ from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.subjects import Reason, lane_of
-from relay.worker import _DEAD_LETTER_WRITERS as DEAD_LETTER_WRITERS
+from relay.worker.burial import WRITERS
 
 UPDATES = 20_000
 """How many updates the random test carries."""
@@ -235,8 +235,7 @@ async def test_late_renewal(monkeypatch):
 
         monkeypatch.setattr(dispatcher._dead_letters, "write", write_later)
         *first, last = [
-            await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON)
-            for _ in range(DEAD_LETTER_WRITERS + 1)
+            await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON) for _ in range(WRITERS + 1)
         ]
         next_one = await scene.publish(last.job)
         await scene.kept(last)  # it is at hand, and the writers are busy

@@ -8,7 +8,6 @@ import pytest
 from relay_kit import ACKED, TERMED, Scene, new_job
 from test_dlq import JOB, all_of, change
 
-from relay import worker
 from relay.broker import dead_letters
 from relay.broker.advisories import StoredMessage
 from relay.broker.connection import api_request
@@ -17,13 +16,14 @@ from relay.core.verdict import DeadLetter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, api_stream_info, status_subject
+from relay.worker import burial
 
 Restore = Callable[[], Awaitable[object]]
 
 
 @pytest.fixture
 async def scene(monkeypatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(worker, "_DEAD_LETTER_RETRY_S", 0.2)
+    monkeypatch.setattr(burial, "_RETRY_S", 0.2)
     monkeypatch.setattr(dead_letters, "_WRITE_TIMEOUT_S", 0.3)
     async with (
         NatsServer() as server,

@@ -16,7 +16,8 @@ from relay.core.continuity import Continuity
 from relay.core.lane import Lane, Update, _Job
 from relay.core.session import Opened, Phase, Session
 from relay.core.verdict import Outcome
-from relay.worker import Dispatcher
+from relay.worker.burial import Burial
+from relay.worker.dispatcher import Dispatcher
 from simulation.leases import Bucket
 from simulation.schedule import MISFORTUNES, Kind
 from simulation.source import PullSource
@@ -85,7 +86,7 @@ def retried_by_a_delayed_nak() -> Iterator[None]:
         del update.lane._settled[update.sequence]
         self._progressed(update)
 
-    with mock.patch.object(Dispatcher, "_retry", retry):
+    with mock.patch.object(Dispatcher, "retry", retry):
         yield
 
 
@@ -124,13 +125,13 @@ def lease_taken_whoever_has_it() -> Iterator[None]:
 @bug()
 def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
     """The server is told to forget an update before anybody has its dead letter."""
-    real = Dispatcher._bury_one
+    real = Burial._bury
 
-    async def bury_one(self: Dispatcher, update: Any) -> None:
+    async def bury(self: Burial, update: Any) -> None:
         await update.delivery.term("early")
         await real(self, update)
 
-    with mock.patch.object(Dispatcher, "_bury_one", bury_one):
+    with mock.patch.object(Burial, "_bury", bury):
         yield
 
 
@@ -168,7 +169,7 @@ def suspect_forgotten() -> Iterator[None]:
     real = Dispatcher.on_opened
 
     async def on_opened(self: Dispatcher, event: Opened[Any]) -> bool:
-        with mock.patch.object(Dispatcher, "_put_back"):
+        with mock.patch.object(Dispatcher, "put_back"):
             return await real(self, event)
 
     with mock.patch.object(Dispatcher, "on_opened", on_opened):

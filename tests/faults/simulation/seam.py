@@ -11,15 +11,19 @@ from websockets.frames import Close, CloseCode
 
 import relay.facilitator
 import relay.ownership
-import relay.worker
+import relay.worker.burial
+import relay.worker.clock
+import relay.worker.dispatcher
+import relay.worker.feed
 from relay.websocket import ConnectionClosed
 from simulation.book import Log
 from simulation.clock import Clock, Process
 from simulation.facilitator import Connection, Facilitator
 from simulation.network import Pipe
 
-_TIMED = (relay.worker, relay.facilitator, relay.ownership)
-_LOGGING = (relay.worker, relay.facilitator, relay.ownership)
+_PATH = (relay.worker.dispatcher, relay.worker.feed)
+_TIMED = (*_PATH, relay.worker.clock, relay.facilitator, relay.ownership)
+_LOGGING = (*_PATH, relay.worker.burial, relay.facilitator, relay.ownership)
 _CONNECT_S = 0.005
 _CONGESTION = 0.05
 """How often the network takes no more for a while."""

@@ -15,7 +15,8 @@ from relay.core.session import Pushed, Session
 from relay.facilitator import Facilitator as Shell
 from relay.metrics import Metrics
 from relay.ownership import Ownership
-from relay.worker import Dispatcher, Limits
+from relay.worker.dispatcher import Dispatcher
+from relay.worker.limits import Limits
 from simulation.book import Book
 from simulation.clock import Clock, Process
 from simulation.facilitator import AUTHENTICATION, Facilitator
