@@ -6,7 +6,6 @@ import os
 import random
 import secrets
 import socket
-import time
 from collections.abc import Coroutine
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
@@ -39,10 +38,10 @@ from relay.query.answers import Answers
 from relay.query.evidence import Witnesses
 from relay.query.service import StatusService
 from relay.query.speakers import AnsweringDriver, serve_reports
-from relay.report import ConnectionReport, LaneReport, Report
 from relay.settings import DeliverySettings, Settings, shown_address
 from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
 from relay.tracing import open_tracing
+from relay.vitals import Line, Vitals
 from relay.worker.dispatcher import Dispatcher
 from relay.worker.limits import Limits
 
@@ -55,8 +54,6 @@ _LAST_PUSHES_S: Final = 5.0
 _BATCH: Final = LANE_CAPACITY // 2
 _PULL_EXPIRES_S: Final = 30.0
 _PROVISION_CHECK_S: Final = 2.0
-_BETWEEN_PIECES_S: Final = 0.002
-"""An update passes through the event loop several times; so it waits for one piece of a scrape at most."""
 
 
 def topology_of(settings: DeliverySettings) -> Topology:
@@ -102,17 +99,16 @@ class Relay:
         # Random, because a process in a container often has the same id as the one before it.
         self._worker = safe_token(f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}")
         self._version = version("job-status-relay")
-        self._began_s = time.monotonic()
         self._tracing = open_tracing(settings.tracing, worker=self._worker, version=self._version)
-        self._lines: list[tuple[Dispatcher, Facilitator]] = []
+        self.vitals = Vitals(settings, self.metrics, worker=self._worker, version=self._version)
+        """What keeps updates from flowing, the metrics, and the report."""
+        self._lines: list[Line] = []
         self._ownership: Ownership | None = None
-        self._waiting_for: str | None = "starting"
-        self._nc: Client | None = None
         self._closed = asyncio.Event()
         self._health = (
-            HealthServer(settings.http.host, settings.http.port, OneWorker(self))
+            HealthServer(settings.http.host, settings.http.port, OneWorker(self.vitals))
             if channel is None
-            else ProbeChannel(channel, self)
+            else ProbeChannel(channel, self.vitals)
         )
 
     @property
@@ -120,49 +116,6 @@ class Relay:
         """The port of probes and metrics, unless a parent answers them."""
         assert isinstance(self._health, HealthServer), "whoever gave us a channel does not ask for a port"
         return self._health.port
-
-    def missing(self) -> list[str]:
-        """What keeps updates from flowing, in words for an operator; empty if nothing does, or without lanes."""
-        if self._waiting_for is not None:
-            return [self._waiting_for]
-        missing = self._lane_troubles() if self._nats_connected else [self._nats_trouble()]
-        driving = [facilitator for dispatcher, facilitator in self._lines if dispatcher.drives]
-        return missing + [each.trouble for each in driving if each.trouble is not None]
-
-    @property
-    def _nats_connected(self) -> bool:
-        return self._nc is not None and self._nc.is_connected
-
-    def _nats_trouble(self) -> str:
-        servers = ", ".join(map(shown_address, self._settings.nats.urls))
-        return f"the connection to NATS at {servers} is lost; trying to make it anew"
-
-    def _lane_troubles(self) -> list[str]:
-        sharing = self._ownership.trouble if self._ownership is not None else None
-        troubles = [trouble for dispatcher, _ in self._lines for trouble in dispatcher.troubles()]
-        return troubles if sharing is None else [sharing, *troubles]
-
-    async def exposition(self) -> bytes:
-        """The metrics, in the form of relay.metrics.CONTENT_TYPE; made slowly, to let updates through."""
-        self.refresh_metrics()
-        pieces: list[bytes] = []
-        for piece in self.metrics.pieces():
-            pieces.append(piece)
-            await asyncio.sleep(_BETWEEN_PIECES_S)
-        return b"".join(pieces)
-
-    def refresh_metrics(self) -> None:
-        """Bring up to date what is not counted as it happens."""
-        for dispatcher, _ in self._lines:
-            dispatcher.report()
-        facilitators = [facilitator for _, facilitator in self._lines]
-        places = len(facilitators) * self._settings.facilitator.window
-        self.metrics.in_flight(sum(each.unanswered for each in facilitators), places)
-        self.metrics.state(
-            ready=not self.missing(),
-            nats=self._nats_connected,
-            facilitator=sum(each.trouble is None for each in facilitators),
-        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, then drain.
@@ -198,18 +151,18 @@ class Relay:
         async with asyncio.TaskGroup() as group:
             carrying = [group.create_task(requests.run()), group.create_task(receipts.run())]
             carrying.append(group.create_task(take_pulse(self.metrics.loop_lagged)))
-            carrying.append(group.create_task(Backlog(nc, self._lanes, self.metrics).run()))
+            carrying.append(group.create_task(Backlog(nc, self.vitals.lanes, self.metrics).run()))
             carrying.append(group.create_task(self._make_service(nc).run()))
-            carrying.append(group.create_task(serve_reports(nc, self._report)))
+            carrying.append(group.create_task(serve_reports(nc, self.vitals.report)))
             for dispatcher, facilitator in self._lines:
                 carrying.append(group.create_task(dispatcher.run()))
                 carrying.append(group.create_task(facilitator.run(dispatcher)))
             owning = group.create_task(self._ownership.run(leave))
-            self._waiting_for = None
+            self.vitals.relaying(self._lines, self._ownership)
             self.ready.set()
             await self._until_stopped(stop)
             # Lanes first: their answers come over the connections that also bring pushes, which are published last.
-            self._waiting_for = "stopping"
+            self.vitals.waiting_for = "stopping"
             _log.info("draining", lanes=self._ownership.lanes, at_most_s=DRAIN_S)
             leave.set()
             await owning
@@ -245,7 +198,7 @@ class Relay:
             await close(nc)
             self._closed.clear()
             raise
-        self._nc = nc
+        self.vitals.client = nc
         return nc
 
     async def _until_provisioned(self, nc: Client) -> bool:
@@ -284,32 +237,12 @@ class Relay:
         answers = Answers(archive, Witnesses(nc, archive, here, lanes), lanes, lambda: nc.max_payload)
         return StatusService(nc, answers, worker=self._worker, version=self._version, on_serving=self.serving.set)
 
-    def _lanes(self) -> list[LaneReport]:
-        return [lane for dispatcher, _ in self._lines for lane in dispatcher.lanes()]
-
-    def _report(self) -> Report:
-        window = self._settings.facilitator.window
-        return Report(
-            worker=self._worker,
-            version=self._version,
-            uptime_s=time.monotonic() - self._began_s,
-            missing=self.missing(),
-            lanes=self._lanes(),
-            connections=[ConnectionReport(window, each.unanswered, each.trouble) for _, each in self._lines],
-            updates=self.metrics.updates(),
-            dead_letters=self.metrics.dead_letters(),
-            retries=self.metrics.retries(),
-            timings=self.metrics.timings(),
-        )
-
-    def _make_lines(
-        self, nc: Client, requests: Requests, receipts: Receipts | None
-    ) -> list[tuple[Dispatcher, Facilitator]]:
+    def _make_lines(self, nc: Client, requests: Requests, receipts: Receipts | None) -> list[Line]:
         """A dispatcher for each connection to the Facilitator; no more of them than there are lanes."""
         connections = min(self._settings.facilitator.connections, self._settings.delivery.lanes)
         return [self._make_line(nc, requests, receipts) for _ in range(connections)]
 
-    def _make_line(self, nc: Client, requests: Requests, receipts: Receipts | None) -> tuple[Dispatcher, Facilitator]:
+    def _make_line(self, nc: Client, requests: Requests, receipts: Receipts | None) -> Line:
         settings, delivery = self._settings.facilitator, self._settings.delivery
         session: Session[Ticket] = Session(
             window=settings.window, reply_timeout_s=settings.reply_timeout_s, authentication=self._authentication
@@ -344,9 +277,9 @@ class Relay:
             dispatcher.on_broker_reconnected()
 
     def _wait_for(self, what: str) -> None:
-        if what != self._waiting_for:
+        if what != self.vitals.waiting_for:
             _log.error(what)
-        self._waiting_for = what
+        self.vitals.waiting_for = what
 
 
 async def _publish_the_rest(requests: Requests) -> None:

@@ -132,7 +132,7 @@ async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
             await lead(cluster, other)
             with network.cut_off(0):
                 settled = await flows(scene)
-                address = relay._nc.connected_url.netloc
+                address = relay.vitals.client.connected_url.netloc
             await cluster.until_current()
             broken = await scene.broken_promises(ELECTION_S)
     assert [ACKED] * LANES == settled

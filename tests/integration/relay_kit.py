@@ -380,7 +380,7 @@ def gauges(relay: Relay) -> dict[str, float]:
 
 
 def _samples(relay: Relay, kind: str) -> Iterator[tuple[str, float]]:
-    relay.refresh_metrics()
+    relay.vitals.refresh_metrics()
     for family in text_string_to_metric_families(relay.metrics.render().decode()):
         if family.type == kind and family.name.startswith("relay_"):
             for sample in family.samples:

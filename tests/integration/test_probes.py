@@ -119,18 +119,18 @@ async def test_nats_away_is_said_once(nats_server, facilitator, after):
     """While NATS is away one sentence says so, however many lanes there are; the way back is counted."""
     back, shared = after(Relay, "_on_reconnected"), after(Ownership, "_rebalance")
     async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as relay:
-        await shared(lambda: relay.missing() == [])
+        await shared(lambda: relay.vitals.missing() == [])
         assert (1, 1) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_facilitator_connected"])
         away = f"the connection to NATS at {nats_server.url} is lost; trying to make it anew"
         await nats_server.kill()
-        await shared(lambda: relay.missing() != [])
-        assert [away] == relay.missing()
+        await shared(lambda: relay.vitals.missing() != [])
+        assert [away] == relay.vitals.missing()
         assert (0, 0) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_ready"])
         await nats_server.start()
         await back(lambda: counters(relay)["relay_nats_reconnects"] == 1)
         await scene.reconnected()
         assert await scene.settled(await scene.publish(new_job())) == [ACKED]
-        await shared(lambda: relay.missing() == [])
+        await shared(lambda: relay.vitals.missing() == [])
         assert (1, 1) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_ready"])
 
 
@@ -140,13 +140,13 @@ async def test_standing_by(nats_server, facilitator, after):
     async with Scene(nats_server, facilitator, LANES="1", LEASE_TTL="1") as scene, scene.relay() as first:
         await shared(lambda: of(first, "relay_lane_owned", 1) == [1])
         async with scene.relay(FACILITATOR_URL=NOBODY) as second:
-            await shared(lambda: second.missing() == [])
+            await shared(lambda: second.vitals.missing() == [])
             assert ([0], 1) == (of(second, "relay_lane_owned", 1), gauges(second)["relay_ready"])
             lost = after(Metrics, "connection_lost")
             await facilitator.away(DROPPED)
-            await lost(lambda: first.missing() != [])
-            assert [True] == ["the Facilitator" in each for each in first.missing()]
-            assert [] == second.missing()
+            await lost(lambda: first.vitals.missing() != [])
+            assert [True] == ["the Facilitator" in each for each in first.vitals.missing()]
+            assert [] == second.vitals.missing()
 
 
 async def test_lanes_change_hands(nats_server, facilitator, after):
@@ -184,4 +184,4 @@ async def test_event_loop_lag(nats_server, facilitator, after):
     async with Scene(nats_server, facilitator) as scene, scene.relay() as relay:
         samples = b"relay_event_loop_lag_seconds_count "
         await lagged(lambda: int(float(relay.metrics.render().split(samples)[1].split(b"\n")[0])) >= 2)
-        assert samples in await relay.exposition()
+        assert samples in await relay.vitals.exposition()

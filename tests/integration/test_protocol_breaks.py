@@ -188,7 +188,7 @@ async def test_wrong_signature(nats_server):
         async with scene.relay(FORGED) as relay:
             updates = await scene.publish_lives(2)
             await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.signature_invalid"] >= 5)
-            [trouble] = relay.missing()
+            [trouble] = relay.vitals.missing()
             assert trouble == (
                 "the Facilitator refuses this validator: auth.signature_invalid: The signature does not match the"
                 " public key.; check RELAY_FACILITATOR_HOTKEY_FILE"
@@ -197,7 +197,7 @@ async def test_wrong_signature(nats_server):
             assert await scene.unsettled() == len(updates)
         async with scene.relay(SIGNED) as relay:
             assert await scene.settled(*updates) == [ACKED] * len(updates)
-            assert relay.missing() == []
+            assert relay.vitals.missing() == []
             assert await scene.broken_promises() == []
 
 
@@ -210,7 +210,7 @@ async def test_unknown_validator(nats_server):
     ):
         updates = await scene.publish_lives(2)
         await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 5)
-        [trouble] = relay.missing()
+        [trouble] = relay.vitals.missing()
         assert trouble == (
             "the Facilitator refuses this validator: auth.validator_not_found: No active validator has this"
             " public key.; check RELAY_FACILITATOR_HOTKEY_FILE"
@@ -219,7 +219,7 @@ async def test_unknown_validator(nats_server):
 
         facilitator.ledger.validators.add(PUBLIC_KEY)
         assert await scene.settled(*updates) == [ACKED] * len(updates)
-        assert relay.missing() == []
+        assert relay.vitals.missing() == []
         assert await scene.broken_promises() == []
         assert counters(relay)["relay_retries"] == 0
 
