@@ -1,21 +1,18 @@
 """One NATS connection: how it is made, watched and closed, and the two requests that everything else is made of."""
 
 import asyncio
-import re
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import ParseResult
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.transport import TcpTransport
-from nats.protocol import parser
 
-from relay.errors import BrokerUnavailable, ConfigurationError, JetStreamError, PublishUnconfirmed, UnsuitableServer
+from relay.broker.credentials import sign_in
+from relay.broker.nats_py import abort, bound_closing, end_reconnect, read_whatever_comes, stay_cancelled
+from relay.errors import BrokerUnavailable, JetStreamError, PublishUnconfirmed, UnsuitableServer
 from relay.logs import get_logger
 from relay.settings import NatsSettings, shown_address
 
@@ -32,8 +29,6 @@ _TIMING: Final[dict[str, Any]] = {
     "reconnect_time_wait": 0.25,
     "max_reconnect_attempts": -1,
 }
-_CLOSE_GRACE_S: Final = 2.0
-_FORGOTTEN_AFTER_S: Final = 0.05
 _NO_JETSTREAM: Final = frozenset({10039, 10076})
 """err_codes: not enabled for the account, not enabled at all."""
 _IN_PROCESS: Final = 10158
@@ -42,15 +37,7 @@ NOT_DELETED: Final = frozenset({10043, 10057})
 """err_codes of a deletion: there is no such sequence; which of them depends on where in the stream it would be."""
 _NO_LEADER: Final = 10008
 """err_code while a cluster elects a leader."""
-_PLAIN_HEADERS: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n")
-"""Headers that everybody reads alike: in ASCII, one blank at a time, and none at either end of a value."""
-_USER_SEED: Final = re.compile(rb"SUA[A-Z2-7]{55}")
 _log = get_logger(__name__, guest=True)
-
-# nats-server ends a subject at a blank, tab or line end only; nats-py's own patterns also end it at \v and \f, and take
-# what follows for the subscription's id: the connection breaks, again at each redelivery.
-parser.MSG_RE = re.compile(rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n")
-parser.HMSG_RE = re.compile(rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n")
 
 
 class _ErrorAnswer(msgspec.Struct, frozen=True):
@@ -97,7 +84,7 @@ async def connect(
     certificates that cannot be used.
     """
     client = Client()
-    _read_whatever_comes(client)
+    read_whatever_comes(client)
     events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
     try:
         await client.connect(
@@ -108,15 +95,15 @@ async def connect(
             reconnected_cb=events.reconnected,
             closed_cb=events.closed,
             **_TIMING,
-            **_credentials(settings),
+            **sign_in(settings),
         )
     except BaseException as error:
-        _abort(client)
+        abort(client)
         if isinstance(error, nats.errors.Error | ValueError | ImportError):
             raise BrokerUnavailable(events.servers, _describe(error)) from error
         raise
     events.connected = True
-    _bound_closing(client)
+    bound_closing(client)
     return client
 
 
@@ -143,19 +130,7 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
     except (nats.errors.Error, TimeoutError, OSError, RuntimeError) as error:
         # RuntimeError: how uvloop refuses what nats-py still wants to write to a socket that is gone.
         _log.warning("a NATS socket did not close and was aborted", error=_describe(error))
-        _abort(client)
-
-
-async def end_reconnect(client: Client) -> None:
-    """Cancel nats-py's reconnect until it has ended; `Client.close` comes after it.
-
-    nats-py cancels it once, and before Python 3.12 `wait_for`, in which it connects, forgets a cancellation that comes
-    with the outcome: it would go on for ever, and connect after the close. There is no public way to reach it.
-    """
-    task: asyncio.Task[None] | None = client._reconnection_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    while task is not None and not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=_FORGOTTEN_AFTER_S)
+        abort(client)
 
 
 async def api_request(
@@ -230,15 +205,6 @@ async def publish_confirmed(
     return PubAck(ack.stream, ack.seq, ack.duplicate)
 
 
-def stay_cancelled() -> None:
-    """To be called after each `client.request`, so that a cancellation is not lost.
-
-    Before Python 3.12 `wait_for`, in which nats-py waits, forgets a cancellation that comes with the answer.
-    """
-    if (task := asyncio.current_task()) is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 async def require_server(client: Client) -> None:
     """Raise UnsuitableServer unless the server that `client` is connected to is new enough and runs JetStream.
 
@@ -308,110 +274,6 @@ class _Events:
         _log.info("the NATS connection is closed", last_error=_describe(error) if error else None)
         if self.on_closed is not None:
             self.on_closed()
-
-
-def _credentials(settings: NatsSettings) -> dict[str, Any]:
-    options: dict[str, Any] = {"user": settings.user, "inbox_prefix": settings.inbox_prefix}
-    if settings.password is not None:
-        options["password"] = settings.password.get_secret_value()
-    if settings.token is not None:
-        options["token"] = settings.token.get_secret_value()
-    if settings.creds is not None:
-        _require_credentials_file(settings.creds)
-        options["user_credentials"] = str(settings.creds)
-    if settings.nkey_file is not None:
-        _require_seed(settings.nkey_file)
-        options["nkeys_seed"] = str(settings.nkey_file)
-    if settings.ca_file or settings.cert_file:
-        options["tls"] = _tls(settings)
-    return options
-
-
-def _require_credentials_file(path: Path) -> None:
-    # nats-py looks for this line until it finds it: without it, it would never return to the event loop.
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError("RELAY_NATS_CREDS", str(path), f"a readable credentials file ({error})") from error
-    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
-        raise ConfigurationError("RELAY_NATS_CREDS", str(path), "a credentials file with a user JWT and an NKey seed")
-
-
-def _require_seed(path: Path) -> None:
-    # On anything else nats-py raises errors of nkeys, which nobody catches.
-    try:
-        seed = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), f"a readable file ({error})") from error
-    if not _USER_SEED.fullmatch(seed):
-        raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), "a file with the seed of a user's NKey (SUA...)")
-
-
-def _tls(settings: NatsSettings) -> ssl.SSLContext:
-    variable, path = "RELAY_NATS_CA_FILE", settings.ca_file
-    try:
-        context = ssl.create_default_context(cafile=path)
-        if settings.cert_file is not None:
-            variable, path = "RELAY_NATS_CERT_FILE", settings.cert_file
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(variable, str(path), f"a PEM file that fits its purpose ({error})") from error
-    return context
-
-
-def _read_whatever_comes(client: Client) -> None:
-    """Make the client take every message, with what it can read of its subject and headers.
-
-    nats-server stores any bytes as a subject's token or as headers. nats-py's read loop ends for good at the first
-    that it cannot decode, so one message would silence the connection until its pings fail, and again when it is
-    redelivered. There is no public way to reach it.
-    """
-    inner: Any = client
-    process_headers, build = inner._process_headers, inner._build_message  # noqa: SLF001
-
-    async def headers_if_readable(block: bytes | None) -> dict[str, str] | None:
-        if block and _PLAIN_HEADERS.fullmatch(block):
-            # nats-py looks at each letter of a name, and takes twice as long.
-            return dict([line.split(": ", 1) for line in block.decode().split("\r\n")[1:-2]])
-        try:
-            return await process_headers(block)
-        except (IndexError, ValueError):  # UnicodeDecodeError is one
-            return None
-
-    def build_message(sid: int, subject: bytes, *rest: Any) -> Any:
-        return build(sid, bytes(subject).decode(errors="replace").encode(), *rest)
-
-    inner._process_headers, inner._build_message = headers_if_readable, build_message  # noqa: SLF001
-
-
-def _bound_closing(client: Client) -> None:
-    """Make the client give up on a socket that does not close by itself within _CLOSE_GRACE_S.
-
-    On a half-open connection with unsent data nats-py's reconnect waits in `transport.wait_closed` for the kernel to
-    give up, which takes minutes (nats-py issue 671), and reports nothing before that. It keeps one transport object
-    for life, so bounding that one wait is enough. There is no public way to reach it.
-    """
-    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    if not isinstance(transport, TcpTransport):
-        return
-    wait_closed = transport.wait_closed
-
-    async def wait_closed_or_abort() -> None:
-        try:
-            async with asyncio.timeout(_CLOSE_GRACE_S):
-                await wait_closed()
-        except TimeoutError:
-            _log.warning("a NATS socket did not close and was aborted", unclosed_for_s=_CLOSE_GRACE_S)
-            _abort(client)
-
-    transport.wait_closed = wait_closed_or_abort
-
-
-def _abort(client: Client) -> None:
-    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    if isinstance(transport, TcpTransport) and transport:
-        writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        writer.transport.abort()
 
 
 def _headers_size(headers: dict[str, str] | None) -> int:

@@ -18,8 +18,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.broker.connection import api_request, stay_cancelled
+from relay.broker.connection import api_request
 from relay.broker.delivery import Delivery
+from relay.broker.nats_py import stay_cancelled
 from relay.core.continuity import ConsumerState
 from relay.core.pull import PullWindow, Signal
 from relay.errors import JetStreamError, RelayError

@@ -12,7 +12,7 @@ import typer
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.broker.connection import stay_cancelled
+from relay.broker.nats_py import stay_cancelled
 from relay.cli.console import complain, nats_client, run
 from relay.cli.dlq_display import harmless
 from relay.doctor.state import duration

@@ -9,7 +9,8 @@ from typing import Final
 import nats.errors
 from nats.aio.client import Client
 
-from relay.broker.connection import connect, end_reconnect
+from relay.broker.connection import connect
+from relay.broker.nats_py import end_reconnect
 from relay.core.backoff import Backoff
 from relay.errors import BrokerUnavailable
 from relay.logs import get_logger

@@ -8,7 +8,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.broker import pipeline
-from relay.broker.connection import _PLAIN_HEADERS
+from relay.broker.nats_py import _PLAIN_HEADERS
 from relay.broker.pipeline import pipelined
 
 TIMEOUT_S = 10

@@ -1,0 +1,102 @@
+"""What nats-py must be made to do. What reaches behind its public interface is here and in pipeline.py, nowhere else.
+
+So a new release of nats-py can break these two at any time. Each piece says what goes wrong without it.
+"""
+
+import asyncio
+import re
+from typing import Any, Final
+
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+from nats.protocol import parser
+
+from relay.logs import get_logger
+
+_CLOSE_GRACE_S: Final = 2.0
+_FORGOTTEN_AFTER_S: Final = 0.05
+_PLAIN_HEADERS: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n")
+"""Headers that everybody reads alike: in ASCII, one blank at a time, and none at either end of a value."""
+_log = get_logger(__name__, guest=True)
+
+# nats-server ends a subject at a blank, tab or line end only; nats-py's own patterns also end it at \v and \f, and take
+# what follows for the subscription's id: the connection breaks, again at each redelivery.
+parser.MSG_RE = re.compile(rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n")
+
+
+def read_whatever_comes(client: Client) -> None:
+    """Make the client take every message, with what it can read of its subject and headers.
+
+    nats-server stores any bytes as a subject's token or as headers. nats-py's read loop ends for good at the first
+    that it cannot decode, so one message would silence the connection until its pings fail, and again when it is
+    redelivered. There is no public way to reach it.
+    """
+    inner: Any = client
+    process_headers, build = inner._process_headers, inner._build_message  # noqa: SLF001
+
+    async def headers_if_readable(block: bytes | None) -> dict[str, str] | None:
+        if block and _PLAIN_HEADERS.fullmatch(block):
+            # nats-py looks at each letter of a name, and takes twice as long.
+            return dict([line.split(": ", 1) for line in block.decode().split("\r\n")[1:-2]])
+        try:
+            return await process_headers(block)
+        except (IndexError, ValueError):  # UnicodeDecodeError is one
+            return None
+
+    def build_message(sid: int, subject: bytes, *rest: Any) -> Any:
+        return build(sid, bytes(subject).decode(errors="replace").encode(), *rest)
+
+    inner._process_headers, inner._build_message = headers_if_readable, build_message  # noqa: SLF001
+
+
+def bound_closing(client: Client) -> None:
+    """Make the client give up on a socket that does not close by itself within _CLOSE_GRACE_S.
+
+    On a half-open connection with unsent data nats-py's reconnect waits in `transport.wait_closed` for the kernel to
+    give up, which takes minutes (nats-py issue 671), and reports nothing before that. It keeps one transport object
+    for life, so bounding that one wait is enough. There is no public way to reach it.
+    """
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if not isinstance(transport, TcpTransport):
+        return
+    wait_closed = transport.wait_closed
+
+    async def wait_closed_or_abort() -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_GRACE_S):
+                await wait_closed()
+        except TimeoutError:
+            _log.warning("a NATS socket did not close and was aborted", unclosed_for_s=_CLOSE_GRACE_S)
+            abort(client)
+
+    transport.wait_closed = wait_closed_or_abort
+
+
+def abort(client: Client) -> None:
+    """Close the client's socket without sending what is left; nothing if it has none."""
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if isinstance(transport, TcpTransport) and transport:
+        writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        writer.transport.abort()
+
+
+async def end_reconnect(client: Client) -> None:
+    """Cancel nats-py's reconnect until it has ended; `Client.close` comes after it.
+
+    nats-py cancels it once, and before Python 3.12 `wait_for`, in which it connects, forgets a cancellation that comes
+    with the outcome: it would go on for ever, and connect after the close. There is no public way to reach it.
+    """
+    task: asyncio.Task[None] | None = client._reconnection_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_FORGOTTEN_AFTER_S)
+
+
+def stay_cancelled() -> None:
+    """To be called after each `client.request`, so that a cancellation is not lost.
+
+    Before Python 3.12 `wait_for`, in which nats-py waits, forgets a cancellation that comes with the answer.
+    """
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
