@@ -18,6 +18,7 @@ from relay.broker.backlog import Backlog
 from relay.broker.connection import close, connect, require_server
 from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
+from relay.broker.lane_count import LaneCount
 from relay.broker.leases import Leases
 from relay.broker.receipts import Receipts
 from relay.broker.requests import Requests
@@ -147,18 +148,20 @@ class Relay:
         requests, receipts = Requests(nc, self._backoff, self.metrics), Receipts(nc, self.metrics)
         self._lines = self._make_lines(nc, requests, receipts if self._settings.delivery.receipts else None)
         self._ownership = self._make_ownership(nc)
+        lane_count = LaneCount(nc, self._settings.delivery.lanes)
         leave = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             carrying = [group.create_task(requests.run()), group.create_task(receipts.run())]
             carrying.append(group.create_task(take_pulse(self.metrics.loop_lagged)))
             carrying.append(group.create_task(Backlog(nc, self.vitals.lanes, self.metrics).run()))
+            carrying.append(group.create_task(lane_count.run()))
             carrying.append(group.create_task(self._make_service(nc).run()))
             carrying.append(group.create_task(serve_reports(nc, self.vitals.report)))
             for dispatcher, facilitator in self._lines:
                 carrying.append(group.create_task(dispatcher.run()))
                 carrying.append(group.create_task(facilitator.run(dispatcher)))
             owning = group.create_task(self._ownership.run(leave))
-            self.vitals.relaying(self._lines, self._ownership)
+            self.vitals.relaying(self._lines, self._ownership, lane_count)
             self.ready.set()
             await self._until_stopped(stop)
             # Lanes first: their answers come over the connections that also bring pushes, which are published last.

@@ -7,6 +7,7 @@ from typing import Final
 
 from nats.aio.client import Client
 
+from relay.broker.lane_count import LaneCount
 from relay.facilitator import Facilitator
 from relay.metrics import Metrics
 from relay.ownership import Ownership
@@ -40,11 +41,13 @@ class Vitals:
         self._began_s = time.monotonic()
         self._lines: Sequence[Line] = ()
         self._ownership: Ownership | None = None
+        self._lane_count: LaneCount | None = None
 
-    def relaying(self, lines: Sequence[Line], ownership: Ownership) -> None:
+    def relaying(self, lines: Sequence[Line], ownership: Ownership, lane_count: LaneCount) -> None:
         """From now on these are what is asked about."""
         self._lines = lines
         self._ownership = ownership
+        self._lane_count = lane_count
         self.waiting_for = None
 
     def missing(self) -> list[str]:
@@ -106,6 +109,6 @@ class Vitals:
         return f"the connection to NATS at {servers} is lost; trying to make it anew"
 
     def _lane_troubles(self) -> list[str]:
-        sharing = self._ownership.trouble if self._ownership is not None else None
-        troubles = [trouble for dispatcher, _ in self._lines for trouble in dispatcher.troubles()]
-        return troubles if sharing is None else [sharing, *troubles]
+        of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]
+        of_some = [trouble for dispatcher, _ in self._lines for trouble in dispatcher.troubles()]
+        return [trouble for trouble in of_all if trouble is not None] + of_some

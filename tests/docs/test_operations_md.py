@@ -22,6 +22,8 @@ QUOTED = [
     "every stored update is settled",
     "nobody drives",
     "not provisioned (",
+    "and this relay goes by",
+    "updates wait for relays that know them",
     "the lanes cannot be shared out",
     "the dead letters cannot be reached; the update is kept",
     "dropped without a close frame",

@@ -1,21 +1,30 @@
 """What probes and metrics say of a relay in one situation after the other."""
 
 import asyncio
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
-from relay.app import Relay
+from relay.app import Relay, topology_of
+from relay.broker.lane_count import LaneCount
+from relay.broker.topology import provision
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.local.ledger import DROPPED
 from relay.metrics import Metrics
 from relay.ownership import Ownership
+from relay.settings import load_settings
 
 TIMEOUT_S = 10
 NOBODY = "ws://127.0.0.1:1/ws/v0/"
+LANES_CHANGED_TO = {
+    "4": "in lanes 2 to 3 updates wait for relays that know them",
+    "1": "in lane 1 there are no updates any more",
+}
+"""What it means when there were two before."""
 
 
 @pytest.fixture
@@ -28,6 +37,7 @@ async def facilitator():
 def after(monkeypatch) -> Callable[..., Any]:
     """`until = after(Class.method)`: `await until(condition)` looks at the condition after every call of the method."""
     monkeypatch.setattr("relay.broker.backlog._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("relay.broker.lane_count._LOOK_EVERY_S", 0.05)
 
     def watch(owner: type, name: str) -> Callable[..., Any]:
         called, method = asyncio.Event(), getattr(owner, name)
@@ -165,6 +175,28 @@ async def test_lanes_change_hands(nats_server, facilitator, after):
         async with scene.relay() as third:
             await shared(lambda: sum(of(third, "relay_lane_owned")) == 2)
             assert 2 == lane_changes(third)["relay_takeovers handed_over"]
+
+
+@pytest.mark.parametrize("lanes", ["4", "1"])
+async def test_lanes_changed_meanwhile(nats_server, facilitator, after, capsys, lanes):
+    """A relay under which the number of lanes was changed lives on and is not ready, and says once in its log what that
+    means and what to do; it is ready when it is the right number again.
+    """
+    looked = after(LaneCount, "_look")
+    async with Scene(nats_server, facilitator, LANES="2") as scene, scene.relay() as relay:
+        await looked(lambda: relay.vitals.missing() == [])
+        await provision(scene.nc, topology_of(load_settings(scene.environment | {"RELAY_LANES": lanes}, None).delivery))
+        said = (
+            f"stream JOB_STATUS has {lanes} lanes now, and this relay goes by 2: {LANES_CHANGED_TO[lanes]}; "
+            f"restart every relay with RELAY_LANES={lanes}"
+        )
+        await looked(lambda: said in relay.vitals.missing())
+        livez = f"http://127.0.0.1:{relay.http_port}/livez"
+        assert 200 == (await asyncio.to_thread(urllib.request.urlopen, livez)).status
+        assert 0 == gauges(relay)["relay_ready"]
+        await scene.provision()
+        await looked(lambda: relay.vitals.missing() == [])
+    assert 1 == capsys.readouterr().out.count(said)
 
 
 async def test_window_use(nats_server, facilitator, after):
