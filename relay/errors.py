@@ -81,8 +81,7 @@ class UnsafeChange(RelayError):  # noqa: N818
 class JetStreamError(RelayError):
     """The server answered a JetStream request with an error.
 
-    `err_code` tells errors apart (10059 stream not found, 10014 consumer not found, 10077 stream full, ...);
-    the text may change between server versions.
+    `err_code` tells errors apart, see err_codes.py; the text may change between server versions.
     """
 
     def __init__(self, request: str, code: int, err_code: int, description: str) -> None:

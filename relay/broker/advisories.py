@@ -23,12 +23,12 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.broker.connection import NOT_DELETED, api_request
 from relay.broker.dead_letters import DeadLetters
+from relay.broker.messages import delete_message, find_message
 from relay.core.lane import Lane
 from relay.core.trace import traced
 from relay.core.verdict import DeadLetter
-from relay.errors import JetStreamError, RelayError
+from relay.errors import RelayError
 from relay.logs import get_logger
 from relay.metrics import Metrics
 from relay.subjects import (
@@ -36,8 +36,6 @@ from relay.subjects import (
     STATUS_STREAM,
     Reason,
     advisory_subject,
-    api_message_delete,
-    api_message_get,
     lane_consumer,
 )
 
@@ -45,7 +43,6 @@ _log = get_logger(__name__)
 
 _LOOK_EVERY_S: Final = 5.0
 """How often to look without a hint: one can be missed, and what cannot be done now is tried again."""
-_NO_MESSAGE: Final = 10037
 
 
 class _Advisory(msgspec.Struct, frozen=True):
@@ -154,12 +151,7 @@ class Advisories:
         return True
 
     async def _delete(self, message: StoredMessage) -> None:
-        try:
-            await api_request(self._nc, api_message_delete(ADVISORY_STREAM), {"seq": message.sequence})
-        except JetStreamError as error:
-            # That is how a message answers which another worker deleted; any other cause shows at the next look.
-            if error.err_code not in NOT_DELETED:
-                raise
+        await delete_message(self._nc, ADVISORY_STREAM, message.sequence)  # or another worker did
 
     def _complain(self, error: RelayError) -> None:
         trouble = str(error)
@@ -170,13 +162,9 @@ class Advisories:
 
 async def _get(client: Client, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
     """The message that fits `request`, from the stream's leader; None if there is none. Raises RelayError."""
-    try:
-        answer = await api_request(client, api_message_get(stream), request)
-    except JetStreamError as error:
-        if error.err_code == _NO_MESSAGE:
-            return None
-        raise
-    message: dict[str, Any] = answer["message"]
+    message = await find_message(client, stream, request)
+    if message is None:
+        return None
     return StoredMessage(
         subject=message["subject"],
         sequence=message["seq"],

@@ -2,24 +2,23 @@
 
 import base64
 import datetime as dt
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from nats.aio.client import Client
 
+from relay.broker.burial import Burial
 from relay.broker.connection import api_request
+from relay.broker.messages import find_message
+from relay.err_codes import CONSUMER_NOT_FOUND
 from relay.errors import JetStreamError
 from relay.subjects import (
     ADVISORY_STREAM,
     DLQ_STREAM,
-    REASON_HEADER,
-    SOURCE_SEQUENCE_HEADER,
     STATUS_STREAM,
     advisory_subject,
     api_consumer_info,
-    api_message_get,
     dlq_subject,
     job_filter,
     lane_consumer,
@@ -28,12 +27,6 @@ from relay.subjects import (
 
 _TIMEOUT_S: Final = 1.0
 """How long to wait for a leader: one that just died never answers, the next one does at once."""
-_CLOCK_SKEW_S: Final = 60.0
-"""By how much the clocks of two servers may differ: so much younger than its dead letter may an update seem to be."""
-_NO_MESSAGE: Final = 10037
-_CONSUMER_NOT_FOUND: Final = 10014
-_SOURCE: Final = re.compile(rb"\r\n" + SOURCE_SEQUENCE_HEADER.encode() + rb": (\d{1,19})\r\n")
-_REASON: Final = re.compile(rb"\r\n" + REASON_HEADER.encode() + rb": ([a-z_]{1,64})\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +41,6 @@ class StoredUpdate:
     stored_at_s: float
     """The same in Unix time."""
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Burial:
-    """A dead letter of a job."""
-
-    sequence: int
-    stored_at_s: float
-    source: int
-    """The sequence of its update; 0 if it does not say."""
-    reason: str
-
-    def is_of(self, update: StoredUpdate) -> bool:
-        """Whether this is the dead letter of an update of its job.
-
-        A stream that was made anew counts from 1 again: the dead letters of the old one are older than its updates.
-        """
-        return self.source == update.sequence and not self.is_older_than(update)
-
-    def is_older_than(self, update: StoredUpdate) -> bool:
-        """Whether it was there before the update was, by any clock: then so were all dead letters before it."""
-        return self.stored_at_s < update.stored_at_s - _CLOCK_SKEW_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +89,7 @@ class Archive:
         try:
             info = await api_request(self._client, request, timeout_s=_TIMEOUT_S)
         except JetStreamError as error:
-            if error.err_code == _CONSUMER_NOT_FOUND:
+            if error.err_code == CONSUMER_NOT_FOUND:
                 return None
             raise
         return Floor(info["ack_floor"]["stream_seq"], _unix_s(info["ts"]))
@@ -129,13 +100,7 @@ class Archive:
         return await self._get(ADVISORY_STREAM, request) is not None
 
     async def _get(self, stream: str, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        try:
-            answer = await api_request(self._client, api_message_get(stream), request, timeout_s=_TIMEOUT_S)
-        except JetStreamError as error:
-            if error.err_code == _NO_MESSAGE:
-                return None
-            raise
-        return answer["message"]
+        return await find_message(self._client, stream, request, timeout_s=_TIMEOUT_S)
 
 
 def _update(message: Mapping[str, Any] | None) -> StoredUpdate | None:
@@ -151,16 +116,7 @@ def _update(message: Mapping[str, Any] | None) -> StoredUpdate | None:
 
 
 def _burial(message: Mapping[str, Any] | None) -> Burial | None:
-    if message is None:
-        return None
-    headers = base64.b64decode(message.get("hdrs", ""))
-    source, reason = _SOURCE.search(headers), _REASON.search(headers)
-    return Burial(
-        sequence=message["seq"],
-        stored_at_s=_unix_s(message["time"]),
-        source=int(source[1]) if source else 0,
-        reason=reason[1].decode() if reason else "unknown",
-    )
+    return None if message is None else Burial.parse(message)
 
 
 def _unix_s(time: str) -> float:

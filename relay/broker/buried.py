@@ -1,71 +1,31 @@
 """Which updates have a dead letter already, asked of the dead-letter stream itself.
 
-A dead letter is of an update if it has its sequence and its subject, and was stored at the same time or later: a
-status stream that was deleted and made anew counts from 1 again, and the dead letters of the old one are older than
-the updates of the new one.
+Clocks that differ are not allowed for: in doubt an update is tried again, which the promise allows, and not dropped
+for another one's dead letter, which it does not.
 """
 
-import base64
-import datetime as dt
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import api_request
+from relay.broker.burial import Burial
+from relay.broker.messages import find_message
 from relay.core.ports import UpdateLike
+from relay.err_codes import STREAM_NOT_FOUND
 from relay.errors import JetStreamError
 from relay.subjects import (
     DLQ_STREAM,
-    SOURCE_SEQUENCE_HEADER,
-    SOURCE_SUBJECT_HEADER,
-    api_message_get,
     dlq_subject,
     published_subject,
     token_of_stored,
 )
 
-_NOTHING_THERE: Final = frozenset({10037, 10059})
-"""err_codes: there is no such message; there is no such stream, and whatever was in it is gone."""
 _LOOK_TIMEOUT_S: Final = 1.0
 """How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
 _LETTERS_REMEMBERED: Final = 65_536
 """When so many were read, the next job's make room by having all forgotten: that costs another look."""
-_SOURCE_SEQUENCE: Final = re.compile(rb"\r\n" + SOURCE_SEQUENCE_HEADER.encode() + rb": (\d{1,19})\r\n")
-_SOURCE_SUBJECT: Final = re.compile(rb"\r\n" + SOURCE_SUBJECT_HEADER.encode() + rb": ([^\r\n]*)\r\n")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A dead letter, as far as it says whose it is."""
-
-    sequence: int
-    stored_at_s: float
-    """Unix time, on the server's clock."""
-    source_sequence: int
-    """0 if it does not say."""
-    source_subject: bytes
-
-    @classmethod
-    def parse(cls, message: Mapping[str, Any]) -> Self:
-        """From a message as JetStream's API gives it."""
-        headers = base64.b64decode(message.get("hdrs", ""))
-        sequence, subject = _SOURCE_SEQUENCE.search(headers), _SOURCE_SUBJECT.search(headers)
-        return cls(
-            message["seq"],
-            dt.datetime.fromisoformat(message["time"]).timestamp(),
-            int(sequence[1]) if sequence else 0,
-            subject[1] if subject else b"",
-        )
-
-    def is_of(self, update: UpdateLike) -> bool:
-        return (
-            self.source_sequence == update.sequence
-            and self.source_subject == _source_subject(update)
-            and self.stored_at_s >= update.stored_at_s
-        )
 
 
 @dataclass(slots=True)
@@ -91,11 +51,11 @@ class Buried:
         self._trails.clear()
         self._remembered = 0
 
-    async def last(self, subject: str) -> Found | None:
+    async def last(self, subject: str) -> Burial | None:
         """The newest dead letter on a subject."""
         return await self._get({"last_by_subj": subject})
 
-    async def at(self, sequence: int) -> Found | None:
+    async def at(self, sequence: int) -> Burial | None:
         """The dead letter with this sequence."""
         return await self._get({"seq": sequence})
 
@@ -109,7 +69,7 @@ class Buried:
         last = await self.last(subject)
         if last is None or last.stored_at_s < update.stored_at_s:
             return False
-        return last.is_of(update) or await self._is_in_trail(update, subject, last.sequence)
+        return is_of(last, update) or await self._is_in_trail(update, subject, last.sequence)
 
     async def _is_in_trail(self, update: UpdateLike, subject: str, up_to: int) -> bool:
         trail = self._trail(_source_subject(update), up_to)
@@ -131,14 +91,23 @@ class Buried:
             trail = self._trails[source_subject] = _Trail()
         return trail
 
-    async def _get(self, request: Mapping[str, Any]) -> Found | None:
+    async def _get(self, request: Mapping[str, Any]) -> Burial | None:
         try:
-            answer = await api_request(self._client, api_message_get(DLQ_STREAM), request, timeout_s=_LOOK_TIMEOUT_S)
+            message = await find_message(self._client, DLQ_STREAM, request, timeout_s=_LOOK_TIMEOUT_S)
         except JetStreamError as error:
-            if error.err_code in _NOTHING_THERE:
-                return None
+            if error.err_code == STREAM_NOT_FOUND:
+                return None  # and whatever was in it is gone
             raise
-        return Found.parse(answer["message"])
+        return None if message is None else Burial.parse(message)
+
+
+def is_of(burial: Burial, update: UpdateLike) -> bool:
+    """Whether a dead letter is an update's."""
+    return (
+        burial.source_sequence == update.sequence
+        and burial.source_subject == _source_subject(update)
+        and not burial.is_older_than(update.stored_at_s, skew_s=0.0)
+    )
 
 
 def _source_subject(update: UpdateLike) -> bytes:

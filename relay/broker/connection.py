@@ -12,14 +12,13 @@ from nats.aio.client import Client
 
 from relay.broker.credentials import sign_in
 from relay.broker.nats_py import abort, bound_closing, end_reconnect, read_whatever_comes, stay_cancelled
+from relay.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.errors import BrokerUnavailable, JetStreamError, PublishUnconfirmed, UnsuitableServer
 from relay.logs import get_logger
 from relay.settings import NatsSettings, shown_address
 
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with per-message TTLs, which the lease bucket is made with."""
-TOO_LARGE: Final = 10054
-"""err_code of JetStream for a message above the limit; also used here for one above the server's `max_payload`."""
 
 _TIMING: Final[dict[str, Any]] = {
     # Seconds. A dead peer is found after three pings; with nats-py's default of 120 s each, lanes would stand still.
@@ -29,14 +28,6 @@ _TIMING: Final[dict[str, Any]] = {
     "reconnect_time_wait": 0.25,
     "max_reconnect_attempts": -1,
 }
-_NO_JETSTREAM: Final = frozenset({10039, 10076})
-"""err_codes: not enabled for the account, not enabled at all."""
-_IN_PROCESS: Final = 10158
-"""The err_code of a cluster that has not agreed yet on an earlier publish with the same `Nats-Msg-Id`."""
-NOT_DELETED: Final = frozenset({10043, 10057})
-"""err_codes of a deletion: there is no such sequence; which of them depends on where in the stream it would be."""
-_NO_LEADER: Final = 10008
-"""err_code while a cluster elects a leader."""
 _log = get_logger(__name__, guest=True)
 
 
@@ -157,9 +148,9 @@ async def api_request(
         raise BrokerUnavailable(_servers(url), f"{subject}: {_describe(error)}") from error
     if "error" in parsed:
         refused = msgspec.convert(parsed["error"], _ErrorAnswer)
-        if refused.err_code in _NO_JETSTREAM:
+        if refused.err_code in NO_JETSTREAM:
             raise _without_jetstream(_servers(url))
-        if refused.err_code == _NO_LEADER:
+        if refused.err_code == NO_LEADER:
             raise BrokerUnavailable(_servers(url), f"{subject}: {refused.description}")
         raise JetStreamError(subject, refused.code, refused.err_code, refused.description)
     return parsed
@@ -196,8 +187,8 @@ async def publish_confirmed(
         raise PublishUnconfirmed(subject, f"no PubAck within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise PublishUnconfirmed(subject, _describe(error)) from error
-    if ack.error is not None and ack.error.err_code == _IN_PROCESS:
-        raise PublishUnconfirmed(subject, f"{ack.error.description} (err_code {_IN_PROCESS})")
+    if ack.error is not None and ack.error.err_code == IN_PROCESS:
+        raise PublishUnconfirmed(subject, f"{ack.error.description} (err_code {IN_PROCESS})")
     if ack.error is not None:
         raise JetStreamError(f"publish on {subject}", ack.error.code, ack.error.err_code, ack.error.description)
     if not ack.stream:

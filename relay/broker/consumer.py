@@ -23,6 +23,7 @@ from relay.broker.delivery import Delivery
 from relay.broker.nats_py import stay_cancelled
 from relay.core.continuity import ConsumerState
 from relay.core.pull import PullWindow, Signal
+from relay.err_codes import CONSUMER_NOT_FOUND
 from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
 from relay.subjects import api_consumer_info, api_pull
@@ -39,7 +40,6 @@ _STATE_TIMEOUT_S: Final = 1.0
 _CONFIRM_TIMEOUT_S: Final = 2.0
 _NO_SEQUENCE: Final = 2**62
 _NOT_FOUND: Final = 404
-_CONSUMER_NOT_FOUND: Final = 10014
 _STATUS_HEADER: Final = "Status"
 _DESCRIPTION_HEADER: Final = "Description"
 _PENDING_HEADER: Final = "Nats-Pending-Messages"
@@ -176,7 +176,7 @@ class PullConsumer:
             if self._failure is not None:
                 raise self._failure
         if self._signal is Signal.CONSUMER_GONE:
-            raise JetStreamError(self.name, _NOT_FOUND, _CONSUMER_NOT_FOUND, "consumer deleted")
+            raise JetStreamError(self.name, _NOT_FOUND, CONSUMER_NOT_FOUND, "consumer deleted")
 
     async def _woken(self) -> bool:
         """Wait for something to do; False if requests are under way and nobody serves them."""

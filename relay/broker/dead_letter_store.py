@@ -19,8 +19,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from relay.broker.connection import api_request
-from relay.broker.sources import delete_message
+from relay.broker.messages import delete_message
 from relay.core.letters import Letter, Selection, moment_of
+from relay.err_codes import STREAM_NOT_FOUND
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.subjects import (
     DLQ_STREAM,
@@ -40,7 +41,6 @@ _SILENCE_S: Final = 5.0
 _MAX_FRUITLESS: Final = 3
 """After so many consumers in a row that delivered nothing, reading is given up."""
 _INACTIVE_NS: Final = 60 * 1_000_000_000
-_STREAM_NOT_FOUND: Final = 10059
 
 
 class DeadLetterStore:
@@ -164,7 +164,7 @@ def _as_not_provisioned() -> Generator[None]:
     try:
         yield
     except JetStreamError as error:
-        if error.err_code == _STREAM_NOT_FOUND:
+        if error.err_code == STREAM_NOT_FOUND:
             raise NotProvisioned([f"stream {DLQ_STREAM} is missing"]) from error
         raise
 

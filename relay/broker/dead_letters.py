@@ -8,10 +8,11 @@ from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.buried import Buried
-from relay.broker.connection import TOO_LARGE, publish_confirmed
+from relay.broker.buried import Buried, is_of
+from relay.broker.connection import publish_confirmed
 from relay.core.ports import DeliveryLike, UpdateLike
 from relay.core.verdict import DeadLetter
+from relay.err_codes import TOO_LARGE
 from relay.errors import JetStreamError, RelayError
 from relay.subjects import (
     ATTEMPTS_HEADER,
@@ -106,7 +107,7 @@ class DeadLetters:
     async def _store(self, update: UpdateLike, headers: dict[str, str]) -> None:
         subject = dlq_subject(token_of_stored(update.subject))
         ack = await publish_confirmed(self._nc, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
-        if ack.duplicate and not ((there := await self._buried.at(ack.sequence)) and there.is_of(update)):
+        if ack.duplicate and not ((there := await self._buried.at(ack.sequence)) and is_of(there, update)):
             # The status stream was made anew and counts from 1 again: the id was an older update's.
             headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{round(update.stored_at_s * 1e6)}"}
             await publish_confirmed(self._nc, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)

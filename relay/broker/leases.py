@@ -13,23 +13,23 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.broker.connection import api_request, publish_confirmed
+from relay.broker.messages import find_message
+from relay.err_codes import WRONG_LAST_SEQUENCE
 from relay.errors import JetStreamError
 from relay.logs import get_logger
-from relay.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_message_get, api_stream_info, lane_key, worker_key
+from relay.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_stream_info, lane_key, worker_key
 
 _log = get_logger(__name__)
 
 _EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION: Final = "KV-Operation"
 _LANE: Final = re.compile(r"[0-9]{1,4}")
-_NO_MESSAGE: Final = 10037
-_WRONG_REVISION: Final = 10071
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Leases:
         try:
             await self._put(lane_key(lease.lane), after=lease.revision, deleted=True)
         except JetStreamError as error:
-            if error.err_code != _WRONG_REVISION:
+            if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
 
     async def _hold(self, lane: int, after: int) -> Lease | None:
@@ -146,7 +146,7 @@ class Leases:
         try:
             revision = await self._put(lane_key(lane), after=after)
         except JetStreamError as error:
-            if error.err_code == _WRONG_REVISION:
+            if error.err_code == WRONG_LAST_SEQUENCE:
                 return None
             raise
         return Lease(lane, revision, good_until_s)
@@ -160,15 +160,9 @@ class Leases:
         return ack.sequence
 
     async def _read(self, subject: str) -> _Entry | None:
-        try:
-            answer = await api_request(
-                self._nc, api_message_get(LEASE_STREAM), {"last_by_subj": subject}, timeout_s=self._patience_s
-            )
-        except JetStreamError as error:
-            if error.err_code == _NO_MESSAGE:
-                return None  # it expired just now
-            raise
-        message: dict[str, Any] = answer["message"]
+        message = await find_message(self._nc, LEASE_STREAM, {"last_by_subj": subject}, timeout_s=self._patience_s)
+        if message is None:
+            return None  # it expired just now
         deleted = _OPERATION.encode() in base64.b64decode(message.get("hdrs", ""))
         value = None if deleted else base64.b64decode(message.get("data", "")).decode(errors="replace")
         return _Entry(_key(subject), value, message["seq"])

@@ -16,9 +16,11 @@ from nats.aio.subscription import Subscription
 
 from relay.broker.connection import api_request
 from relay.broker.leases import Leases, View
+from relay.broker.messages import find_message
 from relay.broker.permission import Need, refused
 from relay.broker.reason_count import SUBJECTS_TO_COUNT, ReasonCount
 from relay.core.overview import LaneState, Letters, Overview, StreamState
+from relay.err_codes import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned, UnsuitableServer
 from relay.report import Report
 from relay.subjects import (
@@ -29,7 +31,6 @@ from relay.subjects import (
     REQUEST_STREAM,
     STATUS_STREAM,
     api_consumer_info,
-    api_message_get,
     api_stream_info,
     lane_consumer,
     lane_filter,
@@ -41,9 +42,6 @@ _ANSWER_TIMEOUT_S: Final = 3.0
 _REPORT_TIMEOUT_S: Final = 1.0
 """How long to wait for workers that are announced and do not answer."""
 _STREAMS: Final = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, LEASE_STREAM)
-_NO_MESSAGE: Final = 10037
-_CONSUMER_NOT_FOUND: Final = 10014
-_STREAM_NOT_FOUND: Final = 10059
 _NOBODY: Final = "503"
 
 
@@ -140,7 +138,7 @@ class Observer:
         try:
             return await api_request(self._client, api_stream_info(stream), timeout_s=_ANSWER_TIMEOUT_S)
         except JetStreamError as error:
-            if error.err_code == _STREAM_NOT_FOUND:
+            if error.err_code == STREAM_NOT_FOUND:
                 raise NotProvisioned([f"stream {stream} is missing"]) from error
             raise
 
@@ -150,7 +148,7 @@ class Observer:
         try:
             info = await api_request(self._client, request, timeout_s=_ANSWER_TIMEOUT_S)
         except JetStreamError as error:
-            if error.err_code != _CONSUMER_NOT_FOUND:
+            if error.err_code != CONSUMER_NOT_FOUND:
                 raise
             return LaneState(lane, owner, trouble=f"consumer {consumer} is missing: run `relay provision`")
         waiting, delivered = info["num_pending"], info["num_ack_pending"]
@@ -162,15 +160,8 @@ class Observer:
     async def _oldest_s(self, lane: int, ack_floor: int, clock: _Clock) -> float | None:
         """The age of the lane's first update above its ack floor: everything up to there is settled."""
         request = {"seq": ack_floor + 1, "next_by_subj": lane_filter(lane)}
-        try:
-            answer = await api_request(
-                self._client, api_message_get(STATUS_STREAM), request, timeout_s=_ANSWER_TIMEOUT_S
-            )
-        except JetStreamError as error:
-            if error.err_code == _NO_MESSAGE:
-                return None  # settled meanwhile, and purged
-            raise
-        return clock.age_s(answer["message"]["time"])
+        oldest = await find_message(self._client, STATUS_STREAM, request, timeout_s=_ANSWER_TIMEOUT_S)
+        return None if oldest is None else clock.age_s(oldest["time"])  # None: settled meanwhile, and purged
 
 
 async def gather_reports(client: Client, expected: int) -> dict[str, Report]:

@@ -14,6 +14,7 @@ from nats.aio.subscription import Subscription
 
 from relay.broker.connection import api_request
 from relay.core.overview import Letters
+from relay.err_codes import STREAM_NOT_FOUND
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.subjects import (
     DLQ_STREAM,
@@ -36,7 +37,6 @@ SUBJECTS_TO_COUNT: Final = (
 """What a user must be allowed to publish on, with an example for the name of the consumer."""
 _SILENCE_S: Final = 3.0
 _INACTIVE_NS: Final = 30 * 1_000_000_000
-_STREAM_NOT_FOUND: Final = 10059
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class ReasonCount:
         try:
             state = (await api_request(self._client, api_stream_info(DLQ_STREAM), timeout_s=_SILENCE_S))["state"]
         except JetStreamError as error:
-            if error.err_code == _STREAM_NOT_FOUND:
+            if error.err_code == STREAM_NOT_FOUND:
                 raise NotProvisioned([f"stream {DLQ_STREAM} is missing"]) from error
             raise
         return _Extent(state["messages"], state["last_seq"])

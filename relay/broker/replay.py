@@ -28,9 +28,11 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import TOO_LARGE, publish_confirmed
-from relay.broker.sources import Sources, delete_message, find_message, get_message
+from relay.broker.connection import publish_confirmed
+from relay.broker.messages import delete_message, find_message, get_message
+from relay.broker.sources import Sources
 from relay.core.letters import Letter, Replay, is_replay_id, number_of, origin_of_replay, replay_of
+from relay.err_codes import TOO_LARGE, WRONG_LAST_SEQUENCE
 from relay.errors import JetStreamError, RelayError
 from relay.subjects import DLQ_STREAM, MSG_ID_HEADER, STATUS_STREAM, job_filter, token_of_stored
 
@@ -39,7 +41,6 @@ _WINDOW: Final = 256
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
 """How often to publish one: if something was stored for its job in between each time, the last goes all the same."""
-_WRONG_LAST_SEQUENCE: Final = 10071
 _EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _MSG_ID: Final = re.compile(rb"\r\n" + MSG_ID_HEADER.encode() + rb": ([^\r\n]*)\r\n")
@@ -132,7 +133,7 @@ class Republisher:
             try:
                 ack = await publish_confirmed(self._client, replay.subject, replay.body, headers)
             except JetStreamError as error:
-                if error.err_code != _WRONG_LAST_SEQUENCE:
+                if error.err_code != WRONG_LAST_SEQUENCE:
                     raise
                 await self._look(replay.job, trail)
             else:

@@ -6,9 +6,10 @@ from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import TOO_LARGE, publish_confirmed
+from relay.broker.connection import publish_confirmed
 from relay.core.backoff import Backoff
 from relay.core.session import Pushed
+from relay.err_codes import TOO_LARGE
 from relay.errors import JetStreamError, RelayError
 from relay.logs import get_logger
 from relay.metrics import Metrics

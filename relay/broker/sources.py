@@ -11,55 +11,25 @@ one that its worker has not ended yet.
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import NOT_DELETED, api_request
+from relay.broker.connection import api_request
+from relay.broker.messages import delete_message, find_message, get_message
 from relay.core.letters import Letter, number_of
+from relay.err_codes import STREAM_NOT_FOUND
 from relay.errors import JetStreamError
 from relay.subjects import (
     STATUS_STREAM,
-    api_message_delete,
-    api_message_get,
     api_stream_info,
     job_filter,
     token_of_stored,
 )
 
-_NO_MESSAGE: Final = 10037
-_STREAM_NOT_FOUND: Final = 10059
 _STRIDE: Final = 64
 """How many sequences ahead to look for an update that is still older than a dead letter."""
-
-
-async def delete_message(client: Client, stream: str, sequence: int) -> bool:
-    """Delete one message; False if it was not there any more. Raises RelayError."""
-    # Erasing would overwrite the bytes on the disk, at the cost of a write of the whole block.
-    try:
-        await api_request(client, api_message_delete(stream), {"seq": sequence, "no_erase": True})
-    except JetStreamError as error:
-        if error.err_code not in NOT_DELETED or await get_message(client, stream, sequence) is not None:
-            raise
-        return False
-    return True
-
-
-async def get_message(client: Client, stream: str, sequence: int) -> dict[str, Any] | None:
-    """One message as JetStream's API gives it, from the stream's leader; None if it is not there. Raises RelayError."""
-    return await find_message(client, stream, {"seq": sequence})
-
-
-async def find_message(client: Client, stream: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The message that fits a request of JetStream's API, as `get_message` gives it."""
-    try:
-        return (await api_request(client, api_message_get(stream), request))["message"]
-    except JetStreamError as error:
-        if error.err_code == _NO_MESSAGE:
-            return None
-        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +95,7 @@ class Sources:
         try:
             info = await api_request(self._client, api_stream_info(STATUS_STREAM))
         except JetStreamError as error:
-            if error.err_code == _STREAM_NOT_FOUND:
+            if error.err_code == STREAM_NOT_FOUND:
                 return _NOWHERE
             raise
         return _Extent(dt.datetime.fromisoformat(info["created"]), info["state"]["first_seq"])

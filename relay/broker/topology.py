@@ -8,7 +8,9 @@ from nats.aio.client import Client
 
 from relay import subjects
 from relay.broker.connection import api_request, publish_confirmed, require_server
+from relay.broker.messages import find_message
 from relay.core.plan import LANE_CAPACITY, Actual, Config, Kind, LaneChange, Plan, Step, Verb, Wanted, make_plan
+from relay.err_codes import CONSUMER_EXISTS, STREAM_NOT_FOUND, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
 from relay.errors import JetStreamError, UnsafeChange, UnsuitableServer
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
@@ -18,11 +20,6 @@ _NS: Final = 1_000_000_000
 _MINUTE: Final = 60 * _NS
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
-_NO_MESSAGE_FOUND: Final = 10037
-_STREAM_NOT_FOUND: Final = 10059
-_WRONG_LAST_MESSAGE_ID: Final = 10070
-_WRONG_LAST_SEQUENCE: Final = 10071
-_CONSUMER_EXISTS: Final = 10148
 _LOCK_CONSUMER: Final = "relay-changing-lanes"
 _CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
 
@@ -206,7 +203,7 @@ async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
     try:
         return await api_request(client, subjects.api_stream_info(name))
     except JetStreamError as error:
-        if error.err_code == _STREAM_NOT_FOUND:
+        if error.err_code == STREAM_NOT_FOUND:
             return None
         raise
 
@@ -214,14 +211,8 @@ async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
 async def _last_sequence(client: Client, consumer: Config) -> int:
     if not consumer.get("filter_subject"):
         return 0
-    request = {"last_by_subj": consumer["filter_subject"]}
-    try:
-        answer = await api_request(client, subjects.api_message_get(subjects.STATUS_STREAM), request)
-    except JetStreamError as error:
-        if error.err_code == _NO_MESSAGE_FOUND:
-            return 0
-        raise
-    return answer["message"]["seq"]
+    last = await find_message(client, subjects.STATUS_STREAM, {"last_by_subj": consumer["filter_subject"]})
+    return 0 if last is None else last["seq"]
 
 
 async def _capturing(client: Client, subject: str) -> list[str]:
@@ -284,7 +275,7 @@ async def _be_the_only_one(client: Client, change: LaneChange) -> None:
     try:
         await api_request(client, request, {"stream_name": subjects.STATUS_STREAM, "config": lock, "action": "create"})
     except JetStreamError as error:
-        if error.err_code != _CONSUMER_EXISTS:
+        if error.err_code != CONSUMER_EXISTS:
             raise
         raise UnsafeChange([f"{change}: somebody else is changing the lanes at this moment; try again"]) from error
 
@@ -299,9 +290,9 @@ async def _require_last_sequence(client: Client, change: LaneChange) -> None:
     try:
         await publish_confirmed(client, _CLOSED_SUBJECT, b"", conditions)
     except JetStreamError as error:
-        if error.err_code == _WRONG_LAST_MESSAGE_ID:
+        if error.err_code == WRONG_LAST_MESSAGE_ID:
             return
-        if error.err_code != _WRONG_LAST_SEQUENCE:
+        if error.err_code != WRONG_LAST_SEQUENCE:
             raise
     raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
 

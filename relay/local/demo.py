@@ -15,9 +15,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.app import Relay, topology_of
-from relay.broker.connection import api_request, close, connect
+from relay.broker.connection import close, connect
+from relay.broker.messages import find_message
 from relay.broker.topology import provision
-from relay.errors import JetStreamError, LocalServerError
+from relay.errors import LocalServerError
 from relay.identity import Signer, load_signer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING
@@ -32,7 +33,6 @@ from relay.subjects import (
     REASON_HEADER,
     SOURCE_SEQUENCE_HEADER,
     STATUS_STREAM,
-    api_message_get,
 )
 from relay.wire import authentication_request
 
@@ -44,7 +44,6 @@ _SEQUENCE_TOKEN: Final = 5
 """Of such a subject: `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>...`"""
 _TERM: Final = "+TERM"
 _SETTLING: Final = frozenset({"", "+ACK", _TERM})
-_NO_MESSAGE: Final = 10037
 # Patience is for the real Facilitator: three quick attempts show the same in ten seconds.
 _DELIVERY: Final = DeliverySettings(max_attempts=3, backoff_initial_s=0.05, backoff_max_s=0.5)
 
@@ -166,14 +165,10 @@ async def _dead_letters(client: Client) -> dict[int, str]:
     letters: dict[int, str] = {}
     position = 1
     while True:
-        try:
-            request = {"seq": position, "next_by_subj": DLQ_SUBJECTS}
-            answer = await api_request(client, api_message_get(DLQ_STREAM), request)
-        except JetStreamError as error:
-            if error.err_code == _NO_MESSAGE:
-                return letters
-            raise
-        _, *lines = base64.b64decode(answer["message"]["hdrs"]).decode().split("\r\n")
+        message = await find_message(client, DLQ_STREAM, {"seq": position, "next_by_subj": DLQ_SUBJECTS})
+        if message is None:
+            return letters
+        _, *lines = base64.b64decode(message["hdrs"]).decode().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines if line)
         letters[int(headers[SOURCE_SEQUENCE_HEADER])] = headers[REASON_HEADER]
-        position = answer["message"]["seq"] + 1
+        position = message["seq"] + 1

@@ -11,6 +11,7 @@ from nats.errors import NoRespondersError
 from relay.broker.connection import PubAck, publish_confirmed
 from relay.core.backoff import Backoff
 from relay.core.outbox import Outbox
+from relay.err_codes import NO_LEADER
 from relay.errors import JetStreamError, PublishUnconfirmed, RelayError
 from relay.logs import get_logger
 from relay.producer.confirmed import Parcel
@@ -26,7 +27,6 @@ from relay.producer.link import Link
 _TRY_TIMEOUT_S: Final = 5.0
 """How long one try waits for its PubAck, as long as the connection stands."""
 _BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0, random=random.random)
-_NO_LEADER: Final = 10008
 """The err_code of the one refusal that passes by itself: the cluster elects a leader."""
 _log = get_logger(__name__, guest=True)
 
@@ -129,7 +129,7 @@ class Courier:
                 maybe_stored |= not isinstance(error.__cause__, NoRespondersError)
                 cause = error.cause
             except JetStreamError as error:
-                if error.err_code != _NO_LEADER:
+                if error.err_code != NO_LEADER:
                     raise PublishRefused(parcel.name, error) from None
                 cause = error.description
             await asyncio.sleep(min(_BACKOFF.delay_s(tries), max(0.0, sending.deadline_s - loop.time())))

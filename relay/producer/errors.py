@@ -15,12 +15,8 @@ Each says whether the update is stored, as far as that is known, and what to do.
 from collections.abc import Sequence
 from typing import Final
 
+from relay.err_codes import STORE_FULL, STREAM_FULL, TOO_LARGE
 from relay.errors import JetStreamError, PublishUnconfirmed, RelayError
-
-TOO_LARGE: Final = 10054
-STREAM_FULL: Final = 10077
-STORE_FULL: Final = frozenset({10023, 10047})
-"""err_codes for a server whose whole store is full; which of them depends on its version."""
 
 _SHOWN: Final = 3
 

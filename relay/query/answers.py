@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import UNSET, Raw
 
-from relay.broker.archive import Archive, Burial, StoredUpdate
+from relay.broker.archive import Archive, StoredUpdate
+from relay.broker.burial import Burial
 from relay.model import JobStatus
 from relay.query.evidence import Evidence, Witnesses
 from relay.query.replies import HistoryReply, HistoryRequest, Progress, QueryRequest, UpdateReply
@@ -31,6 +32,8 @@ _ROOM_BYTES: Final = 2048
 """What a reply needs beside its updates, and what NATS needs beside the reply."""
 _NULL: Final = Raw(b"null")
 _MOST_ECHO_CHARS: Final = 60
+_CLOCK_SKEW_S: Final = 60.0
+"""By how much the clocks of two servers may differ. In doubt an update is dead-lettered, and never acknowledged."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer to whoever asked, not a failure of ours
@@ -50,11 +53,11 @@ class _Burials:
     complete: bool = True
 
     def of(self, update: StoredUpdate) -> Burial | None:
-        return next((burial for burial in self.known if burial.is_of(update)), None)
+        return next((burial for burial in self.known if _is_of(burial, update)), None)
 
     def may_have(self, update: StoredUpdate) -> bool:
         """Whether the dead letter of an update can be among those that are not known."""
-        return not all(burial.is_older_than(update) for burial in self.known)
+        return not all(_is_older(burial, update) for burial in self.known)
 
 
 @dataclass(slots=True)
@@ -185,6 +188,16 @@ class Answers:
         if len(encoded) < room:
             return encoded
         return msgspec.json.encode(msgspec.structs.replace(reply, body=_NULL))
+
+
+def _is_of(burial: Burial, update: StoredUpdate) -> bool:
+    """Whether an update has become a dead letter of its job."""
+    return burial.source_sequence == update.sequence and not _is_older(burial, update)
+
+
+def _is_older(burial: Burial, update: StoredUpdate) -> bool:
+    """Whether a dead letter was there before the update was, by any clock: then so were all dead letters before it."""
+    return burial.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S)
 
 
 def _reply(job: str, page: _Page, update: StoredUpdate, *, metadata: bool) -> UpdateReply:

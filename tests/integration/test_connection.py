@@ -9,6 +9,7 @@ import pytest
 from nats.errors import StaleConnectionError
 from structlog.testing import capture_logs
 
+from relay import err_codes
 from relay.broker import connection
 from relay.broker.connection import PubAck, api_request, publish_confirmed, require_server
 from relay.errors import (
@@ -237,7 +238,7 @@ async def test_a_message_above_max_payload_does_not_cost_the_connection(kept):
     body = b"x" * (kept.max_payload - 100)
     with pytest.raises(JetStreamError) as caught:
         await publish_confirmed(kept, "kept.a", body, {"Relay-Error": "e" * 200})
-    assert connection.TOO_LARGE == caught.value.err_code
+    assert err_codes.TOO_LARGE == caught.value.err_code
     assert 1 == (await publish_confirmed(kept, "kept.a", body, {"Relay-Error": "e"})).sequence
 
 

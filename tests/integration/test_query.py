@@ -15,7 +15,8 @@ from nats.errors import NoRespondersError
 from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, serving, update
 from structlog.testing import capture_logs
 
-from relay.broker.archive import Archive, Burial
+from relay.broker.archive import Archive
+from relay.broker.burial import Burial
 from relay.broker.connection import api_request, connect, publish_confirmed
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
