@@ -33,9 +33,8 @@ from nats.aio.client import Client
 
 from bench.ending import end_in_order
 from bench.request_floor import measure, publish, removal
-from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect, publish_confirmed
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
 from relay.settings import load_settings

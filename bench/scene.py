@@ -16,9 +16,8 @@ from typing import Final
 from bench.figures import Pairs, read_pairs
 from bench.processes import BenchError, Child
 from bench.systems import System
-from relay.app import topology_of
 from relay.broker.connection import close, connect
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.children import die_with_parent
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer

@@ -32,10 +32,9 @@ from uuid import UUID
 import uvloop
 
 from bench.ending import end_in_order
-from relay.app import topology_of
 from relay.broker.connection import close, connect
 from relay.broker.leases import Leases
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.logs import configure

@@ -22,7 +22,7 @@ from relay.broker.lane_count import LaneCount
 from relay.broker.leases import Leases
 from relay.broker.receipts import Receipts
 from relay.broker.requests import Requests
-from relay.broker.topology import LANE_CAPACITY, Topology, check, provision
+from relay.broker.topology import LANE_CAPACITY, check, provision, topology_of
 from relay.channel import ProbeChannel
 from relay.core.backoff import Backoff
 from relay.core.ports import Ticket
@@ -39,7 +39,7 @@ from relay.query.answers import Answers
 from relay.query.evidence import Witnesses
 from relay.query.service import StatusService
 from relay.query.speakers import AnsweringDriver, serve_reports
-from relay.settings import DeliverySettings, Settings, shown_address
+from relay.settings import Settings, shown_address
 from relay.subjects import STATUS_STREAM, lane_consumer, safe_token
 from relay.tracing import open_tracing
 from relay.vitals import Line, Vitals
@@ -55,17 +55,6 @@ _LAST_PUSHES_S: Final = 5.0
 _BATCH: Final = LANE_CAPACITY // 2
 _PULL_EXPIRES_S: Final = 30.0
 _PROVISION_CHECK_S: Final = 2.0
-
-
-def topology_of(settings: DeliverySettings) -> Topology:
-    """The streams and consumers that these settings ask for."""
-    return Topology(
-        lanes=settings.lanes,
-        replicas=settings.replicas,
-        ack_wait_s=settings.ack_wait_s,
-        max_deliver=settings.max_deliver,
-        lease_ttl_s=settings.lease_ttl_s,
-    )
 
 
 class Relay:

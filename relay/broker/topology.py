@@ -12,6 +12,7 @@ from relay.broker.messages import find_message
 from relay.core.plan import LANE_CAPACITY, Actual, Config, Kind, LaneChange, Plan, Step, Verb, Wanted, make_plan
 from relay.err_codes import CONSUMER_EXISTS, STREAM_NOT_FOUND, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
 from relay.errors import JetStreamError, UnsafeChange, UnsuitableServer
+from relay.settings import DeliverySettings
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
 """Bytes that a dead letter may need beyond the update it keeps: the relay's headers, the error's text among them."""
@@ -33,6 +34,17 @@ class Topology:
     ack_wait_s: float
     max_deliver: int
     lease_ttl_s: float
+
+
+def topology_of(settings: DeliverySettings) -> Topology:
+    """The streams and consumers that these settings ask for."""
+    return Topology(
+        lanes=settings.lanes,
+        replicas=settings.replicas,
+        ack_wait_s=settings.ack_wait_s,
+        max_deliver=settings.max_deliver,
+        lease_ttl_s=settings.lease_ttl_s,
+    )
 
 
 async def check(client: Client, topology: Topology) -> Plan:

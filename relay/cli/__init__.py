@@ -4,34 +4,38 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, cast
+from typing import Annotated, Final, cast
 
 import typer
 
 from relay.cli.console import complain
-from relay.cli.demo import demo
-from relay.cli.dlq import dlq
-from relay.cli.doctor import doctor
-from relay.cli.provision import provision
-from relay.cli.publish import publish
-from relay.cli.query import query
-from relay.cli.serve import serve
-from relay.cli.top import top
 from relay.errors import ConfigurationError, IdentityError, RelayError
 
-app = typer.Typer(
-    name="relay",
-    help="Carry job status updates from NATS JetStream to the Facilitator. Settings come from RELAY_* variables.",
-    no_args_is_help=True,
-    add_completion=False,
-    # Its tracebacks print local variables, and those may hold secrets.
-    pretty_exceptions_enable=False,
-)
-for _command in (serve, provision, publish, query, top, doctor, demo):
-    app.command()(_command)
-app.add_typer(dlq)
+COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq")
+"""Each is what its module here is named after."""
+
+
+def program(commands: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The command `relay` with these subcommands. No others are imported: all of them take longer than one needs."""
+    app = typer.Typer(
+        name="relay",
+        help="Carry job status updates from NATS JetStream to the Facilitator. Settings come from RELAY_* variables.",
+        no_args_is_help=True,
+        add_completion=False,
+        callback=_options,
+        # Its tracebacks print local variables, and those may hold secrets.
+        pretty_exceptions_enable=False,
+    )
+    for name in commands:
+        command = getattr(import_module(f"relay.cli.{name}"), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command)
+        else:
+            app.command()(command)
+    return app
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback for a flag
@@ -40,7 +44,6 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback for
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     *,
     _version: Annotated[
@@ -52,8 +55,9 @@ def _options(
 
 def main() -> None:
     """Run the command; expected errors are one line on standard error, anything else is a traceback."""
+    asked = [name for name in sys.argv[1:2] if name in COMMANDS]
     try:
-        app()
+        program(asked or COMMANDS)()
     except (RelayError, ExceptionGroup) as raised:
         leaves = list(_leaves(raised))
         expected = [leaf for leaf in leaves if isinstance(leaf, RelayError)]

@@ -10,7 +10,7 @@ import typer
 from relay import logs
 from relay.cli.console import run
 from relay.cli.dlq_display import harmless
-from relay.doctor import CHECKS, examine
+from relay.doctor.examination import CHECKS, examine
 from relay.doctor.facilitator import HOTKEY, check_hotkey
 from relay.doctor.findings import Finding, Verdict, fail, ok, unchecked, warn
 from relay.errors import ConfigurationError

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from relay.app import topology_of
 from relay.broker import topology
 from relay.broker.connection import require_server
+from relay.broker.topology import topology_of
 from relay.cli.console import complain, nats_client, run
 from relay.core.plan import Plan
 from relay.errors import UnsafeChange

@@ -5,9 +5,8 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect, require_server
-from relay.broker.topology import check
+from relay.broker.topology import check, topology_of
 from relay.doctor.findings import Finding, Verdict, fail, ok, warn
 from relay.doctor.state import FULL, NEARLY_FULL, size
 from relay.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer

@@ -14,10 +14,10 @@ from bittensor_wallet import Keyfile, Keypair
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.app import Relay, topology_of
+from relay.app import Relay
 from relay.broker.connection import close, connect
 from relay.broker.messages import find_message
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.errors import LocalServerError
 from relay.identity import Signer, load_signer
 from relay.local.facilitator import FacilitatorSimulator

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from promql import faults, labels_of, parse
 
-from relay.app import topology_of
-from relay.broker.topology import wanted
+from relay.broker.topology import topology_of, wanted
 from relay.settings import DeliverySettings
 from relay.subjects import STATUS_STREAM
 

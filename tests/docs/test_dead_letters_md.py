@@ -21,7 +21,7 @@ import pytest
 from relay_kit import Scene
 from typer.main import get_command
 
-from relay.cli import app
+from relay.cli import program
 from relay.core.runbook import ADVICE, PAGE
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
@@ -139,7 +139,7 @@ def test_section_of_a_reason(reason):
 
 def test_commands_and_options():
     """Every `relay dlq` command and each of its options is described, and none that does not exist."""
-    group: Any = get_command(app).commands["dlq"]
+    group: Any = get_command(program()).commands["dlq"]
     options = {
         option
         for command in group.commands.values()

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from relay.cli import app
+from relay.cli import program
 from relay.cli.doctor import CONFIGURATION
-from relay.doctor import CHECKS
+from relay.doctor.examination import CHECKS
 from relay.doctor.facilitator import HOTKEY
 from relay.doctor.state import CLOCK_S, FULL, NEARLY_FULL, OLD_S, PAGE, TOO_OLD_S
 
@@ -50,7 +50,7 @@ def test_the_doctor_shown():
 @pytest.mark.parametrize("name", ["doctor", "top", "query"])
 def test_options(name):
     """Each option of the command is described."""
-    command: Any = get_command(app).commands[name]
+    command: Any = get_command(program()).commands[name]
     options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
     assert [] == [option for option in options if f"`{option}`" not in TEXT]
     assert f"`relay {name}" in TEXT

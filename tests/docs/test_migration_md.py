@@ -14,9 +14,8 @@ import pytest
 from nats.aio.client import Client
 
 from relay import producer
-from relay.app import topology_of
 from relay.broker.connection import close, connect
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.errors import RelayError
 from relay.local.server import NatsServer
 from relay.model import JobStatusUpdate

@@ -9,7 +9,7 @@ from promql import exposed
 from typer.main import get_command
 
 from relay import subjects
-from relay.cli import app
+from relay.cli import program
 from relay.settings import settings_table
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def slugs(page: Path) -> set[str]:
 
 def commands() -> dict[str, set[str]]:
     """Every command of the `relay` program, those of `relay dlq` with theirs, and its long options."""
-    found: dict[str, Any] = dict(get_command(app).commands)
+    found: dict[str, Any] = dict(get_command(program()).commands)
     found |= {f"dlq {name}": command for name, command in found.pop("dlq").commands.items()}
     return {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}

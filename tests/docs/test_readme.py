@@ -11,10 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 from typer.main import get_command
 
-from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect
-from relay.broker.topology import provision
-from relay.cli import app
+from relay.broker.topology import provision, topology_of
+from relay.cli import program
 from relay.local.server import NatsServer
 from relay.settings import DeliverySettings, NatsSettings, settings_table
 from relay.subjects import STATUS_STREAM, Reason, api_stream_info, lane_of, stored_subject
@@ -55,7 +54,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> dict[str, set[str]]:
     """Every command of the `relay` program with its long options."""
-    found: dict[str, Any] = get_command(app).commands
+    found: dict[str, Any] = get_command(program()).commands
     return {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         for name, command in found.items()

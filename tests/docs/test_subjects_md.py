@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from relay import subjects
-from relay.app import topology_of
 from relay.broker.receipts import Receipt
-from relay.broker.topology import wanted
+from relay.broker.topology import topology_of, wanted
 from relay.model import JobStatus, JobStatusUpdate
 from relay.query.replies import HistoryRequest, QueryRequest, UpdateReply
 from relay.settings import DeliverySettings

@@ -15,9 +15,8 @@ from test_cluster import load
 from test_dlq import change
 from test_leases import steadily_published
 
-from relay.app import topology_of
 from relay.broker.connection import api_request, publish_confirmed
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall

@@ -24,9 +24,9 @@ from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.app import Relay, topology_of
+from relay.app import Relay
 from relay.broker.connection import api_request, close, connect, publish_confirmed
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.ledger import Row
 from relay.local.server import NatsServer

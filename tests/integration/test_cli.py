@@ -18,7 +18,7 @@ from bittensor_wallet import Keyfile, Keypair
 from typer.testing import CliRunner
 
 from relay.broker.connection import api_request
-from relay.cli import app
+from relay.cli import program
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import answer_late, stall
 from relay.local.server import NatsServer
@@ -149,7 +149,7 @@ async def test_version(relay):
 @pytest.mark.parametrize("command", ["serve", "provision", "publish", "query", "top", "doctor", "dlq", "demo"])
 def test_help(command):
     """Each command explains itself."""
-    ended = CliRunner().invoke(app, [command, "--help"])
+    ended = CliRunner().invoke(program(), [command, "--help"])
     assert (0, "") == (ended.exit_code, ended.stderr)
     assert f"relay {command}" in ended.stdout
 
@@ -423,7 +423,7 @@ async def test_publish_raw(relay, provisioned, nats_server):
 def test_publish_usage(arguments, problem, tmp_path, monkeypatch):
     """Arguments that make no update end with exit 2 before any server is asked."""
     monkeypatch.chdir(tmp_path)
-    ended = CliRunner().invoke(app, ["publish", *arguments], env={"COLUMNS": "200"})
+    ended = CliRunner().invoke(program(), ["publish", *arguments], env={"COLUMNS": "200"})
     assert (2, "") == (ended.exit_code, ended.stdout)
     assert problem in ended.stderr
 

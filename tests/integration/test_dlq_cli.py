@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from relay.broker import dead_letter_store
 from relay.broker.connection import publish_confirmed
-from relay.cli import app
+from relay.cli import program
 from relay.local.server import NatsServer
 from relay.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, STATUS_SUBJECTS, Reason, status_subject
 
@@ -345,6 +345,6 @@ async def test_not_permitted(relay, monkeypatch):
 )
 def test_usage(arguments, problem):
     """Arguments that make no sense end with exit 2 before any server is asked."""
-    ended = CliRunner().invoke(app, ["dlq", *arguments.split()], env={"COLUMNS": "200"})
+    ended = CliRunner().invoke(program(), ["dlq", *arguments.split()], env={"COLUMNS": "200"})
     assert (2, "") == (ended.exit_code, ended.stdout)
     assert problem in ended.stderr

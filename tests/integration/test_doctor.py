@@ -11,13 +11,12 @@ from cli_kit import make_command
 from guarded_nats import ANYBODY, guarded_server, passwords, variables
 from relay_kit import Scene, new_job
 
-from relay import doctor
 from relay.broker.connection import api_request
 from relay.broker.overview import Observer
 from relay.broker.topology import provision
 from relay.doctor import broker as doctor_broker
+from relay.doctor import examination, permissions
 from relay.doctor import facilitator as doctor_facilitator
-from relay.doctor import permissions
 from relay.doctor.state import STATE_CHECKS
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING, Moment, stall
@@ -34,7 +33,7 @@ ALL = ("configuration", "hotkey", "nats", *ON_NATS, "facilitator")
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Runs `relay doctor`, with more time for each check than a busy machine needs."""
-    monkeypatch.setattr(doctor, "_CHECK_TIMEOUT_S", 20)
+    monkeypatch.setattr(examination, "_CHECK_TIMEOUT_S", 20)
     monkeypatch.setattr(doctor_broker, "_CONNECT_TIMEOUT_S", 20)
     return make_command(monkeypatch, tmp_path)
 
@@ -321,7 +320,7 @@ async def test_one_check_that_breaks(examine, nats_server, monkeypatch):
     async def broken(*_: object) -> None:
         raise KeyError("storage")
 
-    monkeypatch.setattr(doctor, "check_account", broken)
+    monkeypatch.setattr(examination, "check_account", broken)
     code, findings = await examine(NATS_URL=nats_server.url)
     assert (1, "the check broke: KeyError, with its traceback on standard error") == (code, told(findings, "account"))
     assert ("topology", "ok") in [each[:2] for each in findings]

@@ -26,9 +26,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from relay_kit import Scene, new_job, update
 
-from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect
-from relay.broker.topology import check, provision
+from relay.broker.topology import check, provision, topology_of
 from relay.errors import BrokerUnavailable, LocalServerError
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
-from relay.app import Relay, topology_of
+from relay.app import Relay
 from relay.broker.lane_count import LaneCount
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.local.ledger import DROPPED

@@ -1,18 +1,17 @@
 """`relay query` beside a relay at work."""
 
 import asyncio
-import importlib
 import json
 
 import pytest
 from cli_kit import TIMEOUT_S, make_command
 from relay_kit import Scene
 
+from relay.cli import query
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.subjects import Reason
 
-MODULE = importlib.import_module("relay.cli.query")  # in its package the name is that of the command
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 
 
@@ -20,7 +19,7 @@ JOB = "123e4567-e89b-42d3-a456-426614174000"
 def command(monkeypatch, tmp_path, nats_server):
     """Runs `relay query ...` against `nats_server`."""
     run = make_command(monkeypatch, tmp_path)
-    monkeypatch.setattr(MODULE, "_ASK_AGAIN_S", 0.2)
+    monkeypatch.setattr(query, "_ASK_AGAIN_S", 0.2)
 
     async def command(*arguments: str, **settings: str):
         return await run("query", *arguments, **{"NATS_URL": nats_server.url} | settings)

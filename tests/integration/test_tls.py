@@ -13,9 +13,8 @@ import pytest
 from guarded_nats import ANYBODY, ROOT, let_anybody_in, passwords, settings, variables
 from relay_kit import Scene, new_job
 
-from relay.app import topology_of
 from relay.broker.connection import api_request, close, connect
-from relay.broker.topology import provision
+from relay.broker.topology import provision, topology_of
 from relay.errors import BrokerUnavailable
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
