@@ -4,6 +4,7 @@
     ├── ConfigurationError      a setting is missing or wrong (exit 2)
     ├── IdentityError           the hotkey cannot be used (exit 2)
     ├── BrokerUnavailable       no nats-server answers, or none lets us in
+    │   └── NotPermitted        our NATS account may not do it, which a server leaves unanswered
     ├── UnsuitableServer        nats-server is too old, or runs without JetStream
     ├── NotProvisioned          streams or consumers are missing or differ
     ├── UnsafeChange            provisioning would endanger updates, so it refused
@@ -50,6 +51,15 @@ class BrokerUnavailable(RelayError):  # noqa: N818 - named for the state it repo
         self.cause = cause
         super().__init__(
             f"no NATS connection to {', '.join(servers)}: {cause}; check RELAY_NATS_URL and the NATS credentials"
+        )
+
+
+class NotPermitted(BrokerUnavailable):
+    """The NATS account may not ask this, or not hear the answer: `cause` is what the server said of it."""
+
+    def __str__(self) -> str:
+        return (
+            f"the NATS account does not permit this: {self.cause}; use credentials that may do it, or have it permitted"
         )
 
 

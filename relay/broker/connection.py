@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from relay.broker.credentials import sign_in
 from relay.broker.nats_py import abort, bound_closing, end_reconnect, read_whatever_comes, stay_cancelled
 from relay.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
-from relay.errors import BrokerUnavailable, JetStreamError, PublishUnconfirmed, UnsuitableServer
+from relay.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
 from relay.logs import get_logger
 from relay.settings import NatsSettings, shown_address
 
@@ -130,7 +130,8 @@ async def api_request(
     """One request to JetStream's API and its answer, both as parsed JSON.
 
     Raises JetStreamError if the server answers with an error, UnsuitableServer if it runs without JetStream,
-    BrokerUnavailable if it is away or silent; the request may or may not have been carried out then.
+    BrokerUnavailable if it is away or silent: the request may or may not have been carried out then, unless it is
+    NotPermitted.
     """
     url = client.connected_url  # it has none any more when the connection is lost
     if not client.is_connected:
@@ -143,6 +144,8 @@ async def api_request(
     except nats.errors.NoRespondersError as error:
         raise _without_jetstream(_servers(url)) from error
     except TimeoutError as error:
+        if (refusal := _refusal(client, subject)) is not None:
+            raise NotPermitted(_servers(url), refusal) from error
         raise BrokerUnavailable(_servers(url), f"no answer to {subject} within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise BrokerUnavailable(_servers(url), f"{subject}: {_describe(error)}") from error
@@ -184,7 +187,8 @@ async def publish_confirmed(
         cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
         raise PublishUnconfirmed(subject, cause) from error
     except TimeoutError as error:
-        raise PublishUnconfirmed(subject, f"no PubAck within {timeout_s:g} s") from error
+        cause = _refusal(client, subject) or f"no PubAck within {timeout_s:g} s"
+        raise PublishUnconfirmed(subject, cause) from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise PublishUnconfirmed(subject, _describe(error)) from error
     if ack.error is not None and ack.error.err_code == IN_PROCESS:
@@ -265,6 +269,16 @@ class _Events:
         _log.info("the NATS connection is closed", last_error=_describe(error) if error else None)
         if self.on_closed is not None:
             self.on_closed()
+
+
+def _refusal(client: Client, subject: str) -> str | None:
+    """What the server said last, if that is why a request on `subject` goes unanswered: it is not permitted."""
+    said = str(client.last_error).removeprefix("nats: ")
+    if not said.startswith("permissions violation"):
+        return None
+    inbox = client.new_inbox().rpartition(".")[0]
+    refusals = (f'for publish to "{subject}"', f'for subscription to "{inbox}.')
+    return said if any(each.lower() in said for each in refusals) else None  # nats-py hands it on in lower case
 
 
 def _headers_size(headers: dict[str, str] | None) -> int:

@@ -9,6 +9,9 @@ from relay.errors import ConfigurationError
 from relay.settings import NatsSettings
 
 _USER_SEED: Final = re.compile(rb"SUA[A-Z2-7]{55}")
+_CREDENTIALS: Final = re.compile(
+    rb"-+BEGIN NATS USER JWT-+\n[\w.-]+\n.*-+BEGIN USER NKEY SEED-+\n" + _USER_SEED.pattern + rb"\n", re.DOTALL
+)
 
 
 def sign_in(settings: NatsSettings) -> dict[str, Any]:
@@ -33,13 +36,15 @@ def sign_in(settings: NatsSettings) -> dict[str, Any]:
 
 
 def _require_credentials_file(path: Path) -> None:
-    # nats-py looks for this line until it finds it: without it, it would never return to the event loop.
+    # nats-py looks for the line before the JWT until it finds it: without it, it would never return to the event loop.
+    # On a seed that is none it raises errors of nkeys, which nobody catches; and it takes each line less one character.
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise ConfigurationError("RELAY_NATS_CREDS", str(path), f"a readable credentials file ({error})") from error
-    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
-        raise ConfigurationError("RELAY_NATS_CREDS", str(path), "a credentials file with a user JWT and an NKey seed")
+    if not _CREDENTIALS.search(text):
+        allowed = "a credentials file with a user JWT and its NKey seed (SUA...), each on a line that ends as on Unix"
+        raise ConfigurationError("RELAY_NATS_CREDS", str(path), allowed)
 
 
 def _require_seed(path: Path) -> None:

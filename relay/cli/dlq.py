@@ -5,20 +5,17 @@ import datetime as dt
 import shutil
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from nats.aio.client import Client
 
 from relay.broker.dead_letter_store import DeadLetterStore
 from relay.cli.console import complain, nats_client, run
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
 from relay.cli.dlq_purge import Found, remove, survey
-from relay.cli.dlq_replay import Source, cause_of, replay_selected
+from relay.cli.dlq_replay import Source, replay_selected
 from relay.core.letters import Selection, parse_since
-from relay.errors import BrokerUnavailable, PublishUnconfirmed
 from relay.settings import load_settings
 from relay.subjects import DLQ_STREAM, Reason
 
@@ -162,19 +159,10 @@ def _require_choice(selection: Selection, *, everything: bool) -> None:
         raise typer.BadParameter("say which: SEQ..., or any of --job, --reason, --since and --limit, or --all alone")
 
 
-@contextlib.asynccontextmanager
-async def _connected() -> AsyncGenerator[Client]:
-    async with nats_client(load_settings().nats) as client:
-        try:
-            yield client
-        except (BrokerUnavailable, PublishUnconfirmed) as error:
-            raise cause_of(client, error) from error
-
-
 async def _list(selection: Selection, *, as_json: bool) -> None:
     reasons: Counter[str] = Counter()
     width = shutil.get_terminal_size(_WIDTH_UNKNOWN).columns
-    async with _connected() as client:
+    async with nats_client(load_settings().nats) as client:
         store = DeadLetterStore(client)
         async with contextlib.aclosing(store.read(selection, await store.last_sequence())) as letters:
             async for letter in letters:
@@ -188,7 +176,7 @@ async def _list(selection: Selection, *, as_json: bool) -> None:
 
 
 async def _show(sequence: int, *, full: bool) -> None:
-    async with _connected() as client:
+    async with nats_client(load_settings().nats) as client:
         letter = await DeadLetterStore(client).get(sequence)
     if letter is None:
         gone = "it was replayed or purged, or there never was one"
@@ -199,15 +187,15 @@ async def _show(sequence: int, *, full: bool) -> None:
 
 
 async def _replay(source: Source) -> bool:
-    async with _connected() as client:
+    async with nats_client(load_settings().nats) as client:
         return await replay_selected(client, source)
 
 
 async def _survey(selection: Selection, export: Path | None) -> Found:
-    async with _connected() as client:
+    async with nats_client(load_settings().nats) as client:
         return await survey(DeadLetterStore(client), selection, export)
 
 
 async def _remove(selection: Selection, up_to: int) -> int:
-    async with _connected() as client:
+    async with nats_client(load_settings().nats) as client:
         return await remove(client, selection, up_to)

@@ -133,7 +133,7 @@ class Courier:
                     raise PublishRefused(parcel.name, error) from None
                 cause = error.description
             await asyncio.sleep(min(_BACKOFF.delay_s(tries), max(0.0, sending.deadline_s - loop.time())))
-        if complaint := self._link.complaint:
+        if (complaint := self._link.complaint) and complaint != cause:
             cause = f"{cause} (the server complained of {complaint})"
         raise PublishTimedOut(
             parcel.subject, cause, update=parcel.name, timeout_s=sending.timeout_s, maybe_stored=maybe_stored

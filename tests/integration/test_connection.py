@@ -22,6 +22,8 @@ from relay.errors import (
 from relay.local.server import NatsServer
 
 STREAM = {"name": "KEPT", "subjects": ["kept.*"], "max_msgs": 2, "discard": "new"}
+JWT = "-----BEGIN NATS USER JWT-----\ney.ey.x\n------END NATS USER JWT------\n"
+SEED = f"-----BEGIN USER NKEY SEED-----\nSUA{'A' * 55}\n------END USER NKEY SEED------\n"
 PASSWORD = 'authorization: {user: "relay", password: "right"}'
 
 
@@ -96,11 +98,24 @@ async def test_an_error_shows_no_password():
     assert "hidden" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "-----BEGIN USER NKEY SEED-----\nSU\n", "-----BEGIN NATS USER JWT-----\ney\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SEED,
+        JWT,
+        JWT + SEED.replace("SUA", "SAA"),
+        JWT + SEED.replace("AA\n", "\n"),
+        (JWT + SEED).replace("\n", "\r\n"),
+    ],
+    ids=["empty", "no JWT", "no seed", "seed of an account", "short seed", "line ends of Windows"],
+)
 async def test_a_file_without_credentials_is_a_configuration_error(connect, tmp_path, text):
-    """A credentials file without JWT or seed is refused before it is used: nats-py would search it for ever."""
+    """A credentials file without a JWT or a user's seed is refused before it is used: nats-py would search it for ever,
+    or raise what nobody expects.
+    """
     creds = tmp_path / "relay.creds"
-    creds.write_text(text)
+    creds.write_bytes(text.encode())
     with pytest.raises(ConfigurationError, match="RELAY_NATS_CREDS"):
         await connect("nats://127.0.0.1:1", creds=creds)
 

@@ -26,9 +26,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from relay_kit import Scene, new_job, update
 
-from relay.broker.connection import api_request, close, connect
+from relay.broker.connection import api_request, close, connect, publish_confirmed
 from relay.broker.topology import check, provision, topology_of
-from relay.errors import BrokerUnavailable, LocalServerError
+from relay.errors import BrokerUnavailable, LocalServerError, NotPermitted, PublishUnconfirmed
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.settings import DeliverySettings, NatsSettings
@@ -212,6 +212,26 @@ async def asked_in_order(client: Client) -> bool:
     """Whether a job's status and history are answered: all that was asked before is answered then."""
     answers = [await client.request(f"job.{ask}.{JOB}", timeout=5) for ask in ("query", "history")]
     return all(answer.headers["Nats-Service-Error-Code"] == "404" for answer in answers)
+
+
+async def test_what_is_not_permitted_is_in_the_error(server):
+    """Who may not ask something, or not hear the answer, is told so and what to do; silence is not blamed on it."""
+    remedy = "; use credentials that may do it, or have it permitted"
+    async with signed_in(server, ANYBODY) as anybody:
+        await anybody.subscribe("relay.report")
+        await until_heard(anybody)
+        relay = await connect(settings(server, "relay"), name="test")
+        with pytest.raises(NotPermitted, match=rf'for publish to "\$js\.api\.stream\.delete\.job_status"{remedy}'):
+            await api_request(relay, "$JS.API.STREAM.DELETE.JOB_STATUS", timeout_s=0.2)
+        with pytest.raises(BrokerUnavailable, match=r"no answer to relay\.report within 0\.2 s"):
+            await api_request(relay, "relay.report", timeout_s=0.2)
+        with pytest.raises(PublishUnconfirmed, match=rf'permissions violation for publish to "job\.status\.{JOB}"'):
+            await publish_confirmed(relay, f"job.status.{JOB}", b"{}", timeout_s=0.2)
+        await close(relay)
+    deaf = await connect(settings(server, "relay").model_copy(update={"inbox_prefix": "_INBOX"}), name="test")
+    with pytest.raises(NotPermitted, match=rf'for subscription to "_inbox\..*"{remedy}'):
+        await api_request(deaf, "$JS.API.INFO", timeout_s=0.2)
+    await close(deaf, timeout_s=0.2)
 
 
 async def test_strangers_are_not_let_in(server):

@@ -254,6 +254,7 @@ class Client:
 
     max_payload = 1 << 20
     connected_url = None
+    last_error = None
 
     def __init__(self, link: Link, jetstream: JetStream) -> None:
         self._link = link
