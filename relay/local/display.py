@@ -84,6 +84,7 @@ def directions(nats_url: str, http_port: int) -> str:
         (
             f"  nats --server {nats_url} sub '{STATUS_SUBJECTS}'",
             f"  nats --server {nats_url} stream view {DLQ_STREAM}",
+            f"  RELAY_NATS_URL={nats_url} {relay} top",
             f"  RELAY_NATS_URL={nats_url} {relay} publish {job} accepted",
             f"  echo '{{}}' | RELAY_NATS_URL={nats_url} {relay} publish --raw {job}",
             f"  curl http://127.0.0.1:{http_port}/metrics",

@@ -72,7 +72,9 @@ async def test_demo_stays_up_for_a_closer_look(start, tmp_path):
         url = re.search(r"nats://127\.0\.0\.1:\d+", "".join(lines))[0]
         settings = {"RELAY_NATS_URL": url, "RELAY_LANES": "4", "RELAY_FACILITATOR_URL": "ws://127.0.0.1:1/ws/v0/"}
         publishing = await start("publish", job_uuid(Random(2)), "accepted", **settings)
+        looking = await start("top", "--once", "--interval", "0.2", **settings)
         assert b"accepted: JOB_STATUS sequence" in (await publishing.communicate())[0]
+        assert b"signed in" in (await looking.communicate())[0]
         process.send_signal(signal.SIGINT)
         assert (b"", b"") == await process.communicate()
     assert 0 == process.returncode
