@@ -298,7 +298,7 @@ async def test_the_relay_answers_as_relay(server, facilitator):
     assert {f"job.relayed.{each.job}" for each in published} == told
     assert ["acknowledged"] * 8 == [answer["progress"] for answer in answers[::2]]
     assert [1] * 8 == [len(answer["updates"]) for answer in answers[1::2]]
-    assert {first._report().worker, second._report().worker} == workers
+    assert {first.vitals.report().worker, second.vitals.report().worker} == workers
     assert "job-status" == json.loads(services.data)["name"]
     assert [] == violations(server)
 
