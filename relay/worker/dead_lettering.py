@@ -16,7 +16,7 @@ from relay.worker.clock import now_s
 _log = get_logger(__name__)
 
 WRITERS: Final = 4
-BURIED_BEFORE: Final = "dead-lettered before"
+ENDED_BEFORE: Final = "dead-lettered before"
 """With what an update is ended that has its dead letter from an earlier time."""
 _RETRY_S: Final = 5.0
 _QUEUE_SIZE: Final = 100
@@ -31,8 +31,8 @@ class Lanes(Protocol):
     def pump(self) -> None: ...
 
 
-class Burial:
-    """Buries the doomed updates of some lanes, several at a time."""
+class DeadLettering:
+    """Dead-letters the doomed updates of some lanes, several at a time."""
 
     def __init__(self, dead_letters: DeadLetterStream, lanes: Lanes, metrics: Metrics) -> None:
         self._dead_letters = dead_letters
@@ -70,7 +70,7 @@ class Burial:
 
     async def _bury(self, update: Ticket) -> None:
         if update.unsure and await self._dead_letters.holds(update.delivery):
-            await update.delivery.term(BURIED_BEFORE)
+            await update.delivery.term(ENDED_BEFORE)
             self._lanes.settled(update, Outcome.DEAD_LETTERED)
             return
         update.unsure = False

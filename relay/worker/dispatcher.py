@@ -29,8 +29,8 @@ from relay.metrics import Metrics
 from relay.report import LaneReport
 from relay.subjects import REPLAYED_FROM_HEADER, token_of_stored
 from relay.wire import Fault, decode
-from relay.worker.burial import BURIED_BEFORE, Burial
 from relay.worker.clock import now_s
+from relay.worker.dead_lettering import ENDED_BEFORE, DeadLettering
 from relay.worker.feed import Feed
 from relay.worker.limits import Limits
 
@@ -76,7 +76,7 @@ class Dispatcher:
         self._count = {Outcome.ACKNOWLEDGED: metrics.acknowledged, Outcome.DUPLICATE: metrics.duplicate}
         self._feeds: dict[Lane[DeliveryLike], Feed] = {}
         self._turns: deque[Lane[DeliveryLike]] = deque()
-        self._burial = Burial(dead_letters, self, metrics)
+        self._dead_lettering = DeadLettering(dead_letters, self, metrics)
         self._open = asyncio.Event()
         self._retry_earlier = asyncio.Event()
 
@@ -87,7 +87,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_in_progress())
             group.create_task(self._release_retries())
-            group.create_task(self._burial.run())
+            group.create_task(self._dead_lettering.run())
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
         """Take a lane's updates through the connection until `leaving` is set or its source ends, then drain the lane.
@@ -225,7 +225,7 @@ class Dispatcher:
                 update.attempts += 1
                 update.doom = doom
                 self.put_back(update)
-        self._burial.take(update.lane)  # the connection asks for what to send when it is through its answers
+        self._dead_lettering.take(update.lane)  # the connection asks for what to send when it is through its answers
 
     async def on_pushed(self, event: Pushed) -> None:
         """Hand on what the Facilitator sent of its own accord; waits while the queue is full."""
@@ -258,7 +258,7 @@ class Dispatcher:
         """Let out what may go of every lane."""
         self._sink.wake()
         for lane in self._turns:
-            self._burial.take(lane)
+            self._dead_lettering.take(lane)
 
     def settled(self, update: Ticket, outcome: Outcome) -> None:
         """The server knows what became of it: forget it, and tell those who want to hear."""
@@ -285,7 +285,7 @@ class Dispatcher:
     def _let_out(self, lane: Lane[DeliveryLike]) -> None:
         """Let out what may go of a lane: heads to the Facilitator, doomed ones to be buried."""
         self._sink.wake()
-        self._burial.take(lane)
+        self._dead_lettering.take(lane)
 
     def _retry_later(self, update: Ticket, error: str) -> None:
         wait_s = self._backoff.delay_s(update.attempts)
@@ -335,6 +335,6 @@ class Dispatcher:
 async def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:
     """Tell the server once more what became of an update that it delivers again, because it did not hear it."""
     if outcome is Outcome.DEAD_LETTERED:
-        await delivery.term(BURIED_BEFORE)
+        await delivery.term(ENDED_BEFORE)
     else:
         await delivery.ack()

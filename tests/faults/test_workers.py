@@ -12,7 +12,7 @@ from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.subjects import Reason, lane_of
-from relay.worker.burial import WRITERS
+from relay.worker.dead_lettering import WRITERS
 
 UPDATES = 20_000
 """How many updates the random test carries."""

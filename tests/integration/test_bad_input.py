@@ -228,7 +228,7 @@ async def test_the_largest_update_arrives(scene):
 @pytest.fixture
 async def alone(nats_server, monkeypatch):
     """A relay of the test's own, which soon tries again to write a dead letter."""
-    monkeypatch.setattr("relay.worker.burial._RETRY_S", 0.1)
+    monkeypatch.setattr("relay.worker.dead_lettering._RETRY_S", 0.1)
     async with (
         FacilitatorSimulator() as facilitator,
         Scene(nats_server, facilitator, ACK_WAIT="1") as scene,

@@ -16,14 +16,14 @@ from relay.core.verdict import DeadLetter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, api_stream_info, status_subject
-from relay.worker import burial
+from relay.worker import dead_lettering
 
 Restore = Callable[[], Awaitable[object]]
 
 
 @pytest.fixture
 async def scene(monkeypatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(burial, "_RETRY_S", 0.2)
+    monkeypatch.setattr(dead_lettering, "_RETRY_S", 0.2)
     monkeypatch.setattr(dead_letters, "_WRITE_TIMEOUT_S", 0.3)
     async with (
         NatsServer() as server,

@@ -16,7 +16,7 @@ from relay.core.continuity import Continuity
 from relay.core.lane import Lane, Update, _Job
 from relay.core.session import Opened, Phase, Session
 from relay.core.verdict import Outcome
-from relay.worker.burial import Burial
+from relay.worker.dead_lettering import DeadLettering
 from relay.worker.dispatcher import Dispatcher
 from simulation.leases import Bucket
 from simulation.schedule import MISFORTUNES, Kind
@@ -125,13 +125,13 @@ def lease_taken_whoever_has_it() -> Iterator[None]:
 @bug()
 def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
     """The server is told to forget an update before anybody has its dead letter."""
-    real = Burial._bury
+    real = DeadLettering._bury
 
-    async def bury(self: Burial, update: Any) -> None:
+    async def bury(self: DeadLettering, update: Any) -> None:
         await update.delivery.term("early")
         await real(self, update)
 
-    with mock.patch.object(Burial, "_bury", bury):
+    with mock.patch.object(DeadLettering, "_bury", bury):
         yield
 
 

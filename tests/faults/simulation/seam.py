@@ -11,8 +11,8 @@ from websockets.frames import Close, CloseCode
 
 import relay.facilitator
 import relay.ownership
-import relay.worker.burial
 import relay.worker.clock
+import relay.worker.dead_lettering
 import relay.worker.dispatcher
 import relay.worker.feed
 from relay.websocket import ConnectionClosed
@@ -23,7 +23,7 @@ from simulation.network import Pipe
 
 _PATH = (relay.worker.dispatcher, relay.worker.feed)
 _TIMED = (*_PATH, relay.worker.clock, relay.facilitator, relay.ownership)
-_LOGGING = (*_PATH, relay.worker.burial, relay.facilitator, relay.ownership)
+_LOGGING = (*_PATH, relay.worker.dead_lettering, relay.facilitator, relay.ownership)
 _CONNECT_S = 0.005
 _CONGESTION = 0.05
 """How often the network takes no more for a while."""
