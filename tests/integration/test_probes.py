@@ -3,6 +3,7 @@
 import asyncio
 import urllib.request
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -194,6 +195,8 @@ async def test_lanes_changed_meanwhile(nats_server, facilitator, after, capsys, 
         livez = f"http://127.0.0.1:{relay.http_port}/livez"
         assert 200 == (await asyncio.to_thread(urllib.request.urlopen, livez)).status
         assert 0 == gauges(relay)["relay_ready"]
+        looks = count()
+        await looked(lambda: next(looks) == 2)
         await scene.provision()
         await looked(lambda: relay.vitals.missing() == [])
     assert 1 == capsys.readouterr().out.count(said)
