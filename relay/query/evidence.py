@@ -23,7 +23,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from relay.broker.archive import Archive, Floor, StoredUpdate
-from relay.broker.connection import stay_cancelled
+from relay.broker.nats_py import stay_cancelled
 from relay.core.standing import Settled, Standing
 from relay.subjects import standing_subject
 
