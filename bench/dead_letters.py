@@ -33,6 +33,7 @@ from nats.aio.client import Client
 
 from bench.ending import end_in_order
 from bench.request_floor import measure, publish, removal
+from relay.broker import flow
 from relay.broker.connection import api_request, close, connect, publish_confirmed
 from relay.broker.topology import provision, topology_of
 from relay.local.cluster import NatsCluster
@@ -40,7 +41,7 @@ from relay.local.server import NatsServer
 from relay.settings import load_settings
 from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
 
-WINDOW = 256
+PUBLISHERS = 256
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ async def provisioned(servers: int = 1) -> AsyncIterator[tuple[Client, dict[str,
 
 
 async def publish_many(nc: Client, messages: list[tuple[str, bytes, dict[str, str]]]) -> float:
-    """Publish all, a window of them at a time, each with its PubAck; returns how many a second."""
+    """Publish all, many at a time, each with its PubAck; returns how many a second."""
     remaining = iter(messages)
 
     async def publish() -> None:
@@ -72,7 +73,7 @@ async def publish_many(nc: Client, messages: list[tuple[str, bytes, dict[str, st
             await publish_confirmed(nc, subject, body, headers, timeout_s=30)
 
     began = time.perf_counter()
-    await asyncio.gather(*(publish() for _ in range(WINDOW)))
+    await asyncio.gather(*(publish() for _ in range(PUBLISHERS)))
     return len(messages) / (time.perf_counter() - began)
 
 
@@ -156,7 +157,7 @@ async def measure_floor(count: int, servers: int) -> dict[str, Any]:
             for sequence, job in enumerate(jobs, 1)
         ]
         used_s = server_processor_s(environment)
-        took_s = await measure(environment["RELAY_NATS_URL"], work, WINDOW)
+        took_s = await measure(environment["RELAY_NATS_URL"], work, flow.WINDOW)
         used_s = server_processor_s(environment) - used_s
         await require_moved(nc, count)
     return {"floor_per_s": round(count / took_s), "floor_server_us": round(used_s / count * 1e6)}

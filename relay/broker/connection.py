@@ -1,9 +1,9 @@
 """One NATS connection: how it is made, watched and closed, and the two requests that everything else is made of."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import ParseResult
 
 import msgspec
@@ -49,13 +49,35 @@ _decode_answer = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_publish_answer = msgspec.json.Decoder(_PublishAnswer).decode
 
 
-@dataclass(frozen=True, slots=True)
-class PubAck:
+class PubAck(msgspec.Struct, frozen=True):
     """The server's word that a message is stored: where, and whether it was there already (same `Nats-Msg-Id`)."""
 
     stream: str
     sequence: int
     duplicate: bool
+
+
+class Answer(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+
+class Requester(Protocol):
+    """As much of a client as requests take."""
+
+    @property
+    def is_connected(self) -> bool: ...
+    @property
+    def connected_url(self) -> ParseResult | None: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def last_error(self) -> Exception | None: ...
+
+    def new_inbox(self) -> str: ...
+    def request(
+        self, subject: str, payload: bytes = ..., timeout: float = ..., *, headers: dict[str, str] | None = ...
+    ) -> Awaitable[Answer]: ...
 
 
 async def connect(
@@ -125,7 +147,7 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
 
 
 async def api_request(
-    client: Client, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 5.0
+    client: Requester, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 5.0
 ) -> dict[str, Any]:
     """One request to JetStream's API and its answer, both as parsed JSON.
 
@@ -160,7 +182,7 @@ async def api_request(
 
 
 async def publish_confirmed(
-    client: Client,
+    client: Requester,
     subject: str,
     payload: bytes,
     headers: dict[str, str] | None = None,
@@ -271,7 +293,7 @@ class _Events:
             self.on_closed()
 
 
-def _refusal(client: Client, subject: str) -> str | None:
+def _refusal(client: Requester, subject: str) -> str | None:
     """What the server said last, if that is why a request on `subject` goes unanswered: it is not permitted."""
     said = str(client.last_error).removeprefix("nats: ")
     if not said.startswith("permissions violation"):

@@ -10,16 +10,17 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.broker.connection import api_request
+from relay.broker.connection import Requester, api_request
+from relay.broker.frames import taken
 from relay.broker.messages import delete_message
+from relay.broker.nats_py import headers_of
 from relay.core.letters import Letter, Selection, moment_of
 from relay.err_codes import STREAM_NOT_FOUND
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
@@ -81,10 +82,10 @@ class DeadLetterStore:
         async with contextlib.aclosing(self.read(Selection(sequences=(sequence,)), sequence)) as letters:
             return await anext(letters, None)
 
-    async def remove(self, sequence: int) -> bool:
-        """Remove one dead letter; False if it was not there any more."""
+    async def remove(self, sequence: int, over: Requester | None = None) -> bool:
+        """Remove one dead letter, `over` a pipeline if it is given; False if it was not there any more."""
         with _as_not_provisioned():
-            return await delete_message(self._client, DLQ_STREAM, sequence)
+            return await delete_message(over or self._client, DLQ_STREAM, sequence)
 
     async def remove_all(self, subject: str, up_to: int) -> int:
         """Remove every dead letter on `subject` up to a sequence, in one request; returns how many those were."""
@@ -121,12 +122,10 @@ class DeadLetterStore:
         config = {"stream_name": DLQ_STREAM, "config": reading.config(name), "action": "create"}
         made = await self._request(request, config)
         reading.begin(name, made["num_pending"], self._client.new_inbox())
-        # No pending limits: beyond them the client drops messages, and a batch bounds what can come.
-        subscription: Subscription = await self._client.subscribe(  # pyright: ignore[reportUnknownMemberType] - a bare Future
-            reading.inbox, cb=reading.receive, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        subscription: Subscription = await self._client.subscribe(reading.inbox)  # pyright: ignore[reportUnknownMemberType] - a bare Future
         try:
-            yield
+            with taken(self._client, subscription, reading.take):
+                yield
         finally:
             if self._client.is_connected:
                 await subscription.unsubscribe()
@@ -145,7 +144,10 @@ class DeadLetterStore:
             )
         except nats.errors.Error as error:
             raise self._unavailable(repr(error)) from error
-        return await reading.batch()
+        return [
+            Letter(sequence, moment_of(stored_ns), await headers_of(self._client, headers) if headers else {}, body)
+            for sequence, stored_ns, headers, body in await reading.batch()
+        ]
 
     def _unavailable(self, cause: str) -> BrokerUnavailable:
         url = self._client.connected_url
@@ -169,6 +171,13 @@ def _as_not_provisioned() -> Generator[None]:
         raise
 
 
+class _Message(NamedTuple):
+    sequence: int
+    stored_ns: int
+    headers: bytes
+    body: bytes
+
+
 @dataclass(slots=True)
 class _Reading:
     """How far reading has got, and the batch that is coming in."""
@@ -185,7 +194,7 @@ class _Reading:
     """Nothing more is to be had from this consumer."""
     _count: int = 0
     _wanted: int = 0
-    _letters: list[Letter] = field(default_factory=list[Letter])
+    _messages: list[_Message] = field(default_factory=list[_Message])
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
     _heard: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -212,19 +221,19 @@ class _Reading:
         self.stuck, self._count = False, 0
 
     def expect(self, count: int) -> None:
-        self._wanted, self._letters = count, []
+        self._wanted, self._messages = count, []
         self._ended.clear()
 
-    async def receive(self, message: Msg) -> None:
+    def take(self, _subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         if self._ended.is_set():
             return
-        if not message.reply:
+        if not reply:
             self._ended.set()  # whatever the status says, no more will come for this request
         else:
-            self._take(message)
+            self._add(reply, headers, body)
         self._heard.set()
 
-    async def batch(self) -> list[Letter]:
+    async def batch(self) -> list[_Message]:
         """What has come when nothing more will, or when it has been silent for too long."""
         with contextlib.suppress(TimeoutError):
             while not self._ended.is_set():
@@ -232,19 +241,19 @@ class _Reading:
                 async with asyncio.timeout(_SILENCE_S):
                     await self._heard.wait()
         self._ended.set()
-        self.stuck = self.stuck or not self._letters
-        return self._letters
+        self.stuck = self.stuck or not self._messages
+        return self._messages
 
-    def _take(self, message: Msg) -> None:
+    def _add(self, reply: bytes, headers: bytes, body: bytes) -> None:
         # See broker/delivery.py for this subject's two forms.
-        tokens = message.reply.split(".")
+        tokens = reply.split(b".")
         first = 5 if len(tokens) == 9 else 7  # noqa: PLR2004
-        sequence, count, nanoseconds, pending = map(int, tokens[first : first + 4])
+        sequence, count, stored_ns, pending = map(int, tokens[first : first + 4])
         if count != self._count + 1:
             self.stuck = True  # something got lost in between
             self._ended.set()
             return
         self._count, self.pending, self.next_sequence = count, pending, sequence + 1
-        self._letters.append(Letter(sequence, moment_of(nanoseconds), message.headers or {}, message.data))
-        if len(self._letters) == self._wanted:
+        self._messages.append(_Message(sequence, stored_ns, headers, body))
+        if len(self._messages) == self._wanted:
             self._ended.set()

@@ -7,9 +7,7 @@ there are any.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from nats.aio.client import Client
-
-from relay.broker.connection import api_request
+from relay.broker.connection import Requester, api_request
 from relay.err_codes import NO_MESSAGE, NOT_DELETED
 from relay.errors import JetStreamError
 from relay.subjects import api_message_delete, api_message_get
@@ -18,7 +16,7 @@ _TIMEOUT_S: Final = 5.0
 
 
 async def find_message(
-    client: Client, stream: str, request: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
+    client: Requester, stream: str, request: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
 ) -> dict[str, Any] | None:
     """The message that fits `request`; None if none does. Raises RelayError.
 
@@ -32,12 +30,12 @@ async def find_message(
         raise
 
 
-async def get_message(client: Client, stream: str, sequence: int) -> dict[str, Any] | None:
+async def get_message(client: Requester, stream: str, sequence: int) -> dict[str, Any] | None:
     """The message with a sequence; None if it is not there. Raises RelayError."""
     return await find_message(client, stream, {"seq": sequence})
 
 
-async def delete_message(client: Client, stream: str, sequence: int) -> bool:
+async def delete_message(client: Requester, stream: str, sequence: int) -> bool:
     """Delete one message; False if it was not there any more. Raises RelayError."""
     # Erasing would overwrite the bytes on the disk, at the cost of a write of the whole block.
     try:

@@ -1,6 +1,7 @@
-"""What nats-py must be made to do. What reaches behind its public interface is here and in pipeline.py, nowhere else.
+"""What nats-py must be made to do.
 
-So a new release of nats-py can break these two at any time. Each piece says what goes wrong without it.
+What reaches behind its public interface is here, in frames.py and in pipeline.py, and nowhere else: a new release of
+nats-py can break these at any time. Each piece says what goes wrong without it.
 """
 
 import asyncio
@@ -48,6 +49,12 @@ def read_whatever_comes(client: Client) -> None:
         return build(sid, bytes(subject).decode(errors="replace").encode(), *rest)
 
     inner._process_headers, inner._build_message = headers_if_readable, build_message  # noqa: SLF001
+
+
+async def headers_of(client: Client, block: bytes) -> dict[str, str]:
+    """The headers in a block of NATS's protocol, as a message has them that `client` reads; empty if unreadable."""
+    inner: Any = client
+    return await inner._process_headers(block) or {}  # noqa: SLF001
 
 
 def bound_closing(client: Client) -> None:

@@ -1,74 +1,95 @@
 """Many requests at a time over one connection, for what is limited by the rate of requests.
 
 The client's own `request` spends more on a request than nats-server does: a random token, a timer and a task of its
-own to wait in, and a message with a place in a queue for each answer. Here the answers come to one inbox, each under
-the number of its request, and are read many at a time; one timer serves all; and what is asked within five
-milliseconds is sent at once, which spares the server, too.
+own to wait in. Here the answers come to one inbox, each under the number of its request. Those that come together are
+given out some at a time, and what is asked then is sent in one write: so the server has work while we have, too.
 """
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from typing import Any, Final, NamedTuple, cast
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Final
+from urllib.parse import ParseResult
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.protocol.parser import AWAITING_CONTROL_LINE
+
+from relay.broker.frames import taken
 
 _GATHER_S: Final = 0.005
-"""How long a request may wait for others to be sent with."""
+"""How long to wait for more answers before those that are there are given out, while many are to come."""
+_MANY: Final = 64
+_AT_A_TIME: Final = 128
+"""So many answers are given out before what is asked then is sent."""
 _LOOK_EVERY_S: Final = 0.5
 """How often to look for requests that wait for too long."""
-_STATUS_HEADER: Final = "Status"
-_NO_RESPONDERS: Final = "503"
+_NO_RESPONDERS: Final = b"NATS/1.0 503"
 _LINE_END: Final = re.compile(r"[\r\n]")
 
 
-class _Answer(NamedTuple):
-    """As much of a message as `api_request` and `publish_confirmed` look at."""
-
+class _Answer(msgspec.Struct, frozen=True):
     data: bytes
 
 
+_Waiting = asyncio.Future[_Answer]
+
+
 @contextlib.asynccontextmanager
-async def pipelined(client: Client) -> AsyncGenerator[Client]:
-    """`client`, as far as `api_request` and `publish_confirmed` use it, with a faster `request`."""
-    pipeline = _Pipeline(client)
-    # No pending limits: beyond them the client drops messages, and whoever asks bounds how much is under way.
-    subscription: Subscription = await client.subscribe(  # pyright: ignore[reportUnknownMemberType] - a bare Future
-        f"{pipeline.inbox}.*", cb=pipeline.receive, pending_msgs_limit=0, pending_bytes_limit=0
-    )
-    sending = asyncio.create_task(pipeline.send())
+async def pipelined(client: Client) -> AsyncGenerator["Pipeline"]:
+    """A pipeline over the connection of `client`, which can be used otherwise meanwhile."""
+    pipeline = Pipeline(client)
+    subscription: Subscription = await client.subscribe(f"{pipeline.inbox}.*")  # pyright: ignore[reportUnknownMemberType] - a bare Future
+    running = asyncio.create_task(pipeline.run())
     try:
-        with _answers_first(client, pipeline.inbox, pipeline.take):
-            yield cast("Client", pipeline)
+        with taken(client, subscription, pipeline.take):
+            yield pipeline
     finally:
-        sending.cancel()
+        running.cancel()
         pipeline.close()
         if not client.is_closed:
             await subscription.unsubscribe()
-        if sending.done() and not sending.cancelled():
-            sending.result()  # raises what ended it
+        if running.done() and not running.cancelled():
+            running.result()  # raises what ended it
 
 
-class _Pipeline:
-    """As much of a client as requests take."""
+class Pipeline:
+    """A Requester; see broker/connection.py."""
 
     def __init__(self, client: Client) -> None:
         self.inbox = client.new_inbox()
         self._client = client
         self._last = 0
-        self._waiting: dict[int, tuple[asyncio.Future[_Answer], float]] = {}
+        self._waiting: dict[int, tuple[_Waiting, float]] = {}
+        """Until when, by the number of the request."""
+        self._arrived: deque[tuple[_Waiting, bytes | Exception]] = deque()
         self._unsent: list[bytes] = []
-        self._asked = asyncio.Event()
+        self._stirred = asyncio.Event()
+        """Something arrived, or is to be sent."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
+    @property
+    def is_connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def connected_url(self) -> ParseResult | None:
+        return self._client.connected_url
+
+    @property
+    def max_payload(self) -> int:
+        return self._client.max_payload
+
+    @property
+    def last_error(self) -> Exception | None:
+        return self._client.last_error
+
+    def new_inbox(self) -> str:
+        return self._client.new_inbox()
 
     def request(
         self,
@@ -76,41 +97,41 @@ class _Pipeline:
         payload: bytes = b"",
         timeout: float = 0.5,
         headers: Mapping[str, str] | None = None,
-    ) -> asyncio.Future[_Answer]:
+    ) -> _Waiting:
         """The answer to a request. Raises as the client's does; a timeout comes up to half a second late."""
         self._last = number = self._last + 1
-        answer = self._loop.create_future()
-        self._waiting[number] = answer, self._loop.time() + timeout
+        waiting: _Waiting = self._loop.create_future()
+        self._waiting[number] = waiting, self._loop.time() + timeout
         if self._timer is None:
             self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
-        if not self._unsent:
-            self._asked.set()
         self._unsent.append(_command(subject, f"{self.inbox}.{number}", payload, headers))
-        return answer
+        self._stirred.set()
+        return waiting
 
-    async def send(self) -> None:
-        """Send what is asked, until cancelled."""
+    async def run(self) -> None:
+        """Send what is asked and give out what is answered, until cancelled."""
         # The public `publish` takes one message at a time, and twice as long for each.
         client: Any = self._client
         while True:
-            await self._asked.wait()
-            await asyncio.sleep(_GATHER_S)
-            self._asked.clear()
-            unsent, self._unsent = self._unsent, []
-            await client._send_command(b"".join(unsent))  # noqa: SLF001
-            await client._flush_pending()  # noqa: SLF001
+            await self._stirred.wait()
+            if len(self._waiting) > _MANY:
+                await asyncio.sleep(_GATHER_S)
+            self._stirred.clear()
+            while self._arrived or self._unsent:
+                for _ in range(min(_AT_A_TIME, len(self._arrived))):
+                    _give(*self._arrived.popleft())
+                await asyncio.sleep(0)  # whoever has an answer now asks on
+                unsent, self._unsent = self._unsent, []
+                await client._send_command(b"".join(unsent))  # noqa: SLF001
+                await client._flush_pending()  # noqa: SLF001
 
-    async def receive(self, message: Msg) -> None:
-        number = int(message.subject.rpartition(".")[2])
-        if not message.headers or message.headers.get(_STATUS_HEADER) != _NO_RESPONDERS:
-            self.take(number, message.data)
-        elif (waiting := self._waiting.pop(number, None)) is not None and not waiting[0].done():
-            waiting[0].set_exception(nats.errors.NoRespondersError())
-
-    def take(self, number: int, data: bytes) -> None:
-        waiting = self._waiting.pop(number, None)
-        if waiting is not None and not waiting[0].done():  # else it is too late
-            waiting[0].set_result(_Answer(data))
+    def take(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
+        """Take an answer."""
+        waiting = self._waiting.pop(int(subject[subject.rindex(b".") + 1 :]), None)
+        if waiting is not None:  # else it is too late
+            answer = nats.errors.NoRespondersError() if headers.startswith(_NO_RESPONDERS) else body
+            self._arrived.append((waiting[0], answer))
+            self._stirred.set()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -118,12 +139,18 @@ class _Pipeline:
 
     def _look(self) -> None:
         now = self._loop.time()
-        for number, (answer, until_s) in list(self._waiting.items()):
-            if now >= until_s:
-                del self._waiting[number]
-                if not answer.done():
-                    answer.set_exception(nats.errors.TimeoutError())
+        for number in [number for number, (_, until_s) in self._waiting.items() if now >= until_s]:
+            _give(self._waiting.pop(number)[0], nats.errors.TimeoutError())
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look) if self._waiting else None
+
+
+def _give(waiting: _Waiting, answer: bytes | Exception) -> None:
+    if waiting.done():
+        return  # whoever asked was cancelled
+    if isinstance(answer, bytes):
+        waiting.set_result(_Answer(answer))
+    else:
+        waiting.set_exception(answer)
 
 
 def _command(subject: str, reply: str, payload: bytes, headers: Mapping[str, str] | None) -> bytes:
@@ -136,35 +163,3 @@ def _command(subject: str, reply: str, payload: bytes, headers: Mapping[str, str
     block = f"NATS/1.0\r\n{lines}\r\n".encode()
     sizes = len(block), len(block) + len(payload)
     return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), *sizes, block, payload)
-
-
-@contextlib.contextmanager
-def _answers_first(client: Client, inbox: str, take: Callable[[int, bytes], None]) -> Generator[None]:
-    """Have the answers to `inbox` taken out of what the client reads, before it makes messages of the rest.
-
-    There is no public way to reach it. What does not begin with a whole answer goes the client's way, and comes to
-    the subscription.
-    """
-    inner: Any = client
-    parser: Any = inner._ps  # noqa: SLF001
-    parse = parser.parse
-    answer_head = re.compile(rb"MSG %b\.(\d+) \d+ (\d+)\r\n" % re.escape(inbox.encode())).match
-
-    async def parse_rest(data: bytes) -> None:
-        start = 0
-        if not parser.buf and parser.state == AWAITING_CONTROL_LINE:
-            while (head := answer_head(data, start)) is not None:
-                end = head.end() + int(head[2])
-                if len(data) < end + 2:
-                    break
-                take(int(head[1]), data[head.end() : end])
-                start = end + 2
-        if start < len(data):
-            await parse(data[start:])
-
-    parser.parse = parse_rest
-    try:
-        yield
-    finally:
-        if parser.parse is parse_rest:
-            parser.parse = parse

@@ -19,16 +19,18 @@ made of has to be gone, because it shows that this one was replayed.
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from nats.aio.client import Client
+import msgspec
 
-from relay.broker.connection import publish_confirmed
+from relay.broker.connection import Requester, publish_confirmed
+from relay.broker.flow import for_each
 from relay.broker.messages import delete_message, find_message, get_message
 from relay.broker.sources import Sources
 from relay.core.letters import Letter, Replay, is_replay_id, number_of, origin_of_replay, replay_of
@@ -36,8 +38,6 @@ from relay.err_codes import TOO_LARGE, WRONG_LAST_SEQUENCE
 from relay.errors import JetStreamError, RelayError
 from relay.subjects import DLQ_STREAM, MSG_ID_HEADER, STATUS_STREAM, job_filter, token_of_stored
 
-_WINDOW: Final = 256
-"""How many dead letters may be under way at a time."""
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
 """How often to publish one: if something was stored for its job in between each time, the last goes all the same."""
@@ -46,8 +46,7 @@ _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _MSG_ID: Final = re.compile(rb"\r\n" + MSG_ID_HEADER.encode() + rb": ([^\r\n]*)\r\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(msgspec.Struct, frozen=True):
     """What became of one dead letter: its update's sequence in the status stream, or why it has none."""
 
     letter: Letter
@@ -60,17 +59,16 @@ class Replayed:
     """The status stream had an update of the job under the sequence of its source."""
 
 
-@dataclass(slots=True)
-class _Trail:
+class _Trail(msgspec.Struct):
     """What is known of the updates that are stored for one job."""
 
     last: int
     """The sequence of the last one; a guess before the first look."""
     looked_up_to: int = 0
     """Up to here `replays` is complete, but for what is older than the stream."""
-    replays: dict[str, int] = field(default_factory=dict[str, int])
+    replays: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Sequences of those that are replays, by their message id."""
-    sequences: set[int] = field(default_factory=set[int])
+    sequences: set[int] = msgspec.field(default_factory=set[int])
     """Of those that were looked at."""
 
 
@@ -80,7 +78,7 @@ class Republisher:
     The dead letters of one job must be given one after another; those of others may be under way meanwhile.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Requester) -> None:
         self._client = client
         self._sources = Sources(client)
         # Bounded: forgetting one costs another look.
@@ -147,12 +145,12 @@ class Republisher:
         raise AssertionError("the last try has no condition")
 
     def _trail(self, replay: Replay) -> _Trail:
-        trail = self._trails.get(replay.job)
-        if trail is None:
-            trail = self._trails[replay.job] = _Trail(last=replay.guess)
-            if len(self._trails) > _JOBS_REMEMBERED:
-                self._trails.popitem(last=False)
-        self._trails.move_to_end(replay.job)
+        if (trail := self._trails.get(replay.job)) is not None:
+            self._trails.move_to_end(replay.job)
+            return trail
+        trail = self._trails[replay.job] = _Trail(last=replay.guess)
+        if len(self._trails) > _JOBS_REMEMBERED:
+            self._trails.popitem(last=False)
         return trail
 
     async def _look(self, job: str, trail: _Trail) -> None:
@@ -197,6 +195,14 @@ class Account:
     failure: RelayError | None = None
     """What stopped it, if anything did."""
 
+    def count(self, replayed: Replayed) -> None:
+        if replayed.unfit:
+            self.unfit += 1
+        elif replayed.was_there:
+            self.were_there += 1
+        else:
+            self.replayed += 1
+
 
 async def replay_all(
     letters: AsyncIterator[Letter],
@@ -211,66 +217,31 @@ async def replay_all(
     The first failure stops it: nothing new is begun, what is under way is finished, and `account` says it. Cancelled,
     what is under way is dropped; `account` then has what is known.
     """
-    window = _Window(replay, account, on_replayed)
-    pace = _Pace(rate_per_s)
-    async with asyncio.TaskGroup() as group:
-        try:
-            async for letter in letters:
-                await pace.wait()
-                await window.slots.acquire()
-                if account.failure is not None:
-                    break
-                window.begin(group, letter)
-        except RelayError as error:
-            account.failure = account.failure or error
 
-
-class _Window:
-    """What is under way of a replay."""
-
-    def __init__(
-        self,
-        replay: Callable[[Letter], Coroutine[Any, Any, Replayed]],
-        account: Account,
-        on_replayed: Callable[[Replayed], None],
-    ) -> None:
-        self.slots = asyncio.Semaphore(_WINDOW)
-        self._replay = replay
-        self._account = account
-        self._on_replayed = on_replayed
-        self._last_of_job: dict[str, asyncio.Task[None]] = {}
-
-    def begin(self, group: asyncio.TaskGroup, letter: Letter) -> None:
-        job = letter.job
-        task = group.create_task(self._run(letter, self._last_of_job.get(job)))
-        self._last_of_job[job] = task
-        task.add_done_callback(lambda done: self._end(job, done))
-
-    def _end(self, job: str, done: asyncio.Task[None]) -> None:
-        if self._last_of_job.get(job) is done:
-            del self._last_of_job[job]
-        self.slots.release()
-
-    async def _run(self, letter: Letter, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await before
-        if self._account.failure is not None:
+    async def replay_one(letter: Letter) -> None:
+        if account.failure is not None:
             return  # a later one of this job must not overtake the one that failed
         try:
-            replayed = await self._replay(letter)
+            replayed = await replay(letter)
         except RelayError as error:
-            self._account.failure = self._account.failure or error
+            account.failure = account.failure or error
             return
-        self._count(replayed)
-        self._on_replayed(replayed)
+        account.count(replayed)
+        on_replayed(replayed)
 
-    def _count(self, replayed: Replayed) -> None:
-        if replayed.unfit:
-            self._account.unfit += 1
-        elif replayed.was_there:
-            self._account.were_there += 1
-        else:
-            self._account.replayed += 1
+    async with contextlib.aclosing(_until_it_fails(letters, account, _Pace(rate_per_s))) as begun:
+        await for_each(begun, replay_one, turn=lambda letter: letter.job)
+
+
+async def _until_it_fails(letters: AsyncIterator[Letter], account: Account, pace: "_Pace") -> AsyncGenerator[Letter]:
+    try:
+        async for letter in letters:
+            await pace.wait()
+            if account.failure is not None:
+                return
+            yield letter
+    except RelayError as error:
+        account.failure = account.failure or error
 
 
 class _Pace:

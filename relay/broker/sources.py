@@ -11,12 +11,11 @@ one that its worker has not ended yet.
 
 import asyncio
 import datetime as dt
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Final
 
-from nats.aio.client import Client
-
-from relay.broker.connection import api_request
+from relay.broker.connection import Requester, api_request
 from relay.broker.messages import delete_message, find_message, get_message
 from relay.core.letters import Letter, number_of
 from relay.err_codes import STREAM_NOT_FOUND
@@ -29,7 +28,8 @@ from relay.subjects import (
 )
 
 _STRIDE: Final = 64
-"""How many sequences ahead to look for an update that is still older than a dead letter."""
+"""For how many sequences one look has to do, which tells whether they are all older than their dead letters."""
+_STRIDES_REMEMBERED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,28 @@ class _Extent:
         return letter.stored_at >= self.made_at and sequence >= self.first
 
 
-_NOWHERE: Final = _Extent(dt.datetime.max.replace(tzinfo=dt.UTC), 0)
+_FOREVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
+_NOWHERE: Final = _Extent(_FOREVER, 0)
+
+
+@dataclass(slots=True)
+class _Look:
+    """A look at the first update behind a stride; if it finds none, nothing is old enough."""
+
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    found_at: dt.datetime = _FOREVER
 
 
 class Sources:
     """Removes the sources of dead letters."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Requester) -> None:
         self._client = client
-        self._looking = asyncio.Lock()
         self._extent: _Extent | None = None
-        self._old_up_to, self._old_at = 0, dt.datetime.max.replace(tzinfo=dt.UTC)
-        """Everything up to this sequence was stored at this time or before."""
-        self._stride_from = 0
+        self._finding: asyncio.Event | None = None
+        """Set when the extent has been looked for, and None while nobody looks."""
+        # Bounded: forgetting one costs another look.
+        self._looks: OrderedDict[int, _Look] = OrderedDict()
 
     async def remove(self, letter: Letter, *, of_its_job: bool = False) -> None:
         """Delete the update that a dead letter was made of, if the status stream has it.
@@ -66,32 +75,25 @@ class Sources:
         sequence = number_of(letter.source_sequence)
         if sequence is None or not letter.job:
             return
-        if self._extent is None:
-            async with self._looking:
-                self._extent = self._extent or await self._look()
-        if not self._extent.may_hold(letter, sequence):
+        if not (await self._known_extent()).may_hold(letter, sequence):
             return
         if (of_its_job and await self._is_old(letter, sequence)) or await self._is_there(letter, sequence):
             await delete_message(self._client, STATUS_STREAM, sequence)
 
-    async def _is_old(self, letter: Letter, sequence: int) -> bool:
-        """Whether a sequence is certainly not younger than a dead letter.
+    async def _known_extent(self) -> _Extent:
+        while self._extent is None:
+            if self._finding is not None:
+                await self._finding.wait()
+                continue
+            self._finding = finding = asyncio.Event()
+            try:
+                self._extent = await self._find_extent()
+            finally:
+                self._finding = None
+                finding.set()
+        return self._extent
 
-        In a stream times ascend with sequences, so one update that is old enough speaks for all before it.
-        """
-        if sequence > self._old_up_to:
-            async with self._looking:
-                if self._old_up_to < sequence >= self._stride_from:
-                    await self._look_ahead(sequence + _STRIDE)
-        return sequence <= self._old_up_to and self._old_at <= letter.stored_at
-
-    async def _look_ahead(self, start: int) -> None:
-        self._stride_from = start
-        ahead = await find_message(self._client, STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
-        if ahead is not None:
-            self._old_up_to, self._old_at = ahead["seq"], dt.datetime.fromisoformat(ahead["time"])
-
-    async def _look(self) -> _Extent:
+    async def _find_extent(self) -> _Extent:
         try:
             info = await api_request(self._client, api_stream_info(STATUS_STREAM))
         except JetStreamError as error:
@@ -99,6 +101,30 @@ class Sources:
                 return _NOWHERE
             raise
         return _Extent(dt.datetime.fromisoformat(info["created"]), info["state"]["first_seq"])
+
+    async def _is_old(self, letter: Letter, sequence: int) -> bool:
+        """Whether a sequence is certainly not younger than a dead letter.
+
+        In a stream times ascend with sequences, so one update that is old enough speaks for all before it: for each
+        stride the first behind it.
+        """
+        behind = (sequence // _STRIDE + 1) * _STRIDE
+        if (look := self._looks.get(behind)) is not None:
+            await look.ended.wait()
+        else:
+            look = self._looks[behind] = _Look()
+            if len(self._looks) > _STRIDES_REMEMBERED:
+                self._looks.popitem(last=False)
+            try:
+                await self._look_at(behind, look)
+            finally:
+                look.ended.set()
+        return look.found_at <= letter.stored_at
+
+    async def _look_at(self, start: int, look: "_Look") -> None:
+        ahead = await find_message(self._client, STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
+        if ahead is not None:
+            look.found_at = dt.datetime.fromisoformat(ahead["time"])
 
     async def _is_there(self, letter: Letter, sequence: int) -> bool:
         message = await get_message(self._client, STATUS_STREAM, sequence)

@@ -1,24 +1,21 @@
 """`relay dlq purge`: export, ask, remove."""
 
-import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 import typer
 from nats.aio.client import Client
 
 from relay.broker.dead_letter_store import DeadLetterStore
+from relay.broker.flow import for_each
 from relay.broker.pipeline import pipelined
 from relay.broker.sources import Sources
 from relay.core.letters import Letter, Selection, to_line
-
-_WINDOW: Final = 256
-"""How many removals may be under way at a time."""
 
 
 @dataclass(slots=True)
@@ -51,35 +48,20 @@ async def remove(client: Client, selection: Selection, up_to: int) -> int:
 
     Each one's source goes first, so that what is interrupted is mended by being done again.
     """
-    async with pipelined(client) as fast:
-        sources, store = Sources(fast), DeadLetterStore(fast)
-        removed = 0
+    store, removed = DeadLetterStore(client), 0
+    async with pipelined(client) as pipeline:
+        sources = Sources(pipeline)
 
         async def remove_one(letter: Letter) -> None:
             nonlocal removed
             await sources.remove(letter)
             if not selection.is_plain:
-                was_there = await store.remove(letter.sequence)
+                was_there = await store.remove(letter.sequence, pipeline)
                 removed += was_there
 
-        await _for_each(store.read(selection, up_to), remove_one)
-        return await store.remove_all(selection.subject, up_to) if selection.is_plain else removed
-
-
-async def _for_each(letters: AsyncGenerator[Letter], work: Callable[[Letter], Awaitable[None]]) -> None:
-    """Have the work done on all, a window of them at a time."""
-    slots = asyncio.Semaphore(_WINDOW)
-
-    async def do(letter: Letter) -> None:
-        try:
-            await work(letter)
-        finally:
-            slots.release()
-
-    async with asyncio.TaskGroup() as group, contextlib.aclosing(letters):
-        async for letter in letters:
-            await slots.acquire()
-            group.create_task(do(letter))
+        async with contextlib.aclosing(store.read(selection, up_to)) as letters:
+            await for_each(letters, remove_one, turn=lambda letter: letter.sequence)
+    return await store.remove_all(selection.subject, up_to) if selection.is_plain else removed
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import typer
 from nats.aio.client import Client
@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.broker.dead_letter_store import DeadLetterStore
-from relay.broker.pipeline import pipelined
+from relay.broker.pipeline import Pipeline, pipelined
 from relay.broker.replay import Account, Replayed, Republisher, replay_all
 from relay.cli.console import complain
 from relay.cli.dlq_display import harmless
 from relay.core.letters import Letter, Selection, from_line
-from relay.errors import JetStreamError, RelayError, UnsuitableServer
 from relay.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.wire import Fault, decode
 
@@ -53,37 +52,23 @@ async def replay_selected(client: Client, source: Source) -> bool:
         raise
     _report(account, selected, total)
     if account.failure is not None:
-        complain(f"stopped: {cause_of(client, account.failure)}; when that is mended, {_AGAIN}")
+        complain(f"stopped: {account.failure}; when that is mended, {_AGAIN}")
     return not (account.failure or account.unfit or selected.missing)
 
 
-def cause_of(client: Client, error: RelayError) -> RelayError:
-    """`error`, or what it comes from: the server leaves unanswered what it does not permit, and says so elsewhere."""
-    refusal = str(client.last_error)
-    if isinstance(error, JetStreamError) or not refusal.lower().startswith("nats: permissions violation"):
-        return error
-    problem = f"the NATS account does not permit this: {refusal.removeprefix('nats: ')}"
-    return UnsuitableServer(problem, "use credentials that may do it, or have it permitted")
-
-
 async def _replay(client: Client, selected: "_Selected", total: int | None, account: Account) -> None:
-    store = DeadLetterStore(client)
     # What was loaded stays to the end, and letters leave nothing behind that only a search finds: a tenth of the time.
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS_PER_SEARCH)
-    async with pipelined(client) as fast:
-        republisher = Republisher(fast)
-        replay = republisher.move if selected.source.path is None else republisher.publish
-        await _replay_with_progress(store, selected, replay, total, account)
+    async with pipelined(client) as pipeline:
+        await _replay_with_progress(DeadLetterStore(client), selected, pipeline, total, account)
 
 
 async def _replay_with_progress(
-    store: DeadLetterStore,
-    selected: "_Selected",
-    replay: Callable[[Letter], Coroutine[Any, Any, Replayed]],
-    total: int | None,
-    account: Account,
+    store: DeadLetterStore, selected: "_Selected", pipeline: Pipeline, total: int | None, account: Account
 ) -> None:
+    republisher = Republisher(pipeline)
+    replay = republisher.move if selected.source.path is None else republisher.publish
     with _progress() as progress:
         bar = progress.add_task("replaying", total=total)
 

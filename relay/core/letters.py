@@ -7,11 +7,12 @@ whether a dead letter was replayed before, however long ago (see broker/replay.p
 
 import base64
 import datetime as dt
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -39,6 +40,8 @@ _REPLAY_ID: Final = re.compile(_REPLAY_ID_PREFIX + r"([0-9]{1,19}):([0-9]{1,17})
 """Sequence, and microseconds that are within all calendars."""
 _OWN_HEADERS: Final = ("relay-", "nats-")
 """In any case of letters: what the relay wrote for people, and what would steer the server."""
+_JOBS_REMEMBERED: Final = 4096
+_HEADERS_REMEMBERED: Final = 256
 _STATUS_SUBJECT: Final = re.compile(r"job\.status\.([^\s.*>]+)")
 _AGE: Final = re.compile(r"(\d+)([smhd])")
 _AGE_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -102,8 +105,7 @@ class Letter:
     @property
     def job(self) -> str:
         """The token that the producer published on, a UUID if the producer was right; empty if it is unknown."""
-        match = _STATUS_SUBJECT.fullmatch(self.source_subject)
-        return match[1] if match else ""
+        return _job_of(self.source_subject)
 
     @property
     def status(self) -> str:
@@ -126,7 +128,18 @@ class Letter:
     @property
     def own_headers(self) -> dict[str, str]:
         """The original's headers, without those that steer the server and without the relay's."""
-        return {name: value for name, value in self.headers.items() if not name.lower().startswith(_OWN_HEADERS)}
+        return {name: value for name, value in self.headers.items() if not _is_ours(name)}
+
+
+@functools.lru_cache(maxsize=_JOBS_REMEMBERED)
+def _job_of(subject: str) -> str:
+    match = _STATUS_SUBJECT.fullmatch(subject)
+    return match[1] if match else ""
+
+
+@functools.lru_cache(maxsize=_HEADERS_REMEMBERED)
+def _is_ours(header: str) -> bool:
+    return header.lower().startswith(_OWN_HEADERS)
 
 
 class _Peek(msgspec.Struct, gc=False):
@@ -166,13 +179,12 @@ class Selection:
         return not (self.sequences or self.reason or self.since or self.limit)
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """A dead letter made fit to be published as an update again. `headers` have `message_id` and the marks."""
 
     job: str
     subject: str
-    headers: dict[str, str] = field(hash=False)
+    headers: dict[str, str]
     body: bytes
     message_id: str
     guess: int
@@ -181,7 +193,7 @@ class Replay:
     def without_history(self) -> "Replay":
         """The same with as few bytes of headers as can be, where the server says that it is too large."""
         headers = {name: value for name, value in self.headers.items() if name != HISTORY_HEADER}
-        return Replay(self.job, self.subject, headers, self.body, self.message_id, self.guess)
+        return msgspec.structs.replace(self, headers=headers)
 
 
 def replay_of(letter: Letter) -> Replay | None:

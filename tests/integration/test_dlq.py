@@ -7,7 +7,7 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 from relay_kit import TERMED, Published, Scene, counters, new_job
 
-from relay.broker import dead_letter_store, replay
+from relay.broker import dead_letter_store
 from relay.broker.advisories import StoredMessage
 from relay.broker.connection import api_request, publish_confirmed
 from relay.broker.dead_letter_store import DeadLetterStore
@@ -24,7 +24,7 @@ from relay.broker.dead_letters import DeadLetters
 from relay.broker.pipeline import pipelined
 from relay.broker.replay import Account, Replayed, Republisher, replay_all
 from relay.cli.dlq_purge import remove, survey
-from relay.core.letters import Letter, Selection, moment_of
+from relay.core.letters import Letter, Selection
 from relay.core.verdict import DeadLetter
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.local.facilitator import FacilitatorSimulator
@@ -82,22 +82,26 @@ async def change(nc: Client, stream: str, **fields: Any) -> None:
     await api_request(nc, api_stream_update(stream), config | fields)
 
 
-async def replay_selected(nc: Client, selection: Selection | None = None) -> tuple[Account, list[Replayed]]:
+async def replay_letters(nc: Client, *letters: Letter) -> tuple[Account, list[Replayed]]:
     """What `relay dlq replay` does, with an operator's fresh memory."""
-    store, account, done = DeadLetterStore(nc), Account(), []
-    letters = store.read(selection or Selection(), await store.last_sequence())
-    async with pipelined(nc) as fast, contextlib.aclosing(letters):
-        await replay_all(letters, Republisher(fast).move, account=account, on_replayed=done.append)
+    account, done = Account(), []
+
+    async def each() -> AsyncIterator[Letter]:
+        for letter in letters:
+            yield letter
+
+    async with pipelined(nc) as pipeline:
+        await replay_all(each(), Republisher(pipeline).move, account=account, on_replayed=done.append)
     return account, done
 
 
-async def of(*letters: Letter) -> AsyncIterator[Letter]:
-    for letter in letters:
-        yield letter
-
-
-def made_up(sequence: int, job: str = JOB) -> Letter:
-    return Letter(sequence, moment_of(sequence), {"Relay-Source-Subject": status_subject(job)}, b"")
+async def replay_selected(nc: Client, selection: Selection | None = None) -> tuple[Account, list[Replayed]]:
+    """The same with what is selected."""
+    store, account, done = DeadLetterStore(nc), Account(), []
+    letters = store.read(selection or Selection(), await store.last_sequence())
+    async with pipelined(nc) as pipeline, contextlib.aclosing(letters):
+        await replay_all(letters, Republisher(pipeline).move, account=account, on_replayed=done.append)
+    return account, done
 
 
 # Reading
@@ -169,15 +173,15 @@ async def test_messages_lost_on_the_way(provisioned, monkeypatch):
     """A message that is lost on the way, as in a reconnect, is noticed and asked for again."""
     for _ in range(5):
         await bury(provisioned)
-    receive, lost = dead_letter_store._Reading.receive, []
+    take, lost = dead_letter_store._Reading.take, []
 
-    async def lose_the_third(reading, message):
+    def lose_the_third(reading, *message):
         if reading.next_sequence == 3 and not lost:
             lost.append(message)
         else:
-            await receive(reading, message)
+            take(reading, *message)
 
-    monkeypatch.setattr(dead_letter_store._Reading, "receive", lose_the_third)
+    monkeypatch.setattr(dead_letter_store._Reading, "take", lose_the_third)
     assert [1, 2, 3, 4, 5] == await sequences(provisioned)
     assert 1 == len(lost)
 
@@ -187,10 +191,7 @@ async def test_nothing_comes(provisioned, monkeypatch):
     monkeypatch.setattr(dead_letter_store, "_SILENCE_S", 0.05)
     await bury(provisioned)
 
-    async def deaf(*_: object) -> None:
-        pass
-
-    monkeypatch.setattr(dead_letter_store._Reading, "receive", deaf)
+    monkeypatch.setattr(dead_letter_store._Reading, "take", lambda *_: None)
     with pytest.raises(BrokerUnavailable, match="stopped coming at sequence 1"):
         await sequences(provisioned)
 
@@ -427,105 +428,6 @@ async def test_history_gives_way_to_the_body(provisioned):
     assert Account(replayed=1) == account
     [(_, _, headers)] = await stored(provisioned, 2)
     assert (True, False) == ("Relay-Replayed-From" in headers, "Relay-History" in headers)
-
-
-# How many at a time
-
-
-async def gathered(letters: list[Letter], one: Callable[[Letter], Any], **more: Any) -> tuple[Account, list[int]]:
-    account, done = Account(), []
-    await replay_all(
-        of(*letters), one, account=account, on_replayed=lambda each: done.append(each.letter.sequence), **more
-    )
-    return account, done
-
-
-async def test_jobs_are_replayed_side_by_side_but_each_in_order():
-    """Dead letters of different jobs are under way together, those of one job one after another."""
-    both = asyncio.Barrier(2)
-    began = []
-
-    async def one(letter: Letter) -> Replayed:
-        began.append(letter.sequence)
-        if letter.sequence in (1, 2):
-            async with asyncio.timeout(TIMEOUT_S):
-                await both.wait()  # comes to pass only if both are under way
-            assert [1, 2] == began, "the third is of the first one's job"
-        return Replayed(letter)
-
-    account, done = await gathered([made_up(1), made_up(2, OTHER), made_up(3)], one)
-    assert Account(replayed=3) == account
-    assert 3 == done[-1]
-
-
-async def test_failure_stops_what_is_behind():
-    """After a failure nothing new is begun, above all not of its job; what is under way is finished."""
-    other_began, failed = asyncio.Event(), asyncio.Event()
-
-    async def one(letter: Letter) -> Replayed:
-        if letter.sequence == 1:
-            await other_began.wait()
-            failed.set()
-            raise BrokerUnavailable(["nats"], "gone")
-        other_began.set()
-        await failed.wait()
-        return Replayed(letter)
-
-    account, done = await gathered([made_up(1), made_up(2, OTHER), made_up(3), made_up(4, OTHER)], one)
-    assert "gone" in str(account.failure)
-    assert [2] == done
-
-
-async def test_the_window_is_bounded(monkeypatch):
-    """No more are under way at a time than the window holds."""
-    monkeypatch.setattr(replay, "_WINDOW", 3)
-    under_way, most = set(), 0
-
-    async def one(letter: Letter) -> Replayed:
-        nonlocal most
-        under_way.add(letter.sequence)
-        most = max(most, len(under_way))
-        for _ in range(5):
-            await asyncio.sleep(0)  # so that others get to run
-        under_way.discard(letter.sequence)
-        return Replayed(letter)
-
-    account, _ = await gathered([made_up(count, f"job-{count}") for count in range(1, 20)], one)
-    assert (19, 3) == (account.replayed, most)
-
-
-async def test_rate():
-    """With a rate, so many are begun a second at most."""
-    loop = asyncio.get_running_loop()
-    began = []
-
-    async def one(letter: Letter) -> Replayed:
-        began.append(loop.time())
-        return Replayed(letter)
-
-    await gathered([made_up(count, f"job-{count}") for count in range(1, 6)], one, rate_per_s=50)
-    assert 5 == len(began)
-    assert began[-1] - began[0] >= 4 / 50 - 0.005
-
-
-async def test_error_while_reading():
-    """If reading fails, what is under way is finished, and the account has the error."""
-    began, failed = asyncio.Event(), asyncio.Event()
-
-    async def broken() -> AsyncIterator[Letter]:
-        yield made_up(1)
-        await began.wait()
-        failed.set()
-        raise BrokerUnavailable(["nats"], "gone")
-
-    async def one(letter: Letter) -> Replayed:
-        began.set()
-        await failed.wait()
-        return Replayed(letter)
-
-    account = Account()
-    await replay_all(broken(), one, account=account, on_replayed=lambda _: None)
-    assert (1, "gone") == (account.replayed, account.failure.cause)
 
 
 # The whole way

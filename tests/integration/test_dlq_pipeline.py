@@ -1,6 +1,7 @@
 """Many requests at a time over one connection: each has its own answer, whatever way it comes."""
 
 import asyncio
+from collections.abc import Awaitable
 
 import nats.errors
 import pytest
@@ -8,8 +9,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.broker import pipeline
+from relay.broker.connection import Answer
 from relay.broker.nats_py import _PLAIN_HEADERS
-from relay.broker.pipeline import pipelined
+from relay.broker.pipeline import Pipeline, pipelined
 
 TIMEOUT_S = 10
 
@@ -21,51 +23,51 @@ async def echo(nc: Client) -> None:
     await nc.subscribe("echo", cb=respond)
 
 
+async def answers(*requests: Awaitable[Answer]) -> list[bytes | type[Exception]]:
+    """What each of many requests that are under way together is answered, or which error it ends with."""
+
+    async def ask(request: Awaitable[Answer]) -> bytes | type[Exception]:
+        try:
+            return (await request).data
+        except nats.errors.Error as error:
+            return type(error)
+
+    return await asyncio.gather(*map(ask, requests))
+
+
 async def test_each_request_has_its_own_answer(nc):
     """Answers of all sizes, among other messages and in pieces as the socket gives them, find their requests."""
     await echo(nc)
     asked = [b"%d " % number * (10_000 if number % 10 == 0 else number) for number in range(200)]
     heard = await nc.subscribe("other")
-    async with pipelined(nc) as fast:
-        requests = [fast.request("echo", data, timeout=TIMEOUT_S) for data in asked]
+    async with pipelined(nc) as pipeline:
+        requests = [pipeline.request("echo", data, timeout=TIMEOUT_S) for data in asked]
+        answered = asyncio.create_task(answers(*requests))
         for _ in range(50):
             await nc.publish("other", b"", headers={"X": "y"})
-        answers = await asyncio.gather(*requests)
-    assert asked == [answer.data for answer in answers]
+        assert asked == await answered
     assert [{"X": "y"}] * 50 == [(await heard.next_msg(TIMEOUT_S)).headers for _ in range(50)]
 
 
-async def test_answers_are_read_without_the_subscription(nc, monkeypatch):
-    """What comes in whole is no message to the client, which is as it was afterwards."""
-    received, parse = [], nc._ps.parse
-
-    async def receive(_: object, message: Msg) -> None:
-        received.append(message)
-
-    monkeypatch.setattr(pipeline._Pipeline, "receive", receive)
-    await echo(nc)
-    async with pipelined(nc) as fast:
-        answers = await asyncio.gather(*(fast.request("echo", b"x", timeout=TIMEOUT_S) for _ in range(10)))
-    assert ([b"x"] * 10, []) == ([answer.data for answer in answers], received)
-    assert parse == nc._ps.parse
-
-
-async def test_answers_in_pieces(nc, monkeypatch):
+async def test_answers_in_pieces(nc):
     """Wherever the socket cuts what comes in, each answer is read once and as it is."""
-    monkeypatch.setattr(pipeline, "_GATHER_S", TIMEOUT_S)  # so that nothing else comes in between
+    silent, parse = await nc.subscribe("silent"), nc._ps.parse
     async with pipelined(nc) as fast:
         [sid] = [sid for sid, subscription in nc._subs.items() if subscription.subject == f"{fast.inbox}.*"]
         head = b"MSG %b.%%d %d %%d\r\n" % (fast.inbox.encode(), sid)
         cut, length = 0, 1
         while cut < length:
             requests = [fast.request("silent", timeout=TIMEOUT_S) for _ in range(2)]
+            answered = asyncio.create_task(answers(*requests))
+            numbers = [int((await silent.next_msg(TIMEOUT_S)).reply.rpartition(".")[2]) for _ in requests]
             bodies = [head % (0, 2) + b"%03d" % cut for _ in requests]  # they look like an answer themselves
-            numbered = zip((2 * cut + 1, 2 * cut + 2), bodies, strict=True)
+            numbered = zip(numbers, bodies, strict=True)
             text = b"".join(head % (number, len(body)) + body + b"\r\n" for number, body in numbered)
             await nc._ps.parse(text[:cut])
             await nc._ps.parse(text[cut:])
-            assert bodies == [answer.data for answer in await asyncio.gather(*requests)]
+            assert bodies == await answered
             cut, length = cut + 1, len(text)
+    assert parse == nc._ps.parse, "the client reads as before"
 
 
 async def test_nobody_answers(nc, monkeypatch):
@@ -73,24 +75,27 @@ async def test_nobody_answers(nc, monkeypatch):
     monkeypatch.setattr(pipeline, "_LOOK_EVERY_S", 0.01)
     silent = await nc.subscribe("silent")
     async with pipelined(nc) as fast:
-        with pytest.raises(nats.errors.NoRespondersError):
-            await fast.request("nowhere", timeout=TIMEOUT_S)
-        with pytest.raises(nats.errors.TimeoutError):
-            await fast.request("silent", timeout=0.01)
+        requests = fast.request("nowhere", timeout=TIMEOUT_S), fast.request("silent", timeout=0.01)
+        assert [nats.errors.NoRespondersError, nats.errors.TimeoutError] == await answers(*requests)
         late = await silent.next_msg(TIMEOUT_S)
         await late.respond(b"late")
         await echo(nc)
-        assert b"next" == (await fast.request("echo", b"next", timeout=TIMEOUT_S)).data
+        assert [b"next"] == await answers(fast.request("echo", b"next", timeout=TIMEOUT_S))
 
 
 async def test_headers_arrive_as_they_are(nc):
     """A line end within a header, as somebody may write into a file of dead letters, begins no other header."""
-    subscription = await nc.subscribe("silent")
+    heard: list[Msg] = []
+
+    async def respond(message: Msg) -> None:
+        heard.append(message)
+        await message.respond(b"")
+
+    await nc.subscribe("silent", cb=respond)
     headers = {"Plain": "a: b", "Umlaut": "ä", "Value": "a\r\nNats-Rollup: all", "Na\nme": "b\n"}
     async with pipelined(nc) as fast:
-        request = fast.request("silent", b"body", timeout=TIMEOUT_S, headers=headers)
-        message = await subscription.next_msg(TIMEOUT_S)
-        request.cancel()
+        await answers(fast.request("silent", b"body", timeout=TIMEOUT_S, headers=headers))
+    [message] = heard
     assert b"body" == message.data
     assert {"Plain": "a: b", "Umlaut": "ä", "Value": "a  Nats-Rollup: all"} == message.headers
 
@@ -100,12 +105,38 @@ async def test_two_at_a_time(nc):
     await echo(nc)
     first, second = pipelined(nc), pipelined(nc)
     one, other = await first.__aenter__(), await second.__aenter__()
-    requests = [fast.request("echo", b"%d" % place, timeout=TIMEOUT_S) for place, fast in enumerate((one, other))]
-    assert [b"0", b"1"] == [answer.data for answer in await asyncio.gather(*requests)]
+
+    async def echoed(fast: Pipeline, data: bytes) -> list[bytes | type[Exception]]:
+        return await answers(fast.request("echo", data, timeout=TIMEOUT_S))
+
+    assert [[b"0"], [b"1"]] == await asyncio.gather(echoed(one, b"0"), echoed(other, b"1"))
     await first.__aexit__(None, None, None)
-    assert b"2" == (await other.request("echo", b"2", timeout=TIMEOUT_S)).data
+    assert [b"2"] == await echoed(other, b"2")
     await second.__aexit__(None, None, None)
     assert b"3" == (await nc.request("echo", b"3", timeout=TIMEOUT_S)).data
+
+
+async def test_a_request_that_is_given_up(nc):
+    """The answer to a request that nobody waits for any more harms nobody."""
+    await echo(nc)
+    async with pipelined(nc) as fast:
+        given_up = fast.request("echo", b"given up", timeout=TIMEOUT_S)
+        given_up.cancel()
+        assert [b"next"] == await answers(fast.request("echo", b"next", timeout=TIMEOUT_S))
+
+
+async def test_sending_fails(nc, monkeypatch):
+    """If nothing can be sent, requests end with their time, and the cause is raised at the end."""
+    monkeypatch.setattr(pipeline, "_LOOK_EVERY_S", 0.01)
+
+    async def fail(_: bytes) -> None:
+        raise ConnectionError("told")
+
+    with pytest.raises(ConnectionError, match="told"):  # noqa: PT012 - it is raised by the end of the block
+        async with pipelined(nc) as fast:
+            monkeypatch.setattr(nc, "_send_command", fail)
+            assert [nats.errors.TimeoutError] == await answers(fast.request("echo", timeout=0.01))
+            monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
