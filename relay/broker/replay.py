@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import msgspec
 
+from relay.broker.burial import Burial
 from relay.broker.connection import Requester, publish_confirmed
 from relay.broker.flow import for_each
 from relay.broker.messages import delete_message, find_message, get_message
@@ -36,7 +37,15 @@ from relay.broker.sources import Sources
 from relay.core.letters import Letter, Replay, is_replay_id, number_of, origin_of_replay, replay_of
 from relay.err_codes import TOO_LARGE, WRONG_LAST_SEQUENCE
 from relay.errors import JetStreamError, RelayError
-from relay.subjects import DLQ_STREAM, MSG_ID_HEADER, STATUS_STREAM, job_filter, token_of_stored
+from relay.subjects import (
+    DLQ_STREAM,
+    MSG_ID_HEADER,
+    SOURCE_SEQUENCE_HEADER,
+    SOURCE_SUBJECT_HEADER,
+    STATUS_STREAM,
+    job_filter,
+    token_of_stored,
+)
 
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
@@ -167,13 +176,19 @@ class Republisher:
                 trail.replays[message_id] = found["seq"]
 
     async def _remove_origin(self, letter: Letter) -> None:
-        """Remove what an earlier replay left behind: the dead letter that the source of this one is the replay of."""
+        """Remove what an earlier replay left behind: the dead letter of which this one's source is the replay."""
         source = await self._stored({"seq": number_of(letter.source_sequence) or 0})
         if source is None or token_of_stored(source["subject"]) != letter.job:
             return
         origin = origin_of_replay(_message_id(source))
         there = await get_message(self._client, DLQ_STREAM, origin[0]) if origin else None
         if origin and there and dt.datetime.fromisoformat(there["time"]) == origin[1]:
+            burial = Burial.parse(there)
+            named = {
+                SOURCE_SEQUENCE_HEADER: str(burial.source_sequence),
+                SOURCE_SUBJECT_HEADER: burial.source_subject.decode(errors="replace"),
+            }
+            await self._sources.remove(Letter(*origin, headers=named, body=b""))
             await delete_message(self._client, DLQ_STREAM, origin[0])
 
     async def _stored(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
