@@ -26,6 +26,7 @@ from relay.broker.topology import LANE_CAPACITY, check, provision, topology_of
 from relay.channel import ProbeChannel
 from relay.core.backoff import Backoff
 from relay.core.ports import Ticket
+from relay.core.pull import expiry_s
 from relay.core.session import Session
 from relay.core.standing import Standing
 from relay.errors import BrokerUnavailable, NotProvisioned
@@ -53,7 +54,6 @@ DRAIN_S: Final = 10.0
 """How long a lane that is given up may take to finish what is with the Facilitator."""
 _LAST_PUSHES_S: Final = 5.0
 _BATCH: Final = LANE_CAPACITY // 2
-_PULL_EXPIRES_S: Final = 30.0
 _PROVISION_CHECK_S: Final = 2.0
 
 
@@ -243,7 +243,7 @@ class Relay:
             settings.url, session, self._backoff, self.metrics, ping_timeout_s=settings.reply_timeout_s
         )
 
-        expires_s = min(_PULL_EXPIRES_S, delivery.lease_ttl_s)
+        expires_s = expiry_s(delivery.lease_ttl_s, delivery.ack_wait_s)
 
         def open_source(lane: int, **callbacks: Any) -> PullConsumer:
             return PullConsumer(nc, STATUS_STREAM, lane_consumer(lane), batch=_BATCH, expires_s=expires_s, **callbacks)

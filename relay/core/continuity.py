@@ -35,6 +35,11 @@ class ConsumerState:
     """When the consumer was made (`created`), in seconds of Unix time, on the server's clock."""
 
 
+def patience_s(ack_wait_s: float) -> float:
+    """How long to wait for what is missing, in seconds: two redeliveries, of which the first may get lost as well."""
+    return 2 * ack_wait_s + 1
+
+
 class Continuity:
     """Watches one consumer's deliveries for gaps, and says while the lane must be held because of one."""
 

@@ -10,6 +10,9 @@ from typing import Final
 _MISSED_HEARTBEATS: Final = 2
 """So many idle heartbeats missed in a row mean that nobody serves our pulls any more."""
 
+_SHORTEST_S: Final = 0.5
+_LONGEST_S: Final = 30.0
+
 _HEARTBEAT: Final = 100
 _REQUEST_ENDED: Final = frozenset({404, 408, 409})
 _CONSUMER_GONE: Final = ("consumer deleted", "consumer is push based")
@@ -29,6 +32,16 @@ class Signal(enum.Enum):
     """The consumer does not exist any more."""
 
 
+def expiry_s(lease_ttl_s: float, ack_wait_s: float) -> float:
+    """How long the server may serve a request, in seconds.
+
+    No longer than the worker may hold the lane, because it goes on serving one whose worker has stopped listening. And
+    requests that nobody serves must be noticed, and made anew, while a held lane is still patient with what is missing
+    (see continuity.py): else it would go on without it.
+    """
+    return min(_LONGEST_S, lease_ttl_s, max(_SHORTEST_S, ack_wait_s))
+
+
 class PullWindow:
     """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them.
 
@@ -37,8 +50,7 @@ class PullWindow:
 
     Args:
         batch: how many updates to have on request at most.
-        expires_s: how long the server may serve a request. It goes on serving one whose worker has stopped
-            listening, so this must be no longer than the worker may hold the lane.
+        expires_s: how long the server may serve a request: `expiry_s`.
     """
 
     def __init__(self, batch: int, expires_s: float) -> None:

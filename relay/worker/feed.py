@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from relay.core.continuity import ConsumerState, Continuity
+from relay.core.continuity import ConsumerState, Continuity, patience_s
 from relay.core.lane import Lane
 from relay.core.ports import DeliveryLike, OpenSource
 from relay.errors import RelayError
@@ -40,7 +40,7 @@ class Feed:
         opened: asyncio.Event,
         limits: Limits,
     ) -> None:
-        self.lane: Lane[DeliveryLike] = Lane(number, Continuity(patience_s=2 * limits.ack_wait_s + 1))
+        self.lane: Lane[DeliveryLike] = Lane(number, Continuity(patience_s(limits.ack_wait_s)))
         self.made_at_s = math.inf
         """When the consumer was made that the source pulls from, in seconds of Unix time."""
         self._opened = opened

@@ -3,11 +3,29 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay.core.pull import PullWindow, Signal
+from relay.core.continuity import patience_s
+from relay.core.pull import PullWindow, Signal, expiry_s
 
 BATCH = 8
 EXPIRES_S = 30.0
 CAPACITY = 10
+
+
+LEASE_TTLS_S = 0.5, 1, 5, 15, 60, 3600
+ACK_WAITS_S = 0.05, 0.5, 1, 2, 5, 30, 3600
+NEW_PULL_S = 0.3
+"""What it takes to make requests anew, once it is noticed that nobody serves them."""
+
+
+@pytest.mark.parametrize("ack_wait_s", ACK_WAITS_S)
+@pytest.mark.parametrize("lease_ttl_s", LEASE_TTLS_S)
+def test_dead_requests_are_made_anew_while_a_lane_is_patient(lease_ttl_s, ack_wait_s):
+    """Whatever the settings, requests that nobody serves are made anew before a held lane goes on without what is
+    missing, and the server serves none of a worker whose lease is over.
+    """
+    expires_s = expiry_s(lease_ttl_s, ack_wait_s)
+    assert expires_s <= lease_ttl_s
+    assert PullWindow(BATCH, expires_s).dead_after_s + NEW_PULL_S < patience_s(ack_wait_s)
 
 
 def window_with(outstanding):

@@ -32,6 +32,8 @@ REACHED = (
     *("lost alone with", "lost in company with", "refuses this validator", "must be made anew"),
     *(": invalid_json", ": refused", ": job_not_found", ": connection_dropped", "the dead letters cannot be reached"),
     *("cannot look at a held lane's consumer", "answers job.confused", "consumers are deleted and made anew"),
+    *("consumers change their leader", "JetStream answers late", "signal=START_OVER", "signal=CONSUMER_GONE"),
+    *("a lane cannot be pulled", "the consumer was made anew", "no heartbeat for the pulls of a lane"),
 )
 _HERE = Path(__file__).parent
 
@@ -82,7 +84,7 @@ def test_planted_bug(bug):
     found = None
     with bug.plant():
         for seed in range(PER_BUG):
-            schedule = make_schedule(seed, bug.shown_by)
+            schedule = bug.schedule(seed)
             if run(schedule).broken:
                 found = schedule
                 break

@@ -5,12 +5,14 @@ Each is a context manager in which the bug is there. They reach into private par
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 from relay.broker.buried import Buried
+from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
 from relay.core.continuity import Continuity
 from relay.core.lane import Lane, Update, _Job
@@ -19,29 +21,32 @@ from relay.core.verdict import Outcome
 from relay.worker.dead_lettering import DeadLettering
 from relay.worker.dispatcher import Dispatcher
 from simulation.leases import Bucket
-from simulation.schedule import MISFORTUNES, Kind
-from simulation.source import PullSource
+from simulation.schedule import MISFORTUNES, Kind, Schedule, make_schedule
 
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """A bug, and the misfortunes that bring it to light."""
+    """A bug, and what brings it to light: these misfortunes, and in how many schedules a crowd of bad updates."""
 
     plant: Callable[[], contextlib.AbstractContextManager[None]]
     shown_by: tuple[Kind, ...]
+    crowds: float
 
     def __str__(self) -> str:
         return self.plant.__name__.replace("_", " ")
+
+    def schedule(self, seed: int) -> Schedule:
+        return make_schedule(seed, self.shown_by, self.crowds)
 
 
 BUGS: list[Bug] = []
 
 
-def bug(*shown_by: Kind) -> Callable[[Callable[[], Iterator[None]]], None]:
+def bug(*shown_by: Kind, crowds: float = 0.0) -> Callable[[Callable[[], Iterator[None]]], None]:
     """Note a bug that shows when these befall the relay; any at all, if none is named."""
 
     def note(plant: Callable[[], Iterator[None]]) -> None:
-        BUGS.append(Bug(contextlib.contextmanager(plant), shown_by or MISFORTUNES))
+        BUGS.append(Bug(contextlib.contextmanager(plant), shown_by or MISFORTUNES, crowds))
 
     return note
 
@@ -81,7 +86,7 @@ def retried_by_a_delayed_nak() -> Iterator[None]:
     """An update to be tried again goes back to the server, and its job's later ones do not wait for it."""
 
     def retry(self: Dispatcher, update: Any, delay_s: float) -> None:
-        asyncio.get_running_loop().create_task(update.delivery.nak(delay_s))
+        asyncio.get_running_loop().create_task(update.delivery.message.nak(delay_s))
         update.lane.settle(update, Outcome.ACKNOWLEDGED)
         del update.lane._settled[update.sequence]
         self._progressed(update)
@@ -188,7 +193,7 @@ def timeouts_answered_by_the_next_reply() -> Iterator[None]:
         yield
 
 
-@bug(Kind.NATS_CUT, Kind.FACILITATOR_STALL)
+@bug(Kind.ACKS_LOST, Kind.FACILITATOR_STALL)
 def redelivery_taken_for_new() -> Iterator[None]:
     """An update that comes again while it is at hand is put in a second time."""
     real = Lane.deliver
@@ -204,17 +209,17 @@ def redelivery_taken_for_new() -> Iterator[None]:
         yield
 
 
-@bug(Kind.NATS_CUT)
+@bug(Kind.NATS_CUT, crowds=1.0)
 def nothing_pulled_after_a_reconnect() -> Iterator[None]:
     """Pulls are not asked for again on a new connection."""
     with (
-        mock.patch.object(PullSource, "restart"),
-        mock.patch.object(PullSource, "_woken", _wake_only),
+        mock.patch.object(PullConsumer, "restart"),
+        mock.patch.object(PullConsumer, "_woken", _wake_only),
     ):
         yield
 
 
-async def _wake_only(self: PullSource) -> bool:
+async def _wake_only(self: PullConsumer) -> bool:
     return await self._wake.wait()
 
 
@@ -252,4 +257,42 @@ def one_dead_letter_for_each_job() -> Iterator[None]:
         return False
 
     with mock.patch.object(Buried, "_is_in_trail", never):
+        yield
+
+
+@bug(Kind.JETSTREAM_LATE, crowds=1.0)
+def late_renewal_forgets() -> Iterator[None]:
+    """What waits for its dead letter to be written while a lease is over is forgotten, though the renewal comes."""
+    real = Dispatcher._put_back
+
+    def put_back(self: Dispatcher, update: Any) -> None:
+        if sys._getframe(1).f_code.co_name != "_bury":
+            real(self, update)
+
+    with mock.patch.object(Dispatcher, "_put_back", put_back):
+        yield
+
+
+@bug(Kind.FACILITATOR_AWAY)
+def never_topped_up() -> Iterator[None]:
+    """Nothing is pulled when there is room again, unless something else wakes the pull loop."""
+    with mock.patch.object(PullConsumer, "top_up"):
+        yield
+
+
+@bug(Kind.LEADER_CHANGE)
+def missing_heartbeats_ignored() -> Iterator[None]:
+    """A pull that nobody serves any more is waited for."""
+    with mock.patch.object(PullConsumer, "_woken", _wake_only):
+        yield
+
+
+@bug(Kind.INFO_AWAY, Kind.CONSUMERS_ANEW)
+def trouble_ends_the_pull_loop() -> Iterator[None]:
+    """A consumer that cannot be had now is taken for one that never can."""
+
+    def complain(_: PullConsumer, error: Exception) -> None:
+        raise error
+
+    with mock.patch.object(PullConsumer, "_complain", complain):
         yield

@@ -11,10 +11,12 @@ from relay.errors import BrokerUnavailable
 from relay.subjects import lane_key, worker_key
 from simulation.book import Book
 from simulation.clock import Clock
-from simulation.network import SILENCE, Link
+from simulation.network import SILENCE, Late, Link
 
 _NEWS_S = 0.01
 """How late somebody may hear that the bucket changed."""
+_LATE_TTLS = 0.5
+"""How late an answer may be, in times to live: a third of one is what a worker waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Bucket:
     """Keys with an owner, a revision and a time to live."""
 
     def __init__(self, clock: Clock, book: Book, rng: random.Random, ttl_s: float) -> None:
-        self.away_until_s = 0.0
+        self.away_until_s = self.late_until_s = 0.0
         self.watchers: list[Callable[[], None]] = []
         self._clock = clock
         self._book = book
@@ -74,7 +76,11 @@ class Bucket:
         return revision
 
     def ask(self, answer: Callable[[], Any]) -> Any:
-        return SILENCE if self._clock.now < self.away_until_s else answer()
+        """What `answer()` returns, while the bucket answers; late answers may be too late for who asked."""
+        if self._clock.now < self.away_until_s:
+            return SILENCE
+        late = self._clock.now < self.late_until_s
+        return Late(answer(), self._rng.random() * _LATE_TTLS * self._ttl_s) if late else answer()
 
 
 class WorkerLeases:
@@ -124,6 +130,7 @@ class WorkerLeases:
         if not self._link.is_connected:
             raise BrokerUnavailable(["nats"], "not connected")
         try:
-            return await self._link.ask(lambda: self._bucket.ask(answer), self.ttl_s / 3)
+            async with asyncio.timeout(self.ttl_s / 3):
+                return await self._link.ask(lambda: self._bucket.ask(answer))
         except TimeoutError as error:
             raise BrokerUnavailable(["nats"], "no answer") from error

@@ -3,19 +3,29 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from simulation.clock import Clock, Process
 
 _SPIKE = 0.03
 """How often something is held up on its way."""
-_SPIKE_S = 0.4
+SPIKE_S = 0.4
 _NOTICE_S = 1.0
 """How long a server may go on serving a client that is gone."""
 
 SILENCE = object()
 """What a server that is away answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """What a server answers that takes its time."""
+
+    answer: Any
+    by_s: float
 
 
 class Pipe:
@@ -32,7 +42,7 @@ class Pipe:
         """`arrive` is called when it has come through."""
         delay_s = self._rng.expovariate(self._rate)
         if self._rng.random() < _SPIKE:
-            delay_s += self._rng.random() * _SPIKE_S
+            delay_s += self._rng.random() * SPIKE_S
         self._free_s = max(self._free_s, self._clock.now + delay_s)
         self._clock.at(self._free_s, self._arrive, arrive, args)
 
@@ -66,6 +76,39 @@ class Wire:
         self.served = False
 
 
+class Inbox:
+    """A subject that a process listens on, as the server knows it: on which connections, while it believes in them."""
+
+    def __init__(self, link: "Link", subject: str, arrive: Callable[..., None]) -> None:
+        self.owner = link.process.name
+        self.subject = subject
+        self.is_wanted = True
+        """What comes is for somebody, and the next connection has to hear of it."""
+        self._link = link
+        self._arrive = arrive
+        self._wires: list[Wire] = []
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody listens, as far as the server knows."""
+        return any(wire.served for wire in self._wires)
+
+    def open(self, wire: Wire) -> None:
+        self._wires.append(wire)
+
+    def close(self, wire: Wire) -> None:
+        self._wires.remove(wire)
+
+    def send(self, *message: Any, may_get_lost: bool = False) -> None:
+        """Send what makes a message: its subject, reply subject, bytes and headers."""
+        for wire in self._wires:
+            if wire.served and not (may_get_lost and self._link.loses(self._link.lost_deliveries)):
+                wire.deliveries.send(self._link.process.post, self._arrive, *message)
+
+    def send_status(self, code: int, description: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.send(self.subject, "", b"", {"Status": str(code), "Description": description, **more})
+
+
 class Link:
     """A process's connection to nats-server, made anew when it was lost, as the client library does it."""
 
@@ -79,6 +122,7 @@ class Link:
         self._clock = clock
         self._rng = rng
         self._reconnected = reconnected
+        self._inboxes: list[Inbox] = []
         self._unsent: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def tell(self, hear: Callable[..., None], *args: Any) -> None:
@@ -90,28 +134,49 @@ class Link:
 
     def acknowledge(self, hear: Callable[..., None], *args: Any) -> None:
         """Like `tell`, but it may get lost."""
-        if not self.lost_words or self._rng.random() >= self.lost_words:
+        if not self.loses(self.lost_words):
             self.tell(hear, *args)
 
-    def deliver(self, wire: Wire, arrive: Callable[..., None], *args: Any) -> None:
-        """The server sends a new delivery to the process; it may get lost."""
-        if not self.lost_deliveries or self._rng.random() >= self.lost_deliveries:
-            wire.deliveries.send(self.process.post, arrive, *args)
+    def loses(self, share: float) -> bool:
+        """Whether it is the turn of the next one to get lost."""
+        return bool(share) and self._rng.random() < share
 
-    async def ask(self, answer: Callable[[], Any], timeout_s: float, *, after_words: bool = False) -> Any:
-        """What `answer()` returns at the server; what it returns as an exception is raised.
+    def listen(self, inbox: Inbox) -> None:
+        """Tell the server of a subscription, now if it is there, and on each later connection."""
+        self._inboxes.append(inbox)
+        if self.is_connected:
+            self.wire.words.send(inbox.open, self.wire)
 
-        `after_words`: the server answers when it has heard all that was told before. Raises TimeoutError.
+    def hush(self, inbox: Inbox) -> None:
+        """Tell the server that nobody listens any more, if it is there."""
+        if self.is_connected:
+            self.wire.words.send(inbox.close, self.wire)
+
+    def ping(self) -> asyncio.Future[None]:
+        """Done when all is here that the server had sent when it heard of everything that was told before."""
+        heard = self.process.loop.create_future()
+        wire = self.wire
+        wire.words.send(wire.deliveries.send, self.process.post, _resolve, heard, None)
+        return heard
+
+    def ask(self, answer: Callable[[], Any], *, after_words: bool = False) -> asyncio.Future[Any]:
+        """What `answer()` returns at the server, which may never come to be known.
+
+        `after_words`: the server answers when it has heard all that was told before.
         """
         asked = self.process.loop.create_future()
-        wire = self.wire
-        (wire.words if after_words else wire.requests).send(self._answer, wire, answer, asked)
-        async with asyncio.timeout(timeout_s):
-            return await asked
+        if after_words:
+            self.tell(self._answer, answer, asked)
+        else:
+            self.wire.requests.send(self._answer, answer, asked)
+        return asked
 
-    def _answer(self, wire: Wire, answer: Callable[[], Any], asked: asyncio.Future[Any]) -> None:
-        if (result := answer()) is not SILENCE:
-            wire.answers.send(self.process.post, _resolve, asked, result)
+    def _answer(self, answer: Callable[[], Any], asked: asyncio.Future[Any]) -> None:
+        result = answer()
+        if isinstance(result, Late):
+            self._clock.after(result.by_s, self._answer, lambda: result.answer, asked)
+        elif result is not SILENCE:
+            self.wire.answers.send(self.process.post, _resolve, asked, result)
 
     def cut(self, for_s: float) -> None:
         """The connection breaks, and is there again `for_s` later."""
@@ -123,7 +188,7 @@ class Link:
     def close(self) -> None:
         """The process is gone: some of what it sent last may arrive still."""
         self.is_connected = False
-        self._break(self._rng.choice((0.0, 0.001, _SPIKE_S)))
+        self._break(self._rng.choice((0.0, 0.001, SPIKE_S)))
 
     def _break(self, after_s: float = 0.0) -> None:
         for pipe in self.wire.pipes:
@@ -135,6 +200,9 @@ class Link:
             return
         self.wire = Wire(self._clock, self._rng)
         self.is_connected = True
+        self._inboxes = [inbox for inbox in self._inboxes if inbox.is_wanted]
+        for inbox in self._inboxes:
+            self.wire.words.send(inbox.open, self.wire)
         unsent, self._unsent = self._unsent, []
         for hear, args in unsent:
             self.wire.words.send(hear, *args)
@@ -142,9 +210,5 @@ class Link:
 
 
 def _resolve(asked: asyncio.Future[Any], result: Any) -> None:
-    if asked.done():
-        return
-    if isinstance(result, Exception):
-        asked.set_exception(result)
-    else:
+    if not asked.done():
         asked.set_result(result)

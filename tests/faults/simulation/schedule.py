@@ -14,6 +14,8 @@ STATUSES = (
 )
 _BUSY_S = 5.0
 """Everything begins within this time."""
+_CROWDS = 0.1
+"""How many schedules have many bad updates at a time."""
 
 
 class Temper(enum.StrEnum):
@@ -45,10 +47,12 @@ class Kind(enum.StrEnum):
     DELIVERIES_LOST = "some deliveries to a worker are lost"
     HANG_UP = "the Facilitator closes or drops a worker's connections"
     CONSUMERS_ANEW = "the lanes' consumers are deleted and made anew"
+    LEADER_CHANGE = "the lanes' consumers change their leader"
     INFO_AWAY = "JetStream says nothing of its consumers"
     LETTERS_AWAY = "the dead-letter stream does not answer"
     LETTERS_FULL = "the dead-letter stream is full"
     LEASES_AWAY = "the lease bucket does not answer"
+    JETSTREAM_LATE = "JetStream answers late, about leases and dead letters too"
     FACILITATOR_AWAY = "the Facilitator refuses connections, and closed those it had"
     FACILITATOR_DOWN = "the Facilitator drops every connection at its next message"
     FACILITATOR_REFUSES = "the Facilitator does not let the validator in"
@@ -125,40 +129,48 @@ class Schedule:
         return "\n".join([f"seed {self.seed}: {shape}", *map(str, events)])
 
 
-def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES) -> Schedule:
-    """The schedule of a seed: up to 5 jobs, up to 3 workers at first, up to 7 of the `misfortunes`."""
+def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES, crowds: float = _CROWDS) -> Schedule:
+    """The schedule of a seed: up to 12 jobs, up to 3 workers at first, up to 7 of the `misfortunes`.
+
+    `crowds` is the share of schedules with many bad updates at a time.
+    """
     rng = random.Random(seed)  # a seeded generator is the point
-    jobs = [_life(rng, letter) for letter in "abcde"[: rng.randint(1, 5)]]
+    # A crowd of bad updates keeps all writers of dead letters busy, and others waiting for them.
+    crowd = rng.random() < crowds
+    letters = "abcdefghijkl" if crowd else "abcde"[: rng.randint(1, 5)]
+    jobs = [_life(rng, letter, garbage=crowd) for letter in letters]
     workers = rng.choice((1, 1, 2, 2, 3))
     starts = [_fault(rng, Kind.START, number, rng.choice((0.0, 0.0, rng.random() * 3))) for number in range(workers)]
+    within_s = rng.choice((_BUSY_S, _BUSY_S, 1.0))  # misfortunes come together now and then
+    from_s = rng.random() * (_BUSY_S - within_s)
     befalling = [
-        _fault(rng, rng.choice(misfortunes), rng.randrange(workers), rng.random() * _BUSY_S)
+        _fault(rng, rng.choice(misfortunes), rng.randrange(workers), from_s + rng.random() * within_s)
         for _ in range(rng.randint(0, 7))
     ]
     return Schedule(
         seed,
-        lanes=rng.randint(1, 3),
-        capacity=rng.choice((2, 4, 8, 16)),
+        lanes=1 if crowd else rng.randint(1, 3),
+        capacity=16 if crowd else rng.choice((2, 4, 8, 16)),
         window=rng.choice((1, 2, 4, 32)),
         connections=rng.choice((1, 1, 1, 2)),
         ack_wait_s=rng.choice((1.0, 2.0, 5.0)),
-        lease_ttl_s=rng.choice((1.5, 3.0)),
+        lease_ttl_s=rng.choice((1.5, 3.0, 9.0)),
         publishes=tuple(sorted(itertools.chain.from_iterable(jobs), key=lambda publish: publish.at_s)),
         faults=tuple(sorted(starts + befalling, key=lambda fault: fault.at_s)),
     )
 
 
-def _life(rng: random.Random, letter: str) -> list[Publish]:
+def _life(rng: random.Random, letter: str, *, garbage: bool) -> list[Publish]:
     job = str(uuid.UUID(int=rng.getrandbits(128), version=4))
     known_from_s = rng.choice((0.0,) * 6 + (rng.random() * _BUSY_S, 1e9))
-    odd = rng.choice((0.0, 0.0, 0.15, 0.5))
+    odd = 0.9 if garbage else rng.choice((0.0, 0.0, 0.15, 0.5))
     gap_s = rng.choice((0.001, 0.05, 0.5))
     at_s = rng.choice((0.0, rng.random() * 4))
     life: list[Publish] = []
-    for number in range(rng.randint(1, 7)):
+    for number in range(rng.randint(1, 3 if garbage else 7)):
         # Now and then a status comes once more: the Facilitator has it already.
         status = STATUSES[max(0, number - (rng.random() < 0.1))]
-        temper = rng.choice(_ODD) if rng.random() < odd else Temper.WELL
+        temper = Temper.WELL if rng.random() >= odd else Temper.GARBAGE if garbage else rng.choice(_ODD)
         life.append(Publish(at_s, f"{letter}{number + 1}", job, status, temper, known_from_s))
         at_s += rng.random() * gap_s
     return life

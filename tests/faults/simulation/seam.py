@@ -9,6 +9,8 @@ from unittest import mock
 
 from websockets.frames import Close, CloseCode
 
+import relay.broker.consumer
+import relay.broker.delivery
 import relay.facilitator
 import relay.ownership
 import relay.worker.clock
@@ -23,7 +25,8 @@ from simulation.network import Pipe
 
 _PATH = (relay.worker.dispatcher, relay.worker.feed)
 _TIMED = (*_PATH, relay.worker.clock, relay.facilitator, relay.ownership)
-_LOGGING = (*_PATH, relay.worker.dead_lettering, relay.facilitator, relay.ownership)
+_SOURCE = (relay.broker.consumer, relay.broker.delivery)
+_LOGGING = (*_PATH, *_SOURCE, relay.worker.dead_lettering, relay.facilitator, relay.ownership)
 _CONNECT_S = 0.005
 _CONGESTION = 0.05
 """How often the network takes no more for a while."""

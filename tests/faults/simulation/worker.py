@@ -6,25 +6,27 @@ import random
 from dataclasses import dataclass
 from typing import Any, Final
 
+from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
 from relay.core.backoff import Backoff
 from relay.core.lane import Lane
 from relay.core.ports import Ticket
-from relay.core.pull import PullWindow
+from relay.core.pull import expiry_s
 from relay.core.session import Pushed, Session
 from relay.facilitator import Facilitator as Shell
 from relay.metrics import Metrics
 from relay.ownership import Ownership
+from relay.subjects import STATUS_STREAM, lane_consumer
 from relay.worker.dispatcher import Dispatcher
 from relay.worker.limits import Limits
 from simulation.book import Book
+from simulation.client import Client
 from simulation.clock import Clock, Process
 from simulation.facilitator import AUTHENTICATION, Facilitator
 from simulation.jetstream import JetStream
 from simulation.leases import Bucket, WorkerLeases
 from simulation.network import Link
 from simulation.schedule import Schedule
-from simulation.source import Client, PullSource
 
 MAX_ATTEMPTS: Final = 3
 REPLY_TIMEOUT_S: Final = 4.0
@@ -63,6 +65,7 @@ class Worker:
         self._around = around
         self._rng = rng
         self._leave = asyncio.Event()
+        self._nc: Any = Client(self.link, around.jetstream, self._swallowed)
         connections = min(around.schedule.connections, around.schedule.lanes)
         self._lines = [self._make_line(f"ws://facilitator/{number}") for number in range(connections)]
         leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
@@ -126,7 +129,7 @@ class Worker:
         dispatcher = Dispatcher(
             self._open_source,
             shell,
-            DeadLetters(Client(self.link, around.jetstream)),  # type: ignore[arg-type]
+            DeadLetters(self._nc),
             _Pushes(),
             watch_advisories=_no_advisories,
             limits=Limits(around.schedule.capacity, MAX_ATTEMPTS, around.schedule.ack_wait_s),
@@ -135,10 +138,10 @@ class Worker:
         )
         return dispatcher, shell
 
-    def _open_source(self, lane: int, **callbacks: Any) -> PullSource:
+    def _open_source(self, lane: int, **callbacks: Any) -> PullConsumer:
         schedule = self._around.schedule
-        window = PullWindow(schedule.capacity // 2, schedule.lease_ttl_s)
-        return PullSource(self.link, self._around.jetstream, lane, window=window, **callbacks)
+        batch, expires_s = schedule.capacity // 2, expiry_s(schedule.lease_ttl_s, schedule.ack_wait_s)
+        return PullConsumer(self._nc, STATUS_STREAM, lane_consumer(lane), batch=batch, expires_s=expires_s, **callbacks)
 
     def _driver_of(self, lane: int) -> Dispatcher:
         return self._lines[lane % len(self._lines)][0]
@@ -146,6 +149,9 @@ class Worker:
     def _reconnected(self) -> None:
         for dispatcher, _ in self._lines:
             dispatcher.on_broker_reconnected()
+
+    def _swallowed(self, error: Exception) -> None:
+        self._around.book.complain(f"nobody hears that {self.process.name} met {error!r}")
 
     def _ended(self, error: BaseException | None) -> None:
         if error is not None:

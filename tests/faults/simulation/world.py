@@ -12,6 +12,7 @@ from simulation.clock import Clock, Process, Spinning
 from simulation.facilitator import Facilitator
 from simulation.jetstream import JetStream
 from simulation.leases import Bucket
+from simulation.network import SPIKE_S
 from simulation.schedule import Fault, Kind, Publish, Schedule
 from simulation.worker import MAX_ATTEMPTS, Surroundings, Worker
 
@@ -19,7 +20,7 @@ SETTLED_WITHIN_S = 60.0
 """Of virtual time, after all is well again: leases run out, patience ends, attempts are used up."""
 
 _LOSS = 0.4
-_LAPSES = (Kind.STOP, Kind.NATS_CUT, Kind.NATS_STALL, Kind.LEASES_AWAY)
+_LAPSES = (Kind.STOP, Kind.NATS_CUT, Kind.NATS_STALL, Kind.LEASES_AWAY, Kind.JETSTREAM_LATE)
 """What may make a worker's lease end before it is renewed."""
 
 
@@ -45,7 +46,8 @@ class World:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.clock = Clock()
-        lapses = any(fault.kind in _LAPSES for fault in schedule.faults)
+        # A message that is held up on its way is enough where leases are short.
+        lapses = schedule.lease_ttl_s / 3 < 2 * SPIKE_S or any(fault.kind in _LAPSES for fault in schedule.faults)
         self.book = Book(self.clock, MAX_ATTEMPTS, in_company=lapses)
         self.jetstream = JetStream(
             self.clock,
@@ -61,7 +63,7 @@ class World:
         """The worker at each place; one that is gone may have a successor there."""
         self._processes: list[Process] = []
         self._unpublished = len(schedule.publishes)
-        self._consumers_to_make = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
+        self._to_delete = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
         self._began_s = self.clock.now
 
     def run(self) -> Result:
@@ -92,14 +94,14 @@ class World:
         if missing := self.book.missing():
             self.book.complain(f"{', '.join(missing)} are nowhere")
         elif not settled:
-            unsettled = sum(consumer.unsettled for consumer in self.jetstream.consumers)
-            self.book.complain(f"{unsettled} updates are not settled {SETTLED_WITHIN_S:g} s after all is well")
+            self.book.complain(
+                f"{self.jetstream.unsettled} updates are not settled {SETTLED_WITHIN_S:g} s after all is well"
+            )
 
     def _is_settled(self) -> bool:
         if self.book.broken:
             return True  # what follows from it says nothing new
-        to_come = self._unpublished or self._consumers_to_make
-        return not to_come and not any(consumer.unsettled for consumer in self.jetstream.consumers)
+        return not self._unpublished and not self._to_delete and not self.jetstream.unsettled
 
     def _rng(self, name: str) -> random.Random:
         # Each its own, so that leaving one thing out of a schedule changes as little as can be elsewhere.
@@ -144,7 +146,11 @@ class World:
             Kind.FACILITATOR_STALL: (self.facilitator, "stalled_until_s"),
         }
         if fault.kind is Kind.CONSUMERS_ANEW:
-            return self._make_consumers_anew
+            return partial(self._make_consumers_anew, fault.for_s)
+        if fault.kind is Kind.JETSTREAM_LATE:
+            return partial(self._be_late, until_s)
+        if fault.kind is Kind.LEADER_CHANGE:
+            return partial(self.jetstream.change_leaders, silently=fault.code is None)
         if fault.kind not in away:
             return None
 
@@ -156,9 +162,13 @@ class World:
 
         return begin
 
-    def _make_consumers_anew(self) -> None:
-        self._consumers_to_make -= 1
-        self.jetstream.make_anew()
+    def _be_late(self, until_s: float) -> None:
+        self.jetstream.late_until_s = self.bucket.late_until_s = until_s
+
+    def _make_consumers_anew(self, after_s: float) -> None:
+        self._to_delete -= 1
+        self.jetstream.delete_consumers()
+        self.clock.after(after_s, self.jetstream.make_anew)
 
     def _worker_fault(self, worker: Worker, fault: Fault) -> None:
         name = worker.process.name

@@ -1,0 +1,210 @@
+"""The model of a lane's durable consumer, with its known bad manners.
+
+Redeliveries come before new updates, in the order in which their time ran out, which is not the stream's. Whoever
+acknowledges an update ends it, however often it was delivered since. A pull is served for as long as somebody seems
+to listen on its inbox: until the server notices a broken connection, and again on the next one.
+"""
+
+import datetime as dt
+import json
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from relay.subjects import STATUS_STREAM
+from simulation.book import Book
+from simulation.clock import Clock
+from simulation.network import Inbox
+from simulation.schedule import Publish
+
+_NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An update as the stream keeps it."""
+
+    sequence: int
+    subject: str
+    update: Publish
+    stored_at_s: float
+
+
+@dataclass(slots=True)
+class _Pull:
+    inbox: Inbox
+    left: int
+    over: bool = False
+
+
+@dataclass(slots=True)
+class _Pending:
+    stored: Stored
+    deliveries: int = 0
+    deadline_s: float = math.inf
+    waits: bool = False
+    """It is to be delivered again."""
+
+
+class Consumer:
+    """One lane's consumer: it takes what clients publish to it, and answers to their inboxes."""
+
+    def __init__(self, clock: Clock, book: Book, name: str, *, ack_wait_s: float, max_ack_pending: int) -> None:
+        self._clock = clock
+        self._book = book
+        self._name = name
+        self._ack_wait_s = ack_wait_s
+        self._max_ack_pending = max_ack_pending
+        self._unseen: deque[Stored] = deque()
+        self._pending: dict[int, _Pending] = {}
+        self._again: deque[int] = deque()
+        self._pulls: deque[_Pull] = deque()
+        self._delivered = 0
+        self._delivered_count = 0
+        self._created = moment(clock.time())
+
+    @property
+    def unsettled(self) -> int:
+        return len(self._unseen) + len(self._pending)
+
+    def info(self) -> dict[str, Any]:
+        """What JetStream's API says of it, as far as the relay reads it."""
+        return {
+            "created": self._created,
+            "ts": moment(self._clock.time()),
+            "delivered": {"consumer_seq": self._delivered_count, "stream_seq": self._delivered},
+            "num_ack_pending": len(self._pending),
+            "num_pending": len(self._unseen),
+        }
+
+    def store(self, stored: Stored) -> None:
+        self._unseen.append(stored)
+        self._serve()
+
+    def pull(self, inbox: Inbox, request: bytes) -> None:
+        """Somebody asks for updates, in JSON with times in nanoseconds."""
+        wanted = json.loads(request)
+        expires_s, heartbeat_s = wanted["expires"] / _NS_PER_S, wanted["idle_heartbeat"] / _NS_PER_S
+        assert heartbeat_s < expires_s / 2, "the server refuses such a request"
+        pull = _Pull(inbox, wanted["batch"])
+        self._pulls.append(pull)
+        self._clock.after(expires_s, self._expire, pull)
+        self._clock.after(heartbeat_s, self._beat, pull, heartbeat_s)
+        self._serve()
+
+    def change_leader(self, *, silently: bool) -> None:
+        """The new leader knows of no pull. Those who wait are told; but now and then a server forgets to."""
+        for pull in self._pulls:
+            if not pull.over and not silently:
+                _end(pull, 409, "Leadership Change")
+            pull.over = True
+
+    def delete(self) -> None:
+        """Those who wait are told, and nothing is delivered any more."""
+        for pull in self._pulls:
+            if not pull.over:
+                pull.inbox.send_status(409, "Consumer Deleted")
+            pull.over = True
+        self._unseen.clear()
+        self._pending.clear()
+
+    def hear(self, sequence: int, word: str) -> None:
+        """What somebody says of a delivery: `+ACK`, `+WPI`, `-NAK`, or `+TERM` with a reason."""
+        if (pending := self._pending.get(sequence)) is None:
+            return
+        word, _, more = word.partition(" ")
+        self._book.note("JetStream", f"hears {word} of {self._book.name(sequence)}")
+        match word:
+            case "+WPI":
+                pending.deadline_s = self._clock.now + self._ack_wait_s
+            case "-NAK":
+                delay_s = json.loads(more)["delay"] / _NS_PER_S if more else 0.0
+                self._clock.after(delay_s, self._redeliver, pending, pending.deliveries)
+            case "+ACK":
+                self._book.acknowledged(sequence)
+                del self._pending[sequence]
+            case "+TERM":
+                assert more, "an operator wants to know why"
+                self._book.ended(sequence)
+                del self._pending[sequence]
+            case _:
+                raise AssertionError(f"the server does not know the word {word}")
+        self._serve()
+
+    def _serve(self) -> None:
+        while (pull := self._next_pull()) is not None and (pending := self._next()) is not None:
+            pending.deliveries += 1
+            self._delivered_count += 1
+            pending.waits = False
+            pending.deadline_s = self._clock.now + self._ack_wait_s
+            self._clock.at(pending.deadline_s, self._time_out, pending, pending.deliveries)
+            pull.left -= 1
+            pull.over = pull.left == 0
+            self._deliver(pull.inbox, pending)
+
+    def _deliver(self, inbox: Inbox, pending: _Pending) -> None:
+        stored = pending.stored
+        self._book.note("JetStream", f"delivers {self._book.name(stored.sequence)} to {inbox.owner}")
+        numbers = (pending.deliveries, stored.sequence, self._delivered_count, round(stored.stored_at_s * _NS_PER_S))
+        reply = ".".join(map(str, ("$JS.ACK", STATUS_STREAM, self._name, *numbers, len(self._unseen))))
+        # A redelivery gets lost with its connection only: the relay's patience with gaps has an end.
+        inbox.send(stored.subject, reply, stored.update.body, None, may_get_lost=pending.deliveries == 1)
+
+    def _next_pull(self) -> _Pull | None:
+        while self._pulls:
+            pull = self._pulls[0]
+            if not pull.over and pull.inbox.is_heard:
+                return pull
+            pull.over = True
+            self._pulls.popleft()
+        return None
+
+    def _next(self) -> _Pending | None:
+        while self._again:
+            pending = self._pending.get(self._again.popleft())
+            if pending is not None and pending.waits:
+                return pending
+        if not self._unseen or len(self._pending) >= self._max_ack_pending:
+            return None
+        stored = self._unseen.popleft()
+        self._delivered = stored.sequence
+        pending = self._pending[stored.sequence] = _Pending(stored)
+        return pending
+
+    def _time_out(self, pending: _Pending, deliveries: int) -> None:
+        if self._clock.now < pending.deadline_s:
+            self._clock.at(pending.deadline_s, self._time_out, pending, deliveries)
+        else:
+            self._redeliver(pending, deliveries)
+
+    def _redeliver(self, pending: _Pending, deliveries: int) -> None:
+        sequence = pending.stored.sequence
+        if self._pending.get(sequence) is pending and pending.deliveries == deliveries and not pending.waits:
+            pending.waits = True
+            self._again.append(sequence)
+            self._serve()
+
+    def _expire(self, pull: _Pull) -> None:
+        if not pull.over:
+            _end(pull, 408, "Request Timeout")
+
+    def _beat(self, pull: _Pull, every_s: float) -> None:
+        pull.over = pull.over or not pull.inbox.is_heard
+        if not pull.over:
+            numbers = {"Nats-Last-Consumer": str(self._delivered_count), "Nats-Last-Stream": str(self._delivered)}
+            pull.inbox.send_status(100, "Idle Heartbeat", numbers)
+            self._clock.after(every_s, self._beat, pull, every_s)
+
+
+def moment(unix_s: float) -> str:
+    """As nats-server writes a time: RFC 3339, with nanoseconds."""
+    whole_s, rest_ns = divmod(round(unix_s * _NS_PER_S), _NS_PER_S)
+    return f"{dt.datetime.fromtimestamp(whole_s, dt.UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns:09d}Z"
+
+
+def _end(pull: _Pull, code: int, description: str) -> None:
+    """Nothing more comes for this pull, and who waits is told how much of it is left."""
+    pull.over = True
+    left = {"Nats-Pending-Messages": str(pull.left), "Nats-Pending-Bytes": "0"}
+    pull.inbox.send_status(code, description, left)
