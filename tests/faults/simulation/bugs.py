@@ -263,13 +263,13 @@ def one_dead_letter_for_each_job() -> Iterator[None]:
 @bug(Kind.JETSTREAM_LATE, crowds=1.0)
 def late_renewal_forgets() -> Iterator[None]:
     """What waits for its dead letter to be written while a lease is over is forgotten, though the renewal comes."""
-    real = Dispatcher._put_back
+    real = Dispatcher.put_back
 
     def put_back(self: Dispatcher, update: Any) -> None:
-        if sys._getframe(1).f_code.co_name != "_bury":
+        if sys._getframe(1).f_code.co_name != "_keep_burying":
             real(self, update)
 
-    with mock.patch.object(Dispatcher, "_put_back", put_back):
+    with mock.patch.object(Dispatcher, "put_back", put_back):
         yield
 
 

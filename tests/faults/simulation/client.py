@@ -25,7 +25,7 @@ class Client:
     """As much of a NATS client as pulls and dead letters take. It is never closed: its process ends before."""
 
     max_payload = 1 << 20
-    connected_url = None
+    connected_url = last_error = None
     is_closed = is_draining = False
 
     def __init__(self, link: Link, jetstream: JetStream, swallowed: Callable[[Exception], None]) -> None:
