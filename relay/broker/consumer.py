@@ -247,10 +247,14 @@ class PullConsumer:
         subscription, self._subscription = self._subscription, None
         if subscription is None or self._nc.is_closed:
             return
-        if self._draining.is_set() and self._nc.is_connected:
-            await subscription.drain()
-        else:
+        if not self._draining.is_set() or not self._nc.is_connected:
             await subscription.unsubscribe()
+            return
+        try:
+            await subscription.drain()
+        except (nats.errors.Error, TimeoutError) as error:
+            # What has not come by now comes to the lane's next owner.
+            _log.warning("the last deliveries of a lane were not waited for", consumer=self.name, error=repr(error))
 
     async def _pause(self, seconds: float) -> None:
         """Wait before another start, but not while draining."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import nats
 import pytest
 from bittensor_wallet import Keypair
+from nats.aio.subscription import Subscription
 from relay_kit import STATUSES, Scene, new_job, update
 
 from relay.app import DRAIN_S
@@ -123,6 +124,27 @@ async def test_sigterm_while_somebody_is_away(away):
             broken = await scene.broken_promises(30)
     assert status == 0
     assert broken == []
+
+
+async def test_last_deliveries_do_not_come(monkeypatch):
+    """If the server does not answer while the last deliveries are waited for, the relay gives up its lanes all the
+    same, and the next one goes on.
+    """
+    asked = []
+
+    async def drain(subscription: Subscription) -> None:
+        asked.append(subscription)
+        raise nats.errors.TimeoutError
+
+    async with NatsServer() as server, FacilitatorSimulator() as facilitator, Scene(server, facilitator) as scene:
+        with monkeypatch.context() as patch:
+            patch.setattr(Subscription, "drain", drain)
+            async with scene.relay():
+                await scene.settled(await scene.publish(new_job()))
+        assert len(asked) >= 4, "one for each lane"
+        async with scene.relay():
+            await scene.settled(await scene.publish(new_job()))
+            assert [] == await scene.broken_promises()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
