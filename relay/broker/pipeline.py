@@ -65,7 +65,7 @@ class Pipeline:
         self._last = 0
         self._waiting: dict[int, tuple[_Waiting, float]] = {}
         """Until when, by the number of the request."""
-        self._arrived: deque[tuple[_Waiting, bytes | Exception]] = deque()
+        self._arrived: deque[tuple[int, bytes | Exception]] = deque()
         self._unsent: list[bytes] = []
         self._stirred = asyncio.Event()
         """Something arrived, or is to be sent."""
@@ -119,7 +119,7 @@ class Pipeline:
             self._stirred.clear()
             while self._arrived or self._unsent:
                 for _ in range(min(_AT_A_TIME, len(self._arrived))):
-                    _give(*self._arrived.popleft())
+                    self._give(*self._arrived.popleft())
                 await asyncio.sleep(0)  # whoever has an answer now asks on
                 unsent, self._unsent = self._unsent, []
                 await client._send_command(b"".join(unsent))  # noqa: SLF001
@@ -127,30 +127,28 @@ class Pipeline:
 
     def take(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
         """Take an answer."""
-        waiting = self._waiting.pop(int(subject[subject.rindex(b".") + 1 :]), None)
-        if waiting is not None:  # else it is too late
-            answer = nats.errors.NoRespondersError() if headers.startswith(_NO_RESPONDERS) else body
-            self._arrived.append((waiting[0], answer))
-            self._stirred.set()
+        answer = nats.errors.NoRespondersError() if headers.startswith(_NO_RESPONDERS) else body
+        self._arrived.append((int(subject[subject.rindex(b".") + 1 :]), answer))
+        self._stirred.set()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _give(self, number: int, answer: bytes | Exception) -> None:
+        waiting, _ = self._waiting.pop(number, (None, 0.0))
+        if waiting is None or waiting.done():
+            return  # it is too late, or whoever asked was cancelled
+        if isinstance(answer, bytes):
+            waiting.set_result(_Answer(answer))
+        else:
+            waiting.set_exception(answer)
+
     def _look(self) -> None:
         now = self._loop.time()
         for number in [number for number, (_, until_s) in self._waiting.items() if now >= until_s]:
-            _give(self._waiting.pop(number)[0], nats.errors.TimeoutError())
+            self._give(number, nats.errors.TimeoutError())
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look) if self._waiting else None
-
-
-def _give(waiting: _Waiting, answer: bytes | Exception) -> None:
-    if waiting.done():
-        return  # whoever asked was cancelled
-    if isinstance(answer, bytes):
-        waiting.set_result(_Answer(answer))
-    else:
-        waiting.set_exception(answer)
 
 
 def _command(subject: str, reply: str, payload: bytes, headers: Mapping[str, str] | None) -> bytes:
