@@ -8,27 +8,29 @@ last stored update, as the relay has to do for its answer: the floor. Prints one
 """
 
 import argparse
-import asyncio
 import gc
-import selectors
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from random import Random
 from typing import Any, Final
 
 import msgspec
-import nats.errors
-from nats.aio.client import Client
 
 from bench.arrivals import say
 from bench.load import job_uuids
-from relay.broker.connection import close, connect
+from bench.nats_line import NatsLine, publication
+from bench.publisher import wake_up_in_time
 from relay.query.replies import Progress
-from relay.settings import NatsSettings
 from relay.subjects import STATUS_STREAM, api_message_get, job_filter, query_subject
 
-_TIMEOUT_S: Final = 5.0
+_PATIENCE_S: Final = 5.0
+"""How long to wait for the last answers."""
+_FIRST_ONES: Final = 50
+"""The first ones of any process take longer, and are not counted."""
+_HEAD_START_S: Final = 0.02
+_NO_ANSWER: Final = f"no answer within {_PATIENCE_S:g} s"
 
 
 class _Answer(msgspec.Struct):
@@ -49,61 +51,61 @@ def to_server(job: str) -> tuple[str, bytes]:
     return api_message_get(STATUS_STREAM), msgspec.json.encode({"last_by_subj": job_filter(job)})
 
 
-class Tally:
-    """What the questions led to.
+class Asker:
+    """Asks over a connection of its own, which is to be closed.
 
     Args:
         question: the subject and the body of a request about a job.
     """
 
-    def __init__(self, question: Callable[[str], tuple[str, bytes]]) -> None:
+    def __init__(self, url: str, question: Callable[[str], tuple[str, bytes]]) -> None:
         self._question = question
-        self.latencies_ms: list[float] = []
-        self.refused: Counter[str] = Counter()
-        self.pending = 0
+        self._answers: list[tuple[int, float, bytes]] = []
+        """Which question's, when it came, and the answer: looked at when all is over."""
+        self._line = NatsLine(url, self._take)
 
-    async def ask(self, nc: Client, job: str, due_s: float) -> None:
+    def close(self) -> None:
+        self._line.close()
+
+    def ask(self, jobs: Sequence[str], rate: float) -> dict[str, Any]:
+        """Ask about each of `jobs`, so many a second, and wait for the answers."""
+        questions = [self._lines(number, job) for number, job in enumerate(jobs)]
+        self._answers.clear()
+        began_s = time.monotonic() + _HEAD_START_S
+        end_s = began_s + len(jobs) / rate + _PATIENCE_S
+        asked = 0
+        while len(self._answers) < len(jobs) and (now_s := time.monotonic()) < end_s:
+            due = min(len(jobs), int((now_s - began_s) * rate) + 1) if now_s >= began_s else 0
+            if due > asked:
+                self._line.send(b"".join(questions[asked:due]))
+                asked = due
+            next_s = began_s + asked / rate if asked < len(jobs) else end_s
+            self._line.read(next_s - time.monotonic())
+        return self._summary(len(jobs), lambda number: began_s + number / rate)
+
+    def _lines(self, number: int, job: str) -> bytes:
         subject, body = self._question(job)
-        try:
-            reply = await nc.request(subject, body, timeout=_TIMEOUT_S)
-        except nats.errors.Error as error:
-            self.refused[repr(error)] += 1
-            return
-        self.latencies_ms.append(1e3 * (time.monotonic() - due_s))
-        if reply.headers:
-            self.refused[" ".join(reply.headers.values())] += 1
-            return
-        answer = _decode(reply.data)
-        if answer.error is not None:
-            self.refused[str(answer.error)] += 1
-        elif answer.progress is Progress.PENDING:
-            self.pending += 1
+        return publication(subject.encode(), body, b"%b.%d" % (self._line.inbox, number))
 
+    def _take(self, subject: bytes, answer: bytes) -> None:
+        self._answers.append((int(subject[subject.rindex(b".") + 1 :]), time.monotonic(), answer))
 
-async def ask_all(options: argparse.Namespace) -> None:
-    nc = await connect(NatsSettings(urls=(options.url,)), name="asker")
-    question = to_server if options.to == "server" else to_relay
-    jobs, rng, tally = job_uuids(options.jobs), Random(1), Tally(question)
-    total = round(options.rate * options.seconds)
-    for _ in range(50):  # the first ones of any process take longer
-        await Tally(question).ask(nc, rng.choice(jobs), time.monotonic())
-    gc.freeze()
-    gc.disable()
-    began_s = time.monotonic() + 0.02
-    async with asyncio.TaskGroup() as group:
-        for number in range(total):
-            due_s = began_s + number / options.rate
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            group.create_task(tally.ask(nc, rng.choice(jobs), due_s))
-    say(
-        {
-            "asked": total,
-            "refused": tally.refused,
-            "pending": tally.pending,
-            "latencies_ms": [round(each, 4) for each in tally.latencies_ms],
-        }
-    )
-    await close(nc)
+    def _summary(self, asked: int, due_s: Callable[[int], float]) -> dict[str, Any]:
+        refused: Counter[str] = Counter()
+        pending = 0
+        for _, _, content in self._answers:
+            if content.startswith(b"NATS/1.0"):
+                refused[content.decode().strip()] += 1
+                continue
+            answer = _decode(content)
+            if answer.error is not None:
+                refused[str(answer.error)] += 1
+            elif answer.progress is Progress.PENDING:
+                pending += 1
+        if missing := asked - len(self._answers):
+            refused[_NO_ANSWER] = missing
+        latencies_ms = [round(1e3 * (came_s - due_s(number)), 4) for number, came_s, _ in self._answers]
+        return {"asked": asked, "refused": refused, "pending": pending, "latencies_ms": latencies_ms}
 
 
 def main() -> None:
@@ -113,9 +115,15 @@ def main() -> None:
     arguments.add_argument("--rate", type=float, default=500.0)
     arguments.add_argument("--seconds", type=float, default=1.0)
     arguments.add_argument("--to", choices=("relay", "server"), default="relay")
-    # epoll and uvloop count their timeouts in milliseconds, select in microseconds.
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        runner.run(ask_all(arguments.parse_args()))
+    options = arguments.parse_args()
+    wake_up_in_time()
+    jobs, rng = job_uuids(options.jobs), Random(1)
+    with closing(Asker(options.url, to_server if options.to == "server" else to_relay)) as asker:
+        asker.ask(rng.choices(jobs, k=_FIRST_ONES), options.rate)
+        wanted = rng.choices(jobs, k=round(options.rate * options.seconds))
+        gc.freeze()
+        gc.disable()
+        say(asker.ask(wanted, options.rate))
 
 
 if __name__ == "__main__":

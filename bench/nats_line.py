@@ -1,19 +1,31 @@
-"""A NATS connection that only publishes and counts PubAcks: a blocking socket, and a few microseconds for an update.
+"""A NATS connection that takes little from the system under test: a blocking socket, a few microseconds for a message.
 
 A client library would do, and cost more than a system under test may have left on a small machine.
 """
 
 import json
+import os
 import select
 import socket
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-_INBOX: Final = b"_INBOX.bench"
 READ_BYTES: Final = 256 * 1024
 _HANDSHAKE_S: Final = 5.0
-_OPTIONS: Final = {"verbose": False, "pedantic": False, "lang": "python", "version": "0", "name": "bench-publisher"}
+_OPTIONS: Final = {
+    "verbose": False,
+    "pedantic": False,
+    "lang": "python",
+    "version": "0",
+    "name": "bench",
+    "headers": True,
+    "no_responders": True,
+}
 _SUBJECT: Final = b"job.status."
+
+Take = Callable[[bytes, bytes], None]
+"""Told the subject and the content of a message that came to the inbox: its headers, if it has any, and its body."""
 
 
 class NatsLine:
@@ -21,40 +33,28 @@ class NatsLine:
 
     Args:
         url: `nats://host:port`.
-        confirmed: whether each publication asks for a PubAck.
     """
 
-    def __init__(self, url: str, *, confirmed: bool) -> None:
-        self.published = 0
-        self.acked = 0
-        self.refused = 0
-        """Publications that the server answered with an error instead of a PubAck."""
+    def __init__(self, url: str, take: Take) -> None:
+        self.inbox = b"_INBOX.bench-%d" % os.getpid()
+        """Where answers are to be sent: here, or to subjects below it."""
         address = urlsplit(url)
         self._socket = socket.create_connection((address.hostname or "", address.port or 0), _HANDSHAKE_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reply = _INBOX + b" " if confirmed else b""
-        self._confirmed = confirmed
+        self._take = take
         self._unread = b""
         self._pongs = 0
-        self._socket.sendall(b"CONNECT %b\r\nSUB %b 1\r\n" % (json.dumps(_OPTIONS).encode(), _INBOX))
+        subscriptions = b"SUB %b 1\r\nSUB %b.* 2\r\n" % (self.inbox, self.inbox)
+        self.send(b"CONNECT %b\r\n%b" % (json.dumps(_OPTIONS).encode(), subscriptions))
         self.flush(_HANDSHAKE_S)
         self._socket.settimeout(None)
 
     def close(self) -> None:
         self._socket.close()
 
-    @property
-    def outstanding(self) -> int:
-        """Publications whose PubAck is not here yet."""
-        return self.published - self.acked - self.refused if self._confirmed else 0
-
-    def publication(self, uuid: str, update: bytes) -> bytes:
-        """The bytes that publish an update of a job."""
-        return b"PUB %b%b %b%d\r\n%b\r\n" % (_SUBJECT, uuid.encode(), self._reply, len(update), update)
-
-    def publish(self, publications: list[bytes]) -> None:
-        self._socket.sendall(b"".join(publications))
-        self.published += len(publications)
+    def send(self, lines: bytes) -> None:
+        """Send lines of NATS's protocol; see `publication`."""
+        self._socket.sendall(lines)
 
     def read(self, timeout_s: float) -> None:
         """Take in what the server sent; waits for it, but not beyond `timeout_s`."""
@@ -68,14 +68,14 @@ class NatsLine:
         except BlockingIOError:
             return
         if not received:
-            raise ConnectionError("nats-server closed the connection of the publisher")
+            raise ConnectionError("nats-server closed the connection of the benchmark")
         self._unread += received
         self._parse()
 
     def flush(self, timeout_s: float) -> None:
         """Until the server has read all that was sent. Raises TimeoutError if it does not say so in time."""
         before = self._pongs
-        self._socket.sendall(b"PING\r\n")
+        self.send(b"PING\r\n")
         while self._pongs == before:
             if not select.select([self._socket], [], [], timeout_s)[0]:
                 raise TimeoutError(f"nats-server answered no PING within {timeout_s:g} s")
@@ -85,22 +85,58 @@ class NatsLine:
         unread, at = self._unread, 0
         while (end := unread.find(b"\r\n", at)) >= 0:
             line, after = unread[at:end], end + 2
-            if line.startswith(b"MSG "):
+            if line.startswith((b"MSG ", b"HMSG ")):
                 after += int(line[line.rindex(b" ") :]) + 2
                 if after > len(unread):
                     break
-                self._count(unread[end + 2 : after])
+                self._take(line.split(b" ", 2)[1], unread[end + 2 : after - 2])
             elif line == b"PONG":
                 self._pongs += 1
             elif line == b"PING":
-                self._socket.sendall(b"PONG\r\n")
+                self.send(b"PONG\r\n")
             elif line.startswith(b"-ERR"):
-                raise ConnectionError(f"nats-server complains of the publisher: {line.decode()}")
+                raise ConnectionError(f"nats-server complains of the benchmark: {line.decode()}")
             at = after
         self._unread = unread[at:]
 
-    def _count(self, answer: bytes) -> None:
-        if b'"error"' in answer:
+
+def publication(subject: bytes, body: bytes, reply: bytes = b"") -> bytes:
+    """The lines that publish a message; an answer to it goes to `reply`."""
+    return b"PUB %b %b%d\r\n%b\r\n" % (subject, reply + b" " if reply else b"", len(body), body)
+
+
+class UpdateLine(NatsLine):
+    """Publishes updates of jobs and counts the PubAcks.
+
+    Args:
+        url: `nats://host:port`.
+        confirmed: whether each publication asks for a PubAck.
+    """
+
+    def __init__(self, url: str, *, confirmed: bool) -> None:
+        self.published = 0
+        self.acked = 0
+        self.refused = 0
+        """Publications that the server answered with an error instead of a PubAck."""
+        self._confirmed = confirmed
+        super().__init__(url, self._count)
+
+    @property
+    def outstanding(self) -> int:
+        """Publications whose PubAck is not here yet."""
+        return self.published - self.acked - self.refused if self._confirmed else 0
+
+    def update(self, uuid: str, body: bytes) -> bytes:
+        """The lines that publish an update of a job."""
+        return publication(_SUBJECT + uuid.encode(), body, self.inbox if self._confirmed else b"")
+
+    def publish(self, updates: list[bytes]) -> None:
+        self.send(b"".join(updates))
+        self.published += len(updates)
+
+    def _count(self, _subject: bytes, answer: bytes) -> None:
+        # Where no stream captures the subject, nobody answers, and the server says so in headers.
+        if b'"error"' in answer or answer.startswith(b"NATS/1.0"):
             self.refused += 1
         else:
             self.acked += 1

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from bench.arrivals import say
 from bench.load import body, job_uuids, payload
-from bench.nats_line import NatsLine
+from bench.nats_line import UpdateLine
 
 OUTSTANDING: Final = 1000
 GIVE_UP_S: Final = 10.0
@@ -80,7 +80,7 @@ class Schedule:
         return {"late_p99_ms": late[int(0.99 * (len(late) - 1))] / 1e6, "late_max_ms": late[-1] / 1e6}
 
 
-def publish_on_nats(line: NatsLine, schedule: Schedule) -> None:
+def publish_on_nats(line: UpdateLine, schedule: Schedule) -> None:
     """Raises TimeoutError if PubAcks stop coming, ConnectionError if the server does not want the publisher."""
     while not schedule.over:
         # Not read as they come: waking up for each PubAck would cost as much as publishing.
@@ -89,7 +89,7 @@ def publish_on_nats(line: NatsLine, schedule: Schedule) -> None:
         batch: list[bytes] = []
         while not schedule.over and not schedule.wait_s and line.outstanding + len(batch) < OUTSTANDING:
             uuid, sent_ns = schedule.take()
-            batch.append(line.publication(uuid, body(uuid, sent_ns)))
+            batch.append(line.update(uuid, body(uuid, sent_ns)))
         if batch:
             line.publish(batch)
         elif not schedule.wait_s:
@@ -98,7 +98,7 @@ def publish_on_nats(line: NatsLine, schedule: Schedule) -> None:
     _await_acks(line, 0)
 
 
-def _await_acks(line: NatsLine, at_most: int) -> None:
+def _await_acks(line: UpdateLine, at_most: int) -> None:
     until_s = time.monotonic() + _PATIENCE_S
     while line.outstanding > at_most:
         line.read(until_s - time.monotonic())
@@ -138,7 +138,7 @@ async def _publish_by_library(transport: str, url: str, options: argparse.Namesp
 
 
 def _publish_by_line(url: str, options: argparse.Namespace, uuids: list[str]) -> None:
-    with closing(NatsLine(url, confirmed=options.transport == "jetstream")) as line:
+    with closing(UpdateLine(url, confirmed=options.transport == "jetstream")) as line:
         schedule = _schedule(options, uuids)
         publish_on_nats(line, schedule)
     _report(schedule, acked=line.acked, refused=line.refused)
@@ -156,7 +156,7 @@ def _report(schedule: Schedule, *, acked: int, refused: int) -> None:
     say({"published": schedule.done, "acked": acked, "refused": refused, "seconds": seconds} | schedule.lateness())
 
 
-def _wake_up_in_time() -> None:
+def wake_up_in_time() -> None:
     # Linux lets a sleeper oversleep by 50 microseconds unless it is told not to.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
@@ -177,7 +177,7 @@ def main() -> None:
     how.add_argument("--rate", type=float, help="updates a second")
     how.add_argument("--fill", type=int, help="this many updates, as fast as they are confirmed")
     options = arguments.parse_args()
-    _wake_up_in_time()
+    wake_up_in_time()
     uuids = job_uuids(options.jobs)
     if options.transport in ("jetstream", "core"):
         _publish_by_line(options.url, options, uuids)

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from relay.broker.advisories import Advisories
 from relay.broker.archive import Archive
 from relay.broker.backlog import Backlog
-from relay.broker.connection import close, connect, require_server
+from relay.broker.connection import Requester, close, connect, require_server
 from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
 from relay.broker.lane_count import LaneCount
@@ -221,12 +221,15 @@ class Relay:
         return Ownership(leases, delivery.lanes, driver_of, drain_s=DRAIN_S, metrics=self.metrics)
 
     def _make_service(self, nc: Client) -> StatusService:
-        lanes, archive = self._settings.delivery.lanes, Archive(nc)
+        lanes = self._settings.delivery.lanes
 
         def here(lane: int, job: str) -> Standing | None:
             return self._lines[lane % len(self._lines)][0].standing(lane, job)
 
-        answers = Answers(archive, Witnesses(nc, archive, here, lanes), lanes, lambda: nc.max_payload)
+        def answers(client: Requester) -> Answers:
+            archive = Archive(client)
+            return Answers(archive, Witnesses(client, archive, here, lanes), lanes, lambda: nc.max_payload)
+
         return StatusService(nc, answers, worker=self._worker, version=self._version, on_serving=self.serving.set)
 
     def _make_lines(self, nc: Client, requests: Requests, receipts: Receipts | None) -> list[Line]:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nats.aio.client import Client
-
 from relay.broker.burial import Burial
-from relay.broker.connection import api_request
+from relay.broker.connection import Requester, api_request
 from relay.broker.messages import find_message
 from relay.err_codes import CONSUMER_NOT_FOUND
 from relay.errors import JetStreamError
@@ -55,7 +53,7 @@ class Floor:
 class Archive:
     """Reads what is asked about. Every method raises RelayError if nobody can tell now."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Requester) -> None:
         self._client = client
 
     async def latest(self, job: str) -> StoredUpdate | None:

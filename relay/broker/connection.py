@@ -11,6 +11,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from relay.broker.credentials import sign_in
+from relay.broker.frames import read_frames
 from relay.broker.nats_py import abort, bound_closing, end_reconnect, read_whatever_comes, stay_cancelled
 from relay.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
@@ -97,6 +98,7 @@ async def connect(
     certificates that cannot be used.
     """
     client = Client()
+    read_frames(client)
     read_whatever_comes(client)
     events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
     try:

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
-from nats.protocol import parser
 
 from relay.logs import get_logger
 
@@ -19,11 +18,6 @@ _FORGOTTEN_AFTER_S: Final = 0.05
 _PLAIN_HEADERS: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n")
 """Headers that everybody reads alike: in ASCII, one blank at a time, and none at either end of a value."""
 _log = get_logger(__name__, guest=True)
-
-# nats-server ends a subject at a blank, tab or line end only; nats-py's own patterns also end it at \v and \f, and take
-# what follows for the subscription's id: the connection breaks, again at each redelivery.
-parser.MSG_RE = re.compile(rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n")
-parser.HMSG_RE = re.compile(rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n")
 
 
 def read_whatever_comes(client: Client) -> None:
@@ -46,7 +40,7 @@ def read_whatever_comes(client: Client) -> None:
             return None
 
     def build_message(sid: int, subject: bytes, *rest: Any) -> Any:
-        return build(sid, bytes(subject).decode(errors="replace").encode(), *rest)
+        return build(sid, subject.decode(errors="replace").encode(), *rest)
 
     inner._process_headers, inner._build_message = headers_if_readable, build_message  # noqa: SLF001
 

@@ -20,9 +20,9 @@ from typing import Final, Protocol
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 
 from relay.broker.archive import Archive, Floor, StoredUpdate
+from relay.broker.connection import Requester
 from relay.broker.nats_py import stay_cancelled
 from relay.core.standing import Settled, Standing
 from relay.subjects import standing_subject
@@ -104,7 +104,7 @@ class Witnesses:
     """
 
     def __init__(
-        self, client: Client, archive: Archive, here: Callable[[int, str], Standing | None], lanes: int
+        self, client: Requester, archive: Archive, here: Callable[[int, str], Standing | None], lanes: int
     ) -> None:
         self._client = client
         self._archive = archive

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench import nats_line, report
 from bench.figures import QUANTILES, Pairs, Spread, quantiles, read_pairs, spread
 from bench.load import body, job_uuids, payload, sent_ns_of
-from bench.nats_line import NatsLine
+from bench.nats_line import UpdateLine
 from bench.systems import SYSTEMS
 from relay.subjects import is_job_uuid
 from relay.wire import Frame, decode
@@ -182,7 +182,7 @@ def test_pub_acks_are_counted_however_they_are_cut(chunk: int, monkeypatch):
     refused = b'{"error":{"code":503},"stream":"","seq":0}'
     answers = b"".join(b"MSG _INBOX.bench 1 %d\r\n%b\r\n" % (len(body), body) for body in (stored, refused, stored))
     monkeypatch.setattr(nats_line, "READ_BYTES", chunk)
-    with scripted_server(answers) as url, closing(NatsLine(url, confirmed=True)) as line:
+    with scripted_server(answers) as url, closing(UpdateLine(url, confirmed=True)) as line:
         line.published = 4
 
         line.flush(5)

@@ -33,7 +33,7 @@ from nats.aio.client import Client
 from bench import machine
 from bench.ending import end_in_order
 from bench.load import body
-from bench.nats_line import NatsLine
+from bench.nats_line import UpdateLine
 from bench.processes import resident_mib
 from bench.scene import Running, note, scene
 from bench.systems import RELAY
@@ -155,18 +155,18 @@ def publish(url: str, wanted: Iterator[Parcel], rate_per_s: float) -> None:
 
     Blocking, for a thread: at this volume a client library would take the core that the relay needs.
     """
-    with closing(NatsLine(url, confirmed=True)) as line:
+    with closing(UpdateLine(url, confirmed=True)) as line:
         began_s = time.monotonic()
         while batch := list(islice(wanted, _BATCH)):
             time.sleep(max(0.0, began_s + line.published / rate_per_s - time.monotonic()))
-            line.publish([line.publication(parcel.job, parcel.body) for parcel in batch])
+            line.publish([line.update(parcel.job, parcel.body) for parcel in batch])
             _await_acks(line, _OUTSTANDING)
         _await_acks(line, 0)
         if line.refused:
             raise ConnectionError(f"nats-server refused {line.refused} updates")
 
 
-def _await_acks(line: NatsLine, at_most: int) -> None:
+def _await_acks(line: UpdateLine, at_most: int) -> None:
     until_s = time.monotonic() + _PATIENCE_S
     line.read_at_hand()
     while line.outstanding > at_most:

@@ -100,6 +100,18 @@ async def test_headers_arrive_as_they_are(nc):
     assert {"Plain": "a: b", "Umlaut": "ä", "Value": "a  Nats-Rollup: all"} == message.headers
 
 
+async def test_published(nc):
+    """What wants no answer is sent, with its headers or without, also what was given just before the end."""
+    heard = await nc.subscribe("out")
+    async with pipelined(nc) as fast:
+        fast.publish(b"out", b"first")
+        fast.publish(b"out", b"", {"A": "b"})
+        assert [b"first", b""] == [(await heard.next_msg(TIMEOUT_S)).data for _ in range(2)]
+        fast.publish(b"out", b"last")
+    last = await heard.next_msg(TIMEOUT_S)
+    assert (b"last", "") == (last.data, last.reply)
+
+
 async def test_two_at_a_time(nc):
     """Two on one client do not take each other's answers, and it reads as before when both are closed."""
     await echo(nc)

@@ -45,7 +45,7 @@ async def test_wherever_it_is_cut(nc):
 
 
 async def test_begun_in_the_midst(nc):
-    """A message that the client has begun to read is read to its end, and what is ours behind it is taken."""
+    """A message that was begun before ours were taken is read to its end, and what is ours behind it is taken."""
     ours, others = await subscribed(nc, "in.*"), await subscribed(nc, "out")
     numbers, took = {b"ours": ours._id, b"others": others._id}, []
     first, second = OTHERS[0] % numbers, b"".join(OURS) % numbers

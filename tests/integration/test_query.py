@@ -15,7 +15,7 @@ from nats.errors import NoRespondersError
 from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, serving, update
 from structlog.testing import capture_logs
 
-from relay.broker.archive import Archive
+from relay.broker.archive import Archive, StoredUpdate
 from relay.broker.burial import Burial
 from relay.broker.connection import api_request, connect, publish_confirmed
 from relay.local.cluster import NatsCluster
@@ -539,6 +539,39 @@ async def test_too_many(scene, monkeypatch):
     many = ("429", "3 requests are under way in this worker: ask again, and fewer at a time")
     late = ("503", "there was no answer within 0.3 s: ask again, or for less")
     assert [many] * 2 + [late] * 3 == sorted(map(error_of, replies))
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_last_answers(scene, monkeypatch, slow):
+    """A worker that ends answers what it has begun to, unless that takes too long."""
+    monkeypatch.setattr(service, "_LAST_ANSWERS_S", 0.1 if slow else 10)
+    latest, asked, stopping = Archive.latest, asyncio.Event(), asyncio.Event()
+
+    async def wait_for_the_end(archive: Archive, job: str) -> StoredUpdate | None:
+        asked.set()
+        await stopping.wait()
+        if slow:
+            await asyncio.Event().wait()
+        return await latest(archive, job)
+
+    async def say_stopping(*_: Any) -> None:
+        await _end(*_)
+        stopping.set()
+
+    _end = service._end
+    monkeypatch.setattr(Archive, "latest", wait_for_the_end)
+    monkeypatch.setattr(service, "_end", say_stopping)
+    job = new_job()
+    await scene.publish(job)
+    async with serving(scene):
+        asking = asyncio.create_task(scene.nc.request(query_subject(job), timeout=2))
+        await asked.wait()
+    assert [] == [task for task in asyncio.all_tasks() if "Endpoint" in repr(task)]
+    if slow:
+        with pytest.raises(TimeoutError):
+            await asking
+    else:
+        assert job == json.loads((await asking).data)["uuid"]
 
 
 # Errors.
