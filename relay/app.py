@@ -10,14 +10,13 @@ from collections.abc import Coroutine
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
-from nats.aio.client import Client
-
 from relay.broker.advisories import Advisories
 from relay.broker.archive import Archive
 from relay.broker.backlog import Backlog
 from relay.broker.connection import Requester, close, connect, require_server
 from relay.broker.consumer import PullConsumer
 from relay.broker.dead_letters import DeadLetters
+from relay.broker.frames import FrameClient
 from relay.broker.lane_count import LaneCount
 from relay.broker.leases import Leases
 from relay.broker.receipts import Receipts
@@ -133,7 +132,7 @@ class Relay:
         finally:
             await close(nc)
 
-    async def _relay(self, nc: Client, stop: asyncio.Event) -> None:
+    async def _relay(self, nc: FrameClient, stop: asyncio.Event) -> None:
         requests, receipts = Requests(nc, self._backoff, self.metrics), Receipts(nc, self.metrics)
         self._lines = self._make_lines(nc, requests, receipts if self._settings.delivery.receipts else None)
         self._ownership = self._make_ownership(nc)
@@ -167,7 +166,7 @@ class Relay:
             servers = list(map(shown_address, self._settings.nats.urls))
             raise BrokerUnavailable(servers, "the server closed the connection for good")
 
-    async def _connect(self) -> Client:
+    async def _connect(self) -> FrameClient:
         attempt = 0
         while True:
             try:
@@ -177,7 +176,7 @@ class Relay:
                 attempt += 1
                 await asyncio.sleep(self._backoff.delay_s(attempt))
 
-    async def _connect_once(self) -> Client:
+    async def _connect_once(self) -> FrameClient:
         nc = await connect(
             self._settings.nats,
             name="job-status-relay",
@@ -193,7 +192,7 @@ class Relay:
         self.vitals.client = nc
         return nc
 
-    async def _until_provisioned(self, nc: Client) -> bool:
+    async def _until_provisioned(self, nc: FrameClient) -> bool:
         topology = topology_of(self._settings.delivery)
         while True:
             try:
@@ -210,7 +209,7 @@ class Relay:
                 self._wait_for(str(NotProvisioned(plan.differences)))
             await asyncio.sleep(_PROVISION_CHECK_S)
 
-    def _make_ownership(self, nc: Client) -> Ownership:
+    def _make_ownership(self, nc: FrameClient) -> Ownership:
         delivery = self._settings.delivery
         drivers = [AnsweringDriver(nc, dispatcher) for dispatcher, _ in self._lines]
 
@@ -220,7 +219,7 @@ class Relay:
         leases = Leases(nc, self._worker, delivery.lease_ttl_s)
         return Ownership(leases, delivery.lanes, driver_of, drain_s=DRAIN_S, metrics=self.metrics)
 
-    def _make_service(self, nc: Client) -> StatusService:
+    def _make_service(self, nc: FrameClient) -> StatusService:
         lanes = self._settings.delivery.lanes
 
         def here(lane: int, job: str) -> Standing | None:
@@ -232,12 +231,12 @@ class Relay:
 
         return StatusService(nc, answers, worker=self._worker, version=self._version, on_serving=self.serving.set)
 
-    def _make_lines(self, nc: Client, requests: Requests, receipts: Receipts | None) -> list[Line]:
+    def _make_lines(self, nc: FrameClient, requests: Requests, receipts: Receipts | None) -> list[Line]:
         """A dispatcher for each connection to the Facilitator; no more of them than there are lanes."""
         connections = min(self._settings.facilitator.connections, self._settings.delivery.lanes)
         return [self._make_line(nc, requests, receipts) for _ in range(connections)]
 
-    def _make_line(self, nc: Client, requests: Requests, receipts: Receipts | None) -> Line:
+    def _make_line(self, nc: FrameClient, requests: Requests, receipts: Receipts | None) -> Line:
         settings, delivery = self._settings.facilitator, self._settings.delivery
         session: Session[Ticket] = Session(
             window=settings.window, reply_timeout_s=settings.reply_timeout_s, authentication=self._authentication

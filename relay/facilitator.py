@@ -36,11 +36,11 @@ class SessionOwner(Protocol):
         """The update to send now, or None if there is none. It is on its way when this returns."""
         ...
 
-    async def on_opened(self, event: Opened[Ticket]) -> bool:
+    def on_opened(self, event: Opened[Ticket]) -> bool:
         """The session stands. With a suspect: whether to send it, alone; if not, the session is rid of it."""
         ...
 
-    async def on_answered(self, event: Answered[Ticket]) -> None: ...
+    def on_answered(self, event: Answered[Ticket]) -> None: ...
     async def on_pushed(self, event: Pushed) -> None: ...
     def on_lost(self, event: Lost[Ticket]) -> None: ...
 
@@ -152,11 +152,11 @@ class Facilitator:
         match self._session.received(message, time.monotonic()):
             case Answered() as answered:
                 self._failures = 0
-                await owner.on_answered(answered)
+                owner.on_answered(answered)
             case Pushed() as pushed:
                 await owner.on_pushed(pushed)
             case Opened() as opened:
-                await self._let_in(opened, socket, owner)
+                self._let_in(opened, socket, owner)
             case Refused(error):
                 self._complain(f"the Facilitator refuses this validator: {error}; check RELAY_FACILITATOR_HOTKEY_FILE")
                 await socket.close()
@@ -165,11 +165,11 @@ class Facilitator:
             case Unpaired():
                 pass  # its update is sent again on the next connection
 
-    async def _let_in(self, opened: Opened[Ticket], socket: WebSocket, owner: SessionOwner) -> None:
+    def _let_in(self, opened: Opened[Ticket], socket: WebSocket, owner: SessionOwner) -> None:
         self.trouble = None
         self._metrics.connection_opened()
         _log.info("connected to the Facilitator", url=self._shown_url)
-        probe = await owner.on_opened(opened)
+        probe = owner.on_opened(opened)
         if opened.suspect is not None and probe:
             self._session.probe(time.monotonic())
             _send(socket, opened.suspect)

@@ -21,11 +21,11 @@ async def main() -> None:
     arrivals = Arrivals()
     started = asyncio.Barrier(LANES + 1)
 
-    async def take(delivery: Delivery) -> None:
+    def take(delivery: Delivery) -> None:
         sent_ns = sent_ns_of(delivery.body)
         if sent_ns is not None:
             arrivals.record(sent_ns)
-        await delivery.ack()
+        delivery.ack()
 
     nc = await connect(NatsSettings(urls=(os.environ["BENCH_NATS_URL"],)), name="bench-floor-pull")
     async with asyncio.TaskGroup() as group:

@@ -11,8 +11,8 @@ import nats.errors
 from nats.aio.client import Client
 
 from relay.broker.credentials import sign_in
-from relay.broker.frames import read_frames
-from relay.broker.nats_py import abort, bound_closing, end_reconnect, read_whatever_comes, stay_cancelled
+from relay.broker.frames import FrameClient
+from relay.broker.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
 from relay.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
 from relay.logs import get_logger
@@ -88,7 +88,7 @@ async def connect(
     on_disconnected: Callable[[], None] | None = None,
     on_reconnected: Callable[[], None] | None = None,
     on_closed: Callable[[], None] | None = None,
-) -> Client:
+) -> FrameClient:
     """A client that is connected now and reconnects for ever; end it with `close`.
 
     The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or
@@ -97,9 +97,7 @@ async def connect(
     Raises BrokerUnavailable when each server has been tried once in vain, ConfigurationError for credentials or
     certificates that cannot be used.
     """
-    client = Client()
-    read_frames(client)
-    read_whatever_comes(client)
+    client = FrameClient()
     events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
     try:
         await client.connect(
@@ -130,12 +128,8 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
     """
     if client.is_connected:
         try:
-            # A question goes the way of all that was sent before; when it is answered, the server has read the rest.
-            # (nats-py's `flush` does not show that: its PING overtakes the publishes that wait in the client.)
             async with asyncio.timeout(timeout_s):
-                await client.request("$JS.API.INFO", timeout=timeout_s)
-        except nats.errors.NoRespondersError:
-            pass  # an answer, too
+                await client.flush()
         except (nats.errors.Error, TimeoutError, OSError) as error:
             _log.warning("closing the NATS connection without having sent everything", error=_describe(error))
     try:

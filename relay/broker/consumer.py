@@ -10,16 +10,15 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from relay.broker.connection import api_request
 from relay.broker.delivery import Delivery
+from relay.broker.frames import FrameClient, publication
 from relay.broker.nats_py import stay_cancelled
 from relay.core.continuity import ConsumerState
 from relay.core.pull import PullWindow, Signal
@@ -53,20 +52,20 @@ class PullConsumer:
         stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
         batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
-        on_delivery: awaited with each delivery, in the order of arrival.
+        on_delivery: called with each delivery, in the order of arrival.
         on_start: called with the consumer's state at each start, before the first request.
     """
 
     def __init__(
         self,
-        nc: Client,
+        nc: FrameClient,
         stream: str,
         name: str,
         *,
         batch: int,
         expires_s: float,
         room: Callable[[], int],
-        on_delivery: Callable[[Delivery], Awaitable[None]],
+        on_delivery: Callable[[Delivery], None],
         on_start: Callable[[ConsumerState], None],
     ) -> None:
         self.name = name
@@ -157,10 +156,7 @@ class PullConsumer:
         self._delivered_count = state.delivered_count
         self._signal = Signal.ASK_AGAIN
         self._inbox = self._nc.new_inbox()
-        # No pending limits: beyond them the client drops messages, and the window bounds what can come.
-        self._subscription = await self._nc.subscribe(  # pyright: ignore[reportUnknownMemberType] - a bare Future
-            self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._subscription = await self._nc.listen(self._inbox, self._take)
         self._on_start(state)
         self._wake.set()
         self.trouble = None
@@ -202,26 +198,27 @@ class PullConsumer:
             "expires": int(self._window.expires_s * _NS_PER_S),
             "idle_heartbeat": int(self._window.idle_heartbeat_s * _NS_PER_S),
         }
-        await self._nc.publish(api_pull(self._stream, self.name), json.dumps(request).encode(), reply=self._inbox)
+        subject = api_pull(self._stream, self.name).encode()
+        self._nc.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
 
-    async def _receive(self, message: Msg) -> None:
+    def _take(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
-        if not message.reply:
-            self._receive_status(message.headers or {})
+        if not reply:
+            self._take_status(self._nc.headers_of(headers))
             return
-        delivery = Delivery(self._nc, message)
+        delivery = Delivery(self._nc, subject, reply, headers, body)
         # What was delivered before and did not arrive was on request too.
         self._window.delivered(max(1, delivery.consumer_sequence - self._delivered_count))
         self._delivered_count = delivery.consumer_sequence
         try:
-            await self._on_delivery(delivery)
-        except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would swallow it
+            self._on_delivery(delivery)
+        except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
             self._failure = error
             self._wake.set()
         if self._window.outstanding <= self._window.batch // 2:
             self._wake.set()
 
-    def _receive_status(self, headers: Mapping[str, str]) -> None:
+    def _take_status(self, headers: Mapping[str, str]) -> None:
         pending = headers.get(_PENDING_HEADER)
         signal = self._window.status(
             int(headers.get(_STATUS_HEADER, "0")),
@@ -229,7 +226,7 @@ class PullConsumer:
             None if pending is None else int(pending),
         )
         if signal is not Signal.ALIVE:
-            _log.debug("a pull request ended", consumer=self.name, signal=signal.name, **headers)
+            _log.debug("a pull request ended", consumer=self.name, signal=signal.name, headers=headers)
             self._note(signal)
 
     def _note(self, signal: Signal) -> None:

@@ -14,13 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.subscription import Subscription
 
 from relay.broker.connection import Requester, api_request
-from relay.broker.frames import taken
+from relay.broker.frames import FrameClient
 from relay.broker.messages import delete_message
-from relay.broker.nats_py import headers_of
 from relay.core.letters import Letter, Selection, moment_of
 from relay.err_codes import STREAM_NOT_FOUND
 from relay.errors import BrokerUnavailable, JetStreamError, NotProvisioned
@@ -47,7 +44,7 @@ _INACTIVE_NS: Final = 60 * 1_000_000_000
 class DeadLetterStore:
     """What JOB_DLQ holds. Every method raises NotProvisioned if there is no such stream, and RelayError."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FrameClient) -> None:
         self._client = client
 
     async def last_sequence(self) -> int:
@@ -122,10 +119,9 @@ class DeadLetterStore:
         config = {"stream_name": DLQ_STREAM, "config": reading.config(name), "action": "create"}
         made = await self._request(request, config)
         reading.begin(name, made["num_pending"], self._client.new_inbox())
-        subscription: Subscription = await self._client.subscribe(reading.inbox)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        subscription = await self._client.listen(reading.inbox, reading.take)
         try:
-            with taken(self._client, subscription, reading.take):
-                yield
+            yield
         finally:
             if self._client.is_connected:
                 await subscription.unsubscribe()
@@ -145,7 +141,7 @@ class DeadLetterStore:
         except nats.errors.Error as error:
             raise self._unavailable(repr(error)) from error
         return [
-            Letter(sequence, moment_of(stored_ns), await headers_of(self._client, headers) if headers else {}, body)
+            Letter(sequence, moment_of(stored_ns), self._client.headers_of(headers), body)
             for sequence, stored_ns, headers, body in await reading.batch()
         ]
 

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
+from relay.broker.frames import FrameClient, publication
 from relay.core.trace import traced
 from relay.logs import get_logger
 
@@ -24,12 +23,26 @@ class Delivery:
     more where the account has a domain: two before the stream, one at the end.
     """
 
-    __slots__ = ("_nc", "consumer_sequence", "deliveries", "message", "sequence", "stored_at_s")
+    __slots__ = (
+        "_nc",
+        "_reply",
+        "body",
+        "consumer_sequence",
+        "deliveries",
+        "headers",
+        "sequence",
+        "stored_at_s",
+        "subject",
+    )
 
-    def __init__(self, nc: Client, message: Msg) -> None:
+    def __init__(self, nc: FrameClient, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         self._nc = nc
-        self.message = message
-        tokens = message.reply.split(".")
+        self._reply = reply
+        self.subject = subject.decode(errors="replace")
+        """The stored subject, `job.status.<lane>.<token>`."""
+        self.headers: Mapping[str, str] = nc.headers_of(headers)
+        self.body = body
+        tokens = reply.split(b".")
         first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004 - the two forms above
         self.deliveries = int(tokens[first])
         """How often the server delivered it, this time included. It says nothing about whose fault that was."""
@@ -39,41 +52,28 @@ class Delivery:
         """When the stream stored it, in seconds of Unix time, on the server's clock."""
 
     def __repr__(self) -> str:
-        return f"<Delivery {self.message.subject} #{self.sequence}, {self.deliveries}x>"
+        return f"<Delivery {self.subject} #{self.sequence}, {self.deliveries}x>"
 
-    @property
-    def subject(self) -> str:
-        """The stored subject, `job.status.<lane>.<token>`."""
-        return self.message.subject
-
-    @property
-    def body(self) -> bytes:
-        return self.message.data
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self.message.headers or {}
-
-    async def ack(self) -> None:
+    def ack(self) -> None:
         """Acknowledge, without waiting for the server: if this gets lost, the update is delivered again."""
-        await self._answer(_ACK)
+        self._answer(_ACK)
 
-    async def in_progress(self) -> None:
+    def in_progress(self) -> None:
         """Start `ack_wait` anew; counts no delivery. Of no use later, so it is not kept for a lost connection."""
         if self._nc.is_connected:
-            await self._answer(_IN_PROGRESS)
+            self._answer(_IN_PROGRESS)
 
-    async def nak(self) -> None:
+    def nak(self) -> None:
         """Give it back, to be delivered again at once."""
-        await self._answer(_NAK)
+        self._answer(_NAK)
 
-    async def term(self, reason: str) -> None:
+    def term(self, reason: str) -> None:
         """Never deliver it again, because of `reason`: the server publishes both as an advisory."""
-        await self._answer(_TERM + b" " + reason.encode())
+        self._answer(_TERM + b" " + reason.encode())
 
-    async def _answer(self, word: bytes) -> None:
+    def _answer(self, word: bytes) -> None:
         try:
-            await self._nc.publish(self.message.reply, word)
+            self._nc.write(publication(self._reply, word))
         except nats.errors.Error as error:
             # The server will deliver it again; the lane then settles it as before, or has it at hand still.
             told = traced(self.headers)

@@ -1,62 +1,113 @@
-r"""What the server sends, cut into frames: each message goes to who took its subscription, or else to the client.
+r"""nats-py's client, reading and writing by frames: that is what the path of an update takes, and what requests take.
 
-The client's own parser spends more on a message than the server does: a regular expression for each kind of line that
-there is, and a buffer that is moved with each piece. And it ends a subject at \v and \f, too, where the server ends
-it at a blank, tab or line end only: what follows would be taken for the subscription's id, and the connection would
-break, again at each redelivery. There is no public way to reach it.
+nats-py spends more on a message than nats-server does. Coming in: a regular expression for each kind of line that
+there is, a buffer that is moved with each piece, a message object, a place in a queue, and a task that waits for it.
+Going out: two coroutines and a future. There is no public way around either.
+
+It also ends a subject at \v and \f, where the server ends it at a blank, tab or line end only, and cannot decode what
+any producer may publish. Its read loop ends for good at the first such message, so one would silence the connection
+until its pings fail, and again when it is redelivered.
 """
 
-import contextlib
+import asyncio
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
-"""Told the subject, the subject to reply to, the block of headers and the body of a message; it must not raise."""
+"""Told the subject, the subject to reply to, the block of headers and the body of a message.
+
+What it raises is reported to the client's `error_cb`, as with callbacks of the client's own."""
 
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LINE_END: Final = b"\r\n"
+_PING: Final = b"PING\r\n"
+_PLAIN_HEADERS: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n")
+"""Headers that everybody reads alike: in ASCII, one blank at a time, and none at either end of a value."""
+_LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
-def read_frames(client: Client) -> None:
-    """Have a client read by frames; before it is connected."""
-    inner: Any = client
-    inner._ps.parse = _Frames(client)  # noqa: SLF001
+class FrameClient(Client):
+    """See `listen` and `write`; all else is the client's own."""
 
-
-@contextlib.contextmanager
-def taken(client: Client, subscription: Subscription, take: Take) -> Generator[None]:
-    """Have the messages of a subscription given to `take`, in their order, as soon as they are read.
-
-    That spares them a message object, a place in a queue, and a task that waits for it.
-    """
-    inner: Any = client
-    takes: dict[bytes, Take] = inner._ps.parse.takes  # noqa: SLF001
-    sid = b"%d" % subscription._id  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    takes[sid] = take
-    try:
-        yield
-    finally:
-        del takes[sid]
-
-
-class _Frames:
-    """In the place of the parser's `parse`. What is not whole yet is the parser's to keep: a reconnect empties it."""
-
-    def __init__(self, client: Any) -> None:
-        self.takes: dict[bytes, Take] = {}
+    def __init__(self) -> None:
+        super().__init__()
+        self._takes: dict[bytes, Take] = {}
         """By subscription."""
-        self._client = client
-        self._parser = client._ps  # noqa: SLF001
-        self._parse_line = client._ps.parse  # noqa: SLF001
         self._needed = 0
         """How many bytes the frame in the parser's buffer has at least."""
+        parser: Any = self._ps
+        self._parse_line: Callable[[bytes], Coroutine[Any, Any, None]] = parser.parse
+        parser.parse = self._read
 
-    async def __call__(self, data: bytes) -> None:
-        unread: bytearray = self._parser.buf
+    async def listen(self, subject: str, take: Take, *, queue: str = "") -> Subscription:
+        """Have what comes on a subject given to `take`, in its order, as soon as it is read.
+
+        Until the subscription is ended; if it is drained, so is what was on its way then.
+        """
+        number = b"%d" % (self._sid + 1)
+        self._takes[number] = take  # before anything can come
+        try:
+            return await self.subscribe(subject, queue=queue)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        except BaseException:
+            del self._takes[number]
+            raise
+
+    def write(self, lines: bytes) -> None:
+        """Send lines of NATS's protocol (see `publication`), together with all that is written in this moment.
+
+        While disconnected they are kept, as far as the client keeps anything, and sent after the reconnect. Raises
+        nats.errors.Error if they are not.
+        """
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        if not self.is_connected and self._pending_data_size + len(lines) > self._max_pending_size:
+            raise nats.errors.OutboundBufferLimitError
+        self._pending.append(lines)
+        self._pending_data_size += len(lines)
+        if self.is_connected and self._flush_queue is not None and self._flush_queue.empty():
+            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    def headers_of(self, block: bytes) -> dict[str, str]:
+        """The headers in a block of NATS's protocol; empty if there are none, or none that can be read."""
+        if not block:
+            return {}
+        if _PLAIN_HEADERS.fullmatch(block):
+            # nats-py looks at each letter of a name, and takes twice as long.
+            return dict([line.split(": ", 1) for line in block.decode().split("\r\n")[1:-2]])
+        try:
+            return _result(super()._process_headers(block)) or {}  # pyright: ignore[reportUnknownMemberType]
+        except (IndexError, ValueError):  # UnicodeDecodeError is one
+            return {}
+
+    # --- what the client calls
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes it past what waits to be written, so that its answer would not show that all that has arrived;
+        # and what is drained would be so before the server has heard of it.
+        pongs: list[Any] = self._pongs  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        pongs.append(future or asyncio.get_running_loop().create_future())
+        self.write(_PING)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._takes.pop(b"%d" % sid, None)
+        super()._remove_sub(sid, max_msgs)
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        return self.headers_of(headers or b"") or None
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        return super()._build_message(sid, subject.decode(errors="replace").encode(), reply, data, headers)
+
+    async def _read(self, data: bytes) -> None:
+        """In the place of the parser's `parse`; what is not whole yet is its to keep: a reconnect empties it."""
+        unread = self._ps.buf
         if unread:
             unread.extend(data)
             if len(unread) < self._needed:
@@ -69,7 +120,7 @@ class _Frames:
             end = _end_of_line(data, start) if head is None else head.end() + int(head[6]) + len(_LINE_END)
             if end > len(data):
                 self._needed = end - start
-                self._parser.buf.extend(data[start:])
+                self._ps.buf.extend(data[start:])
                 return
             if head is None:
                 await self._parse_line(data[start:end])
@@ -84,13 +135,38 @@ class _Frames:
         if headers_size:
             body += int(headers_size)
             headers = data[begin:body]
-        if (take := self.takes.get(sid)) is not None:
-            take(subject, reply or b"", headers, data[body:end])
+        if (take := self._takes.get(sid)) is not None:
+            try:
+                take(subject, reply or b"", headers, data[body:end])
+            except Exception as error:  # noqa: BLE001 - the client's reading must not end over a bug, or a forged message
+                await self._error_cb(error)
         else:
-            await self._client._process_msg(int(sid), subject, reply or b"", data[body:end], headers)  # noqa: SLF001
+            await self._process_msg(int(sid), subject, reply or b"", data[body:end], headers)
+
+
+def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
+    """The lines that publish a message. If it is larger than `max_payload`, the server ends the connection."""
+    to = subject + b" " + reply if reply else subject
+    if not headers:
+        return b"PUB %b %d\r\n%b\r\n" % (to, len(payload), payload)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if not lines.count("\r") == lines.count("\n") == len(headers):  # a line end within one would begin another header
+        lines = "".join([_LINE_ENDS.sub(" ", f"{name}: {value}") + "\r\n" for name, value in headers.items()])
+    block = f"NATS/1.0\r\n{lines}\r\n".encode()
+    return b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(block), len(block) + len(payload), block, payload)
 
 
 def _end_of_line(data: bytes, start: int) -> int:
     """Behind the end of the line; if it is not there yet, one byte more than there is."""
     found = data.find(_LINE_END, start)
     return found + len(_LINE_END) if found >= 0 else len(data) + 1
+
+
+def _result(work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value
+    work.close()
+    raise AssertionError("it does wait: a new release of nats-py?")

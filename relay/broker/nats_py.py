@@ -1,11 +1,10 @@
 """What nats-py must be made to do.
 
-What reaches behind its public interface is here, in frames.py and in pipeline.py, and nowhere else: a new release of
-nats-py can break these at any time. Each piece says what goes wrong without it.
+What reaches behind its public interface is here and in frames.py, and nowhere else: a new release of nats-py can
+break these at any time. Each piece says what goes wrong without it.
 """
 
 import asyncio
-import re
 from typing import Any, Final
 
 from nats.aio.client import Client
@@ -15,40 +14,7 @@ from relay.logs import get_logger
 
 _CLOSE_GRACE_S: Final = 2.0
 _FORGOTTEN_AFTER_S: Final = 0.05
-_PLAIN_HEADERS: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n")
-"""Headers that everybody reads alike: in ASCII, one blank at a time, and none at either end of a value."""
 _log = get_logger(__name__, guest=True)
-
-
-def read_whatever_comes(client: Client) -> None:
-    """Make the client take every message, with what it can read of its subject and headers.
-
-    nats-server stores any bytes as a subject's token or as headers. nats-py's read loop ends for good at the first
-    that it cannot decode, so one message would silence the connection until its pings fail, and again when it is
-    redelivered. There is no public way to reach it.
-    """
-    inner: Any = client
-    process_headers, build = inner._process_headers, inner._build_message  # noqa: SLF001
-
-    async def headers_if_readable(block: bytes | None) -> dict[str, str] | None:
-        if block and _PLAIN_HEADERS.fullmatch(block):
-            # nats-py looks at each letter of a name, and takes twice as long.
-            return dict([line.split(": ", 1) for line in block.decode().split("\r\n")[1:-2]])
-        try:
-            return await process_headers(block)
-        except (IndexError, ValueError):  # UnicodeDecodeError is one
-            return None
-
-    def build_message(sid: int, subject: bytes, *rest: Any) -> Any:
-        return build(sid, subject.decode(errors="replace").encode(), *rest)
-
-    inner._process_headers, inner._build_message = headers_if_readable, build_message  # noqa: SLF001
-
-
-async def headers_of(client: Client, block: bytes) -> dict[str, str]:
-    """The headers in a block of NATS's protocol, as a message has them that `client` reads; empty if unreadable."""
-    inner: Any = client
-    return await inner._process_headers(block) or {}  # noqa: SLF001
 
 
 def bound_closing(client: Client) -> None:

@@ -1,25 +1,22 @@
 """Many requests over one connection, for what is limited by what a request costs.
 
 The client's own `request` spends more on a request than nats-server does: a random token, a timer and a task of its
-own to wait in. Here the answers come to one inbox, each under the number of its request. What is asked together is
-sent in one write. Where many are under way their answers are given out some at a time, and what is asked then is sent
-before the next ones: so the server has work while we have, too.
+own to wait in. Here the answers come to one inbox, each under the number of its request. Where many are under way
+their answers are given out some at a time, and what is asked then is sent before the next ones: so the server has
+work while we have, too.
 """
 
 import asyncio
 import contextlib
-import re
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import ParseResult
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.subscription import Subscription
 
-from relay.broker.frames import taken
+from relay.broker.frames import FrameClient, publication
 
 _MANY: Final = 64
 """With more than this under way, answers are gathered before they are given out; else each is at once."""
@@ -30,7 +27,6 @@ _AT_A_TIME: Final = 128
 _LOOK_EVERY_S: Final = 0.1
 """How often to look for requests that wait for too long."""
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
-_LINE_END: Final = re.compile(r"[\r\n]")
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -41,17 +37,16 @@ _Waiting = asyncio.Future[_Answer]
 
 
 @contextlib.asynccontextmanager
-async def pipelined(client: Client) -> AsyncGenerator["Pipeline"]:
+async def pipelined(client: FrameClient) -> AsyncGenerator["Pipeline"]:
     """A pipeline over the connection of `client`, which can be used otherwise meanwhile."""
     pipeline = Pipeline(client)
-    subscription: Subscription = await client.subscribe(f"{pipeline.inbox}.*")  # pyright: ignore[reportUnknownMemberType] - a bare Future
+    subscription = await client.listen(f"{pipeline.inbox}.*", pipeline.take)
     running = asyncio.create_task(pipeline.run())
     try:
-        with taken(client, subscription, pipeline.take):
-            yield pipeline
+        yield pipeline
     finally:
         running.cancel()
-        await pipeline.close()
+        pipeline.close()
         if not client.is_closed:
             await subscription.unsubscribe()
         if running.done() and not running.cancelled():
@@ -61,7 +56,7 @@ async def pipelined(client: Client) -> AsyncGenerator["Pipeline"]:
 class Pipeline:
     """A Requester; see broker/connection.py."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FrameClient) -> None:
         self.inbox = client.new_inbox()
         self._inbox = self.inbox.encode()
         self._client = client
@@ -69,9 +64,8 @@ class Pipeline:
         self._waiting: dict[int, tuple[_Waiting, float]] = {}
         """Until when, by the number of the request."""
         self._arrived: deque[tuple[int, bytes | Exception]] = deque()
-        self._unsent: list[bytes] = []
         self._stirred = asyncio.Event()
-        """Something arrived, or is to be sent."""
+        """There are answers to give out."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -103,32 +97,23 @@ class Pipeline:
     ) -> _Waiting:
         """The answer to a request. Raises as the client's does; a timeout comes up to a tenth of a second late."""
         self._last = number = self._last + 1
+        self._client.write(publication(subject.encode(), payload, b"%b.%d" % (self._inbox, number), headers))
         waiting: _Waiting = self._loop.create_future()
         self._waiting[number] = waiting, self._loop.time() + timeout
         if self._timer is None:
             self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
-        self._unsent.append(_command(subject.encode(), b"%b.%d " % (self._inbox, number), payload, headers))
-        self._stirred.set()
         return waiting
 
-    def publish(self, subject: bytes, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Send a message that wants no answer. If it is larger than `max_payload`, the server ends the connection."""
-        self._unsent.append(_command(subject, b"", payload, headers))
-        self._stirred.set()
-
     async def run(self) -> None:
-        """Send what is asked and give out what is answered, until cancelled."""
+        """Give out what is answered while many are under way, until cancelled."""
         while True:
             await self._stirred.wait()
-            if len(self._waiting) > _MANY:
-                await asyncio.sleep(_GATHER_S)
+            await asyncio.sleep(_GATHER_S)
             self._stirred.clear()
-            while self._arrived or self._unsent:
-                if self._arrived:
-                    for _ in range(min(_AT_A_TIME, len(self._arrived))):
-                        self._give(*self._arrived.popleft())
-                    await asyncio.sleep(0)  # whoever has an answer now asks on
-                await self._send()
+            while self._arrived:
+                for _ in range(min(_AT_A_TIME, len(self._arrived))):
+                    self._give(*self._arrived.popleft())
+                await asyncio.sleep(0)  # whoever has an answer now asks on
 
     def take(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
         """Take an answer."""
@@ -140,19 +125,9 @@ class Pipeline:
             self._arrived.append((number, answer))
             self._stirred.set()
 
-    async def close(self) -> None:
-        """Send what is left; answers do not come any more."""
+    def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._unsent and self._client.is_connected:
-            await self._send()
-
-    async def _send(self) -> None:
-        # The public `publish` takes one message at a time, and twice as long for each.
-        client: Any = self._client
-        unsent, self._unsent = self._unsent, []
-        await client._send_command(b"".join(unsent))  # noqa: SLF001
-        await client._flush_pending()  # noqa: SLF001
 
     def _give(self, number: int, answer: bytes | Exception) -> None:
         waiting, _ = self._waiting.pop(number, (None, 0.0))
@@ -168,15 +143,3 @@ class Pipeline:
         for number in [number for number, (_, until_s) in self._waiting.items() if now >= until_s]:
             self._give(number, nats.errors.TimeoutError())
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look) if self._waiting else None
-
-
-def _command(subject: bytes, reply: bytes, payload: bytes, headers: Mapping[str, str] | None) -> bytes:
-    """The lines that publish a message, in NATS's protocol; `reply` with a blank behind it."""
-    if not headers:
-        return b"PUB %b %b%d\r\n%b\r\n" % (subject, reply, len(payload), payload)
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if not lines.count("\r") == lines.count("\n") == len(headers):  # a line end within one would begin another header
-        lines = "".join([_LINE_END.sub(" ", f"{name}: {value}") + "\r\n" for name, value in headers.items()])
-    block = f"NATS/1.0\r\n{lines}\r\n".encode()
-    sizes = len(block), len(block) + len(payload)
-    return b"HPUB %b %b%d %d\r\n%b%b\r\n" % (subject, reply, *sizes, block, payload)

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 import typer
-from nats.aio.client import Client
 
 from relay import logs
 from relay.broker.connection import close, connect
+from relay.broker.frames import FrameClient
 from relay.settings import NatsSettings
 
 try:
@@ -32,7 +32,7 @@ def run(work: Coroutine[Any, Any, R]) -> R:
 
 
 @contextlib.asynccontextmanager
-async def nats_client(settings: NatsSettings) -> AsyncGenerator[Client]:
+async def nats_client(settings: NatsSettings) -> AsyncGenerator[FrameClient]:
     """A connection for one command. Raises BrokerUnavailable and ConfigurationError as `connect` does."""
     logs.configure("warning", "console")  # a command answers on standard output; its log is for trouble alone
     client = await connect(settings, name="relay-cli")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import typer
-from nats.aio.client import Client
 
 from relay.broker.dead_letter_store import DeadLetterStore
 from relay.broker.flow import for_each
+from relay.broker.frames import FrameClient
 from relay.broker.pipeline import pipelined
 from relay.broker.sources import Sources
 from relay.core.letters import Letter, Selection, to_line
@@ -43,7 +43,7 @@ async def survey(store: DeadLetterStore, selection: Selection, export: Path | No
     return found
 
 
-async def remove(client: Client, selection: Selection, up_to: int) -> int:
+async def remove(client: FrameClient, selection: Selection, up_to: int) -> int:
     """Remove what `survey` found, and nothing that came later; returns how many that were still there.
 
     Each one's source goes first, so that what is interrupted is mended by being done again.

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import typer
-from nats.aio.client import Client
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.broker.dead_letter_store import DeadLetterStore
+from relay.broker.frames import FrameClient
 from relay.broker.pipeline import Pipeline, pipelined
 from relay.broker.replay import Account, Replayed, Republisher, replay_all
 from relay.cli.console import complain
@@ -36,7 +36,7 @@ class Source:
     rate_per_s: float | None
 
 
-async def replay_selected(client: Client, source: Source) -> bool:
+async def replay_selected(client: FrameClient, source: Source) -> bool:
     """Replay, and print how it went; returns whether all that was selected is sent."""
     store, selected = DeadLetterStore(client), _Selected(source)
     if source.dry_run:
@@ -56,7 +56,7 @@ async def replay_selected(client: Client, source: Source) -> bool:
     return not (account.failure or account.unfit or selected.missing)
 
 
-async def _replay(client: Client, selected: "_Selected", total: int | None, account: Account) -> None:
+async def _replay(client: FrameClient, selected: "_Selected", total: int | None, account: Account) -> None:
     # What was loaded stays to the end, and letters leave nothing behind that only a search finds: a tenth of the time.
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS_PER_SEARCH)

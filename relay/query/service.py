@@ -8,9 +8,9 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import nats.errors
 from nats.aio.client import Client
@@ -19,7 +19,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from nats.micro.service import EndpointInfo, EndpointStats, Service, ServiceConfig, ServiceInfo, ServiceStats
 
 from relay.broker.connection import Requester
-from relay.broker.frames import taken
+from relay.broker.frames import FrameClient, publication
 from relay.broker.pipeline import Pipeline, pipelined
 from relay.errors import BrokerUnavailable, RelayError
 from relay.logs import get_logger
@@ -32,19 +32,12 @@ Answer = Callable[[str, bytes], Awaitable[bytes]]
 """Makes the reply for a job and a request; raises Refused or RelayError if there is none."""
 
 
-class Send(Protocol):
-    """Sends a reply to a subject."""
-
-    def __call__(self, subject: bytes, payload: bytes, headers: Mapping[str, str] | None = None) -> None: ...
-
-
 _TOO_MANY: Final = 429
 _FAULTY: Final = 500
 _UNAVAILABLE: Final = 503
 _SEMANTIC_VERSION: Final = re.compile(r"\d+\.\d+\.\d+")
 _DESCRIPTION: Final = "The status of jobs, and how far it got on its way to the Facilitator."
 _MOST_ERROR_CHARS: Final = 500
-_FIRST_PING_S: Final = 2.0
 _LAST_REQUESTS_S: Final = 0.5
 _LAST_ANSWERS_S: Final = 0.5
 
@@ -66,12 +59,12 @@ HISTORY_LIMITS: Final = Limits(side_by_side=4, waiting=250, seconds=5.0)
 class Endpoint:
     """The requests on one subject."""
 
-    def __init__(self, name: str, subject: str, answer: Answer, limits: Limits, send: Send) -> None:
+    def __init__(self, name: str, subject: str, answer: Answer, limits: Limits, client: FrameClient) -> None:
         self.name = name
         self.subject = subject
         self._answer = answer
         self._limits = limits
-        self._send = send
+        self._client = client
         self._slots = asyncio.Semaphore(limits.side_by_side)
         self._under_way: set[asyncio.Task[None]] = set()
         self._requests = 0
@@ -135,7 +128,7 @@ class Endpoint:
             _log.exception("a status request failed", subject=subject)
             self._refuse(reply, _FAULTY, "the relay failed over this request; its log says why")
         else:
-            self._send(reply, answer)
+            self._respond(reply, answer)
         finally:
             self._busy_ns += time.perf_counter_ns() - began_ns
 
@@ -145,7 +138,11 @@ class Endpoint:
         # It travels in a header: one line of ASCII.
         line = "".join(char if char.isprintable() else " " for char in why[:_MOST_ERROR_CHARS])
         text = line.encode("ascii", "backslashreplace").decode("ascii")
-        self._send(reply, b"", {ERROR_HEADER: text, ERROR_CODE_HEADER: str(code)})
+        self._respond(reply, b"", {ERROR_HEADER: text, ERROR_CODE_HEADER: str(code)})
+
+    def _respond(self, reply: bytes, answer: bytes, headers: Mapping[str, str] | None = None) -> None:
+        with suppress(nats.errors.Error):  # nobody waits any more
+            self._client.write(publication(reply, answer, headers=headers))
 
 
 class StatusService:
@@ -160,7 +157,7 @@ class StatusService:
 
     def __init__(
         self,
-        client: Client,
+        client: FrameClient,
         make_answers: Callable[[Requester], Answers],
         *,
         worker: str,
@@ -181,33 +178,27 @@ class StatusService:
                 await self._serve(pipeline)
 
     async def _serve(self, pipeline: Pipeline) -> None:
-        answers, send = self._make_answers(pipeline), pipeline.publish
-        query = Endpoint("query", QUERY_SUBJECTS, answers.latest, QUERY_LIMITS, send)
-        history = Endpoint("history", HISTORY_SUBJECTS, answers.history, HISTORY_LIMITS, send)
+        answers = self._make_answers(pipeline)
+        query = Endpoint("query", QUERY_SUBJECTS, answers.latest, QUERY_LIMITS, self._client)
+        history = Endpoint("history", HISTORY_SUBJECTS, answers.history, HISTORY_LIMITS, self._client)
         service = _Described(self._client, self._config(), (query, history))
         subscriptions: list[Subscription] = []
-        with ExitStack() as listening:
-            try:
-                subscriptions += [await self._listen(endpoint, listening) for endpoint in (query, history)]
-                await self._begin(service)
-                self._on_serving()
-                await asyncio.Event().wait()
-            finally:
-                if self._client.is_connected:  # else nobody waits any more
-                    await _end(service, subscriptions)
-                await asyncio.gather(query.finish(), history.finish())
-
-    async def _listen(self, endpoint: Endpoint, listening: ExitStack) -> Subscription:
-        subscription: Subscription = await self._client.subscribe(endpoint.subject, queue=STATUS_SERVICE)  # pyright: ignore[reportUnknownMemberType] - a bare Future
-        listening.enter_context(taken(self._client, subscription, endpoint.take))
-        return subscription
+        try:
+            for endpoint in (query, history):
+                listening = self._client.listen(endpoint.subject, endpoint.take, queue=STATUS_SERVICE)
+                subscriptions.append(await listening)
+            await self._begin(service)
+            self._on_serving()
+            await asyncio.Event().wait()
+        finally:
+            if self._client.is_connected:  # else nobody waits any more
+                await _end(service, subscriptions)
+            await asyncio.gather(query.finish(), history.finish())
 
     async def _begin(self, service: Service) -> None:
         # What fails here fails because NATS is away: the client subscribes as soon as it is back, or ends for good.
         with suppress(nats.errors.Error):
-            await service.start()
-            # The flush in there overtakes subscriptions that wait in the client; a question does not.
-            await self._client.request(f"$SRV.PING.{STATUS_SERVICE}.{service.id}", timeout=_FIRST_PING_S)
+            await service.start()  # when it returns, the server knows of all subscriptions
 
     def _config(self) -> ServiceConfig:
         release = _SEMANTIC_VERSION.match(self._version)

@@ -70,7 +70,7 @@ class DeadLettering:
 
     async def _bury(self, update: Ticket) -> None:
         if update.unsure and await self._dead_letters.holds(update.delivery):
-            await update.delivery.term(ENDED_BEFORE)
+            update.delivery.term(ENDED_BEFORE)
             self._lanes.settled(update, Outcome.DEAD_LETTERED)
             return
         update.unsure = False
@@ -78,7 +78,7 @@ class DeadLettering:
             self._lanes.put_back(update)
             return
         await self._dead_letters.write(update.delivery, update.doom, update.attempts)
-        await update.delivery.term(update.doom.reason)
+        update.delivery.term(update.doom.reason)
         self._lanes.settled(update, Outcome.DEAD_LETTERED)
         self._metrics.dead_lettered(update.doom.reason)
         _log.warning(

@@ -159,7 +159,7 @@ class Dispatcher:
 
     # --- what comes from NATS
 
-    async def _on_delivery(self, feed: Feed, delivery: DeliveryLike) -> None:
+    def _on_delivery(self, feed: Feed, delivery: DeliveryLike) -> None:
         lane, now = feed.lane, now_s()
         lane.continuity.delivered(delivery.consumer_sequence, now)
         lane.coverage.delivered(delivery.sequence, delivery.stored_at_s, held=lane.continuity.held)
@@ -170,7 +170,7 @@ class Dispatcher:
             feed.look_again()
         self._let_out(lane)
         if outcome is not None:
-            await _settle_again(delivery, outcome)
+            _settle_again(delivery, outcome)
 
     def _decode(self, feed: Feed, delivery: DeliveryLike, now: float) -> Ticket:
         token = token_of_stored(delivery.subject)
@@ -199,7 +199,7 @@ class Dispatcher:
                 return update
         return None
 
-    async def on_opened(self, event: Opened[Ticket]) -> bool:
+    def on_opened(self, event: Opened[Ticket]) -> bool:
         """The session may be used again; a suspect goes first, alone, if it may go once more."""
         self._open.set()
         for feed in self._feeds.values():
@@ -208,13 +208,13 @@ class Dispatcher:
             return False
         return self._may_go_again(event.suspect, blamed=event.blamed, alone=event.alone)
 
-    async def on_answered(self, event: Answered[Ticket]) -> None:
+    def on_answered(self, event: Answered[Ticket]) -> None:
         """One update was answered: settle it, or let it wait at its lane's gate."""
         update = event.ticket
         self._metrics.answered(event.round_trip_s)
         match judge(event.reply, update.attempts + 1, self._limits.max_attempts):
             case Ack(outcome):
-                await update.delivery.ack()
+                update.delivery.ack()
                 self.settled(update, outcome)
                 self._count[outcome](time.time() - update.delivery.stored_at_s)
             case Retry(error):
@@ -315,7 +315,7 @@ class Dispatcher:
             # Judged by its age, a lane that flows costs no beats at all.
             for update in list(self._stale(now_s() - beat_s)):
                 update.touched_s = now_s()
-                await update.delivery.in_progress()
+                update.delivery.in_progress()
 
     def _stale(self, touched_before_s: float) -> Iterator[Ticket]:
         for lane in self._feeds:
@@ -332,9 +332,9 @@ class Dispatcher:
                     await self._retry_earlier.wait()
 
 
-async def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:
+def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:
     """Tell the server once more what became of an update that it delivers again, because it did not hear it."""
     if outcome is Outcome.DEAD_LETTERED:
-        await delivery.term(ENDED_BEFORE)
+        delivery.term(ENDED_BEFORE)
     else:
-        await delivery.ack()
+        delivery.ack()

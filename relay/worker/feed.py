@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -36,7 +36,7 @@ class Feed:
         self,
         number: int,
         open_source: OpenSource,
-        on_delivery: Callable[["Feed", DeliveryLike], Awaitable[None]],
+        on_delivery: Callable[["Feed", DeliveryLike], None],
         opened: asyncio.Event,
         limits: Limits,
     ) -> None:
@@ -104,7 +104,7 @@ class Feed:
             self._progress.clear()
             await self._progress.wait()
         for update in self.lane.unsent():
-            await update.delivery.nak()
+            update.delivery.nak()
         await self.source.confirm()
 
     def report(self) -> LaneReport:

@@ -14,10 +14,10 @@ from collections import deque
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nats.aio.msg import Msg
 from relay_kit import update
 
 from relay.broker.delivery import Delivery
+from relay.broker.frames import FrameClient
 from relay.cli.dlq_display import json_row
 from relay.core.letters import Letter, from_line, parse_since, replay_of, to_line
 from relay.core.session import Answered, Broken, Opened, Pushed, Session, Unpaired
@@ -164,8 +164,7 @@ def test_ack_subjects(stream, consumer, domain, numbers):
     counts = list(map(str, numbers))
     names = [stream, consumer] if domain is None else [*domain[:2], stream, consumer]
     tokens = ["$JS", "ACK", *names, *counts] + ([] if domain is None else [domain[2]])
-    message = Msg(_client=None, subject=f"job.status.0.{JOB}", reply=".".join(tokens), data=b"", headers=None)
-    delivery = Delivery(None, message)
+    delivery = Delivery(FrameClient(), b"job.status.0.%b" % JOB.encode(), ".".join(tokens).encode(), b"", b"")
     read = (delivery.deliveries, delivery.sequence, delivery.consumer_sequence, delivery.stored_at_s)
     assert (*numbers[:3], numbers[3] / 1e9) == read
     assert {} == delivery.headers

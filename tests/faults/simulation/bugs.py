@@ -3,7 +3,6 @@
 Each is a context manager in which the bug is there. They reach into private parts, because that is where bugs live.
 """
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -74,7 +73,7 @@ def acknowledged_before_the_reply() -> Iterator[None]:
     def next_(self: Dispatcher) -> Any:
         update = real(self)
         if update is not None:
-            asyncio.get_running_loop().create_task(update.delivery.ack())
+            update.delivery.ack()
         return update
 
     with mock.patch.object(Dispatcher, "next", next_):
@@ -86,7 +85,7 @@ def retried_by_a_delayed_nak() -> Iterator[None]:
     """An update to be tried again goes back to the server, and its job's later ones do not wait for it."""
 
     def retry(self: Dispatcher, update: Any, delay_s: float) -> None:
-        asyncio.get_running_loop().create_task(update.delivery.message.nak(delay_s))
+        update.delivery._answer(b'-NAK {"delay":%d}' % (delay_s * 1e9))
         update.lane.settle(update, Outcome.ACKNOWLEDGED)
         del update.lane._settled[update.sequence]
         self._progressed(update)
@@ -133,7 +132,7 @@ def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
     real = DeadLettering._bury
 
     async def bury(self: DeadLettering, update: Any) -> None:
-        await update.delivery.term("early")
+        update.delivery.term("early")
         await real(self, update)
 
     with mock.patch.object(DeadLettering, "_bury", bury):
@@ -173,9 +172,9 @@ def suspect_forgotten() -> Iterator[None]:
     """A suspect that may not go again is not put back."""
     real = Dispatcher.on_opened
 
-    async def on_opened(self: Dispatcher, event: Opened[Any]) -> bool:
+    def on_opened(self: Dispatcher, event: Opened[Any]) -> bool:
         with mock.patch.object(Dispatcher, "put_back"):
-            return await real(self, event)
+            return real(self, event)
 
     with mock.patch.object(Dispatcher, "on_opened", on_opened):
         yield

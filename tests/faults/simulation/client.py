@@ -1,4 +1,4 @@
-"""A worker's NATS client: the subscriptions and messages of nats-py itself, on a link that delays, loses and breaks.
+"""A worker's NATS client: the subscriptions of nats-py itself, on a link that delays, loses and breaks.
 
 It takes and gives what is on the wire, subjects, headers and bytes, so the relay's pull loop, deliveries and requests
 are the real ones.
@@ -6,7 +6,7 @@ are the real ones.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -14,6 +14,7 @@ from nats.aio.client import DEFAULT_FLUSH_TIMEOUT
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from relay.broker.frames import FrameClient, Take
 from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
 
@@ -29,12 +30,13 @@ class Client:
     is_closed = is_draining = False
 
     def __init__(self, link: Link, jetstream: JetStream, swallowed: Callable[[Exception], None]) -> None:
-        """`swallowed` is called with what a subscription's callback raised: nobody else will hear of it."""
+        """`swallowed` is called with what was raised by who took a message: nobody else will hear of it."""
         self._link = link
         self._jetstream = jetstream
         self._swallowed = swallowed
         self._serials = itertools.count(1)
         self._inboxes: dict[int, Inbox] = {}
+        self.headers_of = FrameClient().headers_of
 
     @property
     def is_connected(self) -> bool:
@@ -47,22 +49,26 @@ class Client:
     def new_inbox(self) -> str:
         return f"_INBOX.{self._link.process.name}.{next(self._serials)}"
 
-    async def subscribe(self, subject: str, *, cb: Callable[[Msg], Awaitable[None]], **limits: int) -> Subscription:
+    async def listen(self, subject: str, take: Take) -> Subscription:
         number = next(self._serials)
-        subscription = Subscription(self, number, subject, cb=cb, **limits)
-        subscription._start(self._failed)
 
-        def arrive(*message: Any) -> None:
-            if inbox.is_wanted:
-                subscription._pending_queue.put_nowait(Msg(self, *message))  # type: ignore[arg-type]
+        def arrive(subject: str, reply: str, headers: bytes, body: bytes) -> None:
+            try:
+                if inbox.is_wanted:
+                    take(subject.encode(), reply.encode(), headers, body)
+            except Exception as error:  # noqa: BLE001 - a bug of any kind
+                self._swallowed(error)
 
         inbox = self._inboxes[number] = Inbox(self._link, subject, arrive)
         self._link.listen(inbox)
-        return subscription
+        return Subscription(self, number, subject)
 
-    async def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
+    def write(self, lines: bytes) -> None:
+        head, _, rest = lines.partition(b"\r\n")
+        _, subject, *reply, size = head.decode().split(" ")
+        payload = rest[: int(size)]
         tell = self._link.acknowledge if subject.startswith(_WORDS) else self._link.tell
-        inbox = next((each for each in self._inboxes.values() if each.subject == reply), None)
+        inbox = next((each for each in self._inboxes.values() if [each.subject] == reply), None)
         tell(self._jetstream.hear, subject, payload, inbox)
 
     async def request(
@@ -88,9 +94,6 @@ class Client:
 
     def _remove_sub(self, number: int) -> None:
         self._inboxes[number].is_wanted = False
-
-    async def _failed(self, error: Exception) -> None:
-        self._swallowed(error)
 
 
 async def _within(timeout_s: float, answer: asyncio.Future[Any]) -> Any:

@@ -149,7 +149,7 @@ class Consumer:
         numbers = (pending.deliveries, stored.sequence, self._delivered_count, round(stored.stored_at_s * _NS_PER_S))
         reply = ".".join(map(str, ("$JS.ACK", STATUS_STREAM, self._name, *numbers, len(self._unseen))))
         # A redelivery gets lost with its connection only: the relay's patience with gaps has an end.
-        inbox.send(stored.subject, reply, stored.update.body, None, may_get_lost=pending.deliveries == 1)
+        inbox.send(stored.subject, reply, b"", stored.update.body, may_get_lost=pending.deliveries == 1)
 
     def _next_pull(self) -> _Pull | None:
         while self._pulls:

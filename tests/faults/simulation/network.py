@@ -100,13 +100,14 @@ class Inbox:
         self._wires.remove(wire)
 
     def send(self, *message: Any, may_get_lost: bool = False) -> None:
-        """Send what makes a message: its subject, reply subject, bytes and headers."""
+        """Send what makes a message: its subject, the subject to reply to, the block of headers, and the body."""
         for wire in self._wires:
             if wire.served and not (may_get_lost and self._link.loses(self._link.lost_deliveries)):
                 wire.deliveries.send(self._link.process.post, self._arrive, *message)
 
     def send_status(self, code: int, description: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.send(self.subject, "", b"", {"Status": str(code), "Description": description, **more})
+        lines = [f"NATS/1.0 {code} {description}", *(f"{name}: {value}" for name, value in more.items())]
+        self.send(self.subject, "", "".join(f"{line}\r\n" for line in [*lines, ""]).encode(), b"")
 
 
 class Link:
