@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 
+from relay.broker.frames import FrameClient, publication
 from relay.core.ports import Ticket
 from relay.core.trace import traced
 from relay.core.verdict import Outcome
@@ -42,7 +42,7 @@ class Receipt(msgspec.Struct, frozen=True):
 class Receipts:
     """Publishes receipts while the connection keeps up; drops and counts them while it does not."""
 
-    def __init__(self, client: Client, metrics: Metrics) -> None:
+    def __init__(self, client: FrameClient, metrics: Metrics) -> None:
         self._client = client
         self._metrics = metrics
         self._queue: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
@@ -74,15 +74,15 @@ class Receipts:
             self._filled.clear()
             while self._queue:
                 for _ in range(min(_BATCH, len(self._queue))):
-                    await self._publish(*self._queue.popleft())
+                    self._publish(*self._queue.popleft())
                 await asyncio.sleep(0)
 
-    async def _publish(self, subject: str, receipt: bytes, headers: dict[str, str] | None) -> None:
+    def _publish(self, subject: str, receipt: bytes, headers: dict[str, str] | None) -> None:
         # While disconnected the client would keep them, and send them late.
         if not self._client.is_connected or self._client.pending_data_size > _MOST_BUFFERED_BYTES:
             self._metrics.receipt_dropped()
             return
         try:
-            await self._client.publish(subject, receipt, headers=headers)
+            self._client.write(publication(subject.encode(), receipt, headers=headers))
         except nats.errors.Error:
             self._metrics.receipt_dropped()

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import nats.errors
 import pytest
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from relay_kit import STATUSES, Scene, counters, new_job, serving, update
 
+from relay.broker.frames import FrameClient
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.report import ConnectionReport, Report
@@ -124,14 +124,14 @@ async def test_switched_off(scene):
 
 async def test_cannot_be_published(scene, monkeypatch):
     """Receipts that NATS does not take are dropped and counted, and the updates go on."""
-    publish = Client.publish
+    write = FrameClient.write
 
-    async def refuse_receipts(client: Client, subject: str, *args: Any, **named: Any) -> None:
-        if subject.startswith("job.relayed."):
+    def refuse_receipts(client: FrameClient, lines: bytes) -> None:
+        if lines.startswith(b"PUB job.relayed."):
             raise nats.errors.OutboundBufferLimitError
-        await publish(client, subject, *args, **named)
+        write(client, lines)
 
-    monkeypatch.setattr(Client, "publish", refuse_receipts)
+    monkeypatch.setattr(FrameClient, "write", refuse_receipts)
     async with serving(scene) as relay:
         assert ["+ACK"] * 6 == await scene.settled(*await scene.publish_life(new_job()))
         await scene.nc.request(REPORT_SUBJECT, timeout=5)
