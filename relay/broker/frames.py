@@ -63,14 +63,16 @@ class FrameClient(Client):
         While disconnected they are kept, as far as the client keeps anything, and sent after the reconnect. Raises
         nats.errors.Error if they are not.
         """
-        if self.is_closed:
+        if self.is_connected:
+            flushes: asyncio.Queue[Any] = self._flush_queue  # pyright: ignore[reportAssignmentType] - it has one now
+            if flushes.empty():
+                flushes.put_nowait(asyncio.get_running_loop().create_future())
+        elif self.is_closed:
             raise nats.errors.ConnectionClosedError
-        if not self.is_connected and self._pending_data_size + len(lines) > self._max_pending_size:
+        elif self._pending_data_size + len(lines) > self._max_pending_size:
             raise nats.errors.OutboundBufferLimitError
         self._pending.append(lines)
         self._pending_data_size += len(lines)
-        if self.is_connected and self._flush_queue is not None and self._flush_queue.empty():
-            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def headers_of(self, block: bytes) -> dict[str, str]:
         """The headers in a block of NATS's protocol; empty if there are none, or none that can be read."""
