@@ -155,7 +155,7 @@ class FacilitatorSimulator:
         """What the Facilitator shows for the job: the status of the last row to arrive."""
         return self.ledger.current_status(uuid)
 
-    async def wait_for(self, condition: "Callable[[FacilitatorSimulator], bool]", timeout_s: float = 5.0) -> None:
+    async def wait_for(self, condition: "Callable[[FacilitatorSimulator], bool]", timeout_s: float = 15.0) -> None:
         """Wait until `condition(simulator)` holds; it is looked at on each change, so nothing brief is missed.
 
         Raises TimeoutError, with what there is instead, after `timeout_s` seconds.
