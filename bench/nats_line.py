@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+from relay.broker.frames import publication
+
 READ_BYTES: Final = 256 * 1024
 _HANDSHAKE_S: Final = 5.0
 _OPTIONS: Final = {
@@ -53,7 +55,7 @@ class NatsLine:
         self._socket.close()
 
     def send(self, lines: bytes) -> None:
-        """Send lines of NATS's protocol; see `publication`."""
+        """Send lines of NATS's protocol; see `publication` of relay/broker/frames.py."""
         self._socket.sendall(lines)
 
     def read(self, timeout_s: float) -> None:
@@ -98,11 +100,6 @@ class NatsLine:
                 raise ConnectionError(f"nats-server complains of the benchmark: {line.decode()}")
             at = after
         self._unread = unread[at:]
-
-
-def publication(subject: bytes, body: bytes, reply: bytes = b"") -> bytes:
-    """The lines that publish a message; an answer to it goes to `reply`."""
-    return b"PUB %b %b%d\r\n%b\r\n" % (subject, reply + b" " if reply else b"", len(body), body)
 
 
 class UpdateLine(NatsLine):

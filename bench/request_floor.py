@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from relay.broker.frames import publication
 from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_message_delete
 
 _PUBLISHED, _REMOVED = b"_INBOX.floor.published", b"_INBOX.floor.removed"
@@ -31,14 +32,11 @@ class _Answers:
 
 
 def request(subject: str, body: dict[str, int | bool]) -> bytes:
-    payload = json.dumps(body).encode()
-    return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), _REMOVED, len(payload), payload)
+    return publication(subject.encode(), json.dumps(body).encode(), _REMOVED)
 
 
 def publish(subject: str, body: bytes, headers: dict[str, str]) -> bytes:
-    block = b"NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
-    sizes = len(block), len(block) + len(body)
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), _PUBLISHED, *sizes, block, body)
+    return publication(subject.encode(), body, _PUBLISHED, headers)
 
 
 def removal(source: int, letter: int) -> bytes:
