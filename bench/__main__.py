@@ -13,7 +13,7 @@ from bench.ending import end_in_order
 from bench.harness import RATES, Latency, Plan, Saturation, measure
 from bench.scale import Durability, Memory, Recovery, StartUp, measure_scale
 from bench.systems import FLOORS_AND_RELAY, SYSTEMS
-from relay.logs import configure
+from relay.observability.logs import configure
 
 _SECTIONS: Final = {
     Latency: "latency",

@@ -22,9 +22,9 @@ from bench.arrivals import say
 from bench.load import job_uuids
 from bench.nats_line import NatsLine
 from bench.publisher import wake_up_in_time
-from relay.broker.frames import publication
+from relay.contract.subjects import STATUS_STREAM, api_message_get, job_filter, query_subject
+from relay.nats.frames import publication
 from relay.query.replies import Progress
-from relay.subjects import STATUS_STREAM, api_message_get, job_filter, query_subject
 
 _PATIENCE_S: Final = 5.0
 """How long to wait for the last answers."""

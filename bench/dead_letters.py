@@ -33,13 +33,13 @@ from nats.aio.client import Client
 
 from bench.ending import end_in_order
 from bench.request_floor import measure, publish, removal
-from relay.broker import flow
-from relay.broker.connection import api_request, close, connect, publish_confirmed
-from relay.broker.topology import provision, topology_of
+from relay.contract.settings import load_settings
+from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
+from relay.dead_letters import flow
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
-from relay.settings import load_settings
-from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
+from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.topology.provision import provision, topology_of
 
 PUBLISHERS = 256
 

@@ -14,7 +14,7 @@ from bench.figures import QUANTILES, SKIPPED, quantiles
 from bench.processes import BenchError, cpu_s, resident_mib
 from bench.scene import Published, Running, Scene, note, scene
 from bench.systems import System
-from relay.errors import RelayError
+from relay.contract.errors import RelayError
 
 RATES: Final = (200, 1000, 5000)
 BEHIND_S: Final = 10.0

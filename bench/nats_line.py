@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.broker.frames import publication
+from relay.nats.frames import publication
 
 READ_BYTES: Final = 256 * 1024
 _HANDSHAKE_S: Final = 5.0

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from relay.children import die_with_parent
+from relay.service.children import die_with_parent
 
 ROOT: Final = Path(__file__).parent.parent
 _END_S: Final = 8.0

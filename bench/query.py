@@ -30,7 +30,7 @@ from bench.harness import Plan, Saturation, saturation
 from bench.processes import BenchError, Child
 from bench.scene import Scene, note, scene
 from bench.systems import RELAY
-from relay.logs import configure
+from relay.observability.logs import configure
 
 UPDATES_PER_S: Final = 1000
 QUESTIONS_PER_S: Final = 500

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from relay.broker.frames import publication
-from relay.subjects import DLQ_STREAM, STATUS_STREAM, api_message_delete
+from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, api_message_delete
+from relay.nats.frames import publication
 
 _PUBLISHED, _REMOVED = b"_INBOX.floor.published", b"_INBOX.floor.removed"
 _CONNECT = b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.floor.* 1\r\n'

@@ -16,12 +16,12 @@ from typing import Final
 from bench.figures import Pairs, read_pairs
 from bench.processes import BenchError, Child
 from bench.systems import System
-from relay.broker.connection import close, connect
-from relay.broker.topology import provision, topology_of
-from relay.children import die_with_parent
+from relay.contract.settings import load_settings
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
-from relay.settings import load_settings
+from relay.nats.connection import close, connect
+from relay.service.children import die_with_parent
+from relay.topology.provision import provision, topology_of
 
 START_S: Final = 30.0
 _CONFIRMATIONS_S: Final = 120.0

@@ -21,7 +21,7 @@ from bench.figures import quantiles, spread
 from bench.processes import BenchError, Child
 from bench.scene import Recorder, Running, Scene, _free_port, note, scene
 from bench.systems import RELAY
-from relay.logs import configure
+from relay.observability.logs import configure
 
 AT: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 SCRAPE_EVERY_S: Final = 1.0

@@ -32,16 +32,16 @@ from uuid import UUID
 import uvloop
 
 from bench.ending import end_in_order
-from relay.broker.connection import close, connect
-from relay.broker.leases import Leases
-from relay.broker.topology import provision, topology_of
+from relay.contract.model import JobStatus, JobStatusUpdate
+from relay.contract.settings import load_settings
+from relay.contract.subjects import lane_of
+from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.logs import configure
-from relay.model import JobStatus, JobStatusUpdate
+from relay.nats.connection import close, connect
+from relay.observability.logs import configure
 from relay.producer import publish_update
-from relay.settings import load_settings
-from relay.subjects import lane_of
+from relay.topology.provision import provision, topology_of
 
 LANES = 4
 RATE_PER_S = 400

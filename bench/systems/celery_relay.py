@@ -21,7 +21,7 @@ from celery import Celery, signals
 from websockets.sync.client import ClientConnection, connect
 
 from bench.systems.listener import listen_to_all
-from relay.children import die_with_parent
+from relay.service.children import die_with_parent
 
 PREFETCH: Final = 128
 _END_S: Final = 4.0

@@ -7,7 +7,7 @@ from nats.aio.msg import Msg
 
 from bench.arrivals import Arrivals, answer, run
 from bench.load import sent_ns_of
-from relay.subjects import STATUS_SUBJECTS
+from relay.contract.subjects import STATUS_SUBJECTS
 
 
 async def main() -> None:

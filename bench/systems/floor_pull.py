@@ -5,13 +5,13 @@ import os
 
 from bench.arrivals import Arrivals, answer, run
 from bench.load import sent_ns_of
-from relay.broker.connection import connect
-from relay.broker.consumer import PullConsumer
-from relay.broker.delivery import Delivery
-from relay.broker.topology import LANE_CAPACITY
+from relay.contract.settings import NatsSettings
+from relay.contract.subjects import STATUS_STREAM, lane_consumer
 from relay.core.continuity import ConsumerState
-from relay.settings import NatsSettings
-from relay.subjects import STATUS_STREAM, lane_consumer
+from relay.nats.connection import connect
+from relay.path.consumer import PullConsumer
+from relay.path.delivery import Delivery
+from relay.topology.provision import LANE_CAPACITY
 
 LANES = 4
 PULL_EXPIRES_S = 5.0

@@ -12,7 +12,7 @@ from typing import Annotated, Final, cast
 import typer
 
 from relay.cli.console import complain
-from relay.errors import ConfigurationError, IdentityError, RelayError
+from relay.contract.errors import ConfigurationError, IdentityError, RelayError
 
 COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq")
 """Each is what its module here is named after."""

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import typer
 
-from relay import logs
-from relay.broker.connection import close, connect
-from relay.broker.frames import FrameClient
-from relay.settings import NatsSettings
+from relay.contract.settings import NatsSettings
+from relay.nats.connection import close, connect
+from relay.nats.frames import FrameClient
+from relay.observability import logs
 
 try:
     from uvloop import new_event_loop

@@ -15,12 +15,12 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from relay import logs
 from relay.cli.console import complain, run
-from relay.identity import Signer
+from relay.facilitator.identity import Signer
 from relay.local.demo import Demo, Plan, make_hotkey, open_demo
 from relay.local.display import directions, jobs_by_status, live, summary
 from relay.local.tally import Result
+from relay.observability import logs
 
 _ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 """Told to end, or the terminal was closed."""

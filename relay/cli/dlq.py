@@ -10,14 +10,14 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.broker.dead_letter_store import DeadLetterStore
 from relay.cli.console import complain, nats_client, run
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
 from relay.cli.dlq_purge import Found, remove, survey
 from relay.cli.dlq_replay import Source, replay_selected
-from relay.core.letters import Selection, parse_since
-from relay.settings import load_settings
-from relay.subjects import DLQ_STREAM, Reason
+from relay.contract.settings import load_settings
+from relay.contract.subjects import DLQ_STREAM, Reason
+from relay.dead_letters.store import DeadLetterStore
+from relay.dead_letters.stored import Selection, parse_since
 
 dlq = typer.Typer(name="dlq", help="Look into dead letters, send them again, or remove them.", no_args_is_help=True)
 

@@ -8,10 +8,10 @@ from typing import Final
 
 import msgspec
 
-from relay.core.letters import Letter, number_of
-from relay.core.runbook import ADVICE, PAGE
-from relay.subjects import DLQ_STREAM, STATUS_STREAM
-from relay.wire import Fault, decode
+from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
+from relay.contract.wire import Fault, decode
+from relay.dead_letters.runbook import ADVICE, PAGE
+from relay.dead_letters.stored import StoredDeadLetter, number_of
 
 _SHOWN_CHARS: Final = 2000
 _SHOWN_LINES: Final = 40
@@ -32,7 +32,7 @@ def heading(width: int) -> str:
     return _line([name for name, _ in _COLUMNS], "error", width)
 
 
-def row(letter: Letter, width: int) -> str:
+def row(letter: StoredDeadLetter, width: int) -> str:
     """One line of the table."""
     failed_at = letter.failed_at[:19].replace("T", " ")
     cells = [str(letter.sequence), failed_at, letter.reason, letter.job, letter.status]
@@ -46,7 +46,7 @@ def _line(cells: list[str], error: str, width: int) -> str:
     return f"{line}  {error[:room]}".rstrip() if room >= _LEAST_ERROR_WIDTH else line.rstrip()
 
 
-def json_row(letter: Letter) -> str:
+def json_row(letter: StoredDeadLetter) -> str:
     """One line of JSON, in ASCII: what there is to know of a dead letter, without its body."""
     return json.dumps(
         {
@@ -76,7 +76,7 @@ def count_line(reasons: Counter[str], *, limited: bool) -> str:
     return f"{total} {noun}" + (f": {counted}" if counted else "") + more
 
 
-def details(letter: Letter, now: dt.datetime, *, full: bool) -> Iterator[str]:
+def details(letter: StoredDeadLetter, now: dt.datetime, *, full: bool) -> Iterator[str]:
     """Everything about one dead letter, line by line; the body is cut off unless `full`."""
     yield f"dead letter {letter.sequence} in {DLQ_STREAM}"
     yield from _told(letter, now)
@@ -93,7 +93,7 @@ def details(letter: Letter, now: dt.datetime, *, full: bool) -> Iterator[str]:
     yield from _body_lines(text, full=full)
 
 
-def _told(letter: Letter, now: dt.datetime) -> Iterator[str]:
+def _told(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
     advice = ADVICE.get(letter.reason)
     yield _entry("reason", f"{letter.reason or 'none'}{': ' + advice.meaning if advice else ''}")
     yield _entry("error", letter.error)

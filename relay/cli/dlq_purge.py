@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 import typer
 
-from relay.broker.dead_letter_store import DeadLetterStore
-from relay.broker.flow import for_each
-from relay.broker.frames import FrameClient
-from relay.broker.pipeline import pipelined
-from relay.broker.sources import Sources
-from relay.core.letters import Letter, Selection, to_line
+from relay.dead_letters.flow import for_each
+from relay.dead_letters.sources import Sources
+from relay.dead_letters.store import DeadLetterStore
+from relay.dead_letters.stored import Selection, StoredDeadLetter, to_line
+from relay.nats.frames import FrameClient
+from relay.nats.pipeline import pipelined
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ async def remove(client: FrameClient, selection: Selection, up_to: int) -> int:
     async with pipelined(client) as pipeline:
         sources = Sources(pipeline)
 
-        async def remove_one(letter: Letter) -> None:
+        async def remove_one(letter: StoredDeadLetter) -> None:
             nonlocal removed
             await sources.remove(letter)
             if not selection.is_plain:

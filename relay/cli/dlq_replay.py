@@ -12,15 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from relay.broker.dead_letter_store import DeadLetterStore
-from relay.broker.frames import FrameClient
-from relay.broker.pipeline import Pipeline, pipelined
-from relay.broker.replay import Account, Replayed, Republisher, replay_all
 from relay.cli.console import complain
 from relay.cli.dlq_display import harmless
-from relay.core.letters import Letter, Selection, from_line
-from relay.subjects import DLQ_STREAM, STATUS_STREAM
-from relay.wire import Fault, decode
+from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
+from relay.contract.wire import Fault, decode
+from relay.dead_letters.replay import Account, Replayed, Republisher, replay_all
+from relay.dead_letters.store import DeadLetterStore
+from relay.dead_letters.stored import Selection, StoredDeadLetter, from_line
+from relay.nats.frames import FrameClient
+from relay.nats.pipeline import Pipeline, pipelined
 
 _ALLOCATIONS_PER_SEARCH: Final = 20_000
 _AGAIN: Final = "run the same command again: nothing is lost, and nothing is sent twice"
@@ -101,7 +101,7 @@ class _Selected:
             return sum(1 for _ in _in_file(self.source.path))
         return None if self.source.selection.reason else await store.count(self.source.selection)
 
-    async def letters(self, store: DeadLetterStore, say: Callable[[str], None]) -> AsyncGenerator[Letter]:
+    async def letters(self, store: DeadLetterStore, say: Callable[[str], None]) -> AsyncGenerator[StoredDeadLetter]:
         if self.source.path is not None:
             for letter in _in_file(self.source.path):
                 yield letter
@@ -117,7 +117,7 @@ class _Selected:
             say(f"there is no dead letter {sequence} in {DLQ_STREAM}: replayed or purged before, or never there")
 
 
-def _in_file(path: Path) -> Iterator[Letter]:
+def _in_file(path: Path) -> Iterator[StoredDeadLetter]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -127,7 +127,7 @@ def _in_file(path: Path) -> Iterator[Letter]:
         raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _parsed(path: Path, number: int, line: bytes) -> Letter:
+def _parsed(path: Path, number: int, line: bytes) -> StoredDeadLetter:
     try:
         return from_line(line)
     except ValueError as error:
@@ -142,7 +142,7 @@ def _progress() -> Progress:
     )
 
 
-async def _rehearse(letters: AsyncGenerator[Letter]) -> bool:
+async def _rehearse(letters: AsyncGenerator[StoredDeadLetter]) -> bool:
     count = doomed = 0
     async for letter in letters:
         count += 1

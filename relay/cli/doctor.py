@@ -7,14 +7,14 @@ from typing import Annotated, Final
 
 import typer
 
-from relay import logs
 from relay.cli.console import run
 from relay.cli.dlq_display import harmless
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import Settings, load_settings
 from relay.doctor.examination import CHECKS, examine
 from relay.doctor.facilitator import HOTKEY, check_hotkey
 from relay.doctor.findings import Finding, Verdict, fail, ok, unchecked, warn
-from relay.errors import ConfigurationError
-from relay.settings import Settings, load_settings
+from relay.observability import logs
 
 CONFIGURATION: Final = "configuration"
 _COLORS: Final = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}

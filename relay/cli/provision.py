@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from relay.broker import topology
-from relay.broker.connection import require_server
-from relay.broker.topology import topology_of
 from relay.cli.console import complain, nats_client, run
-from relay.core.plan import Plan
-from relay.errors import UnsafeChange
-from relay.settings import Settings, load_settings
+from relay.contract.errors import UnsafeChange
+from relay.contract.settings import Settings, load_settings
+from relay.nats.connection import require_server
+from relay.topology import provision as topology
+from relay.topology.plan import Plan
+from relay.topology.provision import topology_of
 
 
 def provision(

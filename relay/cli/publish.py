@@ -12,12 +12,12 @@ from nats.aio.client import Client
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from relay.broker.connection import PubAck
 from relay.cli.console import complain, nats_client, run
-from relay.errors import RelayError
-from relay.model import JobStatusUpdate
+from relay.contract.errors import RelayError
+from relay.contract.model import JobStatusUpdate
+from relay.contract.settings import Settings, load_settings
+from relay.nats.connection import PubAck
 from relay.producer import publish_body, publish_update
-from relay.settings import Settings, load_settings
 
 _WINDOW: Final = 256
 """How many lines of standard input may wait for a PubAck, their own or that of one before them."""

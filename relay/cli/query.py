@@ -12,13 +12,10 @@ import typer
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.broker.nats_py import stay_cancelled
 from relay.cli.console import complain, nats_client, run
 from relay.cli.dlq_display import harmless
-from relay.doctor.state import duration
-from relay.query.replies import HistoryReply, HistoryRequest, Progress, UpdateReply
-from relay.settings import NatsSettings, load_settings
-from relay.subjects import (
+from relay.contract.settings import NatsSettings, load_settings
+from relay.contract.subjects import (
     STATUS_STREAM,
     history_subject,
     is_job_uuid,
@@ -26,6 +23,9 @@ from relay.subjects import (
     receipt_subject,
     status_subject,
 )
+from relay.doctor.state import duration
+from relay.nats.nats_py import stay_cancelled
+from relay.query.replies import HistoryReply, HistoryRequest, Progress, UpdateReply
 
 _ANSWER_TIMEOUT_S: Final = 6.0
 """Longer than any worker takes, which says so itself."""

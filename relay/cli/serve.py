@@ -11,16 +11,16 @@ from typing import Annotated, Final
 
 import typer
 
-from relay import logs
-from relay.app import Relay
 from relay.cli.console import run
+from relay.contract.settings import FacilitatorSettings, Settings, load_settings
+from relay.contract.wire import authentication_request
 from relay.core.backoff import Backoff
-from relay.fleet import Fleet
-from relay.health import HealthServer
-from relay.identity import load_signer
-from relay.settings import FacilitatorSettings, Settings, load_settings
-from relay.supervisor import CHANNEL_VARIABLE, Supervisor
-from relay.wire import authentication_request
+from relay.facilitator.identity import load_signer
+from relay.observability import logs
+from relay.service.app import Relay
+from relay.service.health import HealthServer
+from relay.service.supervisor import CHANNEL_VARIABLE, Supervisor
+from relay.service.worker_probes import WorkerProbes
 
 _log = logs.get_logger(__name__)
 
@@ -77,7 +77,7 @@ async def _serve(settings: Settings, authentication: str | None, *, provision_fi
 async def _supervise(settings: Settings, workers: int, *, provision_first: bool) -> int:
     command = [sys.executable, "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
     backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
-    fleet = Fleet(workers)
+    fleet = WorkerProbes(workers)
     supervisor = Supervisor(command, workers, fleet, backoff)
     health = HealthServer(settings.http.host, settings.http.port, fleet)
     _log.info("probes and metrics", host=settings.http.host, port=health.port)

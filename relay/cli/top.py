@@ -15,14 +15,14 @@ from nats.aio.client import Client
 from rich.console import Console
 from rich.live import Live
 
-from relay import logs
-from relay.broker.connection import close, connect
-from relay.broker.overview import Observer
 from relay.cli.console import run
 from relay.cli.top_display import View, document, screen
-from relay.core.overview import Overview, between
-from relay.errors import RelayError
-from relay.settings import NatsSettings, load_settings, shown_address
+from relay.contract.errors import RelayError
+from relay.contract.settings import NatsSettings, load_settings, shown_address
+from relay.nats.connection import close, connect
+from relay.observability import logs
+from relay.overview.observer import Observer
+from relay.overview.snapshot import Overview, between
 
 _CLOSE_TIMEOUT_S: Final = 1.0
 

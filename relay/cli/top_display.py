@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from relay.cli.dlq_display import harmless
-from relay.core.overview import OUTCOMES, TIMINGS, Interval, LaneState, Overview
+from relay.contract.report import Report
 from relay.doctor.state import OLD_S, TOO_OLD_S, duration
-from relay.report import Report
+from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval, LaneState, Overview
 
 _OTHER_LINES: Final = 14
 """Of a view: all but the rows of lanes and workers."""

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from relay.contract.wire import Frame
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.standing import Coverage, Standing
+from relay.core.progress import LaneProgress, SettlementLog
 from relay.core.verdict import DeadLetter, Outcome
-from relay.wire import Frame
 
 D = TypeVar("D")
 
@@ -90,7 +90,7 @@ class Lane(Generic[D]):
         self.doomed: deque[Update[D]] = deque()
         """Heads that are for the dead letters, for `take_doomed`."""
         self._settled: OrderedDict[int, Outcome] = OrderedDict()
-        self.coverage = Coverage()
+        self.coverage = SettlementLog()
         """What is known of deliveries, for `standing`."""
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ class Lane(Generic[D]):
         """How many updates at hand have a stream sequence of at most `sequence`."""
         return sum(held <= sequence for held in self._at_hand)
 
-    def standing(self, job: str) -> Standing:
+    def standing(self, job: str) -> LaneProgress:
         """What is known here of how far the updates of `job` got."""
         found = self._jobs.get(job)
         at_hand = tuple(update.sequence for update in found.queue) if found else ()

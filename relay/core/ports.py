@@ -37,7 +37,7 @@ class DeliveryLike(UpdateLike, Protocol):
     def term(self, reason: str) -> None: ...
 
 
-Ticket = Update[DeliveryLike]
+InFlight = Update[DeliveryLike]
 """An update at hand, as it goes from its lane through a session."""
 
 
@@ -82,10 +82,10 @@ class DeadLetterStream(Protocol):
     async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None: ...
 
 
-class ReceiptTray(Protocol):
+class SettlementObserver(Protocol):
     """Where it is told what became of updates; see broker/receipts.py, tracing.py. It must neither wait nor raise."""
 
-    def settled(self, update: Ticket, outcome: Outcome) -> None: ...
+    def settled(self, update: InFlight, outcome: Outcome) -> None: ...
 
 
 class Probed(Protocol):

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from relay.wire import HEARTBEAT, Push, Reply, decode_incoming
+from relay.contract.wire import HEARTBEAT, Push, Reply, decode_incoming
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ _BLAMING_CODES: Final = frozenset({1003, 1007, 1009})
 """Close codes that complain of a message: a type, an encoding or a size that cannot be accepted."""
 _ABOUT_AUTHENTICATION: Final = "auth."
 _NOT_KNOWN_HERE: Final = "auth.not_authenticated"
-_KNOCK: Final = "{}"
+_PROBE: Final = "{}"
 
 
 class Phase(enum.Enum):
@@ -143,7 +143,7 @@ class Session(Generic[T]):
             now  # as soon as it is open: jobs are routed only to validators that show a sign of life
         )
         self.phase = Phase.AUTHENTICATING
-        return self._authentication or _KNOCK
+        return self._authentication or _PROBE
 
     def sent(self, ticket: T, now: float) -> None:
         """An update goes out; call only while there is `room`."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from relay.subjects import Reason
-from relay.wire import PYDANTIC_ERROR_TYPES, Reply
+from relay.contract.subjects import Reason
+from relay.contract.wire import PYDANTIC_ERROR_TYPES, Reply
 
 INTEGRITY_ERROR: Final = "job.integrity_error"
 NOT_FOUND: Final = "job.not_found"

@@ -7,9 +7,11 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Client
 
-from relay.broker.connection import close
-from relay.broker.overview import Observer
-from relay.doctor.broker import (
+from relay.contract.errors import NotProvisioned, RelayError
+from relay.contract.settings import Settings
+from relay.doctor.facilitator import FACILITATOR, check_facilitator
+from relay.doctor.findings import Finding, Verdict, fail, unchecked
+from relay.doctor.nats import (
     ACCOUNT,
     NATS,
     TOPOLOGY,
@@ -19,13 +21,11 @@ from relay.doctor.broker import (
     judge_servers,
     open_client,
 )
-from relay.doctor.facilitator import FACILITATOR, check_facilitator
-from relay.doctor.findings import Finding, Verdict, fail, unchecked
 from relay.doctor.permissions import PERMISSIONS, check_permissions
 from relay.doctor.state import STATE_CHECKS, judge
-from relay.errors import NotProvisioned, RelayError
-from relay.logs import get_logger
-from relay.settings import Settings
+from relay.nats.connection import close
+from relay.observability.logs import get_logger
+from relay.overview.observer import Observer
 
 _log = get_logger(__name__)
 

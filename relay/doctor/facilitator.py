@@ -11,12 +11,12 @@ from typing import Final
 
 from websockets import InvalidHandshake
 
+from relay.contract.errors import IdentityError
+from relay.contract.settings import FacilitatorSettings, shown_address
+from relay.contract.wire import Reply, authentication_request, decode_incoming
 from relay.doctor.findings import Finding, fail, ok, unchecked
-from relay.errors import IdentityError
-from relay.identity import load_signer
-from relay.settings import FacilitatorSettings, shown_address
-from relay.websocket import ConnectionClosed, WebSocket, connect
-from relay.wire import Reply, authentication_request, decode_incoming
+from relay.facilitator.identity import load_signer
+from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 
 HOTKEY: Final = "hotkey"
 FACILITATOR: Final = "facilitator"

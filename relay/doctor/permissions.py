@@ -4,9 +4,7 @@ from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.permission import ELSEWHERE, Need, refused
-from relay.doctor.findings import Finding, fail, ok, warn
-from relay.subjects import (
+from relay.contract.subjects import (
     ADVISORY_STREAM,
     DLQ_STREAM,
     LEASE_STREAM,
@@ -28,6 +26,8 @@ from relay.subjects import (
     standing_subject,
     worker_key,
 )
+from relay.doctor.findings import Finding, fail, ok, warn
+from relay.nats.permission import ELSEWHERE, Need, refused
 
 PERMISSIONS: Final = "permissions"
 _NOBODY: Final = "relay-doctor"

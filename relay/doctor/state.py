@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from relay.core.overview import LaneState, Overview, StreamState
+from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, STATUS_STREAM
 from relay.doctor.findings import Finding, Verdict, fail, ok, unchecked, warn
-from relay.subjects import ADVISORY_STREAM, DLQ_STREAM, STATUS_STREAM
+from relay.overview.snapshot import LaneState, Overview, StreamState
 
 OLD_S: Final = 60.0
 TOO_OLD_S: Final = 600.0

@@ -12,11 +12,11 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.broker.connection import api_request, close, connect
-from relay.errors import LocalServerError, RelayError
+from relay.contract.errors import LocalServerError, RelayError
+from relay.contract.settings import NatsSettings
+from relay.contract.subjects import api_consumer_info, api_stream_info
 from relay.local.server import NatsServer
-from relay.settings import NatsSettings
-from relay.subjects import api_consumer_info, api_stream_info
+from relay.nats.connection import api_request, close, connect
 
 NODES: Final = 3
 ELECTION_TIMEOUT_S: Final = 25.0

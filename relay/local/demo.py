@@ -14,27 +14,27 @@ from bittensor_wallet import Keyfile, Keypair
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.app import Relay
-from relay.broker.connection import close, connect
-from relay.broker.messages import find_message
-from relay.broker.topology import provision, topology_of
-from relay.errors import LocalServerError
-from relay.identity import Signer, load_signer
-from relay.local.facilitator import FacilitatorSimulator
-from relay.local.faults import DROP_BEFORE_STORING
-from relay.local.jobs import Scenario, make_scenario
-from relay.local.server import NatsServer
-from relay.local.tally import Result, Tally
-from relay.local.traffic import TrafficSource
-from relay.settings import DeliverySettings, FacilitatorSettings, HttpSettings, NatsSettings, Settings
-from relay.subjects import (
+from relay.contract.errors import LocalServerError
+from relay.contract.settings import DeliverySettings, FacilitatorSettings, HttpSettings, NatsSettings, Settings
+from relay.contract.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,
     REASON_HEADER,
     SOURCE_SEQUENCE_HEADER,
     STATUS_STREAM,
 )
-from relay.wire import authentication_request
+from relay.contract.wire import authentication_request
+from relay.facilitator.identity import Signer, load_signer
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import DROP_BEFORE_STORING
+from relay.local.jobs import Scenario, make_scenario
+from relay.local.server import NatsServer
+from relay.local.tally import Result, Tally
+from relay.local.traffic import TrafficSource
+from relay.nats.connection import close, connect
+from relay.nats.messages import find_message
+from relay.service.app import Relay
+from relay.topology.provision import provision, topology_of
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _SETTLE_TIMEOUT_S: Final = 30.0

@@ -12,9 +12,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from relay.contract.model import JobStatus
+from relay.contract.subjects import DLQ_STREAM, STATUS_SUBJECTS
 from relay.local.tally import Latency, Result, Tally
-from relay.model import JobStatus
-from relay.subjects import DLQ_STREAM, STATUS_SUBJECTS
 
 _REFRESH_S: Final = 0.2
 

@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from relay.errors import LocalServerError
+from relay.contract.errors import LocalServerError
 from relay.local.faults import DROP_BEFORE_STORING, EVERY_MESSAGE, Fault, FaultPlan, Injection, Moment
 from relay.local.ledger import (
     DROPPED,

@@ -11,9 +11,9 @@ from random import Random
 from typing import Any, Final
 from uuid import UUID
 
-from relay.model import JobStatus, JobStatusUpdate
+from relay.contract.model import JobStatus, JobStatusUpdate
+from relay.contract.subjects import Reason
 from relay.producer import message_id
-from relay.subjects import Reason
 
 _REJECTED: Final = 0.07
 _LOST_ITS_EXECUTOR: Final = 0.04

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from relay.children import die_with_parent
-from relay.errors import LocalServerError
+from relay.contract.errors import LocalServerError
+from relay.service.children import die_with_parent
 
 DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
 """Bytes; nats-server's own default."""

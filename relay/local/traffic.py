@@ -11,9 +11,9 @@ from typing import Final
 
 from nats.aio.client import Client
 
-from relay.broker.connection import PubAck
-from relay.errors import PublishUnconfirmed
+from relay.contract.errors import PublishUnconfirmed
 from relay.local.jobs import Parcel
+from relay.nats.connection import PubAck
 from relay.producer import publish_body
 
 _AGAIN_AFTER_S: Final = 0.1

@@ -5,11 +5,12 @@
     async with StatusPublisher("nats://127.0.0.1:4222") as publisher:
         await publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
 
-Nothing of the relay's server parts is imported along. Errors are those of `relay.errors` and `relay.producer.errors`.
+Nothing of the relay's server parts is imported along. Every error is a `RelayError`.
 """
 
-from relay.broker.connection import PubAck
-from relay.model import JobStatus, JobStatusMetadata, JobStatusUpdate
+from relay.contract.errors import RelayError
+from relay.contract.model import JobStatus, JobStatusMetadata, JobStatusUpdate
+from relay.nats.connection import PubAck
 from relay.producer.confirmed import message_id, publish_body, publish_update, update_of
 from relay.producer.errors import PublisherClosed, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut
 from relay.producer.options import Credentials, Limits
@@ -27,6 +28,7 @@ __all__ = [
     "PublishTimedOut",
     "PublisherClosed",
     "PublisherFull",
+    "RelayError",
     "StatusPublisher",
     "SyncStatusPublisher",
     "message_id",

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, TypeVar
 
-from relay.logs import get_logger
-from relay.producer.courier import Courier
+from relay.observability.logs import get_logger
 from relay.producer.errors import PublisherClosed
+from relay.producer.publish_queue import PublishQueue
 
 R = TypeVar("R")
 
@@ -30,7 +30,7 @@ class Background:
     asyncio's own loop and not uvloop, because its selector can be taken out of a child's reach.
     """
 
-    def __init__(self, make_courier: Callable[[], Courier]) -> None:
+    def __init__(self, make_courier: Callable[[], PublishQueue]) -> None:
         self.is_parents = False
         """True in the child of a fork: it is the parent's, and not to be touched."""
         self._ended = False

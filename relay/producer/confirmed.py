@@ -9,9 +9,9 @@ from typing import Any, Final
 from nats.aio.client import Client
 from pydantic_core import to_json
 
-from relay.broker.connection import PubAck, publish_confirmed
-from relay.model import JobStatusUpdate
-from relay.subjects import MSG_ID_HEADER, status_subject
+from relay.contract.model import JobStatusUpdate
+from relay.contract.subjects import MSG_ID_HEADER, status_subject
+from relay.nats.connection import PubAck, publish_confirmed
 
 PUBLISH_TIMEOUT_S: Final = 5.0
 _ID_BYTES: Final = 16

@@ -1,4 +1,4 @@
-"""What a publisher raises, beside ConfigurationError of `relay.errors`. Fields first, as there.
+"""What a publisher raises, beside ConfigurationError of `relay.contract.errors`. Fields first, as there.
 
     RelayError
     ├── JetStreamError
@@ -15,8 +15,8 @@ Each says whether the update is stored, as far as that is known, and what to do.
 from collections.abc import Sequence
 from typing import Final
 
-from relay.err_codes import STORE_FULL, STREAM_FULL, TOO_LARGE
-from relay.errors import JetStreamError, PublishUnconfirmed, RelayError
+from relay.contract.errors import JetStreamError, PublishUnconfirmed, RelayError
+from relay.nats.err_codes import STORE_FULL, STREAM_FULL, TOO_LARGE
 
 _SHOWN: Final = 3
 

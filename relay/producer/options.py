@@ -8,8 +8,8 @@ from typing import Final, TypedDict, cast
 
 from pydantic import SecretStr, ValidationError
 
-from relay.errors import ConfigurationError
-from relay.settings import NatsSettings, Variable, load_settings
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import NatsSettings, Variable, load_settings
 
 _OURS: Final = "RELAY_NATS_"
 _PAIRS: Final = (("user", "password"), ("cert_file", "key_file"))

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, Unpack
 
-from relay.broker.connection import PubAck
-from relay.core.outbox import Outbox
-from relay.logs import get_logger
-from relay.model import JobStatusUpdate
+from relay.contract.model import JobStatusUpdate
+from relay.contract.settings import NatsSettings
+from relay.nats.connection import PubAck
+from relay.observability.logs import get_logger
 from relay.producer.background import Background, lock
 from relay.producer.confirmed import Parcel, pack
-from relay.producer.courier import Courier, Sending
 from relay.producer.errors import PublisherClosed, PublishTimedOut
-from relay.producer.link import Link
 from relay.producer.options import Credentials, Limits, from_environment, nats_settings
+from relay.producer.outbox import Outbox
+from relay.producer.publish_queue import PublishQueue, Sending
+from relay.producer.reconnector import Reconnector
 from relay.producer.tracing import trace_headers
-from relay.settings import NatsSettings
 
 _LOCAL: Final = "nats://127.0.0.1:4222"
 _USUAL: Final = Limits()
@@ -51,7 +51,7 @@ class StatusPublisher:
         self._settings = nats_settings(servers, credentials)
         self._limits = limits
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._courier: Courier | None = None
+        self._courier: PublishQueue | None = None
         self._closed = False
 
     @classmethod
@@ -115,7 +115,7 @@ class StatusPublisher:
         parcel = pack(update, trace_headers(traceparent))
         return self._courier_of_this_loop().take(parcel, self._limits.timeout_s if timeout_s is None else timeout_s)
 
-    def _courier_of_this_loop(self) -> Courier:
+    def _courier_of_this_loop(self) -> PublishQueue:
         loop = asyncio.get_running_loop()
         if self._courier is None or self._loop is None or self._loop.is_closed():
             self._loop, self._courier = loop, _courier(self._settings, self._limits)
@@ -213,12 +213,12 @@ class SyncStatusPublisher:
         return self._background
 
 
-def _courier(settings: NatsSettings, limits: Limits) -> Courier:
-    return Courier(Link(settings), Outbox(limits.max_updates, limits.max_bytes))
+def _courier(settings: NatsSettings, limits: Limits) -> PublishQueue:
+    return PublishQueue(Reconnector(settings), Outbox(limits.max_updates, limits.max_bytes))
 
 
 def _hand_over(
-    courier: Courier, parcel: Parcel, timeout_s: float, stored: concurrent.futures.Future[PubAck], *, heeded: bool
+    courier: PublishQueue, parcel: Parcel, timeout_s: float, stored: concurrent.futures.Future[PubAck], *, heeded: bool
 ) -> None:
     sending = courier.take(parcel, timeout_s)
     sending.heeded = heeded

@@ -4,7 +4,7 @@ import sys
 from typing import Final
 
 from relay.core.trace import parse_traceparent
-from relay.logs import get_logger
+from relay.observability.logs import get_logger
 
 TRACEPARENT_HEADER: Final = "traceparent"
 _log = get_logger(__name__, guest=True)

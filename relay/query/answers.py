@@ -16,13 +16,13 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import UNSET, Raw
 
-from relay.broker.archive import Archive, StoredUpdate
-from relay.broker.burial import Burial
-from relay.model import JobStatus
-from relay.query.evidence import Evidence, Witnesses
+from relay.contract.model import JobStatus
+from relay.contract.subjects import is_job_uuid, lane_of
+from relay.contract.wire import Fault, decode
+from relay.dead_letters.burial import Burial
+from relay.query.archive import Archive, StoredUpdate
+from relay.query.progress_sources import Evidence, ProgressSources
 from relay.query.replies import HistoryReply, HistoryRequest, Progress, QueryRequest, UpdateReply
-from relay.subjects import is_job_uuid, lane_of
-from relay.wire import Fault, decode
 
 R = TypeVar("R", QueryRequest, HistoryRequest)
 
@@ -107,7 +107,7 @@ class Answers:
         room: the most bytes that a reply may have now.
     """
 
-    def __init__(self, archive: Archive, witnesses: Witnesses, lanes: int, room: Callable[[], int]) -> None:
+    def __init__(self, archive: Archive, witnesses: ProgressSources, lanes: int, room: Callable[[], int]) -> None:
         self._archive = archive
         self._witnesses = witnesses
         self._lanes = lanes

@@ -18,13 +18,13 @@ from nats.aio.subscription import Subscription
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from nats.micro.service import EndpointInfo, EndpointStats, Service, ServiceConfig, ServiceInfo, ServiceStats
 
-from relay.broker.connection import Requester
-from relay.broker.frames import FrameClient, publication
-from relay.broker.pipeline import Pipeline, pipelined
-from relay.errors import BrokerUnavailable, RelayError
-from relay.logs import get_logger
+from relay.contract.errors import BrokerUnavailable, RelayError
+from relay.contract.subjects import HISTORY_SUBJECTS, QUERY_SUBJECTS, STATUS_SERVICE
+from relay.nats.connection import Requester
+from relay.nats.frames import FrameClient, publication
+from relay.nats.pipeline import Pipeline, pipelined
+from relay.observability.logs import get_logger
 from relay.query.answers import Answers, Refused
-from relay.subjects import HISTORY_SUBJECTS, QUERY_SUBJECTS, STATUS_SERVICE
 
 _log = get_logger(__name__)
 

@@ -1,11 +1,11 @@
 import pytest
 
+from relay.contract.subjects import Reason
+from relay.contract.wire import Frame
 from relay.core import lane as lane_module
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, State, Update
 from relay.core.verdict import DeadLetter, Outcome
-from relay.subjects import Reason
-from relay.wire import Frame
 
 FRAME = Frame(b"{}", "accepted")
 DOOM = DeadLetter(Reason.REFUSED, "because")

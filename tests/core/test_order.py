@@ -13,12 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from relay.contract.subjects import Reason
+from relay.contract.wire import Frame
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, Update
 from relay.core.session import Answered, Broken, Opened, Phase, Pushed, Session, Unpaired
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
-from relay.subjects import Reason
-from relay.wire import Frame
 
 LANES = {"a": 0, "b": 0, "c": 1}
 WINDOW = 2

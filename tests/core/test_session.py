@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.contract.wire import HEARTBEAT, Push, PushKind, Reply, ReplyError
 from relay.core.session import (
     HEARTBEAT_INTERVAL_S,
     Answered,
@@ -14,7 +15,6 @@ from relay.core.session import (
     Session,
     Unpaired,
 )
-from relay.wire import HEARTBEAT, Push, PushKind, Reply, ReplyError
 
 AUTHENTICATION = "let me in"
 SUCCESS = '{"status":"success","errors":[]}'

@@ -1,8 +1,8 @@
 import pytest
 
+from relay.contract.subjects import Reason
+from relay.contract.wire import Reply, ReplyError
 from relay.core.verdict import ACKNOWLEDGED, DUPLICATE, Ack, DeadLetter, Outcome, Retry, judge, judge_drop
-from relay.subjects import Reason
-from relay.wire import Reply, ReplyError
 
 
 def refusal(*types):

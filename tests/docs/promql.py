@@ -9,8 +9,8 @@ from typing import Any
 import promql_parser as promql
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.fleet import Fleet
-from relay.metrics import Metrics
+from relay.observability.metrics import Metrics
+from relay.service.worker_probes import WorkerProbes
 
 TARGET_LABELS = {"instance", "job", "namespace", "pod"}
 """What Prometheus puts on every series of a target in Kubernetes; elsewhere some of them are empty."""
@@ -32,7 +32,7 @@ class Series:
 @cache
 def exposed() -> dict[str, Series]:
     """What /metrics has, of a worker and of the parent of several, by name; and Prometheus' own `up`."""
-    parent = asyncio.run(Fleet(2).exposition())
+    parent = asyncio.run(WorkerProbes(2).exposition())
     found = {"up": Series("gauge")}
     for family in text_string_to_metric_families((Metrics(1).render() + parent).decode()):
         for sample in family.samples:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from promql import faults, labels_of, parse
 
-from relay.broker.topology import topology_of, wanted
-from relay.settings import DeliverySettings
-from relay.subjects import STATUS_STREAM
+from relay.contract.settings import DeliverySettings
+from relay.contract.subjects import STATUS_STREAM
+from relay.topology.provision import topology_of, wanted
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/kubernetes/monitoring/prometheusrule.yaml"

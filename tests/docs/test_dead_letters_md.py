@@ -1,6 +1,6 @@
 """docs/dead-letters.md against the code. To write its transcript anew:
 
-PYTHONPATH=tests/integration python tests/docs/test_dead_letters_md.py
+PYTHONPATH=tests/kit python tests/docs/test_dead_letters_md.py
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from relay_kit import Scene
 from typer.main import get_command
 
 from relay.cli import program
-from relay.core.runbook import ADVICE, PAGE
+from relay.contract.subjects import DLQ_STREAM, Reason
+from relay.dead_letters.runbook import ADVICE, PAGE
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.subjects import DLQ_STREAM, Reason
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / PAGE

@@ -24,8 +24,8 @@ from manifests import (
     workloads,
 )
 
-from relay.app import DRAIN_S
-from relay.settings import load_settings
+from relay.contract.settings import load_settings
+from relay.service.app import DRAIN_S
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 KUBERNETES = ("1.30", "1.34")

@@ -7,9 +7,9 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.fleet import Fleet
-from relay.metrics import Metrics
-from relay.subjects import Reason
+from relay.contract.subjects import Reason
+from relay.observability.metrics import Metrics
+from relay.service.worker_probes import WorkerProbes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 ROW = re.compile(r"^\| `(relay_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", re.MULTILINE)
@@ -17,7 +17,7 @@ ROW = re.compile(r"^\| `(relay_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", re.MULTILI
 
 def families():
     """Every metric of a worker and of a parent, under the name by which it is asked for."""
-    text = Metrics(1).render().decode() + generate_latest(Fleet(1)._registry).decode()
+    text = Metrics(1).render().decode() + generate_latest(WorkerProbes(1)._registry).decode()
     return {
         family.name + ("_total" if family.type == "counter" else ""): family
         for family in text_string_to_metric_families(text)

@@ -8,9 +8,9 @@ import pytest
 from promql import exposed
 from typer.main import get_command
 
-from relay import subjects
 from relay.cli import program
-from relay.settings import settings_table
+from relay.contract import subjects
+from relay.contract.settings import settings_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/operations.md"

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 import pytest
 from typer.main import get_command
 
-from relay.broker.connection import api_request, close, connect
-from relay.broker.topology import provision, topology_of
 from relay.cli import program
+from relay.contract.settings import DeliverySettings, NatsSettings, settings_table
+from relay.contract.subjects import STATUS_STREAM, Reason, api_stream_info, lane_of, stored_subject
+from relay.contract.wire import Frame, decode
 from relay.local.server import NatsServer
-from relay.settings import DeliverySettings, NatsSettings, settings_table
-from relay.subjects import STATUS_STREAM, Reason, api_stream_info, lane_of, stored_subject
-from relay.wire import Frame, decode
+from relay.nats.connection import api_request, close, connect
+from relay.topology.provision import provision, topology_of
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from relay import subjects
-from relay.broker.receipts import Receipt
-from relay.broker.topology import topology_of, wanted
-from relay.model import JobStatus, JobStatusUpdate
+from relay.contract import subjects
+from relay.contract.model import JobStatus, JobStatusUpdate
+from relay.contract.settings import DeliverySettings
+from relay.path.receipts import Receipt
 from relay.query.replies import HistoryRequest, QueryRequest, UpdateReply
-from relay.settings import DeliverySettings
+from relay.topology.provision import topology_of, wanted
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "subjects.md"

@@ -15,16 +15,16 @@ from relay_kit import ACKED, Published, Scene, new_job, update
 from rough_proxy import RoughProxy
 from test_cluster import ELECTION_S, LANES, flows, lead, load
 
-from relay import ownership
-from relay.app import Relay
-from relay.broker.connection import publish_confirmed
-from relay.errors import PublishUnconfirmed
+from relay.contract.errors import PublishUnconfirmed
+from relay.contract.subjects import status_subject
+from relay.leases import ownership
 from relay.local import cluster as nats_cluster
 from relay.local.cluster import NODES, NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.local.server import NatsServer
-from relay.subjects import status_subject
+from relay.nats.connection import publish_confirmed
+from relay.service.app import Relay
 
 DUPLICATE = "job.integrity_error"
 WINDOW = 32
@@ -132,7 +132,7 @@ async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
             await lead(cluster, other)
             with network.cut_off(0):
                 settled = await flows(scene)
-                address = relay.vitals.client.connected_url.netloc
+                address = relay.worker_status.client.connected_url.netloc
             await cluster.until_current()
             broken = await scene.broken_promises(ELECTION_S)
     assert [ACKED] * LANES == settled

@@ -37,12 +37,12 @@ from bench.nats_line import UpdateLine
 from bench.processes import resident_mib
 from bench.scene import Running, note, scene
 from bench.systems import RELAY
-from relay import logs
-from relay.broker.connection import api_request, close, connect
-from relay.broker.dead_letter_store import DeadLetterStore
-from relay.core.letters import Letter, Selection
-from relay.settings import Settings, load_settings
-from relay.subjects import DLQ_SUBJECTS, STATUS_STREAM, Reason, api_consumer_info, lane_consumer
+from relay.contract.settings import Settings, load_settings
+from relay.contract.subjects import DLQ_SUBJECTS, STATUS_STREAM, Reason, api_consumer_info, lane_consumer
+from relay.dead_letters.store import DeadLetterStore
+from relay.dead_letters.stored import Selection, StoredDeadLetter
+from relay.nats.connection import api_request, close, connect
+from relay.observability import logs
 
 LIVE_JOBS: Final = 1000
 """How many jobs have updates under way at a time."""
@@ -290,7 +290,7 @@ async def _problems(account: Account, numbers: Sequence[int], client: Client, la
     ]
 
 
-async def _dead_letters(client: Client) -> AsyncIterator[Letter]:
+async def _dead_letters(client: Client) -> AsyncIterator[StoredDeadLetter]:
     store = DeadLetterStore(client)
     async for letter in store.read(Selection(), await store.last_sequence()):
         yield letter

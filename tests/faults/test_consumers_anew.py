@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 from nats.aio.client import Client
 from relay_kit import ACKED, TERMED, Scene, new_job
-from test_dlq import change
+from test_dead_letters import change
 
-from relay.broker.connection import api_request
+from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason, api_consumer_delete, api_pull, lane_consumer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.subjects import DLQ_STREAM, STATUS_STREAM, Reason, api_consumer_delete, api_pull, lane_consumer
+from relay.nats.connection import api_request
 
 
 @contextlib.asynccontextmanager

@@ -16,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from relay_kit import update
 
-from relay.broker.delivery import Delivery
-from relay.broker.frames import FrameClient
 from relay.cli.dlq_display import json_row
-from relay.core.letters import Letter, from_line, parse_since, replay_of, to_line
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import Settings, load_settings, settings_table
+from relay.contract.subjects import status_subject
+from relay.contract.wire import Fault, Push, Reply, decode, decode_incoming
 from relay.core.session import Answered, Broken, Opened, Pushed, Session, Unpaired
 from relay.core.verdict import judge
-from relay.errors import ConfigurationError
+from relay.dead_letters.stored import StoredDeadLetter, from_line, parse_since, replay_of, to_line
 from relay.local.ledger import Conversation, Ledger, parse
-from relay.settings import Settings, load_settings, settings_table
-from relay.subjects import status_subject
-from relay.wire import Fault, Push, Reply, decode, decode_incoming
+from relay.nats.frames import FrameClient
+from relay.path.delivery import Delivery
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "120"))
 JOB = "123e4567-e89b-42d3-a456-426614174000"
@@ -282,7 +282,7 @@ MARKS = st.sampled_from(
 )
 SUBJECTS = st.sampled_from([f"job.status.{JOB}", "job.status.x", "job.status.*", "job.dlq.x", "job.status."])
 LETTERS = st.builds(
-    Letter,
+    StoredDeadLetter,
     st.integers(1, 2**63),
     st.datetimes(dt.datetime(1970, 1, 2), dt.datetime(9999, 1, 1), timezones=st.just(dt.UTC)),  # noqa: DTZ001
     st.builds(
@@ -315,7 +315,9 @@ def test_dead_letters(letter):
 @given(st.data())
 def test_lines_of_a_file(data):
     """A line of an export in which bytes were spoiled is a dead letter still, or refused with what is wrong."""
-    line = to_line(Letter(7, dt.datetime(2026, 11, 22, tzinfo=dt.UTC), {"Relay-Source-Subject": "job.status.x"}, b"x"))
+    line = to_line(
+        StoredDeadLetter(7, dt.datetime(2026, 11, 22, tzinfo=dt.UTC), {"Relay-Source-Subject": "job.status.x"}, b"x")
+    )
     start = data.draw(st.integers(0, len(line)))
     cut = data.draw(st.integers(0, 10))
     spoilt = (
@@ -334,7 +336,9 @@ def test_lines_of_a_file(data):
 )
 def test_extreme_lines(change):
     """A line of an export that nests or counts beyond all measure is refused with what is wrong."""
-    line = to_line(Letter(7, dt.datetime(2026, 11, 22, tzinfo=dt.UTC), {"Relay-Source-Subject": "job.status.x"}, b"x"))
+    line = to_line(
+        StoredDeadLetter(7, dt.datetime(2026, 11, 22, tzinfo=dt.UTC), {"Relay-Source-Subject": "job.status.x"}, b"x")
+    )
     spoilt = json.dumps(json.loads(line) | change).encode().replace(b'"DEEP"', b"[" * 100_000)
     with pytest.raises(ValueError):  # noqa: PT011 - any words do
         from_line(spoilt)

@@ -15,12 +15,7 @@ from test_fuzz import EXAMPLES, JOB, SUCCESS, bounded
 from websockets import InvalidHandshake
 from websockets.utils import accept_key
 
-from relay.broker.connection import api_request, publish_confirmed
-from relay.broker.leases import Leases
-from relay.health import HealthServer, OneWorker
-from relay.local.facilitator import FacilitatorSimulator
-from relay.local.server import NatsServer
-from relay.subjects import (
+from relay.contract.subjects import (
     ADVISORY_STREAM,
     LEASE_SUBJECTS,
     STATUS_STREAM,
@@ -30,7 +25,12 @@ from relay.subjects import (
     lane_consumer,
     request_subject,
 )
-from relay.websocket import ConnectionClosed, connect
+from relay.facilitator.websocket import ConnectionClosed, connect
+from relay.leases.leases import Leases
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, publish_confirmed
+from relay.service.health import HealthServer, OneWorker
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 5

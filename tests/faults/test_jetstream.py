@@ -12,17 +12,17 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, update
 from test_cluster import load
-from test_dlq import change
+from test_dead_letters import change
 from test_leases import steadily_published
 
-from relay.broker.connection import api_request, publish_confirmed
-from relay.broker.topology import provision, topology_of
-from relay.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
+from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
+from relay.contract.settings import load_settings
+from relay.contract.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of, status_subject
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.local.server import NatsServer
-from relay.settings import load_settings
-from relay.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of, status_subject
+from relay.nats.connection import api_request, publish_confirmed
+from relay.topology.provision import provision, topology_of
 
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"

@@ -12,10 +12,10 @@ from relay_kit import Scene, counters
 from rough_proxy import RoughProxy, Way, port_of
 from test_leases import steadily_published
 
-from relay import facilitator as connection_to_facilitator
-from relay.broker import connection as connection_to_nats
+from relay.facilitator import connection as connection_to_facilitator
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
+from relay.nats import connection as connection_to_nats
 
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"

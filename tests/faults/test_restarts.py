@@ -11,14 +11,14 @@ from bittensor_wallet import Keypair
 from nats.aio.subscription import Subscription
 from relay_kit import STATUSES, Scene, new_job, update
 
-from relay.app import DRAIN_S
-from relay.broker.connection import api_request
+from relay.contract.subjects import STATUS_STREAM, status_subject
+from relay.contract.wire import authentication_request
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import Fault, stall
 from relay.local.ledger import DROPPED
 from relay.local.server import NatsServer
-from relay.subjects import STATUS_STREAM, status_subject
-from relay.wire import authentication_request
+from relay.nats.connection import api_request
+from relay.service.app import DRAIN_S
 
 ROOT = Path(__file__).parents[2]
 SWALLOW = Fault(store=False, answers=0)

@@ -9,10 +9,10 @@ import time
 import pytest
 from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
 
+from relay.contract.subjects import Reason, lane_of
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.subjects import Reason, lane_of
-from relay.worker.dead_lettering import WRITERS
+from relay.path.dead_letter_worker import WRITERS
 
 UPDATES = 20_000
 """How many updates the random test carries."""

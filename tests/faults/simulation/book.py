@@ -4,7 +4,7 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from relay.subjects import Reason
+from relay.contract.subjects import Reason
 from simulation.clock import Clock
 from simulation.schedule import Publish, Temper
 

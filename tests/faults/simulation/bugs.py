@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from relay.broker.buried import Buried
-from relay.broker.consumer import PullConsumer
-from relay.broker.dead_letters import DeadLetters
 from relay.core.continuity import Continuity
 from relay.core.lane import Lane, Update, _Job
 from relay.core.session import Opened, Phase, Session
 from relay.core.verdict import Outcome
-from relay.worker.dead_lettering import DeadLettering
-from relay.worker.dispatcher import Dispatcher
+from relay.dead_letters.index import DeadLetterIndex
+from relay.dead_letters.writer import DeadLetterWriter
+from relay.path.consumer import PullConsumer
+from relay.path.dead_letter_worker import DeadLetterWorker
+from relay.path.lanes import Dispatcher
 from simulation.leases import Bucket
 from simulation.schedule import MISFORTUNES, Kind, Schedule, make_schedule
 
@@ -129,13 +129,13 @@ def lease_taken_whoever_has_it() -> Iterator[None]:
 @bug()
 def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
     """The server is told to forget an update before anybody has its dead letter."""
-    real = DeadLettering._bury
+    real = DeadLetterWorker._bury
 
-    async def bury(self: DeadLettering, update: Any) -> None:
+    async def bury(self: DeadLetterWorker, update: Any) -> None:
         update.delivery.term("early")
         await real(self, update)
 
-    with mock.patch.object(DeadLettering, "_bury", bury):
+    with mock.patch.object(DeadLetterWorker, "_bury", bury):
         yield
 
 
@@ -239,12 +239,12 @@ def sorted_by_arrival() -> Iterator[None]:
 @bug(Kind.CONSUMERS_ANEW)
 def dead_letters_forgotten_with_the_consumer() -> Iterator[None]:
     """What a consumer delivers for the first time is new to everybody."""
-    real = DeadLetters.may_hold
+    real = DeadLetterWriter.may_hold
 
-    def may_hold(self: DeadLetters, delivery: Any, made_at_s: float) -> bool:
+    def may_hold(self: DeadLetterWriter, delivery: Any, made_at_s: float) -> bool:
         return delivery.deliveries > 1 and real(self, delivery, made_at_s)
 
-    with mock.patch.object(DeadLetters, "may_hold", may_hold):
+    with mock.patch.object(DeadLetterWriter, "may_hold", may_hold):
         yield
 
 
@@ -255,7 +255,7 @@ def one_dead_letter_for_each_job() -> Iterator[None]:
     async def never(*_: Any) -> bool:
         return False
 
-    with mock.patch.object(Buried, "_is_in_trail", never):
+    with mock.patch.object(DeadLetterIndex, "_is_in_trail", never):
         yield
 
 

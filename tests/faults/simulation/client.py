@@ -14,7 +14,7 @@ from nats.aio.client import DEFAULT_FLUSH_TIMEOUT
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.broker.frames import FrameClient, Take
+from relay.nats.frames import FrameClient, Take
 from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
 

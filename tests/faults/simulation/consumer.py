@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from relay.subjects import STATUS_STREAM
+from relay.contract.subjects import STATUS_STREAM
 from simulation.book import Book
 from simulation.clock import Clock
 from simulation.network import Inbox

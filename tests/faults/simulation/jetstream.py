@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from relay.subjects import (
+from relay.contract.subjects import (
     DLQ_STREAM,
     MSG_ID_HEADER,
     REASON_HEADER,

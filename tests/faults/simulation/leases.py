@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from relay.broker.leases import Lease, View
-from relay.errors import BrokerUnavailable
-from relay.subjects import lane_key, worker_key
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.subjects import lane_key, worker_key
+from relay.leases.leases import Lease, View
 from simulation.book import Book
 from simulation.clock import Clock
 from simulation.network import SILENCE, Late, Link

@@ -9,24 +9,24 @@ from unittest import mock
 
 from websockets.frames import Close, CloseCode
 
-import relay.broker.consumer
-import relay.broker.delivery
-import relay.facilitator
-import relay.ownership
-import relay.worker.clock
-import relay.worker.dead_lettering
-import relay.worker.dispatcher
-import relay.worker.feed
-from relay.websocket import ConnectionClosed
+import relay.facilitator.connection
+import relay.leases.ownership
+import relay.path.clock
+import relay.path.consumer
+import relay.path.dead_letter_worker
+import relay.path.delivery
+import relay.path.lane_run
+import relay.path.lanes
+from relay.facilitator.websocket import ConnectionClosed
 from simulation.book import Log
 from simulation.clock import Clock, Process
 from simulation.facilitator import Connection, Facilitator
 from simulation.network import Pipe
 
-_PATH = (relay.worker.dispatcher, relay.worker.feed)
-_TIMED = (*_PATH, relay.worker.clock, relay.facilitator, relay.ownership)
-_SOURCE = (relay.broker.consumer, relay.broker.delivery)
-_LOGGING = (*_PATH, *_SOURCE, relay.worker.dead_lettering, relay.facilitator, relay.ownership)
+_PATH = (relay.path.lanes, relay.path.lane_run)
+_TIMED = (*_PATH, relay.path.clock, relay.facilitator.connection, relay.leases.ownership)
+_SOURCE = (relay.path.consumer, relay.path.delivery)
+_LOGGING = (*_PATH, *_SOURCE, relay.path.dead_letter_worker, relay.facilitator.connection, relay.leases.ownership)
 _CONNECT_S = 0.005
 _CONGESTION = 0.05
 """How often the network takes no more for a while."""
@@ -128,5 +128,5 @@ def installed(clock: Clock, log: Log, connect: Callable[..., Any]) -> Iterator[N
             stack.enter_context(mock.patch.object(module, "time", clock))
         for module in _LOGGING:
             stack.enter_context(mock.patch.object(module, "_log", log))
-        stack.enter_context(mock.patch.object(relay.facilitator, "connect", connect))
+        stack.enter_context(mock.patch.object(relay.facilitator.connection, "connect", connect))
         yield

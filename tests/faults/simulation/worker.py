@@ -6,19 +6,19 @@ import random
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.broker.consumer import PullConsumer
-from relay.broker.dead_letters import DeadLetters
+from relay.contract.subjects import STATUS_STREAM, lane_consumer
 from relay.core.backoff import Backoff
 from relay.core.lane import Lane
-from relay.core.ports import Ticket
+from relay.core.ports import InFlight
 from relay.core.pull import expiry_s
 from relay.core.session import Pushed, Session
-from relay.facilitator import Facilitator as Shell
-from relay.metrics import Metrics
-from relay.ownership import Ownership
-from relay.subjects import STATUS_STREAM, lane_consumer
-from relay.worker.dispatcher import Dispatcher
-from relay.worker.limits import Limits
+from relay.dead_letters.writer import DeadLetterWriter
+from relay.facilitator.connection import Facilitator as Shell
+from relay.leases.ownership import Ownership
+from relay.observability.metrics import Metrics
+from relay.path.consumer import PullConsumer
+from relay.path.lanes import Dispatcher
+from relay.path.limits import Limits
 from simulation.book import Book
 from simulation.client import Client
 from simulation.clock import Clock, Process
@@ -120,7 +120,7 @@ class Worker:
 
     def _make_line(self, url: str) -> tuple[Dispatcher, Shell]:
         around = self._around
-        session: Session[Ticket] = Session(
+        session: Session[InFlight] = Session(
             window=around.schedule.window, reply_timeout_s=REPLY_TIMEOUT_S, authentication=AUTHENTICATION
         )
         backoff = Backoff(*_BACKOFF_S, self._rng.random)
@@ -129,7 +129,7 @@ class Worker:
         dispatcher = Dispatcher(
             self._open_source,
             shell,
-            DeadLetters(self._nc),
+            DeadLetterWriter(self._nc),
             _Pushes(),
             watch_advisories=_no_advisories,
             limits=Limits(around.schedule.capacity, MAX_ATTEMPTS, around.schedule.ack_wait_s),

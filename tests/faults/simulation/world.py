@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from relay.subjects import lane_of
+from relay.contract.subjects import lane_of
 from simulation import seam
 from simulation.book import Book, Line, Log
 from simulation.clock import Clock, Process, Spinning

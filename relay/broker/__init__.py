@@ -1,1 +1,0 @@
-"""The NATS side: connection, topology, pull loop, settlement."""

@@ -1,0 +1,427 @@
+"""Configuration: frozen groups of values, filled from environment variables with the prefix `RELAY_` and a `.env` file.
+
+The annotated fields below are the one table of settings: names, types, defaults, what is allowed and what it is for.
+Constructing a group reads nothing from outside; `load_settings` does.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from relay.contract.errors import ConfigurationError
+
+PREFIX: Final = "RELAY_"
+
+_LONGEST_PATH: Final = 255
+_NATS_SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
+_SERVICE_LINK_NAME: Final = re.compile(r"_SERVICE_(HOST|PORT)\b|_SERVICE_PORT_|_PORT_\d+_(TCP|UDP|SCTP)")
+_SERVICE_LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """The environment variable that fills a field: what it allows and what it is for, each in words."""
+
+    name: str
+    allowed: str
+    description: str
+
+
+class SettingRow(NamedTuple):
+    """One line of the configuration table; `default` is spelled as in the environment, empty when there is none."""
+
+    variable: str
+    default: str
+    allowed: str
+    description: str
+
+
+def _split_at_commas(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, str) else value
+
+
+def _nats_address(url: str) -> str:
+    parts = urlsplit(url)
+    has_path = parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}  # likely a password with a bare slash
+    if parts.scheme not in _NATS_SCHEMES or not parts.hostname or parts.port == 0 or has_path:
+        raise ValueError(url)
+    return url
+
+
+def shown_address(url: str) -> str:
+    """`url` without what may be a secret in it: user, password, query and fragment."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _existing_file(path: Path) -> Path:
+    # Not pydantic's FilePath: that lets the system's own refusals through (a name too long, a folder not ours to read).
+    try:
+        exists = path.is_file()
+    except OSError as error:
+        raise ValueError(str(path)) from error
+    if not exists:
+        raise ValueError(str(path))
+    return path
+
+
+def _facilitator_address(url: str) -> str:
+    parts = urlsplit(url)
+    has_endpoint = parts.path.endswith("/") and parts.path != "/"
+    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.port == 0 or not has_endpoint or parts.fragment:
+        raise ValueError(url)
+    return url
+
+
+_Seconds = Annotated[float, Field(ge=0.05, le=3600)]
+_File = Annotated[Path, AfterValidator(_existing_file)] | None
+_Secret = SecretStr | None
+
+_SECONDS: Final = "seconds, from 0.05 to 3600"
+_LEASE_SECONDS: Final = "seconds, from 0.5 to 3600"
+_WHOLE: Final = "a whole number from"
+_TEXT: Final = "any text, together with"
+_FILE: Final = "the path of a file that exists"
+_HOTKEY_FILE: Final = "the path of a bittensor wallet hotkey file, required while RELAY_FACILITATOR_AUTH is hotkey"
+_NATS_URLS: Final = "addresses nats://host:port (or tls://, ws://, wss://), separated by commas"
+_INBOX_PREFIX: Final = "letters, digits, - and _, in parts separated by dots"
+_FACILITATOR_URL: Final = (
+    "a ws:// or wss:// address with path and trailing slash, such as wss://facilitator.example/ws/v0/"
+    " (without the slash the Facilitator answers HTTP 500)"
+)
+_WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
+_MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1 every restart would dead-letter what was in hand)"
+_BACKOFF_MAX: Final = f"{_SECONDS}, and not below RELAY_BACKOFF_INITIAL"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class NatsSettings(_Group):
+    """Where NATS is and how to sign in there."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, tuple(map(shown_address, value)) if name == "urls" else value
+
+    urls: Annotated[
+        tuple[Annotated[str, AfterValidator(_nats_address)], ...],
+        BeforeValidator(_split_at_commas),
+        Field(min_length=1),
+        Variable("RELAY_NATS_URL", _NATS_URLS, "The servers of one NATS cluster."),
+    ] = ("nats://127.0.0.1:4222",)
+    creds: Annotated[_File, Variable("RELAY_NATS_CREDS", _FILE, "Credentials to sign in at NATS (JWT and seed).")] = (
+        None
+    )
+    nkey_file: Annotated[
+        _File, Variable("RELAY_NATS_NKEY_FILE", _FILE, "NKey to sign in at NATS with, where no JWT is used (seed).")
+    ] = None
+    user: Annotated[str | None, Variable("RELAY_NATS_USER", f"{_TEXT} RELAY_NATS_PASSWORD", "User name at NATS.")] = (
+        None
+    )
+    password: Annotated[_Secret, Variable("RELAY_NATS_PASSWORD", f"{_TEXT} RELAY_NATS_USER", "Password at NATS.")] = (
+        None
+    )
+    token: Annotated[_Secret, Variable("RELAY_NATS_TOKEN", "any text", "Token to sign in at NATS.")] = None
+    ca_file: Annotated[_File, Variable("RELAY_NATS_CA_FILE", _FILE, "Authorities that may vouch for NATS (PEM).")] = (
+        None
+    )
+    cert_file: Annotated[
+        _File,
+        Variable("RELAY_NATS_CERT_FILE", f"{_FILE}, with RELAY_NATS_KEY_FILE", "The relay's own certificate (PEM)."),
+    ] = None
+    key_file: Annotated[
+        _File,
+        Variable(
+            "RELAY_NATS_KEY_FILE", f"{_FILE}, with RELAY_NATS_CERT_FILE", "Private key of that certificate (PEM)."
+        ),
+    ] = None
+    inbox_prefix: Annotated[
+        str,
+        Field(pattern=r"^[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*$"),
+        Variable("RELAY_NATS_INBOX_PREFIX", _INBOX_PREFIX, "Where answers arrive, if not everybody may listen there."),
+    ] = "_INBOX"
+
+
+class FacilitatorSettings(_Group):
+    """Where the Facilitator is, who the relay is to it, and how hard to drive it.
+
+    `url` is empty while it is not set: commands that do not reach the Facilitator need none.
+    """
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, shown_address(value) if name == "url" and value else value
+
+    url: Annotated[
+        str,
+        AfterValidator(_facilitator_address),
+        Variable("RELAY_FACILITATOR_URL", _FACILITATOR_URL, "The Facilitator's WebSocket endpoint."),
+    ] = ""
+    auth: Annotated[
+        Literal["hotkey", "none"],
+        BeforeValidator(_lower),
+        Variable("RELAY_FACILITATOR_AUTH", "hotkey or none", "How to sign in; none is for one behind a trusted proxy."),
+    ] = "hotkey"
+    hotkey_file: Annotated[
+        Path | None, Variable("RELAY_FACILITATOR_HOTKEY_FILE", _HOTKEY_FILE, "The validator's hotkey.")
+    ] = None
+    hotkey_password: Annotated[
+        _Secret, Variable("RELAY_FACILITATOR_HOTKEY_PASSWORD", "any text", "Password of an encrypted hotkey file.")
+    ] = None
+    window: Annotated[
+        int,
+        Field(ge=1, le=32),
+        Variable("RELAY_FACILITATOR_WINDOW", _WINDOW, "Unanswered updates per connection."),
+    ] = 32
+    connections: Annotated[
+        int,
+        Field(ge=1, le=16),
+        Variable("RELAY_FACILITATOR_CONNECTIONS", f"{_WHOLE} 1 to 16", "Connections to the Facilitator per worker."),
+    ] = 1
+    reply_timeout_s: Annotated[
+        _Seconds,
+        Variable("RELAY_FACILITATOR_REPLY_TIMEOUT", _SECONDS, "Longest wait for an answer before a reconnect."),
+    ] = 60.0
+
+
+class DeliverySettings(_Group):
+    """How updates are partitioned, retried and kept."""
+
+    lanes: Annotated[
+        int,
+        Field(ge=1, le=256),
+        Variable("RELAY_LANES", f"{_WHOLE} 1 to 256", "Ordered partitions of the jobs."),
+    ] = 4
+    max_attempts: Annotated[
+        int,
+        Field(ge=1, le=1000),
+        Variable(
+            "RELAY_MAX_ATTEMPTS", f"{_WHOLE} 1 to 1000", "Failures by an update's own fault until its dead letter."
+        ),
+    ] = 5
+    max_deliver: Annotated[
+        int,
+        Field(ge=2, le=1_000_000),
+        Variable(
+            "RELAY_MAX_DELIVER", _MAX_DELIVER, "Deliveries until JetStream gives up: for updates that kill workers."
+        ),
+    ] = 50
+    ack_wait_s: Annotated[
+        _Seconds, Variable("RELAY_ACK_WAIT", _SECONDS, "Silence after which JetStream redelivers an update.")
+    ] = 5.0
+    lease_ttl_s: Annotated[
+        float,
+        Field(ge=0.5, le=3600),
+        Variable("RELAY_LEASE_TTL", _LEASE_SECONDS, "Silence after which a worker loses its lanes."),
+    ] = 5.0
+    backoff_initial_s: Annotated[
+        _Seconds, Variable("RELAY_BACKOFF_INITIAL", _SECONDS, "Upper bound of the first wait before a retry.")
+    ] = 0.5
+    backoff_max_s: Annotated[
+        _Seconds, Variable("RELAY_BACKOFF_MAX", _BACKOFF_MAX, "Upper bound of every wait before a retry.")
+    ] = 30.0
+    replicas: Annotated[
+        Literal[1, 3, 5],
+        BeforeValidator(_whole),
+        Variable("RELAY_REPLICAS", "1, 3 or 5", "Copies of each stream in the NATS cluster; 3 in production."),
+    ] = 1
+    receipts: Annotated[
+        bool,
+        Variable("RELAY_RECEIPTS", "true or false", "Whether to publish a receipt of each settled update."),
+    ] = False
+
+
+class HttpSettings(_Group):
+    """Where probes and metrics are served.
+
+    Loopback by default, because neither asks who is calling; a container sets RELAY_HTTP_HOST=0.0.0.0.
+    """
+
+    host: Annotated[str, Variable("RELAY_HTTP_HOST", "a host name or address", "Where probes and metrics listen.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int,
+        Field(ge=0, le=65535),
+        Variable("RELAY_HTTP_PORT", f"{_WHOLE} 0 to 65535 (0: any free port)", "Port of probes and metrics."),
+    ] = 8080
+
+
+class LogSettings(_Group):
+    """What is logged and how; `format` None means json unless standard error is a terminal."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(_lower),
+        Variable("RELAY_LOG_LEVEL", "debug, info, warning or error", "The least severe level that is logged."),
+    ] = "info"
+    format: Annotated[
+        Literal["json", "console"] | None,
+        BeforeValidator(_lower),
+        Variable(
+            "RELAY_LOG_FORMAT", "json or console", "Form of log lines; if unset, console on a terminal, else json."
+        ),
+    ] = None
+
+
+class TracingSettings(_Group):
+    """Whether spans are made of updates; OpenTelemetry's own variables, `OTEL_*`, say where they go."""
+
+    backend: Annotated[
+        Literal["none", "otel"],
+        BeforeValidator(_lower),
+        Variable("RELAY_TRACING", "none or otel (with the extra otel installed)", "Whether to make spans of updates."),
+    ] = "none"
+
+
+class Settings(_Group):
+    """All settings."""
+
+    nats: NatsSettings = NatsSettings()
+    facilitator: FacilitatorSettings = FacilitatorSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
+
+    def require_facilitator(self) -> Self:
+        """These settings, if they suffice to reach the Facilitator; for the commands that do.
+
+        Raises ConfigurationError if the URL is missing, or the hotkey file that hotkey authentication needs.
+        """
+        if not self.facilitator.url:
+            raise _refusal("RELAY_FACILITATOR_URL", "")
+        if self.facilitator.auth == "hotkey" and self.facilitator.hotkey_file is None:
+            raise _refusal("RELAY_FACILITATOR_HOTKEY_FILE", "")
+        return self
+
+
+_GROUPS: Final[Mapping[str, type[_Group]]] = {
+    "nats": NatsSettings,
+    "facilitator": FacilitatorSettings,
+    "delivery": DeliverySettings,
+    "http": HttpSettings,
+    "log": LogSettings,
+    "tracing": TracingSettings,
+}
+
+
+class _Setting(NamedTuple):
+    group: str
+    field: str
+    default: Any
+    variable: Variable
+
+
+def _settings() -> Iterator[_Setting]:
+    for group, kind in _GROUPS.items():
+        for field, info in kind.model_fields.items():
+            variable = next(mark for mark in info.metadata if isinstance(mark, Variable))
+            yield _Setting(group, field, info.default, variable)
+
+
+_BY_VARIABLE: Final = {setting.variable.name: setting for setting in _settings()}
+
+
+def settings_table() -> list[SettingRow]:
+    """Every setting in the order of the groups, for the README's configuration table."""
+    return [
+        SettingRow(name, _as_text(setting.default), setting.variable.allowed, setting.variable.description)
+        for name, setting in _BY_VARIABLE.items()
+    ]
+
+
+def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env") -> Settings:
+    """The settings that `environ` (the process's environment if None) and `env_file` give; `environ` wins.
+
+    An empty variable counts as unset, and so does a missing file. Raises ConfigurationError for the first variable
+    that is unknown, has a value that is not allowed, or lacks its companion.
+    """
+    given = _read_env_file(env_file) | dict(os.environ if environ is None else environ)
+    given = {name: value for name, value in given.items() if name.startswith(PREFIX) and value}
+    _refuse_unknown(given)
+    settings = Settings.model_validate({group: _fill(group, given) for group in _GROUPS})
+    _refuse_contradictions(settings)
+    return settings
+
+
+def _read_env_file(path: str | Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    # Imported here because a job runner, which imports this module with `relay.producer`, reads no such file.
+    from pydantic_settings import BaseSettings, DotEnvSettingsSource  # noqa: PLC0415
+
+    try:
+        source = DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8", case_sensitive=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(str(path), str(error), "a readable UTF-8 file of NAME=value lines") from error
+    return {name: value for name, value in source.env_vars.items() if value is not None}
+
+
+def _refuse_unknown(given: Mapping[str, str]) -> None:
+    for name, value in given.items():
+        if name in _BY_VARIABLE or _is_service_link(name, value):
+            continue
+        nearest = difflib.get_close_matches(name, _BY_VARIABLE, n=1, cutoff=0)[0]
+        raise ConfigurationError(ascii(name)[1:-1], "***", f"there is no such setting; the nearest name is {nearest}")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    # Kubernetes sets RELAY_SERVICE_HOST, RELAY_PORT=tcp://... and the like in every pod beside a Service named "relay".
+    return bool(_SERVICE_LINK_NAME.search(name) or _SERVICE_LINK_VALUE.match(value))
+
+
+def _fill(group: str, given: Mapping[str, str]) -> _Group:
+    variables = {setting.field: name for name, setting in _BY_VARIABLE.items() if setting.group == group}
+    texts = {field: given[name] for field, name in variables.items() if name in given}
+    try:
+        return _GROUPS[group].model_validate(texts)
+    except ValidationError as error:
+        name = variables[str(error.errors(include_context=False)[0]["loc"][0])]
+        raise _refusal(name, given[name]) from None
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    nats, delivery = settings.nats, settings.delivery
+    if (nats.user is None) != (nats.password is None):
+        raise _refusal("RELAY_NATS_PASSWORD" if nats.password is None else "RELAY_NATS_USER", "")
+    if (nats.cert_file is None) != (nats.key_file is None):
+        raise _refusal("RELAY_NATS_KEY_FILE" if nats.key_file is None else "RELAY_NATS_CERT_FILE", "")
+    if delivery.backoff_max_s < delivery.backoff_initial_s:
+        raise _refusal("RELAY_BACKOFF_MAX", _as_text(delivery.backoff_max_s))
+
+
+def _refusal(name: str, value: str) -> ConfigurationError:
+    # What can be refused for its value and hold a secret: an address, and a file's content in the place of its path.
+    if name.endswith(("_CREDS", "_FILE")) and (len(value) > _LONGEST_PATH or not value.isprintable()):
+        value = "***"
+    if name.endswith("_URL") and "@" in value:
+        value = "***@" + value.rpartition("@")[2]
+    return ConfigurationError(name, value, _BY_VARIABLE[name].variable.allowed)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

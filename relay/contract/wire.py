@@ -1,0 +1,381 @@
+"""The bytes on the hot path: updates decoded into typed structs once, and what the Facilitator sends us.
+
+Decoders are built at import. `decode` trusts nothing that a producer may have written, and never raises.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, cast, get_args
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+from pydantic_core.core_schema import ErrorType
+
+from relay.contract.model import INT32_MAX, INT32_MIN, MESSAGE_TYPE, JobStatus
+from relay.contract.subjects import Reason, is_job_uuid
+
+MAX_FRAME_BYTES: Final = 16_777_216
+"""The largest frame that the Facilitator takes; it closes the connection with 1009 on a larger one."""
+HEARTBEAT: Final = '{"message_type":"V0Heartbeat"}'
+PYDANTIC_ERROR_TYPES: Final = frozenset[str](get_args(ErrorType))
+"""The error types with which the Facilitator refuses a message that does not fit its schema."""
+
+_MAX_DEPTH: Final = 200
+_MAX_ERROR_CHARS: Final = 500
+_MOST_TOLD: Final = 3
+_MAX_ECHO_CHARS: Final = 60
+_STATUSES: Final = frozenset[str](JobStatus)
+_NEEDS_METADATA: Final = frozenset[str]({JobStatus.COMPLETED, JobStatus.STREAMING_READY})
+_ANY_UUID: Final = TypeAdapter(UUID)
+# Backslashes pair up from the start of their run, so an even number of them before \u0000 makes it a NUL.
+_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+class Repair(StrEnum):
+    """What `decode` mended in an update, because it would only hurt as it was."""
+
+    MESSAGE_TYPE_ADDED = "message_type_added"
+    UUID_RESPELLED = "uuid_respelled"
+    METADATA_ADDED = "metadata_added"
+    NUL_REPLACED = "nul_replaced"
+
+
+class Frame(Struct, frozen=True, gc=False):
+    """An update fit to be sent as one text frame.
+
+    `text` is UTF-8 JSON: the producer's own bytes object unless an envelope or a repair changed it.
+    """
+
+    text: bytes
+    status: str
+    repairs: tuple[Repair, ...] = ()
+
+
+class Fault(Struct, frozen=True, gc=False):
+    """Why a body must not be sent. `error` is one sentence in printable ASCII, at most 500 characters."""
+
+    reason: Reason
+    error: str
+
+
+class _MinerResponse(Struct, frozen=True, gc=False):
+    docker_process_stderr: str
+    docker_process_stdout: str
+    artifacts: dict[str, str] | None = None
+    upload_results: dict[str, str] | None = None
+
+
+class _JobRejectionDetails(Struct, frozen=True, gc=False):
+    rejected_by: str
+    reason: str
+    message: str
+    context: dict[str, Raw] | None = None
+
+
+class _JobFailureDetails(Struct, frozen=True, gc=False):
+    reason: str
+    stage: str
+    message: str
+    context: dict[str, Raw] | None = None
+    docker_process_exit_status: int | None = None
+    docker_process_stdout: str | None = None
+    docker_process_stderr: str | None = None
+
+
+class _HordeFailureDetails(Struct, frozen=True, gc=False):
+    reported_by: str
+    reason: str
+    message: str
+    context: dict[str, Raw] | None = None
+
+
+class _StreamingDetails(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    streaming_server_cert: str | None = None
+    streaming_server_address: str | None = None
+    streaming_server_port: Annotated[int, Meta(ge=INT32_MIN, le=INT32_MAX)] | None = None
+
+
+class _Metadata(Struct, frozen=True, gc=False):
+    miner_response: _MinerResponse | None = None
+    job_rejection_details: _JobRejectionDetails | None = None
+    job_failure_details: _JobFailureDetails | None = None
+    horde_failure_details: _HordeFailureDetails | None = None
+    streaming_details: _StreamingDetails | None = None
+
+
+class _Update(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    uuid: str
+    status: Any  # judged by hand: a status that is no text is an unknown status, not a broken schema
+    message_type: Literal["V0JobStatusUpdate"] | UnsetType = UNSET
+    metadata: _Metadata | None = None
+
+
+class _Envelope(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    type: Literal["job_status_update"]
+    payload: _Update
+
+
+class _RawEnvelope(Struct, frozen=True, gc=False):
+    payload: Raw
+
+
+class _RawUpdate(Struct, frozen=True, gc=False, kw_only=True):
+    """An update whose metadata stays the bytes it came in: a rewrite must not round or reorder them."""
+
+    message_type: str = MESSAGE_TYPE
+    uuid: str
+    status: str
+    metadata: Raw = Raw(b"null")
+
+
+_UPDATE: Final = msgspec.json.Decoder(_Update)
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_RAW_UPDATE: Final = msgspec.json.Decoder(_RawUpdate)
+_RAW_ENVELOPE: Final = msgspec.json.Decoder(_RawEnvelope)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class _Unfit(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, reason: Reason, error: str) -> None:
+        self.reason = reason
+        self.error = error
+        super().__init__(error)
+
+
+def decode(body: bytes, token: str) -> Frame | Fault:
+    """What to send for an update published with `body` for the job `token` of its subject, or why nothing is sent.
+
+    Accepts the bare update and the envelope `{"type":"job_status_update","payload":{...}}`. Never raises.
+    """
+    try:
+        return _decode(body, token)
+    except _Unfit as unfit:
+        return Fault(unfit.reason, _one_line(unfit.error))
+    except RecursionError:
+        return Fault(Reason.INVALID_JSON, "not JSON that every reader understands alike: nested too deep")
+
+
+def _decode(body: bytes, token: str) -> Frame:
+    _check_size(body)
+    if not is_job_uuid(token):
+        wanted = "a UUID in lower case with hyphens, as in job.status.123e4567-e89b-42d3-a456-426614174000"
+        raise _Unfit(Reason.INVALID_UUID, f"the subject ends in {_echo(token)}, but must end in {wanted}")
+    text, nuls = _ESCAPED_NUL.subn(rb"\1\\ufffd", body) if b"\\u0000" in body else (body, 0)
+    update, text = _typed(text)
+    _check_status(update.status)
+    repairs = _repairs(update, token)
+    if repairs:
+        text = _rewritten(text, token, fill_metadata=Repair.METADATA_ADDED in repairs)
+        _check_size(text)
+    if nuls:
+        repairs += (Repair.NUL_REPLACED,)
+    return Frame(text, update.status, repairs)
+
+
+def _check_size(text: bytes) -> None:
+    if len(text) > MAX_FRAME_BYTES:
+        limit = f"the Facilitator takes at most {MAX_FRAME_BYTES}"
+        raise _Unfit(Reason.TOO_LARGE, f"the update has {len(text)} bytes, {limit}: shorten its output")
+
+
+def _typed(text: bytes) -> tuple[_Update, bytes]:
+    """The update in `text` and its own bytes, which differ from `text` if that is an envelope."""
+    tree = _parse(text)
+    try:
+        if "payload" not in tree:
+            return _UPDATE.decode(text), text
+        return _ENVELOPE.decode(text).payload, bytes(_RAW_ENVELOPE.decode(text).payload)
+    except msgspec.ValidationError as error:
+        raise _Unfit(Reason.INVALID_SCHEMA, f"not a job status update: {error}") from None
+    except msgspec.DecodeError as error:  # what `_parse` lets through: lone surrogates
+        raise _Unfit(Reason.INVALID_JSON, f"not JSON: {error}") from None
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The JSON object in `text`, refused where parsers differ about it or the Facilitator would choke.
+
+    msgspec alone is not enough: it lets pass what it skips, which is invalid UTF-8 and numbers past every float
+    in open metadata, and of duplicate keys it keeps the last.
+    """
+    try:
+        document = text.decode()
+        # Only as many levels as brackets: the usual update is shallow without a look at its structure.
+        if document.count("{") + document.count("[") > _MAX_DEPTH:
+            from_json(text)  # the Facilitator reads with pydantic, so the depth that pydantic takes is the limit
+        tree = _SCANNER.decode(document)
+    except ValueError as error:
+        raise _Unfit(Reason.INVALID_JSON, f"not JSON that every reader understands alike: {error}") from None
+    if not isinstance(tree, dict):
+        raise _Unfit(Reason.INVALID_JSON, f"not a JSON object, but {_kind(tree)}")
+    return cast("dict[str, Any]", tree)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {_echo(twice)} occurs twice in one object")
+    return members
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"the number {_echo(number)} is too large for a float")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_SCANNER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
+
+
+def _check_status(status: Any) -> None:
+    if not isinstance(status, str) or status not in _STATUSES:
+        shown = _echo(status) if isinstance(status, str) else _kind(status)
+        known = " ".join(JobStatus)
+        raise _Unfit(Reason.UNKNOWN_STATUS, f"status is {shown} - at `$.status`; it must be one of: {known}")
+
+
+def _repairs(update: _Update, token: str) -> tuple[Repair, ...]:
+    repairs: tuple[Repair, ...] = ()
+    if update.uuid != token:
+        _check_same_job(update.uuid, token)
+        repairs += (Repair.UUID_RESPELLED,)
+    if update.message_type is UNSET:
+        repairs += (Repair.MESSAGE_TYPE_ADDED,)
+    if update.metadata is None and update.status in _NEEDS_METADATA:
+        repairs += (Repair.METADATA_ADDED,)
+    return repairs
+
+
+def _check_same_job(uuid: str, token: str) -> None:
+    try:
+        job = str(_ANY_UUID.validate_python(uuid))
+    except ValidationError:
+        raise _Unfit(Reason.INVALID_UUID, f"{_echo(uuid)} is not a UUID - at `$.uuid`") from None
+    if job != token:
+        raise _Unfit(Reason.UUID_MISMATCH, f"the subject names job {token}, the body job {job} - at `$.uuid`")
+
+
+def _rewritten(text: bytes, token: str, *, fill_metadata: bool) -> bytes:
+    update = _RAW_UPDATE.decode(text)
+    metadata = Raw(b"{}") if fill_metadata else update.metadata
+    return _ENCODER.encode(_RawUpdate(uuid=token, status=update.status, metadata=metadata))
+
+
+def _kind(value: Any) -> str:
+    names = ((dict, "an object"), (list, "an array"), (str, "text"), (bool, "a boolean"), (type(None), "null"))
+    return next((name for kind, name in names if isinstance(value, kind)), "a number")
+
+
+def _echo(text: str) -> str:
+    return f"'{text}'" if len(text) <= _MAX_ECHO_CHARS else f"'{text[:_MAX_ECHO_CHARS]}...'"
+
+
+def _one_line(text: str) -> str:
+    """`text` fit for a NATS header: printable ASCII, bounded."""
+    escaped = text[:_MAX_ERROR_CHARS].encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= _MAX_ERROR_CHARS else escaped[: _MAX_ERROR_CHARS - 3] + "..."
+
+
+class ReplyError(Struct, frozen=True, gc=False):
+    """One error of a reply: its `type` is what to judge by, its `msg` (one line, bounded) is for people."""
+
+    type: str
+    msg: str
+
+
+class Reply(Struct, frozen=True, gc=False):
+    """The Facilitator's answer to the oldest unanswered message of its connection."""
+
+    status: Literal["success", "error"]
+    errors: tuple[ReplyError, ...] = ()
+
+    @property
+    def complaint(self) -> str:
+        """Its errors in words, on one line and bounded: there is one, but for broken messages. Empty without any."""
+        return "; ".join(f"{error.type}: {error.msg}" for error in self.errors[:_MOST_TOLD])
+
+
+class PushKind(StrEnum):
+    REQUEST = "request"
+    CHEATED = "cheated"
+    OTHER = "other"
+
+
+class Push(Struct, frozen=True, gc=False):
+    """A message that the Facilitator sent of its own accord. `token` is its job, or `unknown`."""
+
+    kind: PushKind
+    token: str
+    message_type: str
+
+
+class _IncomingError(Struct, frozen=True, gc=False):
+    type: str = ""
+    msg: str = ""
+
+
+class _Incoming(Struct, frozen=True, gc=False):
+    message_type: Any = UNSET
+    status: Any = None
+    errors: Raw = Raw(b"[]")
+    uuid: Any = None
+    job_uuid: Any = None
+
+
+_INCOMING: Final = msgspec.json.Decoder(_Incoming)
+_ERRORS: Final = msgspec.json.Decoder(tuple[_IncomingError, ...])
+_PUSH_KINDS: Final = {"V2JobRequest": PushKind.REQUEST, "V0JobCheated": PushKind.CHEATED}
+
+
+def decode_incoming(text: str | bytes) -> Reply | Push | None:
+    """What the Facilitator sent: a push if it has a `message_type`, else a reply; None if it is neither."""
+    try:
+        message = _INCOMING.decode(text)
+        if message.message_type is UNSET:
+            return _reply(message)
+    except (ValueError, RecursionError):
+        return None
+    return _push(message)
+
+
+def _reply(message: _Incoming) -> Reply | None:
+    if message.status not in ("success", "error"):
+        return None
+    try:
+        errors = _ERRORS.decode(message.errors)
+    except msgspec.DecodeError:
+        errors = ()  # still a reply: to overlook it would pair every later one with the wrong update
+    return Reply(message.status, tuple(ReplyError(_one_line(error.type), _one_line(error.msg)) for error in errors))
+
+
+def _push(message: _Incoming) -> Push | None:
+    if not isinstance(message.message_type, str):
+        return None
+    kind = _PUSH_KINDS.get(message.message_type, PushKind.OTHER)
+    token = message.job_uuid if kind is PushKind.CHEATED else message.uuid
+    known = token[:_MAX_ECHO_CHARS] if isinstance(token, str) and token else "unknown"
+    return Push(kind, known, message.message_type[:_MAX_ECHO_CHARS])
+
+
+def authentication_request(public_key_hex: str, signature_hex: str) -> str:
+    """The first message on a connection: the hotkey's public key and its signature of the key's raw bytes.
+
+    Both in hexadecimal, with or without `0x`; the Facilitator wants that prefix on the signature and not on the key.
+    """
+    message = {
+        "message_type": "V0AuthenticationRequest",
+        "public_key": public_key_hex.removeprefix("0x"),
+        "signature": f"0x{signature_hex.removeprefix('0x')}",
+    }
+    return json.dumps(message, separators=(",", ":"))

@@ -1,0 +1,83 @@
+"""Can NATS be reached, server by server, and does it have what the relay needs?"""
+
+import asyncio
+from typing import Any, Final
+
+from nats.aio.client import Client
+
+from relay.contract.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer
+from relay.contract.settings import DeliverySettings, NatsSettings, shown_address
+from relay.doctor.findings import Finding, Verdict, fail, ok, warn
+from relay.doctor.state import FULL, NEARLY_FULL, size
+from relay.nats.connection import api_request, close, connect, require_server
+from relay.topology.provision import check, topology_of
+
+NATS: Final = "nats"
+TOPOLOGY: Final = "topology"
+ACCOUNT: Final = "account"
+_CONNECT_TIMEOUT_S: Final = 3.0
+_CLOSE_TIMEOUT_S: Final = 1.0
+
+
+async def open_client(settings: NatsSettings) -> Client:
+    """A connection for the doctor. Raises BrokerUnavailable, in bounded time, and ConfigurationError."""
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            return await connect(settings, name="relay-doctor")
+    except TimeoutError as error:
+        servers = list(map(shown_address, settings.urls))
+        raise BrokerUnavailable(servers, f"no connection within {_CONNECT_TIMEOUT_S:g} s") from error
+
+
+async def check_server(settings: NatsSettings, url: str) -> Finding:
+    """One server of the list: reachable, let in, new enough, with JetStream."""
+    where = shown_address(url)
+    try:
+        client = await open_client(settings.model_copy(update={"urls": (url,)}))
+    except (BrokerUnavailable, ConfigurationError) as error:
+        cause = error.cause if isinstance(error, BrokerUnavailable) else str(error)
+        return fail(NATS, f"{where}: {cause}", "check RELAY_NATS_URL, that server, and the NATS credentials")
+    try:
+        await require_server(client)
+    except UnsuitableServer as error:
+        return fail(NATS, error.problem, error.remedy)
+    except BrokerUnavailable as error:
+        return fail(NATS, f"{where}: {error.cause}", "look after that server, and whether this user may use JetStream")
+    else:
+        server = client.connected_server_version
+        version = f"{server.major}.{server.minor}.{server.patch}"
+        return ok(NATS, f"{where}: nats-server {version}, JetStream, messages of up to {size(client.max_payload)}")
+    finally:
+        await close(client, _CLOSE_TIMEOUT_S)
+
+
+def judge_servers(findings: list[Finding]) -> list[Finding]:
+    """With one server at work, that others are away is no failure yet."""
+    if all(finding.verdict is Verdict.FAIL for finding in findings):
+        return findings
+    return [
+        warn(NATS, finding.found, finding.remedy) if finding.verdict is Verdict.FAIL else finding
+        for finding in findings
+    ]
+
+
+async def check_topology(client: Client, settings: DeliverySettings) -> Finding:
+    """What `relay provision --check` finds."""
+    plan = await check(client, topology_of(settings))
+    if plan.in_place:
+        return ok(TOPOLOGY, "streams, consumers and the lease bucket are as these settings ask")
+    remedy = "run `relay provision`, with the settings that the relays have"
+    return fail(TOPOLOGY, "; ".join(plan.differences), remedy)
+
+
+async def check_account(client: Client) -> Finding:
+    """What the NATS account may store, and how much of that is used."""
+    info: dict[str, Any] = await api_request(client, "$JS.API.INFO")
+    used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
+    if limit <= 0:
+        return ok(ACCOUNT, f"{size(used)} stored; it has no limit of its own, the server's shows in its configuration")
+    found = f"{size(used)} of {size(limit)} stored ({used / limit:.0%})"
+    if used < NEARLY_FULL * limit:
+        return ok(ACCOUNT, found)
+    verdict = Verdict.FAIL if used >= FULL * limit else Verdict.WARN
+    return Finding(ACCOUNT, verdict, found, "when it is full, publishes are refused: raise the limit, or make room")

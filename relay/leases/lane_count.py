@@ -1,0 +1,65 @@
+"""Whether the status stream still has as many lanes as the relay goes by: they can be changed while it runs."""
+
+import asyncio
+from typing import Final
+
+from nats.aio.client import Client
+
+from relay.contract.errors import RelayError
+from relay.contract.subjects import STATUS_STREAM, api_stream_info, lanes_of_transform
+from relay.nats.connection import api_request
+from relay.observability.logs import get_logger
+
+_log = get_logger(__name__)
+
+_LOOK_EVERY_S: Final = 5.0
+_TIMEOUT_S: Final = 1.0
+
+
+class LaneCount:
+    """Compares the lanes of the stream with `lanes`, those of the relay, again and again."""
+
+    def __init__(self, client: Client, lanes: int) -> None:
+        self.trouble: str | None = None
+        """How they differ and what to do, in words for an operator; None if they do not."""
+        self._client = client
+        self._lanes = lanes
+
+    async def run(self) -> None:
+        """Look every few seconds, until cancelled."""
+        while True:
+            await self._look()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _look(self) -> None:
+        try:
+            info = await api_request(self._client, api_stream_info(STATUS_STREAM), timeout_s=_TIMEOUT_S)
+        except RelayError:
+            return  # who pulls from the stream says what is wrong with it
+        trouble = self._judge(lanes_of_transform(info["config"].get("subject_transform")))
+        if trouble == self.trouble:
+            return
+        if trouble is None:
+            _log.info(f"stream {STATUS_STREAM} has the lanes of this relay again", lanes=self._lanes)
+        else:
+            _log.error(trouble)
+        self.trouble = trouble
+
+    def _judge(self, found: int | None) -> str | None:
+        if found == self._lanes:
+            return None
+        if found is None:
+            return (
+                f"stream {STATUS_STREAM} files updates in no lanes any more, where no relay sees them; "
+                "run `relay provision`"
+            )
+        few, many = sorted((found, self._lanes))
+        meaning = "updates wait for relays that know them" if found == many else "there are no updates any more"
+        return (
+            f"stream {STATUS_STREAM} has {found} lanes now, and this relay goes by {self._lanes}: "
+            f"in {_range(few, many)} {meaning}; restart every relay with RELAY_LANES={found}"
+        )
+
+
+def _range(few: int, many: int) -> str:
+    return f"lane {few}" if many - few == 1 else f"lanes {few} to {many - 1}"

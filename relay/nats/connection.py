@@ -1,0 +1,323 @@
+"""One NATS connection: how it is made, watched and closed, and the two requests that everything else is made of."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+from urllib.parse import ParseResult
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+
+from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
+from relay.contract.settings import NatsSettings, shown_address
+from relay.nats.credentials import sign_in
+from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
+from relay.nats.frames import FrameClient
+from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
+from relay.observability.logs import get_logger
+
+OLDEST_SERVER: Final = (2, 11, 0)
+"""The first nats-server with per-message TTLs, which the lease bucket is made with."""
+
+_TIMING: Final[dict[str, Any]] = {
+    # Seconds. A dead peer is found after three pings; with nats-py's default of 120 s each, lanes would stand still.
+    "ping_interval": 5,
+    "max_outstanding_pings": 2,
+    "connect_timeout": 2,
+    "reconnect_time_wait": 0.25,
+    "max_reconnect_attempts": -1,
+}
+_log = get_logger(__name__, guest=True)
+
+
+class _ErrorAnswer(msgspec.Struct, frozen=True):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _PublishAnswer(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _ErrorAnswer | None = None
+
+
+_encode_request = msgspec.json.Encoder().encode
+_decode_answer = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_publish_answer = msgspec.json.Decoder(_PublishAnswer).decode
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """The server's word that a message is stored: where, and whether it was there already (same `Nats-Msg-Id`)."""
+
+    stream: str
+    sequence: int
+    duplicate: bool
+
+
+class Answer(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+
+class Requester(Protocol):
+    """As much of a client as requests take."""
+
+    @property
+    def is_connected(self) -> bool: ...
+    @property
+    def connected_url(self) -> ParseResult | None: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def last_error(self) -> Exception | None: ...
+
+    def new_inbox(self) -> str: ...
+    def request(
+        self, subject: str, payload: bytes = ..., timeout: float = ..., *, headers: dict[str, str] | None = ...
+    ) -> Awaitable[Answer]: ...
+
+
+async def connect(
+    settings: NatsSettings,
+    *,
+    name: str,
+    on_disconnected: Callable[[], None] | None = None,
+    on_reconnected: Callable[[], None] | None = None,
+    on_closed: Callable[[], None] | None = None,
+) -> FrameClient:
+    """A client that is connected now and reconnects for ever; end it with `close`.
+
+    The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or
+    because the server threw it out (credentials withdrawn, a violation). `name` shows in the server's connections.
+
+    Raises BrokerUnavailable when each server has been tried once in vain, ConfigurationError for credentials or
+    certificates that cannot be used.
+    """
+    client = FrameClient()
+    events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
+    try:
+        await client.connect(
+            servers=list(settings.urls),
+            name=name,
+            error_cb=events.failed,
+            disconnected_cb=events.disconnected,
+            reconnected_cb=events.reconnected,
+            closed_cb=events.closed,
+            **_TIMING,
+            **sign_in(settings),
+        )
+    except BaseException as error:
+        abort(client)
+        if isinstance(error, nats.errors.Error | ValueError | ImportError):
+            raise BrokerUnavailable(events.servers, _describe(error)) from error
+        raise
+    events.connected = True
+    bound_closing(client)
+    return client
+
+
+async def close(client: Client, timeout_s: float = 5.0) -> None:
+    """Send what is buffered, acknowledgements included, and close: in every state, within three times `timeout_s`.
+
+    With the server away nobody takes what is buffered: it is lost then, and the server redelivers.
+    (`Client.drain` raises while reconnecting, and which subscriptions to drain is for their owners to say.)
+    """
+    if client.is_connected:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client.flush()
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            _log.warning("closing the NATS connection without having sent everything", error=_describe(error))
+    try:
+        async with asyncio.timeout(timeout_s):
+            await end_reconnect(client)
+            await client.close()
+    except (nats.errors.Error, TimeoutError, OSError, RuntimeError) as error:
+        # RuntimeError: how uvloop refuses what nats-py still wants to write to a socket that is gone.
+        _log.warning("a NATS socket did not close and was aborted", error=_describe(error))
+        abort(client)
+
+
+async def api_request(
+    client: Requester, subject: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = 5.0
+) -> dict[str, Any]:
+    """One request to JetStream's API and its answer, both as parsed JSON.
+
+    Raises JetStreamError if the server answers with an error, UnsuitableServer if it runs without JetStream,
+    BrokerUnavailable if it is away or silent: the request may or may not have been carried out then, unless it is
+    NotPermitted.
+    """
+    url = client.connected_url  # it has none any more when the connection is lost
+    if not client.is_connected:
+        # nats-py would buffer the request, and the server would carry it out after the caller has given up.
+        raise BrokerUnavailable(_servers(url), f"not connected, so {subject} was not sent")
+    try:
+        answer = await client.request(subject, _encode_request(body) if body else b"", timeout=timeout_s)
+        stay_cancelled()
+        parsed = _decode_answer(answer.data)
+    except nats.errors.NoRespondersError as error:
+        raise _without_jetstream(_servers(url)) from error
+    except TimeoutError as error:
+        if (refusal := _refusal(client, subject)) is not None:
+            raise NotPermitted(_servers(url), refusal) from error
+        raise BrokerUnavailable(_servers(url), f"no answer to {subject} within {timeout_s:g} s") from error
+    except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
+        raise BrokerUnavailable(_servers(url), f"{subject}: {_describe(error)}") from error
+    if "error" in parsed:
+        refused = msgspec.convert(parsed["error"], _ErrorAnswer)
+        if refused.err_code in NO_JETSTREAM:
+            raise _without_jetstream(_servers(url))
+        if refused.err_code == NO_LEADER:
+            raise BrokerUnavailable(_servers(url), f"{subject}: {refused.description}")
+        raise JetStreamError(subject, refused.code, refused.err_code, refused.description)
+    return parsed
+
+
+async def publish_confirmed(
+    client: Requester,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str] | None = None,
+    *,
+    timeout_s: float = 5.0,
+) -> PubAck:
+    """Publish and wait for the stream's PubAck.
+
+    Raises JetStreamError if the server refuses the message (full stream, too large: TOO_LARGE), PublishUnconfirmed if
+    nobody vouches for it: it may or may not be stored, so publish it again, with the same `Nats-Msg-Id`.
+    """
+    size = len(payload) + _headers_size(headers)
+    if size > client.max_payload:
+        # The server would end the connection over it, and nats-py would then close the client for good.
+        problem = f"{size} bytes with headers are more than the server's max_payload of {client.max_payload}"
+        raise JetStreamError(f"publish on {subject}", 400, TOO_LARGE, problem)
+    if not client.is_connected:
+        raise PublishUnconfirmed(subject, "there is no connection to NATS; it was not sent")
+    try:
+        answer = await client.request(subject, payload, timeout=timeout_s, headers=headers)
+        stay_cancelled()
+        ack = _decode_publish_answer(answer.data)
+    except nats.errors.NoRespondersError as error:
+        cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
+        raise PublishUnconfirmed(subject, cause) from error
+    except TimeoutError as error:
+        cause = _refusal(client, subject) or f"no PubAck within {timeout_s:g} s"
+        raise PublishUnconfirmed(subject, cause) from error
+    except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
+        raise PublishUnconfirmed(subject, _describe(error)) from error
+    if ack.error is not None and ack.error.err_code == IN_PROCESS:
+        raise PublishUnconfirmed(subject, f"{ack.error.description} (err_code {IN_PROCESS})")
+    if ack.error is not None:
+        raise JetStreamError(f"publish on {subject}", ack.error.code, ack.error.err_code, ack.error.description)
+    if not ack.stream:
+        raise PublishUnconfirmed(subject, f"the answer is not a PubAck: {answer.data[:80]!r}")
+    return PubAck(ack.stream, ack.seq, ack.duplicate)
+
+
+async def require_server(client: Client) -> None:
+    """Raise UnsuitableServer unless the server that `client` is connected to is new enough and runs JetStream.
+
+    Only that server is asked, not the others of its cluster.
+    """
+    server, needed = client.connected_server_version, ".".join(map(str, OLDEST_SERVER))
+    try:
+        version = (server.major, server.minor, server.patch)
+    except ValueError as error:
+        raise UnsuitableServer(f"nats-server says that its version is {server}", f"{needed} is needed") from error
+    if version < OLDEST_SERVER:
+        found = ".".join(map(str, version))
+        raise UnsuitableServer(
+            f"nats-server {found} at {', '.join(_servers(client.connected_url))} is too old",
+            f"the relay needs {needed} or newer: upgrade the server",
+        )
+    await api_request(client, "$JS.API.INFO")
+
+
+@dataclass(slots=True)
+class _Events:
+    """What nats-py reports: logged, and passed on."""
+
+    client: Client
+    urls: Sequence[str]
+    on_disconnected: Callable[[], None] | None
+    on_reconnected: Callable[[], None] | None
+    on_closed: Callable[[], None] | None
+    connected: bool = False
+    failures: list[str] = field(default_factory=list[str])
+
+    @property
+    def servers(self) -> list[str]:
+        return [shown_address(url) for url in self.urls]
+
+    async def failed(self, error: Exception) -> None:
+        problem = _describe(error)
+        if not self.connected:
+            self._give_up_after_one_round(problem, error)
+        elif problem not in self.failures:
+            # An outage repeats itself four times a second: each problem is said once until the connection is back.
+            self.failures.append(problem)
+            _log.warning("NATS trouble", error=problem)
+
+    def _give_up_after_one_round(self, problem: str, error: Exception) -> None:
+        # Raising out of the callback is the one way to end nats-py's first round: with unlimited attempts it goes on
+        # for ever, and with limited ones it forgets the servers that were away, also for later reconnects.
+        self.failures.append(problem)
+        if len(self.failures) >= len(self.urls):
+            raise BrokerUnavailable(self.servers, "; ".join(dict.fromkeys(self.failures))) from error
+
+    async def disconnected(self) -> None:
+        if self.client.is_closed:
+            return  # by us, or `closed` says so
+        _log.warning("disconnected from NATS; reconnecting")
+        if self.on_disconnected is not None:
+            self.on_disconnected()
+
+    async def reconnected(self) -> None:
+        self.failures.clear()
+        _log.info("connected to NATS again")
+        if self.on_reconnected is not None:
+            self.on_reconnected()
+
+    async def closed(self) -> None:
+        error = self.client.last_error
+        _log.info("the NATS connection is closed", last_error=_describe(error) if error else None)
+        if self.on_closed is not None:
+            self.on_closed()
+
+
+def _refusal(client: Requester, subject: str) -> str | None:
+    """What the server said last, if that is why a request on `subject` goes unanswered: it is not permitted."""
+    said = str(client.last_error).removeprefix("nats: ")
+    if not said.startswith("permissions violation"):
+        return None
+    inbox = client.new_inbox().rpartition(".")[0]
+    refusals = (f'for publish to "{subject}"', f'for subscription to "{inbox}.')
+    return said if any(each.lower() in said for each in refusals) else None  # nats-py hands it on in lower case
+
+
+def _headers_size(headers: dict[str, str] | None) -> int:
+    if not headers:
+        return 0
+    text = len("".join([*headers, *headers.values()]).encode())
+    return len("NATS/1.0\r\n") + text + len(headers) * len(": \r\n") + len("\r\n")
+
+
+def _servers(url: ParseResult | None) -> list[str]:
+    return [shown_address(url.geturl())] if url else ["no server"]
+
+
+def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:
+    return UnsuitableServer(
+        f"JetStream is not enabled on the nats-server at {', '.join(servers)}, or not for this account",
+        "start the server with `nats-server -js` or a `jetstream` block in its configuration",
+    )
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "timed out"
+    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__

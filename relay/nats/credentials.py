@@ -1,0 +1,69 @@
+"""How a client signs in at NATS, and whom it trusts: files and settings as options of nats-py."""
+
+import re
+import ssl
+from pathlib import Path
+from typing import Any, Final
+
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import NatsSettings
+
+_USER_SEED: Final = re.compile(rb"SUA[A-Z2-7]{55}")
+_CREDENTIALS: Final = re.compile(
+    rb"-+BEGIN NATS USER JWT-+\n[\w.-]+\n.*-+BEGIN USER NKEY SEED-+\n" + _USER_SEED.pattern + rb"\n", re.DOTALL
+)
+
+
+def sign_in(settings: NatsSettings) -> dict[str, Any]:
+    """The options of `Client.connect` that these settings ask for.
+
+    Raises ConfigurationError for credentials or certificates that cannot be used.
+    """
+    options: dict[str, Any] = {"user": settings.user, "inbox_prefix": settings.inbox_prefix}
+    if settings.password is not None:
+        options["password"] = settings.password.get_secret_value()
+    if settings.token is not None:
+        options["token"] = settings.token.get_secret_value()
+    if settings.creds is not None:
+        _require_credentials_file(settings.creds)
+        options["user_credentials"] = str(settings.creds)
+    if settings.nkey_file is not None:
+        _require_seed(settings.nkey_file)
+        options["nkeys_seed"] = str(settings.nkey_file)
+    if settings.ca_file or settings.cert_file:
+        options["tls"] = _tls(settings)
+    return options
+
+
+def _require_credentials_file(path: Path) -> None:
+    # nats-py looks for the line before the JWT until it finds it: without it, it would never return to the event loop.
+    # On a seed that is none it raises errors of nkeys, which nobody catches; and it takes each line less one character.
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError("RELAY_NATS_CREDS", str(path), f"a readable credentials file ({error})") from error
+    if not _CREDENTIALS.search(text):
+        allowed = "a credentials file with a user JWT and its NKey seed (SUA...), each on a line that ends as on Unix"
+        raise ConfigurationError("RELAY_NATS_CREDS", str(path), allowed)
+
+
+def _require_seed(path: Path) -> None:
+    # On anything else nats-py raises errors of nkeys, which nobody catches.
+    try:
+        seed = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), f"a readable file ({error})") from error
+    if not _USER_SEED.fullmatch(seed):
+        raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), "a file with the seed of a user's NKey (SUA...)")
+
+
+def _tls(settings: NatsSettings) -> ssl.SSLContext:
+    variable, path = "RELAY_NATS_CA_FILE", settings.ca_file
+    try:
+        context = ssl.create_default_context(cafile=path)
+        if settings.cert_file is not None:
+            variable, path = "RELAY_NATS_CERT_FILE", settings.cert_file
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(variable, str(path), f"a PEM file that fits its purpose ({error})") from error
+    return context

@@ -1,0 +1,52 @@
+"""How log lines look. Apart from logs.py, so that a job runner's program does not import structlog by the way."""
+
+import logging
+import sys
+from typing import Any, Final, Literal
+
+import structlog
+from structlog.typing import Processor
+
+_TIMESTAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def route(threshold: int, form: Literal["json", "console"]) -> None:
+    """Write what is at least as severe as `threshold` to standard error, the relay's own lines and its libraries'."""
+    rendering = _rendering(form)
+    structlog.configure(
+        processors=[_logger_name, structlog.processors.add_log_level, _TIMESTAMP, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    _route_libraries(threshold, rendering)
+
+
+def _rendering(form: Literal["json", "console"]) -> list[Processor]:
+    if form == "json":
+        # json of the standard library on purpose: it also writes lone surrogates, which faulty updates bring along.
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    # Plain tracebacks, because the pretty ones print local variables, and those may hold secrets.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _route_libraries(threshold: int, rendering: list[Processor]) -> None:
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[_logger_name, structlog.processors.add_log_level, _TIMESTAMP],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+    )
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [output]
+    root.setLevel(threshold)
+    # At debug it prints every frame: all updates, and the signature that signs in.
+    logging.getLogger("websockets").setLevel(max(threshold, logging.INFO))
+    logging.captureWarnings(capture=True)
+
+
+def _logger_name(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    record = event.get("_record")  # None if the line is the relay's own
+    event["logger"] = event.pop("logger_name") if record is None else record.name
+    return event

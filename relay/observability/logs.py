@@ -1,0 +1,67 @@
+"""Logs: one line per event on standard error, the relay's own and its libraries' in one form."""
+
+import logging
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from relay.contract.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def get_logger(name: str, *, guest: bool = False) -> "FilteringBoundLogger":
+    """The logger called `name`. It may be made at import: it takes its configuration when it is first used.
+
+    `guest` is for modules that also run in job runners' programs, where the relay does not decide how to log.
+
+    Each call on it costs about a microsecond even where the level is off. A hot path keeps `get_logger(name).bind()`
+    instead, made after `configure`, where that is a quarter.
+    """
+    return cast("FilteringBoundLogger", _Guest(name)) if guest else _structured(name)
+
+
+def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: A002 - named as in RELAY_LOG_FORMAT
+    """Log what is at least as severe as `level`, as JSON lines or as text for people. Call once, before logging.
+
+    Every line has `timestamp` (ISO 8601, UTC), `level`, `logger` and `event`; an exception is one field, `exception`.
+
+    Raises ConfigurationError if `level` is not debug, info, warning or error.
+    """
+    from relay.observability.log_lines import route  # noqa: PLC0415 - it brings structlog along
+
+    threshold = _LEVELS.get(level.lower())
+    if threshold is None:
+        raise ConfigurationError("RELAY_LOG_LEVEL", level, f"one of {', '.join(_LEVELS)}")
+    route(threshold, format)
+
+
+def _structured(name: str) -> "FilteringBoundLogger":
+    import structlog  # noqa: PLC0415 - which brings rich along, where that is installed
+
+    logger: FilteringBoundLogger = structlog.get_logger(logger_name=name)
+    return logger
+
+
+class _Guest:
+    """structlog's logger where that is in use, as in the relay's own processes; else the standard library's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, level: str) -> Any:
+        if "structlog" in sys.modules:
+            return getattr(_structured(self._name), level)
+        return partial(self._log, _LEVELS[level])
+
+    def _log(self, level: int, event: str, **fields: Any) -> None:
+        told = "".join(f" {name}={value!r}" for name, value in fields.items())
+        logging.getLogger(self._name).log(level, "%s%s", event, told)

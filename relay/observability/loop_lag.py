@@ -1,0 +1,19 @@
+"""How late the event loop is: everything that this process does waits for that long."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+_EVERY_S: Final = 0.1
+
+
+async def measure_loop_lag(lagged: Callable[[float], None]) -> None:
+    """Tell `lagged`, ten times a second, by how many seconds the loop was late in calling a timer; until cancelled.
+
+    uvloop's timers are good to about a millisecond.
+    """
+    while True:
+        due_s = time.monotonic() + _EVERY_S
+        await asyncio.sleep(_EVERY_S)
+        lagged(max(0.0, time.monotonic() - due_s))

@@ -1,0 +1,141 @@
+"""A span for each update, for OpenTelemetry: from its delivery until it is settled, in the trace of its `traceparent`.
+
+Where spans go and which are sampled is said by OpenTelemetry's own variables, `OTEL_EXPORTER_OTLP_ENDPOINT`,
+`OTEL_TRACES_SAMPLER` and their like. A thread of the SDK exports them; what does not fit into its queue
+(`OTEL_BSP_MAX_QUEUE_SIZE`) is dropped, so a collector that is away or slow holds up no update.
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import TracingSettings
+from relay.contract.subjects import STATUS_STREAM
+from relay.core.ports import InFlight
+from relay.core.trace import TraceContext, parse_traceparent, traceparent_of
+from relay.core.verdict import Outcome
+from relay.observability.logs import get_logger
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
+
+_log = get_logger(__name__)
+
+_LAST_SPANS_S: Final = 3.0
+_NS_PER_S: Final = 1_000_000_000
+_SPAN_NAME: Final = "relay job.status"
+_ONLY: Final = {
+    "OTEL_TRACES_EXPORTER": "otlp",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+}
+"""Variables of OpenTelemetry of which the relay knows one value only; unset they mean that."""
+
+
+def open_tracing(settings: TracingSettings, *, worker: str, version: str) -> "Tracing | None":
+    """What makes spans, or None if they are not wanted.
+
+    Raises ConfigurationError if the extra `otel` is not installed, or OpenTelemetry's variables cannot be used.
+    """
+    if settings.backend == "none":
+        return None
+    for name, only in _ONLY.items():
+        if (value := os.environ.get(name, only)) != only:
+            raise ConfigurationError(name, value, f"{only}, the one that the relay knows")
+    try:
+        return Tracing(_provider(worker, version), version)
+    except ImportError as error:
+        allowed = f"otel needs what the extra brings: pip install 'job-status-relay[otel]' ({error})"
+        raise ConfigurationError("RELAY_TRACING", settings.backend, allowed) from error
+    except ValueError as error:
+        allowed = f"OpenTelemetry refuses what one of the variables OTEL_* says ({error})"
+        raise ConfigurationError("RELAY_TRACING", settings.backend, allowed) from error
+
+
+class Tracing:
+    """Where the worker says what became of updates, to make spans of it; see SettlementObserver in core/ports.py."""
+
+    def __init__(self, provider: "TracerProvider", version: str) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("relay", version)
+
+    def settled(self, update: InFlight, outcome: Outcome) -> None:
+        """Make the span of an update that was just settled: only now is known what is to be told of it."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - where tracing is on, it is there
+
+        ended_ns = time.time_ns()
+        text = traceparent_of(update.delivery.headers)
+        span = self._tracer.start_span(
+            _SPAN_NAME,
+            context=_context(parse_traceparent(text) if text is not None else None),
+            kind=SpanKind.CONSUMER,
+            attributes=_attributes(update, outcome),
+            start_time=ended_ns - int((time.monotonic() - update.delivered_s) * _NS_PER_S),
+        )
+        if outcome is Outcome.DEAD_LETTERED:
+            span.set_status(Status(StatusCode.ERROR, update.doom.error if update.doom else "dead-lettered before"))
+        span.end(ended_ns)
+
+    async def close(self) -> None:
+        """Export what is left, for at most 3 seconds."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def export() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # nobody waited for it
+                loop.call_soon_threadsafe(done.set)
+
+        # Not one of the loop's threads: those have to end before the process can.
+        threading.Thread(target=export, name="last spans", daemon=True).start()
+        try:
+            async with asyncio.timeout(_LAST_SPANS_S):
+                await done.wait()
+        except TimeoutError:
+            _log.warning("the last spans could not be exported in time, and are lost", waited_s=_LAST_SPANS_S)
+
+
+def _provider(worker: str, version: str) -> "TracerProvider":
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    about = {"service.instance.id": worker, "service.version": version}
+    if not os.environ.get("OTEL_SERVICE_NAME"):
+        about[SERVICE_NAME] = "job-status-relay"
+    provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def _context(parent: TraceContext | None) -> "Context":
+    from opentelemetry.context import Context  # noqa: PLC0415
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context  # noqa: PLC0415
+
+    if parent is None:
+        return Context()
+    span = SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=TraceFlags(parent.flags))
+    return set_span_in_context(NonRecordingSpan(span), Context())
+
+
+def _attributes(update: InFlight, outcome: Outcome) -> dict[str, str | int]:
+    told: dict[str, str | int] = {
+        "messaging.system": "nats",
+        "messaging.destination.name": STATUS_STREAM,
+        "relay.job.uuid": update.job,
+        "relay.sequence": update.sequence,
+        "relay.lane": update.lane.number,
+        "relay.outcome": outcome.value,
+        "relay.attempts": update.attempts,
+        "relay.deliveries": update.delivery.deliveries,
+    }
+    if update.frame is not None:
+        told["relay.status"] = update.frame.status
+    if update.doom is not None and outcome is Outcome.DEAD_LETTERED:
+        told["relay.reason"] = update.doom.reason.value
+    return told

@@ -1,0 +1,180 @@
+"""Updates that JetStream gave up on: delivered `max_deliver` times, and settled by nobody.
+
+The server takes such an update out of its consumer and publishes an advisory, which JOB_ADVISORIES keeps. Nothing
+else is left to know it by. So whoever drives the lane deletes an advisory only when the update's fate is certain:
+
+    advisory ──► the update is at hand here ─────────────────► left, until the lane has settled it
+             ├─► settled here, or gone from its stream ──────► deleted
+             └─► otherwise ──► dead letter ──► PubAck ───────► deleted
+
+A worker that dies in between leaves the advisory to the next one, which finds the dead letter there. What a dead
+worker had sent to the Facilitator may have been stored there all the same: nobody is left who knows.
+"""
+
+import asyncio
+import base64
+import contextlib
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from relay.contract.errors import RelayError
+from relay.contract.subjects import (
+    ADVISORY_STREAM,
+    STATUS_STREAM,
+    Reason,
+    advisory_subject,
+    lane_consumer,
+)
+from relay.core.lane import Lane
+from relay.core.trace import traced
+from relay.core.verdict import DeadLetter
+from relay.dead_letters.writer import DeadLetterWriter
+from relay.nats.messages import delete_message, find_message
+from relay.observability.logs import get_logger
+from relay.observability.metrics import Metrics
+
+_log = get_logger(__name__)
+
+_LOOK_EVERY_S: Final = 5.0
+"""How often to look without a hint: one can be missed, and what cannot be done now is tried again."""
+
+
+class _Advisory(msgspec.Struct, frozen=True):
+    """The fields that matter of `io.nats.jetstream.advisory.v1.max_deliver`."""
+
+    stream_seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as its stream keeps it."""
+
+    subject: str
+    sequence: int
+    headers: Mapping[str, str]
+    body: bytes
+    stored_at_s: float
+    """Unix time, on the server's clock."""
+
+
+class Advisories:
+    """The advisories of one lane, for as long as it is driven here.
+
+    Args:
+        lane: says what is at hand and how what was at hand was settled.
+    """
+
+    def __init__(self, nc: Client, lane: Lane[Any], dead_letters: DeadLetterWriter, metrics: Metrics) -> None:
+        self._nc = nc
+        self._lane = lane
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._subject = advisory_subject(lane_consumer(lane.number))
+        self._hint = asyncio.Event()
+        # The lane remembers only so many settled updates: what was at hand once is never taken for unknown later.
+        self._was_at_hand: set[int] = set()
+        self._trouble: str | None = None
+
+    async def run(self) -> None:
+        """Dead-letter what JetStream gave up on, until cancelled (which is safe at any time)."""
+        subscription = await self._nc.subscribe(self._subject, cb=self._heard)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        try:
+            while True:
+                self._hint.clear()
+                await self._look()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._hint.wait()
+        finally:
+            if not self._nc.is_closed:
+                await subscription.unsubscribe()
+
+    async def _heard(self, _: Msg) -> None:
+        # A hint to look, no more: what counts is the copy in the stream.
+        self._hint.set()
+
+    async def _look(self) -> None:
+        """Follow up every advisory of the lane once, oldest first."""
+        after = 0
+        try:
+            request = {"next_by_subj": self._subject}
+            while (message := await _get(self._nc, ADVISORY_STREAM, request | {"seq": after + 1})) is not None:
+                after = message.sequence
+                await self._follow_up(message)
+        except RelayError as error:
+            self._complain(error)
+        else:
+            self._trouble = None
+
+    async def _follow_up(self, message: StoredMessage) -> None:
+        try:
+            advisory = msgspec.json.decode(message.body, type=_Advisory)
+        except (msgspec.DecodeError, RecursionError) as error:
+            _log.error("an advisory cannot be read and is deleted", advisory=message.body[:200], error=str(error))
+            await self._delete(message)
+            return
+        sequence = advisory.stream_seq
+        if any(update.sequence == sequence for update in self._lane.at_hand()):
+            self._was_at_hand.add(sequence)
+            return
+        if sequence in self._was_at_hand or self._lane.outcome_of(sequence) is not None:
+            self._was_at_hand.discard(sequence)
+        elif not await self._is_buried(advisory):
+            return
+        await self._delete(message)
+
+    async def _is_buried(self, advisory: _Advisory) -> bool:
+        """Write the dead letter unless it is there already; False if it must be tried again."""
+        where = {"lane": self._lane.number, "sequence": advisory.stream_seq, "reason": Reason.MAX_DELIVER}
+        update = await _get(self._nc, STATUS_STREAM, {"seq": advisory.stream_seq})
+        if update is None:
+            _log.warning("an update that reached max_deliver is gone from its stream: too old, or deleted", **where)
+            return True
+        where |= traced(update.headers)
+        told = f"delivered {advisory.deliveries} times without being settled: look for workers that died with it"
+        try:
+            if await self._dead_letters.holds(update):
+                return True
+            await self._dead_letters.write(update, DeadLetter(Reason.MAX_DELIVER, told), advisory.deliveries)
+        except RelayError as error:
+            _log.error("the dead letters cannot be reached; the advisory is kept", **where, error=str(error))
+            return False
+        self._metrics.dead_lettered(Reason.MAX_DELIVER)
+        _log.warning("dead-lettered", subject=update.subject, **where, attempts=advisory.deliveries, error=told)
+        return True
+
+    async def _delete(self, message: StoredMessage) -> None:
+        await delete_message(self._nc, ADVISORY_STREAM, message.sequence)  # or another worker did
+
+    def _complain(self, error: RelayError) -> None:
+        trouble = str(error)
+        if trouble != self._trouble:
+            _log.error("advisories cannot be followed up; trying again", lane=self._lane.number, error=trouble)
+        self._trouble = trouble
+
+
+async def _get(client: Client, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
+    """The message that fits `request`, from the stream's leader; None if there is none. Raises RelayError."""
+    message = await find_message(client, stream, request)
+    if message is None:
+        return None
+    return StoredMessage(
+        subject=message["subject"],
+        sequence=message["seq"],
+        headers=_headers_of(base64.b64decode(message.get("hdrs", ""))),
+        body=base64.b64decode(message.get("data", "")),
+        stored_at_s=dt.datetime.fromisoformat(message["time"]).timestamp(),
+    )
+
+
+def _headers_of(block: bytes) -> dict[str, str]:
+    """Headers as the client gives those of a delivery; `block` is `NATS/1.0`, then `Name: value` lines."""
+    lines = (line.partition(":") for line in block.decode(errors="replace").split("\r\n")[1:])
+    return {name.strip(): value.strip() for name, colon, value in lines if colon and name.isascii()}

@@ -1,0 +1,260 @@
+"""The pull loop of one lane: a steady flow of deliveries, without batches to wait for.
+
+`fetch()` of the client waits for a whole batch and stalls now and then, so the loop speaks JetStream's own pull
+protocol: one inbox, requests topped up when half of what was asked for has come, idle heartbeats to notice when
+nobody is serving them. Each start, after a reconnect too, takes a fresh inbox: what the server may still hold for
+the old one cannot be told from new requests, and would be delivered twice over.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import nats.errors
+from nats.aio.subscription import Subscription
+
+from relay.contract.errors import JetStreamError, RelayError
+from relay.contract.subjects import api_consumer_info, api_pull
+from relay.core.continuity import ConsumerState
+from relay.core.pull import PullWindow, Signal
+from relay.nats.connection import api_request
+from relay.nats.err_codes import CONSUMER_NOT_FOUND
+from relay.nats.frames import FrameClient, publication
+from relay.nats.nats_py import stay_cancelled
+from relay.observability.logs import get_logger
+from relay.path.delivery import Delivery
+
+_log = get_logger(__name__)
+
+_NS_PER_S: Final = 1_000_000_000
+_RETRY_S: Final = 1.0
+"""How long to wait before asking again for a consumer that cannot be had."""
+_RESTART_S: Final = 0.1
+"""How long to wait before pulling again, so that a server in trouble is not asked in a tight loop."""
+_STATE_TIMEOUT_S: Final = 1.0
+"""How long to wait for a consumer's leader: one that just died never answers, the next one does at once."""
+_CONFIRM_TIMEOUT_S: Final = 2.0
+_NO_SEQUENCE: Final = 2**62
+_NOT_FOUND: Final = 404
+_STATUS_HEADER: Final = "Status"
+_DESCRIPTION_HEADER: Final = "Description"
+_PENDING_HEADER: Final = "Nats-Pending-Messages"
+
+
+class PullConsumer:
+    """Pulls from a durable consumer as long as it `run`s.
+
+    Args:
+        nc: a connection that reconnects by itself.
+        stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
+        batch, expires_s: see PullWindow.
+        room: how many more updates can be taken in now; 0 stops new requests.
+        on_delivery: called with each delivery, in the order of arrival.
+        on_start: called with the consumer's state at each start, before the first request.
+    """
+
+    def __init__(
+        self,
+        nc: FrameClient,
+        stream: str,
+        name: str,
+        *,
+        batch: int,
+        expires_s: float,
+        room: Callable[[], int],
+        on_delivery: Callable[[Delivery], None],
+        on_start: Callable[[ConsumerState], None],
+    ) -> None:
+        self.name = name
+        self.trouble: str | None = "it has not started yet"
+        """Why nothing is being pulled, in words for an operator; None while all is well."""
+        self._nc = nc
+        self._stream = stream
+        self._room = room
+        self._on_delivery = on_delivery
+        self._on_start = on_start
+        self._window = PullWindow(batch, expires_s)
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._wake = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._signal = Signal.ASK_AGAIN
+        self._heard_s = 0.0
+        self._delivered_count = 0
+        self._failure: Exception | None = None
+        self._created = ""
+        self._replaced = False
+
+    def top_up(self) -> None:
+        """There may be room again."""
+        if self._window.wanted(self._room()):
+            self._wake.set()
+
+    def restart(self) -> None:
+        """The connection was made anew: the server has forgotten our requests."""
+        self._note(Signal.START_OVER)
+
+    async def state(self) -> ConsumerState:
+        """What the server says of the consumer now. Raises RelayError if it cannot be had."""
+        info = await api_request(self._nc, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
+        self._created = self._created or info["created"]
+        if info["created"] != self._created and not self._replaced:
+            _log.warning("the consumer was made anew: its lane begins anew as well", consumer=self.name)
+            self._replaced = True
+        delivered = info["delivered"]
+        return ConsumerState(
+            pending=info["num_ack_pending"],
+            delivered=delivered["stream_seq"],
+            delivered_count=delivered["consumer_seq"],
+            waiting=info["num_pending"],
+            told_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
+            made_at_s=dt.datetime.fromisoformat(info["created"]).timestamp(),
+        )
+
+    async def confirm(self) -> None:
+        """Wait until the server has taken in every acknowledgement sent so far; gives up with the connection.
+
+        It answers an acknowledgement that asks for an answer in its turn, and the one here means nothing to it:
+        no update has this sequence.
+        """
+        subject = f"$JS.ACK.{self._stream}.{self.name}.1.{_NO_SEQUENCE}.1.0.0"
+        try:
+            await self._nc.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
+            stay_cancelled()
+        except (nats.errors.Error, TimeoutError) as error:
+            _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
+
+    async def run(self) -> None:
+        """Pull until cancelled or drained; or until the consumer is another one, made anew under the same name.
+
+        Then stream sequences may begin anew too, and nothing that is known of the old ones holds any more.
+        """
+        while not self._draining.is_set() and not self._replaced:
+            try:
+                await self._start()
+                await self._pull()
+                await self._pause(_RESTART_S)
+            except RelayError as error:
+                self._complain(error)
+                await self._pause(_RETRY_S)
+            finally:
+                await self._close_inbox()
+
+    def drain(self) -> None:
+        """Ask for nothing more and take in what is on its way; `run` returns when that is done."""
+        self._draining.set()
+        self._wake.set()
+
+    async def _start(self) -> None:
+        state = await self.state()
+        if self._replaced:
+            return
+        self._window.reset()
+        self._delivered_count = state.delivered_count
+        self._signal = Signal.ASK_AGAIN
+        self._inbox = self._nc.new_inbox()
+        self._subscription = await self._nc.listen(self._inbox, self._take)
+        self._on_start(state)
+        self._wake.set()
+        self.trouble = None
+
+    async def _pull(self) -> None:
+        """Keep requests under way until they have to be started over."""
+        while self._signal is Signal.ASK_AGAIN and not self._draining.is_set() and not self._replaced:
+            self._wake.clear()
+            await self._request()
+            if not await self._woken():
+                _log.warning("no heartbeat for the pulls of a lane: starting over", consumer=self.name)
+                return
+            if self._failure is not None:
+                raise self._failure
+        if self._signal is Signal.CONSUMER_GONE:
+            raise JetStreamError(self.name, _NOT_FOUND, CONSUMER_NOT_FOUND, "consumer deleted")
+
+    async def _woken(self) -> bool:
+        """Wait for something to do; False if requests are under way and nobody serves them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            dead_at_s = self._heard_s + self._window.dead_after_s if self._window.outstanding else None
+            try:
+                async with asyncio.timeout_at(dead_at_s):
+                    return await self._wake.wait()
+            except TimeoutError:
+                if loop.time() >= self._heard_s + self._window.dead_after_s:
+                    return False
+
+    async def _request(self) -> None:
+        count = self._window.wanted(self._room())
+        if not count or not self._nc.is_connected:
+            return
+        if not self._window.outstanding:
+            self._heard_s = asyncio.get_running_loop().time()
+        self._window.requested(count)
+        request = {
+            "batch": count,
+            "expires": int(self._window.expires_s * _NS_PER_S),
+            "idle_heartbeat": int(self._window.idle_heartbeat_s * _NS_PER_S),
+        }
+        subject = api_pull(self._stream, self.name).encode()
+        self._nc.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
+
+    def _take(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+        if not reply:
+            self._take_status(self._nc.headers_of(headers))
+            return
+        delivery = Delivery(self._nc, subject, reply, headers, body)
+        # What was delivered before and did not arrive was on request too.
+        self._window.delivered(max(1, delivery.consumer_sequence - self._delivered_count))
+        self._delivered_count = delivery.consumer_sequence
+        try:
+            self._on_delivery(delivery)
+        except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
+            self._failure = error
+            self._wake.set()
+        if self._window.outstanding <= self._window.batch // 2:
+            self._wake.set()
+
+    def _take_status(self, headers: Mapping[str, str]) -> None:
+        pending = headers.get(_PENDING_HEADER)
+        signal = self._window.status(
+            int(headers.get(_STATUS_HEADER, "0")),
+            headers.get(_DESCRIPTION_HEADER, ""),
+            None if pending is None else int(pending),
+        )
+        if signal is not Signal.ALIVE:
+            _log.debug("a pull request ended", consumer=self.name, signal=signal.name, headers=headers)
+            self._note(signal)
+
+    def _note(self, signal: Signal) -> None:
+        if self._signal is Signal.ASK_AGAIN:
+            self._signal = signal
+        self._wake.set()
+
+    def _complain(self, error: RelayError) -> None:
+        trouble = str(error)
+        if trouble != self.trouble:
+            _log.error("a lane cannot be pulled; trying again", consumer=self.name, error=trouble, every_s=_RETRY_S)
+        self.trouble = trouble
+
+    async def _close_inbox(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is None or self._nc.is_closed:
+            return
+        if not self._draining.is_set() or not self._nc.is_connected:
+            await subscription.unsubscribe()
+            return
+        try:
+            await subscription.drain()
+        except (nats.errors.Error, TimeoutError) as error:
+            # What has not come by now comes to the lane's next owner.
+            _log.warning("the last deliveries of a lane were not waited for", consumer=self.name, error=repr(error))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before another start, but not while draining."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()

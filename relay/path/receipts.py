@@ -1,0 +1,88 @@
+"""Receipts of settled updates on `job.relayed.<uuid>`: for watching, so that losing one loses nothing."""
+
+import asyncio
+import time
+from collections import deque
+from typing import Final
+
+import msgspec
+import nats.errors
+
+from relay.contract.subjects import Reason, receipt_subject
+from relay.core.ports import InFlight
+from relay.core.trace import traced
+from relay.core.verdict import Outcome
+from relay.nats.frames import FrameClient, publication
+from relay.observability.metrics import Metrics
+
+_QUEUE_SIZE: Final = 10_000
+_BATCH: Final = 64
+"""So many are published before whatever else is to be done gets its turn."""
+_MOST_BUFFERED_BYTES: Final = 1024 * 1024
+"""With more than this not sent yet the connection is behind, and acknowledgements go first."""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of an update."""
+
+    uuid: str
+    status: str | None
+    """Null if the body could not be read."""
+    sequence: int
+    """In JOB_STATUS."""
+    outcome: Outcome
+    reason: Reason | None
+    """Of a dead-lettered one; null also if an earlier worker wrote its dead letter."""
+    attempts: int
+    """Answers, or suspected drops of the connection, that were the update's own fault: as `Relay-Attempts`."""
+    relayed_ms: float
+    """From when JOB_STATUS stored it to when it was settled."""
+
+
+class Receipts:
+    """Publishes receipts while the connection keeps up; drops and counts them while it does not."""
+
+    def __init__(self, client: FrameClient, metrics: Metrics) -> None:
+        self._client = client
+        self._metrics = metrics
+        self._queue: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
+        self._filled = asyncio.Event()
+
+    def settled(self, update: InFlight, outcome: Outcome) -> None:
+        """Take the receipt of an update that was just settled; never waits, never fails."""
+        if len(self._queue) >= _QUEUE_SIZE:
+            self._metrics.receipt_dropped()
+            return
+        delivery = update.delivery
+        receipt = Receipt(
+            uuid=update.job,
+            status=update.frame.status if update.frame else None,
+            sequence=update.sequence,
+            outcome=outcome,
+            reason=update.doom.reason if update.doom and outcome is Outcome.DEAD_LETTERED else None,
+            attempts=update.attempts,
+            relayed_ms=round(1e3 * (time.time() - delivery.stored_at_s), 3),
+        )
+        headers = traced(delivery.headers) or None
+        self._queue.append((receipt_subject(update.job), msgspec.json.encode(receipt), headers))
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._queue:
+                for _ in range(min(_BATCH, len(self._queue))):
+                    self._publish(*self._queue.popleft())
+                await asyncio.sleep(0)
+
+    def _publish(self, subject: str, receipt: bytes, headers: dict[str, str] | None) -> None:
+        # While disconnected the client would keep them, and send them late.
+        if not self._client.is_connected or self._client.pending_data_size > _MOST_BUFFERED_BYTES:
+            self._metrics.receipt_dropped()
+            return
+        try:
+            self._client.write(publication(subject.encode(), receipt, headers=headers))
+        except nats.errors.Error:
+            self._metrics.receipt_dropped()

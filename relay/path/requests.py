@@ -1,0 +1,89 @@
+"""What the Facilitator pushes, published on JetStream for whoever runs the jobs."""
+
+import asyncio
+import hashlib
+from typing import Final
+
+from nats.aio.client import Client
+
+from relay.contract.errors import JetStreamError, RelayError
+from relay.contract.subjects import MSG_ID_HEADER, cheated_subject, request_subject
+from relay.contract.wire import PushKind
+from relay.core.backoff import Backoff
+from relay.core.session import Pushed
+from relay.nats.connection import publish_confirmed
+from relay.nats.err_codes import TOO_LARGE
+from relay.observability.logs import get_logger
+from relay.observability.metrics import Metrics
+
+_log = get_logger(__name__)
+
+_QUEUE_SIZE: Final = 1000
+"""Beyond it the Facilitator is not read any more: it must wait, because a push that is dropped is lost."""
+
+
+class Requests:
+    """Publishes pushes in the order in which they came, each until the server has it."""
+
+    def __init__(self, nc: Client, backoff: Backoff, metrics: Metrics) -> None:
+        self._nc = nc
+        self._backoff = backoff
+        self._metrics = metrics
+        self._queue: asyncio.Queue[Pushed] = asyncio.Queue(_QUEUE_SIZE)
+
+    async def put(self, pushed: Pushed) -> None:
+        """Take a push for publishing; waits while the queue is full."""
+        await self._queue.put(pushed)
+
+    async def drain(self) -> None:
+        """Wait until all that was put is published."""
+        await self._queue.join()
+
+    def unpublished(self) -> list[str]:
+        """What is left in the queue, in words for a last log line."""
+        left: list[str] = []
+        while not self._queue.empty():
+            push = self._queue.get_nowait().push
+            left.append(f"{push.message_type} {push.token}")
+        return left
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            pushed = await self._queue.get()
+            await self._publish(pushed)
+            self._metrics.pushed(pushed.push.kind.value)
+            self._queue.task_done()
+
+    async def _publish(self, pushed: Pushed) -> None:
+        message = pushed.message.encode() if isinstance(pushed.message, str) else pushed.message
+        # Every connection of a validator gets a copy: the same text is the same push.
+        headers = {MSG_ID_HEADER: hashlib.sha256(message).hexdigest()}
+        subject = _subject_of(pushed)
+        attempt = 0
+        while True:
+            try:
+                await publish_confirmed(self._nc, subject, message, headers)
+            except RelayError as error:
+                if isinstance(error, JetStreamError) and error.err_code == TOO_LARGE:
+                    # It would never fit, and all that is pushed after it would wait for it.
+                    _log.error(
+                        "a push of the Facilitator is too large for NATS, and is lost",
+                        subject=subject,
+                        error=str(error),
+                    )
+                    return
+                attempt += 1
+                _log.error("a push of the Facilitator cannot be published yet", subject=subject, error=str(error))
+                await asyncio.sleep(self._backoff.delay_s(attempt))
+            else:
+                return
+
+
+def _subject_of(pushed: Pushed) -> str:
+    push = pushed.push
+    if push.kind is PushKind.CHEATED:
+        return cheated_subject(push.token)
+    if push.kind is PushKind.OTHER:
+        _log.warning("the Facilitator pushed a message of an unknown type", message_type=push.message_type)
+    return request_subject(push.token)

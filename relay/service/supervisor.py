@@ -1,0 +1,148 @@
+"""Several workers on one machine: a parent that starts them, starts again the one that dies, and ends with them.
+
+    started ──► running ──► ended ──► exit status 2: configuration, which waiting does not mend ──► all stop, exit 2
+       ▲                      ├─────► too often within a minute ──────────────────────────────────► all stop, exit 1
+       └────── backoff ◄──────┘
+
+The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes. It answers
+the probes of all of them; see fleet.py.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from relay.core.backoff import Backoff
+from relay.observability.logs import get_logger
+from relay.service.channel import WorkerChannel
+from relay.service.children import die_with_parent
+from relay.service.worker_probes import WorkerProbes
+
+_log = get_logger(__name__)
+
+CHANNEL_VARIABLE: Final = "_RELAY_CHANNEL"
+"""Tells a worker the file descriptor of its end of the channel; no setting of anybody's."""
+_MOST_DEATHS: Final = 5
+_WITHIN_S: Final = 60.0
+_FAILED: Final = 1
+_MISCONFIGURED: Final = 2
+
+
+class Supervisor:
+    """Keeps `workers` processes running until `stop`, numbered from 0.
+
+    On Linux the workers are killed when the parent is. Elsewhere they go on without it, and SIGTERM ends them.
+
+    Args:
+        command: the program and arguments of a worker. It finds its end of the channel by CHANNEL_VARIABLE.
+    """
+
+    def __init__(self, command: Sequence[str], workers: int, fleet: WorkerProbes, backoff: Backoff) -> None:
+        self._command = command
+        self._workers = workers
+        self._fleet = fleet
+        self._backoff = backoff
+        self._running: dict[int, Process] = {}
+        self._stopping = asyncio.Event()
+        self._stops = 0
+        self._status = 0
+
+    def stop(self) -> None:
+        """Tell the workers to drain; called again, to end at once."""
+        self._stops += 1
+        self._stopping.set()
+        for process in self._running.values():
+            _terminate(process)
+
+    async def run(self) -> int:
+        """Returns the exit status when every worker has ended: 0 if they were told to and all have drained."""
+        async with asyncio.TaskGroup() as group:
+            for worker in range(self._workers):
+                group.create_task(self._keep_running(worker))
+        return self._status
+
+    async def _keep_running(self, worker: int) -> None:
+        deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+        while not self._stopping.is_set():
+            if deaths:
+                self._fleet.restarted(worker)
+            status = await self._run(worker)
+            if self._stopping.is_set():
+                self._stopped(worker, status)
+                return
+            deaths.append(time.monotonic())
+            recent = sum(deaths[-1] - death < _WITHIN_S for death in deaths)
+            if status == _MISCONFIGURED:
+                self._give_up(_MISCONFIGURED, "a worker cannot use its configuration; see its own line", worker)
+            elif recent == _MOST_DEATHS:
+                problem = f"a worker ended {recent} times within {_WITHIN_S:g} s, with {_told(status)}; giving up"
+                self._give_up(_FAILED, problem, worker)
+            else:
+                delay_s = self._backoff.delay_s(recent)
+                ended = f"a worker ended with {_told(status)}; starting it again"
+                _log.error(ended, worker=worker, in_s=round(delay_s, 2))
+                await self._pause(delay_s)
+
+    async def _run(self, worker: int) -> int:
+        """One life of a worker; returns its exit status, or minus the signal that ended it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await self._start(theirs)
+        watching = asyncio.create_task(self._fleet.watch(worker, WorkerChannel(ours)))
+        self._running[worker] = process
+        try:
+            if self._stopping.is_set():  # while it was being started
+                _terminate(process)
+            _log.info("worker started", worker=worker, pid=process.pid)
+            return await process.wait()
+        finally:
+            del self._running[worker]
+            watching.cancel()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def _start(self, channel: socket.socket) -> Process:
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            env=os.environ | {CHANNEL_VARIABLE: str(channel.fileno())},
+            pass_fds=[channel.fileno()],
+            # Away from the terminal: Ctrl-C there would reach the worker twice, and the second signal ends it at once.
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+
+    def _stopped(self, worker: int, status: int) -> None:
+        # One SIGTERM kills only a worker that is just starting: it had nothing in hand yet.
+        if status == 0 or (status == -signal.SIGTERM and self._stops == 1):
+            _log.info("worker stopped", worker=worker)
+        else:
+            _log.error(f"a worker ended undrained, with {_told(status)}", worker=worker)
+            self._status = self._status or _FAILED
+
+    def _give_up(self, status: int, problem: str, worker: int) -> None:
+        _log.error(problem, worker=worker, exit_status=status)
+        self._status = status
+        self.stop()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+def _terminate(process: Process) -> None:
+    # SIGTERM whatever the parent was sent: on SIGINT a Python that is just starting would print a traceback.
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+
+
+def _told(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name

@@ -1,0 +1,114 @@
+"""What a worker says of itself: to probes what is missing, to scrapes its metrics, to `relay top` its report."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from nats.aio.client import Client
+
+from relay.contract.report import ConnectionReport, LaneReport, Report
+from relay.contract.settings import Settings, shown_address
+from relay.facilitator.connection import Facilitator
+from relay.leases.lane_count import LaneCount
+from relay.leases.ownership import Ownership
+from relay.observability.metrics import Metrics
+from relay.path.lanes import Dispatcher
+
+Line = tuple[Dispatcher, Facilitator]
+"""A connection to the Facilitator, and who takes lanes through it."""
+
+_BETWEEN_PIECES_S: Final = 0.002
+"""An update passes through the event loop several times; so it waits for one piece of a scrape at most."""
+
+
+class WorkerStatus:
+    """How a worker is, looked up when somebody asks. Until `relaying` is called it has no lanes.
+
+    Args:
+        worker: its id.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, *, worker: str, version: str) -> None:
+        self.waiting_for: str | None = "starting"
+        """What keeps it from relaying at all, in words for an operator; None while it relays."""
+        self.client: Client | None = None
+        """The connection to NATS; None before there is one."""
+        self._settings = settings
+        self._metrics = metrics
+        self._worker = worker
+        self._version = version
+        self._began_s = time.monotonic()
+        self._lines: Sequence[Line] = ()
+        self._ownership: Ownership | None = None
+        self._lane_count: LaneCount | None = None
+
+    def relaying(self, lines: Sequence[Line], ownership: Ownership, lane_count: LaneCount) -> None:
+        """From now on these are what is asked about."""
+        self._lines = lines
+        self._ownership = ownership
+        self._lane_count = lane_count
+        self.waiting_for = None
+
+    def missing(self) -> list[str]:
+        """What keeps updates from flowing, in words for an operator; empty if nothing does, or without lanes."""
+        if self.waiting_for is not None:
+            return [self.waiting_for]
+        missing = self._lane_troubles() if self._nats_connected else [self._nats_trouble()]
+        driving = [facilitator for dispatcher, facilitator in self._lines if dispatcher.drives]
+        return missing + [each.trouble for each in driving if each.trouble is not None]
+
+    async def exposition(self) -> bytes:
+        """The metrics, in the form of relay.metrics.CONTENT_TYPE; made slowly, to let updates through."""
+        self.refresh_metrics()
+        pieces: list[bytes] = []
+        for piece in self._metrics.pieces():
+            pieces.append(piece)
+            await asyncio.sleep(_BETWEEN_PIECES_S)
+        return b"".join(pieces)
+
+    def refresh_metrics(self) -> None:
+        """Bring up to date what is not counted as it happens."""
+        for dispatcher, _ in self._lines:
+            dispatcher.report()
+        facilitators = [facilitator for _, facilitator in self._lines]
+        places = len(facilitators) * self._settings.facilitator.window
+        self._metrics.in_flight(sum(each.unanswered for each in facilitators), places)
+        self._metrics.state(
+            ready=not self.missing(),
+            nats=self._nats_connected,
+            facilitator=sum(each.trouble is None for each in facilitators),
+        )
+
+    def lanes(self) -> list[LaneReport]:
+        """How the lanes stand that are driven here."""
+        return [lane for dispatcher, _ in self._lines for lane in dispatcher.lanes()]
+
+    def report(self) -> Report:
+        """All of it, for whoever asks over NATS."""
+        window = self._settings.facilitator.window
+        return Report(
+            worker=self._worker,
+            version=self._version,
+            uptime_s=time.monotonic() - self._began_s,
+            missing=self.missing(),
+            lanes=self.lanes(),
+            connections=[ConnectionReport(window, each.unanswered, each.trouble) for _, each in self._lines],
+            updates=self._metrics.updates(),
+            dead_letters=self._metrics.dead_letters(),
+            retries=self._metrics.retries(),
+            timings=self._metrics.timings(),
+        )
+
+    @property
+    def _nats_connected(self) -> bool:
+        return self.client is not None and self.client.is_connected
+
+    def _nats_trouble(self) -> str:
+        servers = ", ".join(map(shown_address, self._settings.nats.urls))
+        return f"the connection to NATS at {servers} is lost; trying to make it anew"
+
+    def _lane_troubles(self) -> list[str]:
+        of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]
+        of_some = [trouble for dispatcher, _ in self._lines for trouble in dispatcher.troubles()]
+        return [trouble for trouble in of_all if trouble is not None] + of_some

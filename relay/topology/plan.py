@@ -1,0 +1,319 @@
+"""What provisioning would do: wanted against actual configurations, step by step, and what it must not do.
+
+Configurations are JetStream's own JSON objects, as plain dicts. A wanted one holds only the fields that the relay
+means; an actual one holds whatever the server answered. Fields that are not meant (an operator's `max_bytes`, say)
+are nobody's drift, and a change keeps them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+from relay.contract import subjects
+
+LANE_CAPACITY: Final = 512
+"""Updates of one lane that may be delivered and unacknowledged at a time: the `max_ack_pending` of its consumer."""
+
+Config: TypeAlias = Mapping[str, Any]
+
+_NS: Final = 1_000_000_000
+_DURATIONS: Final = frozenset({"ack_wait", "duplicate_window", "inactive_threshold", "max_age"})
+_UNITS: Final = (("d", 86_400 * _NS), ("h", 3_600 * _NS), ("m", 60 * _NS), ("s", _NS), ("ms", 1_000_000), ("ns", 1))
+_FIXED_STREAM_FIELDS: Final = ("storage", "retention")
+_FIXED_CONSUMER_FIELDS: Final = ("filter_subject", "ack_policy", "replay_policy", "mem_storage")
+# With any other policy a consumer has left out updates that were stored before it was made.
+_COMPLETE_DELIVERY: Final = frozenset({"all", "by_start_sequence"})
+
+
+class Kind(StrEnum):
+    STREAM = "stream"
+    CONSUMER = "consumer"
+
+
+class Verb(StrEnum):
+    CREATED = "created"
+    CHANGED = "changed"
+    LEFT = "left"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field that differs, in readable values: `ack_wait 5s -> 10s`."""
+
+    field: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What becomes of one stream or consumer; `config` is what to send to the server (empty if nothing is sent)."""
+
+    verb: Verb
+    kind: Kind
+    name: str
+    changes: tuple[Change, ...] = ()
+    config: Config = field(default_factory=dict[str, Any])
+
+    @property
+    def line(self) -> str:
+        """What provisioning did: `changed consumer relay-lane-0: ack_wait 5s -> 10s`."""
+        return f"{self.verb} {self.kind} {self.name}{self._details}"
+
+    @property
+    def difference(self) -> str:
+        """What a check found: `consumer relay-lane-0 differs: ack_wait 5s -> 10s`; empty if nothing."""
+        found = {
+            Verb.CREATED: " is missing",
+            Verb.CHANGED: f" differs{self._details}",
+            Verb.DELETED: " is one too many",
+            Verb.LEFT: "",
+        }[self.verb]
+        return f"{self.kind} {self.name}{found}" if found else ""
+
+    @property
+    def _details(self) -> str:
+        return ": " + ", ".join(map(str, self.changes)) if self.changes else ""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneChange:
+    """The number of lanes changes, which needs more care than a change of fields.
+
+    `last_sequence` is the last update stored when the plan was made. All up to it must be settled, and new consumers
+    start behind it: what is older than that has been relayed under its old lane.
+    """
+
+    old: int
+    new: int
+    last_sequence: int
+
+    def __str__(self) -> str:
+        return f"lanes {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in the order in which they are carried out, unless there are refusals: then nothing is."""
+
+    steps: tuple[Step, ...]
+    refusals: tuple[str, ...] = ()
+    lane_change: LaneChange | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether everything is as wanted."""
+        return not self.refusals and all(step.verb is Verb.LEFT for step in self.steps)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What provisioning did, one line per stream and consumer."""
+        return tuple(step.line for step in self.steps)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What a check found, refusals included; empty if everything is in place."""
+        return (*self.refusals, *(step.difference for step in self.steps if step.difference))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The configurations to bring about: streams by name, and the lane consumers of STATUS_STREAM by name."""
+
+    lanes: int
+    streams: Mapping[str, Config]
+    consumers: Mapping[str, Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """What the server has: its answers to INFO for the relay's streams and lane consumers that exist.
+
+    `last_stored` is the sequence of the newest update that each of these consumers is to deliver, 0 if there is none.
+    `captured_by` names, for each subject that a wanted stream captures, all streams that capture some of it.
+    """
+
+    streams: Mapping[str, Config]
+    consumers: Mapping[str, Config]
+    last_stored: Mapping[str, int]
+    captured_by: Mapping[str, Sequence[str]]
+
+
+def make_plan(wanted: Wanted, actual: Actual) -> Plan:
+    """Compare, and decide what to do about each difference."""
+    lane_change = _lane_change(wanted, actual)
+    streams = [_stream_step(name, config, actual) for name, config in wanted.streams.items()]
+    consumers = [_consumer_step(name, config, actual, lane_change) for name, config in wanted.consumers.items()]
+    surplus = [Step(Verb.DELETED, Kind.CONSUMER, name) for name in actual.consumers if name not in wanted.consumers]
+    refusals = (*_stream_refusals(wanted, actual), *_consumer_refusals(wanted, actual), *_lane_refusals(wanted, actual))
+    return Plan((*streams, *consumers, *surplus), refusals, lane_change)
+
+
+def differences(wanted: Config, actual: Config) -> tuple[Change, ...]:
+    """The fields of `wanted` that are otherwise in `actual`.
+
+    A field that the server leaves out of its answer counts as false, zero or empty. Of metadata only the wanted keys
+    count: the server adds its own, which begin with `_nats`.
+    """
+    return tuple(_changes(wanted, actual))
+
+
+def merged(wanted: Config, actual: Config) -> dict[str, Any]:
+    """`actual` with the fields of `wanted`: an update resets each field that it leaves out."""
+    config = {**actual, **wanted}
+    if "metadata" in wanted:
+        kept = {key: value for key, value in actual.get("metadata", {}).items() if not key.startswith("_nats")}
+        config["metadata"] = {**kept, **wanted["metadata"]}
+    return config
+
+
+def _changes(wanted: Config, actual: Config) -> Iterator[Change]:
+    for key, value in wanted.items():
+        found = actual.get(key)
+        if key == "metadata":
+            yield from (
+                Change(f"metadata {change.field}", change.old, change.new) for change in _changes(value, found or {})
+            )
+        elif found != value and not (found is None and not value):
+            yield _lanes_changed(found, value) or Change(key, _text(key, found), _text(key, value))
+
+
+def _lanes_changed(found: Any, value: Any) -> Change | None:
+    if not isinstance(value, dict) or (new := subjects.lanes_of_transform(value)) is None:  # pyright: ignore[reportUnknownArgumentType]
+        return None
+    old = subjects.lanes_of_transform(found)
+    return Change("lanes", "none" if old is None else str(old), str(new))
+
+
+def _text(field: str, value: Any) -> str:
+    if field in _DURATIONS and isinstance(value, int) and value > 0:
+        unit, size = next((unit, size) for unit, size in _UNITS if value % size == 0)
+        return f"{value // size}{unit}"
+    if value is None:
+        return "unset"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(str, value)) + "]"  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
+    if name not in actual.streams:
+        return Step(Verb.CREATED, Kind.STREAM, name, config=wanted)
+    found: Config = actual.streams[name]["config"]
+    if name == subjects.STATUS_STREAM and "max_age" in wanted:
+        wanted = {**wanted, "max_age": _longer_age(wanted["max_age"], found.get("max_age", 0))}
+    return _compared(Kind.STREAM, name, wanted, found)
+
+
+def _longer_age(wanted: int, found: int) -> int:
+    """Who lengthens the life of updates does so in a long outage: to shorten it again would remove them unrelayed."""
+    return found if found == 0 or found > wanted else wanted  # 0 is for ever
+
+
+def _consumer_step(name: str, wanted: Config, actual: Actual, lane_change: LaneChange | None) -> Step:
+    if name in actual.consumers:
+        return _compared(Kind.CONSUMER, name, wanted, actual.consumers[name]["config"])
+    start: Config = {"deliver_policy": "all"}
+    if lane_change is not None:
+        start = {"deliver_policy": "by_start_sequence", "opt_start_seq": lane_change.last_sequence + 1}
+    return Step(Verb.CREATED, Kind.CONSUMER, name, config={**wanted, **start})
+
+
+def _compared(kind: Kind, name: str, wanted: Config, actual: Config) -> Step:
+    changes = differences(wanted, actual)
+    if not changes:
+        return Step(Verb.LEFT, kind, name)
+    return Step(Verb.CHANGED, kind, name, changes, merged(wanted, actual))
+
+
+def _lane_change(wanted: Wanted, actual: Actual) -> LaneChange | None:
+    status = actual.streams.get(subjects.STATUS_STREAM)
+    old = subjects.lanes_of_transform(status["config"].get("subject_transform")) if status else None
+    if status is None or old is None or old == wanted.lanes:
+        return None
+    return LaneChange(old, wanted.lanes, status["state"]["last_seq"])
+
+
+def _stream_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
+    for name, config in wanted.streams.items():
+        found: Config = actual.streams.get(name, {}).get("config", {})
+        for change in differences({key: config[key] for key in _FIXED_STREAM_FIELDS}, found) if found else ():
+            yield (
+                f"stream {name} has {change.field} {change.old}, the relay needs {change.new}, and that cannot be "
+                f"changed: empty and delete the stream (`nats stream rm {name}`) and provision again"
+            )
+        for key in ("mirror", "sources", "sealed"):
+            if found.get(key):
+                yield f"stream {name} is not the relay's own ({key} is set): rename or delete it, and provision again"
+        for subject in config["subjects"]:
+            for other in actual.captured_by.get(subject, ()):
+                if other != name:
+                    yield f"stream {other} captures part of {subject}, which {name} needs: change its subjects"
+
+
+def _consumer_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
+    for name, info in actual.consumers.items():
+        found: Config = info["config"]
+        remedy = (
+            f"settle its updates, delete it (`nats consumer rm {subjects.STATUS_STREAM} {name}`) and provision again"
+        )
+        config = wanted.consumers.get(name, {})
+        fixed = {key: config[key] for key in _FIXED_CONSUMER_FIELDS if key in config}
+        for change in differences(fixed, found):
+            yield (
+                f"consumer {name} has {change.field} {change.old}, the relay needs {change.new}, "
+                f"and that cannot be changed safely: {remedy}"
+            )
+        if found.get("deliver_subject"):
+            yield f"consumer {name} is a push consumer: {remedy}"
+        if found.get("deliver_policy") not in _COMPLETE_DELIVERY:
+            yield f"consumer {name} has deliver_policy {found.get('deliver_policy')}, so it skips updates: {remedy}"
+        if name not in wanted.consumers and (left := _unsettled(name, actual)):
+            yield f"consumer {name} would be deleted, but {left} updates in its lane are not settled: relay them first"
+
+
+def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
+    status = actual.streams.get(subjects.STATUS_STREAM)
+    if status is None:
+        return
+    stored = status["state"]["messages"]
+    old = subjects.lanes_of_transform(status["config"].get("subject_transform"))
+    if old is None and stored:
+        yield (
+            f"stream {subjects.STATUS_STREAM} holds {stored} updates that are filed under no lane, "
+            "so they would never be relayed: relay or copy them elsewhere, delete the stream and provision again"
+        )
+    if old is None or old == wanted.lanes:
+        return
+    unsettled = {name: _unsettled(name, actual) for name in actual.consumers}
+    change = f"lanes {old} -> {wanted.lanes}"
+    if total := sum(unsettled.values()):
+        lanes = ", ".join(f"{name}: {count}" for name, count in unsettled.items() if count)
+        yield (
+            f"{change} while {total} updates are not settled ({lanes}): a job's later updates would overtake them in "
+            f"another lane; let `relay serve` finish with RELAY_LANES={old}, then provision again"
+        )
+    given_up = actual.streams.get(subjects.ADVISORY_STREAM, {"state": {"messages": 0}})["state"]["messages"]
+    if given_up:
+        yield (
+            f"{change} while {subjects.ADVISORY_STREAM} tells of {given_up} updates that reached max_deliver: nobody "
+            f"would dead-letter those of a lane that is gone; let `relay serve` do it with RELAY_LANES={old} first"
+        )
+    missing = [name for name in map(subjects.lane_consumer, range(old)) if name not in actual.consumers]
+    if missing and stored:
+        yield (
+            f"{change} while {', '.join(missing)} is missing, so nobody knows what is settled in that lane: "
+            f"run `relay provision` with RELAY_LANES={old} first"
+        )
+
+
+def _unsettled(name: str, actual: Actual) -> int:
+    # The server counts `num_pending` some time after it has acknowledged the publish, so that it may still be 0.
+    info = actual.consumers[name]
+    undelivered = actual.last_stored[name] > info["delivered"]["stream_seq"]
+    return max(info["num_pending"], int(undelivered)) + info["num_ack_pending"]

@@ -1,0 +1,327 @@
+"""Streams, lane consumers and the lease bucket: what is wanted, what is there, and how one becomes the other."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from nats.aio.client import Client
+
+from relay.contract import subjects
+from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
+from relay.contract.settings import DeliverySettings
+from relay.nats.connection import api_request, publish_confirmed, require_server
+from relay.nats.err_codes import CONSUMER_EXISTS, STREAM_NOT_FOUND, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
+from relay.nats.messages import find_message
+from relay.topology.plan import LANE_CAPACITY, Actual, Config, Kind, LaneChange, Plan, Step, Verb, Wanted, make_plan
+
+DEAD_LETTER_ROOM: Final = 16 * 1024
+"""Bytes that a dead letter may need beyond the update it keeps: the relay's headers, the error's text among them."""
+
+_NS: Final = 1_000_000_000
+_MINUTE: Final = 60 * _NS
+_HOUR: Final = 60 * _MINUTE
+_DAY: Final = 24 * _HOUR
+_LOCK_CONSUMER: Final = "relay-changing-lanes"
+_CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What an operator chooses about streams and consumers: counts, and durations in seconds."""
+
+    lanes: int
+    replicas: int
+    ack_wait_s: float
+    max_deliver: int
+    lease_ttl_s: float
+
+
+def topology_of(settings: DeliverySettings) -> Topology:
+    """The streams and consumers that these settings ask for."""
+    return Topology(
+        lanes=settings.lanes,
+        replicas=settings.replicas,
+        ack_wait_s=settings.ack_wait_s,
+        max_deliver=settings.max_deliver,
+        lease_ttl_s=settings.lease_ttl_s,
+    )
+
+
+async def check(client: Client, topology: Topology) -> Plan:
+    """Compare the server with `topology` and change nothing.
+
+    Raises UnsuitableServer, JetStreamError and BrokerUnavailable, as `require_server` and `api_request` do.
+    """
+    await require_server(client)
+    wanted_now = wanted(topology, client.max_payload)
+    return make_plan(wanted_now, await _read(client, wanted_now))
+
+
+async def provision(client: Client, topology: Topology) -> Plan:
+    """Bring the server to `topology`, read back what it made of that, and return what was done.
+
+    Safe to run at any time, again and by several at once. Raises UnsafeChange, with nothing changed, if that would
+    endanger updates; UnsuitableServer if the server keeps something else than it was told; and as `check` does. After
+    an error half of the steps may be done: run it again.
+    """
+    plan = await check(client, topology)
+    if plan.refusals:
+        raise UnsafeChange(plan.refusals)
+    for step in plan.steps:
+        if plan.lane_change is not None and step.name == subjects.STATUS_STREAM:
+            await _change_lanes(client, step, plan.lane_change)
+        else:
+            await _apply(client, step)
+    left_over = await check(client, topology)
+    if not left_over.in_place:
+        raise UnsuitableServer(
+            f"nats-server accepted the configuration and keeps another one ({'; '.join(left_over.differences)})",
+            "look for limits in its configuration and for somebody else who changes these streams",
+        )
+    return plan
+
+
+def wanted(topology: Topology, max_payload: int) -> Wanted:
+    """The configurations that make up `topology` on a server that takes messages of `max_payload` bytes.
+
+    Raises UnsuitableServer if that leaves no room for updates.
+    """
+    if max_payload <= 2 * DEAD_LETTER_ROOM:
+        raise UnsuitableServer(
+            f"nats-server has max_payload {max_payload}", f"the relay needs more than {2 * DEAD_LETTER_ROOM} bytes"
+        )
+    streams = (
+        _status_stream(topology, max_payload),
+        _dead_letter_stream(topology),
+        _advisory_stream(topology),
+        _request_stream(topology),
+        _lease_stream(topology),
+    )
+    consumers = (_lane_consumer(topology, lane) for lane in range(topology.lanes))
+    return Wanted(
+        topology.lanes,
+        {stream["name"]: stream for stream in streams},
+        {consumer["name"]: consumer for consumer in consumers},
+    )
+
+
+def _kept_stream(name: str, captured: list[str], topology: Topology) -> dict[str, Any]:
+    # Limits retention: acknowledged messages stay, for queries. Nothing but age may remove one, and a full disk is the
+    # publisher's error to see, not somebody's older message to lose. A bound in bytes is the operator's to add.
+    return {
+        "name": name,
+        "subjects": captured,
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "no_ack": False,
+        "num_replicas": topology.replicas,
+        # A direct read may be answered by a replica that has not seen the last write.
+        "allow_direct": False,
+    }
+
+
+def _status_stream(topology: Topology, max_payload: int) -> dict[str, Any]:
+    return _kept_stream(subjects.STATUS_STREAM, [subjects.STATUS_SUBJECTS], topology) | {
+        "subject_transform": subjects.lane_transform(topology.lanes),
+        "max_age": 7 * _DAY,
+        "duplicate_window": 2 * _MINUTE,
+        # An update may have to become a dead letter, which is the same bytes and more headers. The producer must learn
+        # now what would not fit then, when there is nobody left to tell.
+        "max_msg_size": max_payload - DEAD_LETTER_ROOM,
+    }
+
+
+def _dead_letter_stream(topology: Topology) -> dict[str, Any]:
+    return _kept_stream(subjects.DLQ_STREAM, [subjects.DLQ_SUBJECTS], topology) | {
+        # Dead letters wait for a human, however long that takes.
+        "max_age": 0,
+        # A relay that was killed between the PubAck and the `+TERM` writes the same letter again after its restart.
+        "duplicate_window": _HOUR,
+    }
+
+
+def _advisory_stream(topology: Topology) -> dict[str, Any]:
+    # As old as the updates that its advisories are about, and no older. The server publishes them without waiting for
+    # an answer, so under an operator's own limit the oldest has to give way.
+    return _kept_stream(subjects.ADVISORY_STREAM, [subjects.ADVISORY_SUBJECTS], topology) | {
+        "discard": "old",
+        "max_age": 7 * _DAY,
+    }
+
+
+def _request_stream(topology: Topology) -> dict[str, Any]:
+    return _kept_stream(subjects.REQUEST_STREAM, list(subjects.REQUEST_SUBJECTS), topology) | {
+        "max_age": 7 * _DAY,
+        # The Facilitator pushes a copy to each connection of the validator.
+        "duplicate_window": 2 * _MINUTE,
+    }
+
+
+def _lease_stream(topology: Topology) -> dict[str, Any]:
+    # What NATS clients make of a key-value bucket with history 1 and a time to live. Entries in a file survive a
+    # restart of the server, and so does the order of revisions.
+    ttl = _nanoseconds(topology.lease_ttl_s)
+    return _kept_stream(subjects.LEASE_STREAM, [subjects.LEASE_SUBJECTS], topology) | {
+        "max_msgs_per_subject": 1,
+        "max_age": ttl,
+        "duplicate_window": min(ttl, 2 * _MINUTE),
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+        "deny_delete": True,
+        "deny_purge": False,
+    }
+
+
+def _lane_consumer(topology: Topology, lane: int) -> dict[str, Any]:
+    return {
+        "name": subjects.lane_consumer(lane),
+        "durable_name": subjects.lane_consumer(lane),
+        "filter_subject": subjects.lane_filter(lane),
+        "ack_policy": "explicit",
+        "ack_wait": _nanoseconds(topology.ack_wait_s),
+        "max_deliver": topology.max_deliver,
+        "max_ack_pending": LANE_CAPACITY,
+        "replay_policy": "instant",
+        # Any of these would lose what is acknowledged, the consumer itself, or the updates' bodies.
+        "mem_storage": False,
+        "inactive_threshold": 0,
+        "headers_only": False,
+        # It would be added to the delays of NAKs and replace `ack_wait`.
+        "backoff": [],
+        "metadata": {subjects.DLQ_METADATA_KEY: "job.dlq.<token>"},
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * _NS)
+
+
+async def _read(client: Client, wanted_now: Wanted) -> Actual:
+    streams = {name: info for name in wanted_now.streams if (info := await _stream_info(client, name)) is not None}
+    captured_by = {
+        subject: await _capturing(client, subject)
+        for config in wanted_now.streams.values()
+        for subject in config["subjects"]
+    }
+    consumers = await _lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
+    last_stored = {name: await _last_sequence(client, info["config"]) for name, info in consumers.items()}
+    return Actual(streams, consumers, last_stored, captured_by)
+
+
+async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
+    try:
+        return await api_request(client, subjects.api_stream_info(name))
+    except JetStreamError as error:
+        if error.err_code == STREAM_NOT_FOUND:
+            return None
+        raise
+
+
+async def _last_sequence(client: Client, consumer: Config) -> int:
+    if not consumer.get("filter_subject"):
+        return 0
+    last = await find_message(client, subjects.STATUS_STREAM, {"last_by_subj": consumer["filter_subject"]})
+    return 0 if last is None else last["seq"]
+
+
+async def _capturing(client: Client, subject: str) -> list[str]:
+    answer = await api_request(client, "$JS.API.STREAM.NAMES", {"subject": subject})
+    return answer["streams"] or []
+
+
+async def _lane_consumers(client: Client) -> dict[str, Config]:
+    found: dict[str, Config] = {}
+    offset = 0
+    while True:
+        request = subjects.api_consumer_list(subjects.STATUS_STREAM)
+        page = await api_request(client, request, {"offset": offset})
+        infos: list[dict[str, Any]] = page["consumers"] or []
+        found |= {info["name"]: info for info in infos if subjects.lane_of_consumer(info["name"]) is not None}
+        offset += len(infos)
+        if not infos or offset >= page["total"]:
+            return found
+
+
+async def _change_lanes(client: Client, step: Step, change: LaneChange) -> None:
+    """Change the lanes at a moment when every stored update is settled and none can arrive.
+
+    Otherwise an update filed under its job's old lane could be overtaken by a later one in the new lane. The plan saw
+    all settled up to `change.last_sequence`, so it suffices to stop the intake and to see that nothing came after it.
+    Meanwhile (a few milliseconds) a publish finds no stream: producers get an error, and publish again. Should we be
+    killed in between, the next provisioning opens the intake.
+    """
+    await _be_the_only_one(client, change)
+    try:
+        info = await api_request(client, subjects.api_stream_info(subjects.STATUS_STREAM))
+        config: dict[str, Any] = info["config"]
+        if subjects.lanes_of_transform(config["subject_transform"]) != change.old:
+            raise UnsafeChange([f"{change}: somebody else has changed the lanes meanwhile; try again"])
+        update = subjects.api_stream_update(subjects.STATUS_STREAM)
+        await api_request(client, update, config | {"subjects": [_CLOSED_SUBJECT]})
+        try:
+            await _require_last_sequence(client, change)
+            await _apply(client, step)
+        except BaseException:
+            await api_request(client, update, config | {"subjects": [subjects.STATUS_SUBJECTS]})
+            raise
+    finally:
+        await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, _LOCK_CONSUMER))
+
+
+async def _be_the_only_one(client: Client, change: LaneChange) -> None:
+    # Two of these at a time could undo each other's change and let updates in between. Of consumers of one name with
+    # different configurations the server makes only the first; it goes away by itself should we be killed.
+    lock = {
+        "name": _LOCK_CONSUMER,
+        "filter_subject": _CLOSED_SUBJECT,
+        "ack_policy": "none",
+        "deliver_policy": "new",
+        "mem_storage": True,
+        "inactive_threshold": 10 * _NS,
+        "metadata": {"relay.provisioning": uuid4().hex},
+    }
+    request = subjects.api_consumer_create(subjects.STATUS_STREAM, _LOCK_CONSUMER, _CLOSED_SUBJECT)
+    try:
+        await api_request(client, request, {"stream_name": subjects.STATUS_STREAM, "config": lock, "action": "create"})
+    except JetStreamError as error:
+        if error.err_code != CONSUMER_EXISTS:
+            raise
+        raise UnsafeChange([f"{change}: somebody else is changing the lanes at this moment; try again"]) from error
+
+
+async def _require_last_sequence(client: Client, change: LaneChange) -> None:
+    # A publish that the server must refuse. It queues up behind every update that is still on its way into the stream,
+    # and the server looks at the last sequence first: an error about the message id means that the sequence is right.
+    conditions = {
+        "Nats-Expected-Last-Sequence": str(change.last_sequence),
+        "Nats-Expected-Last-Msg-Id": _CLOSED_SUBJECT,
+    }
+    try:
+        await publish_confirmed(client, _CLOSED_SUBJECT, b"", conditions)
+    except JetStreamError as error:
+        if error.err_code == WRONG_LAST_MESSAGE_ID:
+            return
+        if error.err_code != WRONG_LAST_SEQUENCE:
+            raise
+    raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
+
+
+async def _apply(client: Client, step: Step) -> None:
+    match step.verb, step.kind:
+        case Verb.LEFT, _:
+            return
+        case Verb.DELETED, _:
+            await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, step.name))
+        case Verb.CREATED, Kind.STREAM:
+            await api_request(client, subjects.api_stream_create(step.name), step.config)
+        case Verb.CHANGED, Kind.STREAM:
+            await api_request(client, subjects.api_stream_update(step.name), step.config)
+        case _:
+            # Saying which of the two it is keeps a create from becoming an update of somebody else's newer consumer.
+            action = "create" if step.verb is Verb.CREATED else "update"
+            request = subjects.api_consumer_create(subjects.STATUS_STREAM, step.name, step.config["filter_subject"])
+            body = {"stream_name": subjects.STATUS_STREAM, "config": dict(step.config), "action": action}
+            await api_request(client, request, body)

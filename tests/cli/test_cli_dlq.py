@@ -1,0 +1,350 @@
+"""`relay dlq` as an operator meets it: real processes, on a terminal and off it."""
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import pty
+import signal
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cli_kit import Ended, make_command
+from test_dead_letters import JOB, OTHER, all_of, bury, change, sequences, stored
+from typer.testing import CliRunner
+
+from relay.cli import program
+from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, STATUS_SUBJECTS, Reason, status_subject
+from relay.dead_letters import store as dead_letter_store
+from relay.local.server import NatsServer
+from relay.nats.connection import publish_confirmed
+
+TIMEOUT_S = 30
+BAD = json.dumps({"uuid": JOB, "status": "finished", "metadata": {"n": [1, 2]}}).encode()
+
+
+@pytest.fixture
+def relay(nats_server, tmp_path, monkeypatch) -> Callable[..., Any]:
+    """Runs `relay ...` to its end, off a terminal: in a thread of this process, because a new one takes a second."""
+    monkeypatch.setenv("COLUMNS", "160")
+    command = make_command(monkeypatch, tmp_path)
+
+    async def relay(*arguments: str, **settings: str) -> Ended:
+        return await command(*arguments, **{"NATS_URL": nats_server.url} | settings)
+
+    return relay
+
+
+@pytest.fixture
+def terminal(nats_server, tmp_path) -> Callable[..., Any]:
+    """Runs `relay ...` on a terminal of 160 columns, with something typed; returns its exit code and the screen."""
+
+    async def terminal(*arguments: str, typed: bytes = b"") -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "relay", *arguments),
+            cwd=tmp_path,
+            env=environment(nats_server.url) | {"TERM": "dumb", "PYTHONFAULTHANDLER": "1"},
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        )
+        os.close(theirs)
+        os.write(ours, typed)
+        reading = asyncio.create_task(asyncio.to_thread(_read_to_the_end, ours))
+        done, _ = await asyncio.wait({reading}, timeout=TIMEOUT_S)
+        if not done:
+            process.send_signal(signal.SIGABRT)  # its last words are where it stood
+        screen = await reading
+        os.close(ours)
+        assert done, screen.decode()
+        return await process.wait(), screen.decode().replace("\r\n", "\n")
+
+    return terminal
+
+
+def _read_to_the_end(terminal: int) -> bytes:
+    screen = b""
+    with contextlib.suppress(OSError):  # that is how a terminal ends
+        while chunk := os.read(terminal, 65536):
+            screen += chunk
+    return screen
+
+
+def environment(url: str, **settings: str) -> dict[str, str]:
+    given = {f"RELAY_{name}": value for name, value in settings.items()}
+    return {"PATH": os.environ["PATH"], "NO_COLOR": "1", "COLUMNS": "160", "RELAY_NATS_URL": url, **given}
+
+
+async def test_list_off_a_terminal(relay, provisioned):
+    """Elsewhere than on a terminal each dead letter is a line of JSON, and the count by reason is apart from them."""
+    await bury(provisioned, body=b'{"status": "accepted"}')
+    await bury(provisioned, OTHER, reason=Reason.TOO_LARGE)
+    await bury(provisioned)
+    ended = await relay("dlq", "list")
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    assert (0, "3 dead letters: refused 2, too_large 1\n") == (ended.code, ended.err)
+    assert [(1, JOB, "accepted"), (2, OTHER, None), (3, JOB, None)] == [
+        (row["sequence"], row["job"], row["status"]) for row in rows
+    ]
+    assert ("refused", "told", 5, 1, status_subject(JOB), None, [], 22) == tuple(
+        rows[0][name]
+        for name in (
+            *("reason", "error", "attempts", "source_sequence"),
+            *("source_subject", "replayed_from", "history", "bytes"),
+        )
+    )
+
+
+async def test_list_on_a_terminal(terminal, provisioned):
+    """On a terminal there is a table, and the count by reason at its end."""
+    await bury(provisioned, body=b'{"status": "accepted"}')
+    await bury(provisioned, OTHER, reason=Reason.TOO_LARGE)
+    _, screen = await terminal("dlq", "list", "--limit", "1")
+    heading, row, count = screen.splitlines()
+    assert ["seq", "failed", "at", "(UTC)", "reason", "job", "status", "error"] == heading.split()
+    assert ["1", "refused", JOB, "accepted", "told"] == [row.split()[at] for at in (0, 3, 4, 5, 6)]
+    assert [heading.index(name) for name in ("reason", "job", "status", "error")] == [
+        row.index(cell) for cell in ("refused", JOB, "accepted", "told")
+    ]
+    assert "1 dead letter: refused 1; there may be more, because of --limit" == count
+
+
+async def test_show(relay, provisioned):
+    """Everything about one dead letter is told: why, what to do, where it came from, its headers, its body."""
+    source = await bury(provisioned, body=BAD, reason=Reason.UNKNOWN_STATUS, X_Trace="7b")
+    ended = await relay("dlq", "show", "1")
+    assert (0, "") == (ended.code, ended.err)
+    for told in (
+        "reason      unknown_status: the status is one that the Facilitator would store as `unknown`",
+        "error       told",
+        "what to do  mend the producer",
+        "more        docs/dead-letters.md#unknown_status",
+        f"job         {JOB}",
+        "status      finished",
+        "attempts    5",
+        "failed at   20",
+        f"source      {status_subject(JOB)}, JOB_STATUS sequence {source}",
+        "header      X-Trace: 7b",
+        f"body        {len(BAD)} bytes\n",
+        "now         as it is, a replay would fail again, with unknown_status: status is 'finished'",
+        '  "status": "finished",\n  "metadata": {\n    "n": [\n      1,\n      2\n    ]\n  }\n}\n',
+    ):
+        assert told in ended.out
+
+
+async def test_show_history(relay, provisioned):
+    """A dead letter that was replayed shows how it ended before."""
+    history = "job_not_found 5 2026-11-22T01:00:00.000+00:00; refused 1 2026-11-22T02:00:00.000+00:00"
+    await bury(provisioned, **{"Relay-Replayed-From": "17", "Relay-History": history})
+    out = (await relay("dlq", "show", "1")).out
+    assert "replay of   dead letter 17\n" in out
+    assert "before      job_not_found after 5 attempts, 2026-11-22T01:00:00.000+00:00\n" in out
+    assert "before      refused after 1 attempts, 2026-11-22T02:00:00.000+00:00\n" in out
+
+
+async def test_show_truncates(relay, provisioned):
+    """A long body is cut off, and the output says how much is missing and how to see it."""
+    body = b'["' + b"x" * 5000 + b'"]'
+    await bury(provisioned, body=body)
+    short, full = await relay("dlq", "show", "1"), await relay("dlq", "show", "1", "--full")
+    assert 5000 == full.out.count("x" * 10) * 10
+    assert short.out.endswith("x\n... and 3008 characters more: --full shows them\n")
+
+
+async def test_what_is_shown_steers_no_terminal(relay, terminal, provisioned):
+    """Neither body nor header nor subject gets a control character to the terminal; the body is seen nonetheless."""
+    evil = "\x1b]0;pwned\x07\x9b31m\u202e"
+    headers = {"Relay-Reason": evil, "Relay-Error": evil, "Relay-Source-Subject": f"job.status.{evil}", "X": evil}
+    body = b'\x1b[2J not JSON \xff \x9b"'
+    await publish_confirmed(provisioned, DLQ_SUBJECTS.replace("*", "evil"), body, headers)
+    _, table = await terminal("dlq", "list")
+    _, screen = await terminal("dlq", "show", "1")
+    rehearsal = (await relay("dlq", "replay", "1", "--dry-run")).out
+    for shown in (table, rehearsal, screen):
+        assert "" == "".join(char for char in shown if not char.isprintable() and char != "\n")
+    assert "it cannot be parsed: " in screen
+    assert '\\x1b[2J not JSON \\xff \\x9b"' in screen
+
+
+async def test_nothing_there(relay, provisioned):
+    """A sequence that is not there is said to be so, exit 1; the others are dealt with."""
+    await bury(provisioned)
+    ended = await relay("dlq", "show", "9")
+    assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
+    assert ended.err.startswith("relay: there is no dead letter 9 in JOB_DLQ: ")
+    ended = await relay("dlq", "replay", "1", "9")
+    assert (1, "replayed 1\n") == (ended.code, ended.out)
+    assert "there is no dead letter 9 in JOB_DLQ" in ended.err
+
+
+async def test_dry_run(relay, provisioned):
+    """A dry run changes nothing, and says what would be replayed and what would fail again."""
+    await bury(provisioned, body=BAD)
+    good = json.dumps({"uuid": OTHER, "status": "accepted"}).encode()
+    await bury(provisioned, OTHER, body=good)
+    before = await stored(provisioned)
+    ended = await relay("dlq", "replay", "--all", "--dry-run")
+    assert 0 == ended.code
+    first, why, second, count = ended.out.splitlines()
+    assert f"would replay 1 (refused) on {status_subject(JOB)}" == first
+    assert why.startswith("  it would fail again, with unknown_status: ")
+    assert f"would replay 2 (refused) on {status_subject(OTHER)}" == second
+    assert "2 would be replayed, of which 1 would fail again as they are" == count
+    assert (before, [1, 2]) == (await stored(provisioned), await sequences(provisioned))
+
+
+async def test_stopped_replay(relay, terminal, provisioned):
+    """A replay that the server stops says how many went, how many are left and how to go on, and so it goes on."""
+    for _ in range(5):
+        await bury(provisioned)
+    await provisioned.jetstream().purge_stream(STATUS_STREAM)  # else each source that leaves makes room
+    await change(provisioned, STATUS_STREAM, max_msgs=2)
+    ended = await relay("dlq", "replay", "--all")
+    assert (1, "replayed 2\nleft 3\n", 1) == (ended.code, ended.out, ended.err.count("\n"))
+    assert ended.err.startswith("relay: stopped: publish on job.status.")
+    assert ended.err.endswith("run the same command again: nothing is lost, and nothing is sent twice\n")
+    await change(provisioned, STATUS_STREAM, max_msgs=-1)
+    code, screen = await terminal("dlq", "replay", "--all")
+    assert (0, "replayed 3") == (code, screen.splitlines()[-1])
+
+
+async def test_interrupted_replay(provisioned, nats_server):
+    """Ctrl-C ends a replay with an account of what went and what is left, which is what the stream holds."""
+    for _ in range(30):
+        await bury(provisioned)
+    third = asyncio.Event()
+    seen = itertools.count(1)
+
+    async def watch(_: object) -> None:
+        if next(seen) == 3:
+            third.set()
+
+    await provisioned.subscribe(STATUS_SUBJECTS, cb=watch)
+    await provisioned.flush()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "dlq", "replay", "--all", "--rate", "20"),
+        env=environment(nats_server.url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        await third.wait()
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    replayed, left = (int(line.split()[1]) for line in out.decode().splitlines())
+    assert (130, 30) == (process.returncode, replayed + left)
+    assert 1 <= replayed < 30
+    assert b"relay: interrupted; to go on, run the same command again: " in err
+    remaining = await sequences(provisioned)
+    assert left - 1 <= len(remaining) <= left, "a removal may be under way, its answer not"
+
+
+async def test_purge_asks(relay, terminal, provisioned):
+    """Before anything is removed somebody says yes: at the terminal, or with --yes where there is none."""
+    for _ in range(2):
+        await bury(provisioned)
+    refused = await relay("dlq", "purge", "--all")
+    assert (2, "") == (refused.code, refused.out)
+    assert "--yes" in refused.err
+    code, screen = await terminal("dlq", "purge", "--all", typed=b"n\n")
+    assert 1 == code
+    assert "2 dead letters: refused 2\nRemove them for good? [y/N]: " in screen
+    assert [1, 2] == await sequences(provisioned)
+    code, screen = await terminal("dlq", "purge", "1", typed=b"y\n")
+    assert (0, "removed 1") == (code, screen.splitlines()[-1].rpartition(": ")[2])
+    assert Ended(0, "removed 1\n", "") == await relay("dlq", "purge", "--all", "--yes")
+    assert Ended(0, "nothing to remove\n", "") == await relay("dlq", "purge", "--all", "--yes")
+
+
+async def test_export_mend_replay(relay, provisioned, tmp_path):
+    """What a purge exported can be mended and put back: it is published where it came from, once."""
+    await bury(provisioned, body=BAD, X_Trace="7b")
+    await bury(provisioned, body=b"\xff")
+    ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
+    assert Ended(0, "exported 2 to letters\nremoved 2\n", "") == ended
+    path = tmp_path / "letters"
+    path.write_text(path.read_text().replace("finished", "completed"))
+    assert Ended(0, "replayed 2\n", "") == await relay("dlq", "replay", "--from", "letters")
+    again = await relay("dlq", "replay", "--from", "letters")
+    assert (0, "replayed 0") == (again.code, again.out.splitlines()[0])
+    assert "2 had been replayed before" in again.out
+    (_, mended, headers), (_, raw, _) = await stored(provisioned, 3)
+    assert (BAD.replace(b"finished", b"completed"), b"\xff") == (mended, raw)
+    assert ("7b", "1") == (headers["X-Trace"], headers["Relay-Replayed-From"])
+    path.write_text(path.read_text().replace("completed", "failed"))
+    again = await relay("dlq", "replay", "--from", "letters")
+    assert (0, "replayed 1") == (again.code, again.out.splitlines()[0]), "what was mended once more is another update"
+
+
+async def test_bad_files(relay, provisioned, tmp_path):
+    """A file that is no export is refused whole with the line at fault; an export overwrites nothing. Both exit 2."""
+    await bury(provisioned)
+    await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
+    await bury(provisioned)
+    with (tmp_path / "letters").open("a") as file:
+        file.write("{}\n")
+    ended = await relay("dlq", "replay", "--from", "letters")
+    assert 2 == ended.code
+    assert "line 2: " in ended.err
+    assert 1 == len(await stored(provisioned)), "nothing was replayed"
+    assert 2 == (await relay("dlq", "replay", "--from", "nowhere")).code
+    ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
+    assert (2, "") == (ended.code, ended.out)
+    assert [2] == [letter.sequence for letter in await all_of(provisioned)]
+
+
+@pytest.mark.parametrize("command", ["list", "show 1", "replay 1", "replay --all", "purge --all --yes"])
+async def test_without_a_dead_letter_stream(relay, provisioned, command):
+    """Without the stream each command ends with one line that says what to run, exit 1."""
+    await provisioned.jetstream().delete_stream(DLQ_STREAM)
+    expected = "relay: not provisioned (stream JOB_DLQ is missing): run `relay provision`\n"
+    ended = await relay("dlq", *command.split())
+    assert (1, expected) == (ended.code, ended.err.replace("stopped: ", "").replace("; when", "\n; when").split(";")[0])
+
+
+async def test_nats_away(relay):
+    """Without NATS there is one line that names where it was looked for, exit 1."""
+    ended = await relay("dlq", "list", NATS_URL="nats://127.0.0.1:1")
+    assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
+    assert ended.err.startswith("relay: no NATS connection to nats://127.0.0.1:1: ")
+
+
+async def test_not_permitted(relay, monkeypatch):
+    """Where the account may not do it, the error names what is not permitted and what to do."""
+    monkeypatch.setattr(dead_letter_store, "_ANSWER_TIMEOUT_S", 0.3)
+    user = '{user: u, password: p, permissions: {publish: "$JS.API.INFO"}}'
+    users = f"accounts {{A {{jetstream: enabled, users: [{user}]}}}}"
+    async with NatsServer(extra_config=users) as server:
+        ended = await relay("dlq", "list", NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
+    assert (1, "") == (ended.code, ended.out)
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("relay: the NATS account does not permit this: permissions violation for publish")
+    assert last.endswith("use credentials that may do it, or have it permitted")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("replay", "say which"),
+        ("purge --yes", "say which"),
+        ("replay 1 --all", "say which"),
+        ("replay 1 --job x", "not both"),
+        ("replay 0", "from 1"),
+        ("replay --from x --all", "no other selection"),
+        ("list --since yesterday", "--since 'yesterday' is not allowed"),
+        ("list --reason nonsense", "invalid_json"),
+        ("list --limit 0", "--limit"),
+        ("show none", "SEQ"),
+    ],
+)
+def test_usage(arguments, problem):
+    """Arguments that make no sense end with exit 2 before any server is asked."""
+    ended = CliRunner().invoke(program(), ["dlq", *arguments.split()], env={"COLUMNS": "200"})
+    assert (2, "") == (ended.exit_code, ended.stdout)
+    assert problem in ended.stderr

@@ -1,0 +1,320 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import (
+    DeliverySettings,
+    FacilitatorSettings,
+    HttpSettings,
+    LogSettings,
+    NatsSettings,
+    Settings,
+    TracingSettings,
+    load_settings,
+    settings_table,
+)
+
+CONTRACT = """
+    NATS_URL NATS_CREDS NATS_USER NATS_PASSWORD NATS_TOKEN NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE
+    NATS_NKEY_FILE NATS_INBOX_PREFIX
+    FACILITATOR_URL FACILITATOR_AUTH FACILITATOR_HOTKEY_FILE FACILITATOR_HOTKEY_PASSWORD FACILITATOR_WINDOW
+    FACILITATOR_CONNECTIONS FACILITATOR_REPLY_TIMEOUT LANES MAX_ATTEMPTS MAX_DELIVER ACK_WAIT LEASE_TTL
+    BACKOFF_INITIAL BACKOFF_MAX REPLICAS RECEIPTS HTTP_HOST HTTP_PORT LOG_LEVEL LOG_FORMAT TRACING
+"""
+
+
+def load(env_file=None, **variables):
+    return load_settings({f"RELAY_{name}": value for name, value in variables.items()}, env_file)
+
+
+def refusal(env_file=None, **variables):
+    """The error that these variables end in."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(env_file, **variables)
+    return caught.value
+
+
+def test_the_table_has_exactly_the_variables_of_the_contract():
+    """Each variable that users may set is in the table once, with words for what it allows and is for."""
+    expected = sorted(f"RELAY_{name}" for name in CONTRACT.split())
+    assert expected == sorted(row.variable for row in settings_table())
+    assert all(row.allowed and row.description.endswith(".") for row in settings_table())
+
+
+def test_defaults_need_no_environment():
+    """With nothing set, every group has its defaults."""
+    assert Settings() == load()
+
+
+def test_the_defaults_of_the_table_are_the_defaults():
+    """Setting every variable to the default that the table prints changes nothing."""
+    printed = {row.variable: row.default for row in settings_table()}
+    assert Settings() == load_settings(printed, None)
+
+
+def test_every_variable_reaches_its_field(tmp_path):
+    """Values from the environment arrive in their groups, converted."""
+    file = tmp_path / "file"
+    file.touch()
+    files = dict.fromkeys(
+        ("NATS_CREDS", "NATS_NKEY_FILE", "NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE"), str(file)
+    )
+    texts = (
+        "NATS_URL=nats://a:1, tls://b NATS_USER=u NATS_PASSWORD=p NATS_TOKEN=t NATS_INBOX_PREFIX=_I.x"
+        " FACILITATOR_URL=wss://f/ws/v0/ FACILITATOR_AUTH=None FACILITATOR_HOTKEY_FILE=~/h"
+        " FACILITATOR_HOTKEY_PASSWORD=q FACILITATOR_WINDOW=8 FACILITATOR_CONNECTIONS=2"
+        " FACILITATOR_REPLY_TIMEOUT=1.5 LANES=7 MAX_ATTEMPTS=3"
+        " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3 RECEIPTS=true"
+        " HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console TRACING=Otel"
+    )
+    variables = dict(re.findall(r"([A-Z_]+)=(.*?)(?= [A-Z_]+=|$)", texts)) | files
+    assert set(CONTRACT.split()) == set(variables)
+    assert load(**variables) == Settings(
+        nats=NatsSettings(
+            urls=("nats://a:1", "tls://b"),
+            creds=file,
+            nkey_file=file,
+            user="u",
+            password=SecretStr("p"),
+            token=SecretStr("t"),
+            ca_file=file,
+            cert_file=file,
+            key_file=file,
+            inbox_prefix="_I.x",
+        ),
+        facilitator=FacilitatorSettings(
+            url="wss://f/ws/v0/",
+            auth="none",
+            hotkey_file=Path("~/h"),
+            hotkey_password=SecretStr("q"),
+            window=8,
+            connections=2,
+            reply_timeout_s=1.5,
+        ),
+        delivery=DeliverySettings(
+            lanes=7,
+            max_attempts=3,
+            max_deliver=9,
+            ack_wait_s=0.5,
+            lease_ttl_s=2,
+            backoff_initial_s=1,
+            backoff_max_s=2,
+            replicas=3,
+            receipts=True,
+        ),
+        http=HttpSettings(host="::1", port=0),
+        log=LogSettings(level="warning", format="console"),
+        tracing=TracingSettings(backend="otel"),
+    )
+
+
+RANGES = [
+    (row, *re.search(r"from ([\d.]+) to ([\d.]+)", row.allowed).groups())
+    for row in settings_table()
+    if " to " in row.allowed and re.search(r"from [\d.]+ to", row.allowed)
+]
+
+
+@pytest.mark.parametrize(("row", "low", "high"), RANGES, ids=[row.variable for row, _, _ in RANGES])
+def test_the_range_in_words_is_the_range_that_is_taken(row, low, high):
+    """Both ends that the table names are taken, and what lies just outside is refused with the same words."""
+    wide = (
+        {"RELAY_BACKOFF_MAX": "3600"} if row.variable == "RELAY_BACKOFF_INITIAL" else {"RELAY_BACKOFF_INITIAL": "0.05"}
+    )
+    for inside in (low, high):
+        load_settings(wide | {row.variable: inside}, None)
+    for outside in (
+        str(float(low) - 0.01),
+        str(float(high) + 1),
+        f"{int(float(high)) + 1}",
+        "-1",
+        "nan",
+        "inf",
+        "many",
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(wide | {row.variable: outside}, None)
+        assert (row.variable, outside, row.allowed) == (caught.value.variable, caught.value.value, caught.value.allowed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NATS_URL", "127.0.0.1:4222"),
+        ("NATS_URL", "http://127.0.0.1"),
+        ("NATS_URL", "nats://"),
+        ("NATS_URL", "nats://a:port"),
+        ("NATS_URL", "nats://a,,nats://b"),
+        ("NATS_CREDS", "does-not-exist.creds"),
+        ("NATS_CA_FILE", "."),
+        ("FACILITATOR_URL", "https://f/ws/v0/"),
+        ("FACILITATOR_URL", "wss:///ws/v0/"),
+        ("FACILITATOR_URL", "wss://f"),
+        ("FACILITATOR_URL", "wss://f/"),
+        ("FACILITATOR_URL", "wss://f/ws/v0"),
+        ("FACILITATOR_URL", "wss://f:0/ws/v0/"),
+        ("FACILITATOR_URL", "wss://f/ws/v0/#x"),
+        ("FACILITATOR_AUTH", "password"),
+        ("LANES", "4.5"),
+        ("REPLICAS", "2"),
+        ("REPLICAS", "three"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(name, value):
+    """The error names the whole variable, the value as given, and what the table says is allowed."""
+    allowed = {row.variable: row.allowed for row in settings_table()}
+    error = refusal(**{name: value})
+    assert (f"RELAY_{name}", value, allowed[f"RELAY_{name}"]) == (error.variable, error.value, error.allowed)
+
+
+def test_the_missing_slash_is_explained():
+    """Who forgets the Facilitator's trailing slash reads what would have happened."""
+    expected = (
+        "RELAY_FACILITATOR_URL='ws://f/ws/v0' is not allowed: a ws:// or wss:// address with path and trailing slash,"
+        " such as wss://facilitator.example/ws/v0/ (without the slash the Facilitator answers HTTP 500)"
+    )
+    assert expected == str(refusal(FACILITATOR_URL="ws://f/ws/v0"))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NATS_URL": "nats://relay:hidden@a:port"},
+        {"NATS_URL": "relay:hidden@a:4222"},
+        {"NATS_URL": "nats://ok, nats://hid/den:hidden@b:x"},
+        {"FACILITATOR_URL": "wss://relay:hidden@f"},
+        {"NATS_PASSWORD": "hidden"},  # without its user
+        {"NATS_PASWORD": "hidden"},
+    ],
+)
+def test_no_error_shows_a_secret(variables):
+    """Passwords stay out of messages: in their own variables, in addresses, under misspelled names."""
+    assert "hidden" not in str(refusal(**variables))
+
+
+def test_no_secret_is_shown_by_the_settings():
+    """Printing the settings shows no password or token."""
+    settings = load(NATS_USER="u", NATS_PASSWORD="hidden", NATS_TOKEN="hidden", FACILITATOR_HOTKEY_PASSWORD="hidden")
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({"NATS_USER": "u"}, "NATS_PASSWORD"),
+        ({"NATS_PASSWORD": "p"}, "NATS_USER"),
+        ({"NATS_CERT_FILE": __file__}, "NATS_KEY_FILE"),
+        ({"NATS_KEY_FILE": __file__}, "NATS_CERT_FILE"),
+    ],
+)
+def test_half_a_pair_is_refused(variables, missing):
+    """A user without a password, a certificate without its key, and the reverse name what is missing."""
+    assert f"RELAY_{missing}" == refusal(**variables).variable
+
+
+def test_the_longest_backoff_is_not_below_the_first():
+    """BACKOFF_MAX must not be smaller than BACKOFF_INITIAL."""
+    expected = "RELAY_BACKOFF_MAX='1' is not allowed: seconds, from 0.05 to 3600, and not below RELAY_BACKOFF_INITIAL"
+    assert expected == str(refusal(BACKOFF_INITIAL="2", BACKOFF_MAX="1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("ACKWAIT", "ACK_WAIT"), ("NATS_URLS", "NATS_URL"), ("X", "LANES"), ("LANE", "LANES")]
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(name, nearest):
+    """A misspelled variable does not go unnoticed, and a name to use instead is offered."""
+    error = refusal(**{name: "1"})
+    assert f"RELAY_{name}" == error.variable
+    assert f"there is no such setting; the nearest name is RELAY_{nearest}" == error.allowed
+
+
+def test_what_kubernetes_adds_beside_a_service_named_relay_is_ignored():
+    """The variables that service links put into every pod are not taken for misspelled settings."""
+    links = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "8080",
+        "SERVICE_PORT_HTTP": "8080",
+        "PORT": "tcp://10.0.0.1:8080",
+        "PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "PORT_8080_TCP_PROTO": "tcp",
+        "PORT_8080_TCP_PORT": "8080",
+        "PORT_8080_TCP_ADDR": "10.0.0.1",
+        "METRICS_SERVICE_HOST": "10.0.0.2",
+    }
+    assert Settings() == load(**links)
+
+
+def test_variables_of_others_are_none_of_our_business():
+    """Only names with the prefix are looked at."""
+    assert Settings() == load_settings({"LANES": "9", "RELAYLANES": "9", "PATH": "/bin"}, None)
+
+
+def test_the_environment_wins_over_the_file(tmp_path):
+    """A `.env` file fills what the environment leaves open; other names in it are ignored."""
+    file = tmp_path / ".env"
+    file.write_text(
+        '# lanes\nRELAY_LANES=8\nexport RELAY_REPLICAS=3\nRELAY_LOG_LEVEL="debug"\nOTHER=1\nRELAY_NATS_TOKEN=\n'
+    )
+    settings = load(file, REPLICAS="5")
+    expected = (8, 5, "debug", None)
+    assert expected == (settings.delivery.lanes, settings.delivery.replicas, settings.log.level, settings.nats.token)
+
+
+def test_a_bad_value_in_the_file_is_refused_like_any_other(tmp_path):
+    """The file gets no milder treatment than the environment."""
+    file = tmp_path / ".env"
+    file.write_text("RELAY_LANES=none\n")
+    expected = "RELAY_LANES='none' is not allowed: a whole number from 1 to 256"
+    assert expected == str(refusal(file))
+
+
+def test_a_missing_file_is_no_error_and_an_unreadable_one_is(tmp_path):
+    """Without a `.env` file the environment suffices; one that is not text is reported with its name."""
+    assert Settings() == load(tmp_path / ".env")
+    file = tmp_path / "binary"
+    file.write_bytes(b"RELAY_LANES=\xff\xfe")
+    assert str(file) == refusal(file).variable
+
+
+def test_the_process_environment_is_the_default(monkeypatch, tmp_path):
+    """Called without arguments, the settings come from the process's environment and `.env` beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("RELAY_REPLICAS=3\n")
+    monkeypatch.setenv("RELAY_LANES", "6")
+    settings = load_settings()
+    expected = (6, 3)
+    assert expected == (settings.delivery.lanes, settings.delivery.replicas)
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({}, "FACILITATOR_URL"),
+        ({"FACILITATOR_AUTH": "none"}, "FACILITATOR_URL"),
+        ({"FACILITATOR_URL": "ws://f/ws/v0/"}, "FACILITATOR_HOTKEY_FILE"),
+    ],
+)
+def test_what_the_facilitator_needs_is_asked_for_only_by_those_who_need_it(variables, missing):
+    """Loading succeeds without a Facilitator; requiring it names what is missing."""
+    settings = load(**variables)
+    with pytest.raises(ConfigurationError) as caught:
+        settings.require_facilitator()
+    assert f"RELAY_{missing}" == caught.value.variable
+
+
+@pytest.mark.parametrize("more", [{"FACILITATOR_AUTH": "none"}, {"FACILITATOR_HOTKEY_FILE": "hotkey"}])
+def test_enough_for_the_facilitator_is_returned_as_it_is(more):
+    """With a URL and a way to sign in, the same settings come back."""
+    settings = load(FACILITATOR_URL="ws://f/ws/v0/", **more)
+    assert settings is settings.require_facilitator()
+
+
+def test_settings_do_not_change_after_the_start():
+    """Groups are frozen."""
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().delivery.lanes = 2

@@ -1,0 +1,479 @@
+import inspect
+import json
+import re
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.contract.model import JobStatus
+from relay.contract.subjects import Reason
+from relay.contract.wire import (
+    HEARTBEAT,
+    MAX_FRAME_BYTES,
+    PYDANTIC_ERROR_TYPES,
+    Fault,
+    Frame,
+    Push,
+    PushKind,
+    Repair,
+    Reply,
+    ReplyError,
+    authentication_request,
+    decode,
+    decode_incoming,
+)
+
+JOB = "123e4567-e89b-42d3-a456-426614174000"
+OTHER_JOB = "00000000-0000-4000-8000-000000000001"
+MINER_RESPONSE = {"docker_process_stderr": "", "docker_process_stdout": "42"}
+
+
+def update(**members):
+    """The JSON text of an update; a member that is `...` is left out."""
+    document = {"message_type": "V0JobStatusUpdate", "uuid": JOB, "status": "accepted", "metadata": None} | members
+    return json.dumps({key: value for key, value in document.items() if value is not ...}).encode()
+
+
+def raw(metadata, status="accepted"):
+    """An update with the given bytes in the place of its metadata."""
+    return b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":"%s","metadata":%s}' % (
+        JOB.encode(),
+        status.encode(),
+        metadata,
+    )
+
+
+def nested(depth):
+    return raw(b'{"x":' + b"[" * depth + b"]" * depth + b"}")
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_every_known_status_is_forwarded_as_it_came(status):
+    """An update that needs nothing is sent as the very bytes object that the producer wrote."""
+    body = update(status=status, metadata={"comment": "x"})
+    outcome = decode(body, JOB)
+    assert Frame(body, status, ()) == outcome
+    assert body is outcome.text
+
+
+def test_open_metadata_is_forwarded_to_the_last_digit():
+    """Numbers that a float cannot hold and odd spacing in open metadata stay as they were written."""
+    body = raw(b'{ "big":123456789012345678901234567890, "fine":0.12345678901234567890123, "e":1E+2 }')
+    assert Frame(body, "accepted", ()) == decode(body, JOB)
+
+
+def test_an_envelope_is_taken_off_and_nothing_else_changes():
+    """The payload of a channel-layer envelope is sent as the very bytes that it had inside."""
+    inner = raw(b'{ "big":123456789012345678901234567890 }')
+    body = b'{"type":"job_status_update","payload":' + inner + b"}"
+    assert Frame(inner, "accepted", ()) == decode(body, JOB)
+
+
+REPAIRS = {
+    "no message_type": (
+        update(message_type=...),
+        b'"accepted","metadata":null',
+        Repair.MESSAGE_TYPE_ADDED,
+    ),
+    "completed, metadata null": (update(status="completed"), b'"completed","metadata":{}', Repair.METADATA_ADDED),
+    "completed, no metadata": (
+        update(status="completed", metadata=...),
+        b'"completed","metadata":{}',
+        Repair.METADATA_ADDED,
+    ),
+    "streaming_ready, no metadata": (
+        update(status="streaming_ready", metadata=...),
+        b'"streaming_ready","metadata":{}',
+        Repair.METADATA_ADDED,
+    ),
+    "upper case": (update(uuid=JOB.upper()), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
+    "no hyphens": (update(uuid=JOB.replace("-", "")), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
+    "braces": (update(uuid=f"{{{JOB}}}"), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
+    "urn": (update(uuid=f"urn:uuid:{JOB}"), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
+}
+
+
+@pytest.mark.parametrize("case", REPAIRS)
+def test_what_would_only_hurt_is_repaired(case):
+    """Each repairable flaw is mended, and the repair is named for the metrics."""
+    body, rest, repair = REPAIRS[case]
+    text = b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":%s}' % (JOB.encode(), rest)
+    assert Frame(text, json.loads(text)["status"], (repair,)) == decode(body, JOB)
+
+
+def test_repairs_add_up():
+    """An envelope around an update with every flaw at once yields one clean frame, each repair named."""
+    inner = {"uuid": JOB.upper(), "status": "failed", "metadata": {"a\0": ["\0"]}}
+    body = json.dumps({"type": "job_status_update", "payload": inner}).encode()
+    text = (
+        b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":"failed","metadata":{"a\\ufffd": ["\\ufffd"]}}'
+        % JOB.encode()
+    )
+    repairs = (Repair.UUID_RESPELLED, Repair.MESSAGE_TYPE_ADDED, Repair.NUL_REPLACED)
+    assert Frame(text, "failed", repairs) == decode(body, JOB)
+
+
+def test_a_rewrite_leaves_the_bytes_of_the_metadata_alone():
+    """When another member must be repaired, open metadata keeps its digits and its spacing."""
+    metadata = b'{ "big":123456789012345678901234567890, "e":1E+2 }'
+    body = b'{"uuid":"%s","status":"accepted","metadata":%s}' % (JOB.encode(), metadata)
+    assert Frame(raw(metadata), "accepted", (Repair.MESSAGE_TYPE_ADDED,)) == decode(body, JOB)
+
+
+FAULTS = {
+    Reason.INVALID_JSON: {
+        "empty": b"",
+        "not JSON": b"status=accepted",
+        "cut short": update()[:-1],
+        "trailing text": update() + b"x",
+        "two documents": update() + update(),
+        "byte order mark": b"\xef\xbb\xbf" + update(),
+        "UTF-16": update().decode().encode("utf-16"),
+        "invalid UTF-8 in open metadata": raw(b'{"x":"\xff"}'),
+        "truncated UTF-8": raw(b'{"x":"\xc3"}'),
+        "invalid UTF-8 in a key": raw(b'{"\xff":1}'),
+        "encoded surrogate": raw(b'{"x":"\xed\xa0\x80"}'),
+        "lone high surrogate": raw(b'{"x":"\\ud800"}'),
+        "lone low surrogate": raw(b'{"x":"\\udc00"}'),
+        "surrogate in a key": raw(b'{"\\ud800":1}'),
+        "raw NUL": raw(b'{"x":"\x00"}'),
+        "NaN": raw(b'{"x":NaN}'),
+        "Infinity": raw(b'{"x":Infinity}'),
+        "-Infinity": raw(b'{"x":[-Infinity]}'),
+        "exponent overflow": raw(b'{"x":1e999}'),
+        "negative overflow": raw(b'{"x":-1E+309}'),
+        "mantissa overflow": raw(b'{"x":' + b"9" * 400 + b".0}"),
+        "overflow in a typed integer": raw(b'{"streaming_details":{"streaming_server_port":1e999}}'),
+        "integer of 5000 digits": raw(b'{"x":' + b"9" * 5000 + b"}"),
+        "duplicate at the top": b'{"uuid":"%s",' % JOB.encode() + update()[1:],
+        "duplicate in open metadata": raw(b'{"x":[{"a":1,"a":1}]}'),
+        "duplicate spelled with an escape": raw(b'{"a":1,"\\u0061":1}'),
+        "duplicate after repair": raw(b'{"\\u0000":1,"\\ufffd":1}'),
+        "duplicate in an envelope": b'{"type":"job_status_update","type":"job_status_update","payload":'
+        + update()
+        + b"}",
+        "deep": nested(5000),
+        "deeper than pydantic reads": nested(250),
+        "array": b"[" + update() + b"]",
+        "null": b"null",
+        "number": b"1e999",
+    },
+    Reason.INVALID_SCHEMA: {
+        "empty object": b"{}",
+        "unknown field": update(extra=1),
+        "no uuid": update(uuid=...),
+        "uuid null": update(uuid=None),
+        "uuid a number": update(uuid=1),
+        "no status": update(status=...),
+        "other message_type": update(message_type="V0Heartbeat"),
+        "message_type null": update(message_type=None),
+        "metadata an array": update(metadata=[]),
+        "metadata a text": update(metadata="x"),
+        "miner_response without stdout": update(metadata={"miner_response": {"docker_process_stderr": ""}}),
+        "artifacts not of text": update(metadata={"miner_response": MINER_RESPONSE | {"artifacts": {"a": 1}}}),
+        "rejection without reason": update(metadata={"job_rejection_details": {"rejected_by": "miner", "message": ""}}),
+        "context an array": update(
+            metadata={"horde_failure_details": {"reported_by": "x", "reason": "x", "message": "x", "context": []}}
+        ),
+        "exit status a text": update(
+            metadata={
+                "job_failure_details": {"reason": "", "stage": "", "message": "", "docker_process_exit_status": "1"}
+            }
+        ),
+        "streaming_details open": update(metadata={"streaming_details": {"x": 1}}),
+        "port of 2^31": update(metadata={"streaming_details": {"streaming_server_port": 2**31}}),
+        "port of -2^31-1": update(metadata={"streaming_details": {"streaming_server_port": -(2**31) - 1}}),
+        "port of 2^70": update(metadata={"streaming_details": {"streaming_server_port": 2**70}}),
+        "envelope with more in it": json.dumps(
+            {"type": "job_status_update", "payload": json.loads(update()), "x": 1}
+        ).encode(),
+        "envelope of another type": json.dumps({"type": "other", "payload": json.loads(update())}).encode(),
+        "envelope without type": json.dumps({"payload": json.loads(update())}).encode(),
+        "envelope of an array": b'{"type":"job_status_update","payload":[]}',
+        "envelope of an envelope": b'{"type":"job_status_update","payload":{"type":"job_status_update","payload":{}}}',
+    },
+    Reason.UNKNOWN_STATUS: {
+        "other text": update(status="done"),
+        "capitals": update(status="Completed"),
+        "empty text": update(status=""),
+        "null": update(status=None),
+        "number": update(status=3),
+        "boolean": update(status=True),
+        "array": update(status=["sent"]),
+        "object": update(status={"a": {}}),
+        "huge number": update(status=10**400),
+    },
+    Reason.INVALID_UUID: {
+        "not a UUID": update(uuid="job-1"),
+        "empty": update(uuid=""),
+        "with a space": update(uuid=JOB + " "),
+        "underscores": update(uuid=JOB.replace("-", "_")),
+        "NUL": update(uuid=JOB + "\0"),
+    },
+    Reason.UUID_MISMATCH: {
+        "another job": update(uuid=OTHER_JOB),
+        "another job, respelled": update(uuid=OTHER_JOB.replace("-", "")),
+    },
+    Reason.TOO_LARGE: {
+        "one byte too many": update() + b" " * (MAX_FRAME_BYTES + 1 - len(update())),
+        "20 MB, not even JSON": b"x" * 20_000_000,
+        # A minimal update at the limit grows past it when its message_type is added.
+        "repaired past the limit": b'{"uuid":"%s","status":"sent","metadata":{"x":"%s"}}'
+        % (JOB.encode(), b"x" * (MAX_FRAME_BYTES - 100)),
+    },
+}
+FAULT_CASES = [
+    pytest.param(reason, body, id=f"{reason}: {name}") for reason in FAULTS for name, body in FAULTS[reason].items()
+]
+
+
+@pytest.mark.parametrize(("reason", "body"), FAULT_CASES)
+def test_what_the_facilitator_would_choke_on_is_caught(reason, body):
+    """Each bad body is refused with its reason and one bounded line of printable ASCII."""
+    outcome = decode(body, JOB)
+    assert isinstance(outcome, Fault), outcome
+    assert reason is outcome.reason
+    assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
+
+
+ERRORS = {
+    update(extra=1): "not a job status update: Object contains unknown field `extra`",
+    update(uuid=1): "not a job status update: Expected `str`, got `int` - at `$.uuid`",
+    update(metadata={"miner_response": {}}): (
+        "not a job status update: Object missing required field `docker_process_stderr`"
+        " - at `$.metadata.miner_response`"
+    ),
+    raw(b'{"x":NaN}'): "not JSON that every reader understands alike: NaN is not a JSON value",
+    raw(b'{"x":1e999}'): ("not JSON that every reader understands alike: the number '1e999' is too large for a float"),
+    raw(b'{"a\\n":1,"a\\n":2}'): (
+        "not JSON that every reader understands alike: the key 'a\\n' occurs twice in one object"
+    ),
+    update(uuid=OTHER_JOB): f"the subject names job {JOB}, the body job {OTHER_JOB} - at `$.uuid`",
+    b"[]": "not a JSON object, but an array",
+}
+
+
+@pytest.mark.parametrize("body", ERRORS)
+def test_an_error_says_what_is_wrong_and_where(body):
+    """The sentence names the place in the document where there is one, and fits a header whatever it quotes."""
+    assert ERRORS[body] == decode(body, JOB).error
+
+
+def test_an_error_does_not_echo_what_is_huge():
+    """Megabytes in a key, a status or a uuid are cut, not repeated."""
+    huge = "ü\n" * 500_000
+    bodies = [update(**{huge: 1}), update(status=huge), update(uuid=huge), update(message_type=huge)]
+    assert all(len(decode(body, JOB).error) <= 500 for body in bodies)
+    assert len(decode(update(), huge).error) <= 500
+
+
+@pytest.mark.parametrize("token", ["", "job-1", JOB.upper(), JOB.replace("-", ""), f"{JOB}.x", "é", JOB + "\n"])
+def test_a_subject_must_name_its_job_in_one_spelling(token):
+    """A token that is not a lower-case UUID with hyphens is refused, and the error shows how it is spelled."""
+    outcome = decode(update(), token)
+    assert Reason.INVALID_UUID is outcome.reason
+    assert outcome.error.endswith(
+        "must end in a UUID in lower case with hyphens, as in job.status.123e4567-e89b-42d3-a456-426614174000"
+    )
+
+
+def test_the_largest_frame_is_still_taken():
+    """The Facilitator's limit itself is allowed."""
+    body = update() + b" " * (MAX_FRAME_BYTES - len(update()))
+    assert Frame(body, "accepted", ()) == decode(body, JOB)
+
+
+def test_many_brackets_that_are_not_deep_are_no_fault():
+    """Logs full of brackets, and long flat arrays, are not taken for deep nesting."""
+    body = update(
+        metadata={"miner_response": MINER_RESPONSE | {"docker_process_stdout": "[{" * 1000}, "x": [[]] * 1000}
+    )
+    assert Frame(body, "accepted", ()) == decode(body, JOB)
+
+
+def test_decode_never_raises_however_little_stack_is_left():
+    """Nested metadata met deep in a call stack ends in an outcome, not in a RecursionError."""
+
+    def after(calls):
+        return after(calls - 1) if calls else decode(nested(190), JOB)
+
+    free = sys.getrecursionlimit() - len(inspect.stack())
+    assert isinstance(after(free - 100), Frame | Fault)
+
+
+# Fragments that an escape-blind search for \u0000 gets wrong, together with whatever hypothesis finds.
+tricky_texts = st.lists(st.sampled_from(["\\", "u0000", "\0", '"', "\\u0000", "a", "\ufffd"]), max_size=6).map("".join)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | tricky_texts,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(tricky_texts.map(lambda text: "k" + text), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+def without_nul(value):
+    """`value` with U+FFFD for every NUL in its texts and keys."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [without_nul(item) for item in value]
+    if isinstance(value, dict):
+        return {without_nul(key): without_nul(item) for key, item in value.items()}
+    return value
+
+
+def has_colliding_keys(value):
+    """Whether keys of one object are told apart by NUL and U+FFFD alone."""
+    if isinstance(value, list):
+        return any(map(has_colliding_keys, value))
+    if isinstance(value, dict):
+        return len({without_nul(key) for key in value}) < len(value) or any(map(has_colliding_keys, value.values()))
+    return False
+
+
+@settings(max_examples=150, deadline=None)
+@given(value=json_values.filter(lambda value: not has_colliding_keys(value)), ensure_ascii=st.booleans())
+def test_every_nul_and_nothing_else_becomes_the_replacement_character(value, ensure_ascii):
+    """What a reader of the frame sees is what the producer wrote, with U+FFFD for each NUL."""
+    metadata = {"x": value}
+    body = raw(json.dumps(metadata, ensure_ascii=ensure_ascii).encode())
+    outcome = decode(body, JOB)
+    assert without_nul(metadata) == json.loads(outcome.text)["metadata"]
+    repairs = (Repair.NUL_REPLACED,) if without_nul(metadata) != metadata else ()
+    assert repairs == outcome.repairs
+    assert bool(repairs) is (outcome.text is not body)
+
+
+VALID = [
+    update(status="completed", metadata={"miner_response": MINER_RESPONSE, "x": ["\0", 1.5, {"a": "é"}]}),
+    update(message_type=..., uuid=JOB.upper(), status="streaming_ready"),
+    b'{"type":"job_status_update","payload":' + update() + b"}",
+]
+SPLICES = [
+    b"",
+    b'"',
+    b"\\",
+    b"\\u0000",
+    b"\\ud800",
+    b"\xff",
+    b"\x00",
+    b"1e999",
+    b"NaN",
+    b"[" * 300,
+    b"{",
+    b"}",
+    b",",
+    b"null",
+]
+
+
+@st.composite
+def mutated_bodies(draw):
+    body = draw(st.sampled_from(VALID))
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(body)))
+        cut = draw(st.integers(0, 8))
+        body = body[:start] + draw(st.sampled_from(SPLICES) | st.binary(max_size=3)) + body[start + cut :]
+    return body
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.binary(max_size=60) | mutated_bodies(), token=st.just(JOB) | st.text(max_size=40))
+def test_decode_never_raises_and_what_it_lets_through_needs_nothing_more(body, token):
+    """Whatever the bytes and the token, the outcome is a fault in one line, or a frame that decodes to itself."""
+    outcome = decode(body, token)
+    if isinstance(outcome, Fault):
+        assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
+    else:
+        assert Frame(outcome.text, outcome.status, ()) == decode(outcome.text, token)
+
+
+def test_a_reply_is_told_by_its_status():
+    """Success and error replies are read, with the type and text of each error and nothing of its echo."""
+    text = '{"status":"error","errors":[{"msg":"Job\\nnot found","type":"job.not_found","help":"","input":{"x":[1]}}]}'
+    assert Reply("success", ()) == decode_incoming('{"status":"success","errors":[]}')
+    assert Reply("error", (ReplyError("job.not_found", "Job\\nnot found"),)) == decode_incoming(text)
+    assert Reply("error", (ReplyError("job.not_found", "Job\\nnot found"),)) == decode_incoming(text.encode())
+
+
+def test_an_error_without_text_still_has_its_type():
+    """The members of an error that are absent read as empty."""
+    assert Reply("error", (ReplyError("x", ""), ReplyError("", ""))) == decode_incoming(
+        '{"status":"error","errors":[{"type":"x"},{}]}'
+    )
+
+
+@pytest.mark.parametrize("errors", ["7", "[1]", '{"type":"x"}', '[{"type":1}]', "null"])
+def test_a_reply_with_errors_in_another_shape_is_still_a_reply(errors):
+    """Replies pair by order, so one whose errors cannot be read counts as a reply all the same."""
+    assert Reply("error", ()) == decode_incoming(f'{{"status":"error","errors":{errors}}}')
+
+
+PUSHES = {
+    f'{{"message_type":"V2JobRequest","type":"job.new","uuid":"{JOB}","status":"x","errors":7}}': Push(
+        PushKind.REQUEST, JOB, "V2JobRequest"
+    ),
+    f'{{"message_type":"V0JobCheated","type":"job.cheated","job_uuid":"{JOB}"}}': Push(
+        PushKind.CHEATED, JOB, "V0JobCheated"
+    ),
+    '{"message_type":"V2JobRequest"}': Push(PushKind.REQUEST, "unknown", "V2JobRequest"),
+    '{"message_type":"V0JobCheated","uuid":"x"}': Push(PushKind.CHEATED, "unknown", "V0JobCheated"),
+    f'{{"message_type":"V9","uuid":"{JOB}"}}': Push(PushKind.OTHER, JOB, "V9"),
+    '{"message_type":"V9","uuid":7}': Push(PushKind.OTHER, "unknown", "V9"),
+    '{"message_type":"V9","status":"success","errors":[]}': Push(PushKind.OTHER, "unknown", "V9"),
+}
+
+
+@pytest.mark.parametrize("text", PUSHES)
+def test_a_message_with_a_message_type_is_a_push(text):
+    """Pushes are told from replies by `message_type` alone, whatever else they carry, and name their job."""
+    assert PUSHES[text] == decode_incoming(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "[]",
+        "{}",
+        '{"status":"maybe"}',
+        '{"status":["success"]}',
+        '{"message_type":null}',
+        b"\xff",
+        "\ud800",
+        "[" * 10_000,
+        '{"uuid":' + "[" * 10_000,
+    ],
+)
+def test_what_is_neither_reply_nor_push_is_not_understood(text):
+    """Anything else is reported as not understood, and raises nothing."""
+    assert decode_incoming(text) is None
+
+
+@pytest.mark.parametrize(("key", "signature"), [("ab", "cd"), ("0xab", "0xcd"), ("ab", "0xcd")])
+def test_the_first_message_signs_in_with_the_prefix_on_the_signature_alone(key, signature):
+    """However they are given, the authentication request has the key without 0x and the signature with it."""
+    expected = {"message_type": "V0AuthenticationRequest", "public_key": "ab", "signature": "0xcd"}
+    assert expected == json.loads(authentication_request(key, signature))
+
+
+def test_the_heartbeat_is_the_message_that_gets_no_reply():
+    """The heartbeat has its message type and nothing else."""
+    expected = {"message_type": "V0Heartbeat"}
+    assert expected == json.loads(HEARTBEAT)
+
+
+def test_the_error_types_of_a_refused_message_are_known():
+    """The types that the Facilitator was seen to refuse with are among pydantic's; its own types are not."""
+    seen = {"missing", "string_type", "extra_forbidden", "json_invalid", "json_type", "union_tag_not_found"}
+    assert seen == seen & PYDANTIC_ERROR_TYPES
+    assert not {"job.not_found", "job.integrity_error", "auth.not_authenticated"} & PYDANTIC_ERROR_TYPES

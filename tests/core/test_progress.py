@@ -1,0 +1,218 @@
+"""What the owner of a lane may say is settled: never too much, whatever was lost on the way."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.contract.wire import Frame
+from relay.core import progress as standing
+from relay.core.continuity import ConsumerState, Continuity
+from relay.core.lane import Lane, Update
+from relay.core.progress import Settled, SettlementLog
+from relay.core.verdict import Outcome
+
+FRAME = Frame(b"{}", "accepted")
+PATIENCE_S = 10.0
+
+
+def state(delivered: int, told_at_s: float = 100.0) -> ConsumerState:
+    return ConsumerState(0, delivered, delivered, told_at_s=told_at_s)
+
+
+def let_go_at(
+    delivered: int, *, began_at: int | None = None, missing: int = 0, own: tuple[int, ...] = ()
+) -> SettlementLog:
+    """What is known when a lane was let go at time 100, after so many deliveries, `began_at` of them before us."""
+    coverage = SettlementLog()
+    coverage.began(state(delivered if began_at is None else began_at))
+    coverage.let_go(state(delivered), missing, {"a": own})
+    return coverage
+
+
+def settled(
+    coverage: SettlementLog, sequence: int, *at_hand: int, stored_at_s: float = 0.0, flowing: bool = True
+) -> Settled:
+    return coverage.standing("a", at_hand, flowing=flowing).settled(sequence, stored_at_s)
+
+
+def test_nothing_is_known_at_first():
+    """Until a lane is let go for the first time only what is at hand is known, not to be settled."""
+    coverage = SettlementLog()
+    coverage.began(state(6))
+    coverage.delivered(7, 0.0, held=True)
+    assert Settled.UNKNOWN is settled(coverage, 6, 7, flowing=False)
+    assert Settled.UNKNOWN is settled(coverage, 8, 7, flowing=False)
+    assert Settled.NO is settled(coverage, 7, 7, flowing=False)
+
+
+def test_own_updates():
+    """What was delivered to the owner is settled as soon as it is not at hand; what was not delivered is not."""
+    coverage = let_go_at(10)
+    for sequence in (11, 12):
+        coverage.delivered(sequence, 0.0, held=False)
+    assert Settled.ACKNOWLEDGED is settled(coverage, 11, 12)
+    assert Settled.NO is settled(coverage, 12, 12)
+    assert Settled.NO is settled(coverage, 13, 12)
+
+
+def test_own_dead_letters():
+    """What the owner has dead-lettered is told apart from what it has acknowledged, job by job."""
+    coverage = let_go_at(10)
+    for sequence in (11, 12, 13):
+        coverage.delivered(sequence, 0.0, held=False)
+    coverage.buried("a", 12)
+    coverage.buried("b", 13)
+    said = [settled(coverage, sequence) for sequence in (11, 12)]
+    assert [Settled.ACKNOWLEDGED, Settled.DEAD_LETTERED] == said
+
+
+def test_too_many_dead_letters(monkeypatch):
+    """With more dead letters than it remembers the owner knows nothing any more of what was before."""
+    monkeypatch.setattr(standing, "_MOST_BURIALS", 2)
+    coverage = let_go_at(10)
+    for sequence in (11, 12, 13, 14):
+        coverage.delivered(sequence, 0.0, held=False)
+        coverage.buried("a", sequence)
+    coverage.delivered(15, 0.0, held=False)
+    said = [settled(coverage, sequence) for sequence in (10, 11, 12, 14, 15)]
+    unknown = Settled.UNKNOWN
+    assert [Settled.UNLESS_GIVEN_UP, unknown, unknown, Settled.DEAD_LETTERED, Settled.ACKNOWLEDGED] == said
+
+
+def test_inherited_updates():
+    """What was delivered before the owner came is settled or given up, if all that was pending has come to hand."""
+    assert Settled.UNLESS_GIVEN_UP is settled(let_go_at(10), 10)
+    assert Settled.NO is settled(let_go_at(10), 10, 10)
+    assert Settled.UNKNOWN is settled(let_go_at(10, missing=1), 10)
+
+
+def test_delivered_while_held():
+    """Of what was delivered while the lane was held only what came to hand is known."""
+    coverage = let_go_at(13, began_at=10, own=(12, 13))
+    said = [settled(coverage, sequence, 13) for sequence in (10, 11, 12, 13)]
+    assert [Settled.UNLESS_GIVEN_UP, Settled.UNKNOWN, Settled.ACKNOWLEDGED, Settled.NO] == said
+
+
+def test_gap():
+    """While a lane is held for a gap in its deliveries what was known before it is known, and afterwards the rest."""
+    coverage = let_go_at(10)
+    coverage.delivered(11, 0.0, held=False)
+    coverage.delivered(14, 0.0, held=True)
+    assert Settled.ACKNOWLEDGED is settled(coverage, 11, 14, flowing=False)
+    assert Settled.UNKNOWN is settled(coverage, 12, 14, flowing=False)
+    coverage.let_go(state(14), 0, {})
+    coverage.delivered(15, 0.0, held=False)
+    said = [settled(coverage, sequence, 14) for sequence in (10, 12, 14, 15)]
+    assert [Settled.UNLESS_GIVEN_UP, Settled.UNKNOWN, Settled.NO, Settled.ACKNOWLEDGED] == said
+
+
+def test_stream_made_anew():
+    """An update that is younger than all that is known of is of another stream, whatever its sequence is."""
+    coverage = let_go_at(10)
+    assert Settled.UNKNOWN is settled(coverage, 5, stored_at_s=100.5)
+    coverage.delivered(11, 101.0, held=False)
+    assert Settled.UNLESS_GIVEN_UP is settled(coverage, 5, stored_at_s=100.5)
+
+
+class World:
+    """A lane's owner and the server, where deliveries and acknowledgements get lost and owners follow each other."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.stored = 0
+        self.delivered = 0
+        self.count = 0
+        self.pending: set[int] = set()
+        self.settled: set[int] = set()
+        self.take_over()
+
+    def publish(self) -> None:
+        self.stored += 1
+
+    def deliver(self, *, lost: bool) -> None:
+        if self.delivered < self.stored:
+            self.delivered += 1
+            self.pending.add(self.delivered)
+            self._send(self.delivered, lost=lost)
+
+    def redeliver(self, which: int, *, lost: bool) -> None:
+        if self.pending:
+            self._send(sorted(self.pending)[which % len(self.pending)], lost=lost)
+
+    def settle(self, *, lost: bool) -> None:
+        update = self.lane.take(self.now)
+        if update is not None:
+            self.lane.settle(update, Outcome.ACKNOWLEDGED)
+            self._acknowledge(update.sequence, lost=lost)
+
+    def take_over(self) -> None:
+        self.inherited = set(self.pending)
+        self.lane: Lane[int] = Lane(0, Continuity(PATIENCE_S))
+        self.lane.continuity.began(self._state, self.now)
+        self.lane.coverage.began(self._state)
+
+    def acknowledge_late(self, which: int) -> None:
+        """The owner before had sent an update, and is answered only now."""
+        if self.inherited:
+            self._acknowledge(sorted(self.inherited)[which % len(self.inherited)], lost=False)
+
+    def look(self, *, patient: bool) -> None:
+        continuity = self.lane.continuity
+        if continuity.held:
+            self.now += 0.0 if patient else 2 * PATIENCE_S
+            missing = continuity.resolve(self._state, self.lane.count_up_to, self.now)
+            if not continuity.held:
+                self.lane.let_go(self._state, missing)
+
+    @property
+    def claimed(self) -> set[int]:
+        """What the owner says is settled."""
+        sure = (Settled.ACKNOWLEDGED, Settled.UNLESS_GIVEN_UP)
+        return {each for each in range(1, self.stored + 1) if self.said_of(each) in sure}
+
+    def said_of(self, sequence: int) -> Settled:
+        return self.lane.standing(_job(sequence)).settled(sequence, float(sequence))
+
+    @property
+    def _state(self) -> ConsumerState:
+        return ConsumerState(len(self.pending), self.delivered, self.count, told_at_s=self.stored + 0.5)
+
+    def _send(self, sequence: int, *, lost: bool) -> None:
+        self.count += 1
+        if lost:
+            return
+        lane = self.lane
+        lane.continuity.delivered(self.count, self.now)
+        lane.coverage.delivered(sequence, float(sequence), held=lane.continuity.held)
+        if lane.outcome_of(sequence) is not None:
+            self._acknowledge(sequence, lost=False)
+        elif not lane.redelivered(sequence, 0, self.now):
+            lane.deliver(Update(lane, sequence, _job(sequence), 0, FRAME))
+
+    def _acknowledge(self, sequence: int, *, lost: bool) -> None:
+        self.settled.add(sequence)
+        if not lost:
+            self.pending.discard(sequence)
+
+
+def _job(sequence: int) -> str:
+    return str(sequence % 3)
+
+
+EVENTS = st.one_of(
+    st.just(("publish", {})),
+    st.builds(lambda lost: ("deliver", {"lost": lost}), st.booleans()),
+    st.builds(lambda which, lost: ("redeliver", {"which": which, "lost": lost}), st.integers(0, 9), st.booleans()),
+    st.builds(lambda lost: ("settle", {"lost": lost}), st.booleans()),
+    st.just(("take_over", {})),
+    st.builds(lambda which: ("acknowledge_late", {"which": which}), st.integers(0, 9)),
+    st.builds(lambda patient: ("look", {"patient": patient}), st.booleans()),
+)
+
+
+@given(st.lists(EVENTS, max_size=60))
+def test_never_too_much(events):
+    """Whatever gets lost, whoever takes over and whatever comes back late: what is said to be settled is."""
+    world = World()
+    for name, arguments in events:
+        getattr(world, name)(**arguments)
+        assert set() == world.claimed - world.settled

@@ -1,0 +1,186 @@
+"""Dead letters that cannot be written, and originals that would spoil them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from relay_kit import ACKED, TERMED, Scene, new_job
+from test_dead_letters import JOB, all_of, change
+
+from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, api_stream_info, status_subject
+from relay.core.verdict import DeadLetter
+from relay.dead_letters import writer as dead_letters
+from relay.dead_letters.writer import DeadLetterWriter
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request
+from relay.path import dead_letter_worker as dead_lettering
+from relay.path.advisories import StoredMessage
+
+Restore = Callable[[], Awaitable[object]]
+
+
+@pytest.fixture
+async def scene(monkeypatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(dead_lettering, "_RETRY_S", 0.2)
+    monkeypatch.setattr(dead_letters, "_WRITE_TIMEOUT_S", 0.3)
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, ACK_WAIT="0.6") as scene,
+        scene.relay(),
+    ):
+        yield scene
+
+
+async def missing(scene: Scene) -> Restore:
+    await scene.nc.jetstream().delete_stream(DLQ_STREAM)
+    return scene.provision
+
+
+async def full(scene: Scene) -> Restore:
+    await change(scene.nc, DLQ_STREAM, max_msgs=1)
+    await scene.nc.jetstream().publish("job.dlq.other", b"")
+
+    async def restore() -> None:
+        await change(scene.nc, DLQ_STREAM, max_msgs=-1)
+        await scene.nc.jetstream().delete_msg(DLQ_STREAM, 1)
+
+    return restore
+
+
+async def silent(scene: Scene) -> Restore:
+    """As while the stream has no leader: what is published is taken by somebody, and nobody answers."""
+    await scene.nc.jetstream().delete_stream(DLQ_STREAM)
+
+    async def ignore(_: object) -> None:
+        pass
+
+    subscription = await scene.nc.subscribe(DLQ_SUBJECTS, cb=ignore)
+    await scene.nc.flush()
+
+    async def restore() -> None:
+        await subscription.unsubscribe()
+        await scene.provision()
+
+    return restore
+
+
+TROUBLES = {
+    missing: "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`",
+    full: "maximum messages exceeded",
+    silent: "no PubAck within",
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
+async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
+    """Then bad updates are neither acknowledged nor ended, the log says why, other jobs go on; later all is made up.
+
+    There are more bad updates than writers of dead letters, so that all of those are busy with the trouble.
+    """
+    restore = await trouble(scene)
+    jobs = [new_job() for _ in range(8)]
+    doomed = [await scene.publish_body(job, b"bad", doom=Reason.INVALID_JSON) for job in jobs]
+    held = [await scene.publish(job, "completed", {}) for job in jobs]
+    others = [await scene.publish(new_job(), "accepted") for _ in range(20)]
+    assert [ACKED] * 20 == await scene.settled(*others)
+    for _ in range(2):
+        await asyncio.gather(*(scene.kept(update) for update in doomed + held))
+    assert 16 == await scene.unsettled()
+    logged = [line for line in capsys.readouterr().out.splitlines() if "the dead letters cannot be reached" in line]
+    assert logged
+    assert [] == [line for line in logged if TROUBLES[trouble] not in line]
+    await restore()
+    assert [TERMED] * 8 + [ACKED] * 8 == await scene.settled(*doomed, *held)
+    assert [] == await scene.broken_promises()
+
+
+RAW_HEADERS = (
+    b"X\x1b[31m: name\r\nX-Value: a\x1b]0;b\x07\r\nX-Bytes: \xff\xfe\r\nNats-TTL: 1h\r\nnats-rollup: all\r\n"
+    b"Nats-Expected-Stream: NOWHERE\r\nno colon\r\nX-Lines: one\ntwo\r\n"
+)
+
+
+async def publish_raw(server: NatsServer, job: str, headers: bytes, body: bytes) -> None:
+    """As a client that looks after nothing would publish, and wait until the server has taken it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    block = b"NATS/1.0\r\n" + headers + b"\r\n"
+    sizes = f"{len(block)} {len(block) + len(body)}"
+    writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+    writer.write(f"HPUB {status_subject(job)} {sizes}\r\n".encode() + block + body + b"\r\nPING\r\n")
+    while await reader.readline() != b"PONG\r\n":
+        pass
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_headers_are_made_safe(scene):
+    """Whatever headers an update has, its dead letter is written, steers no server, and shows no control character."""
+    job = new_job()
+    # Not with a header that keeps it out of the status stream itself.
+    headers = RAW_HEADERS.replace(b"NOWHERE", STATUS_STREAM.encode()).replace(
+        b"Nats-TTL: 1h\r\nnats-rollup: all\r\n", b""
+    )
+    await publish_raw(scene.server, job, headers, b"bad")
+    last = await scene.publish(job, "accepted")
+    assert [ACKED] == await scene.settled(last)
+    [letter] = await all_of(scene.nc)
+    told = {name: value for name, value in letter.headers.items() if name not in dead_letter_headers()}
+    assert {
+        "X__31m": "name",
+        "X-Value": "a ]0;b",
+        "X-Bytes": "\ufffd\ufffd",
+        "Relay-Original-Nats-Expected-Stream": STATUS_STREAM,
+        "X-Lines": "one two",
+    } == told
+
+
+def dead_letter_headers() -> set[str]:
+    return {
+        "Nats-Msg-Id",
+        *(f"Relay-{name}" for name in ("Reason", "Error", "Attempts", "Failed-At")),
+        *("Relay-Source-Subject", "Relay-Source-Sequence"),
+    }
+
+
+async def write(scene: Scene, headers: dict[str, str], body: bytes) -> dict[str, str]:
+    """Write a dead letter of an update with these headers; returns those of the dead letter that are not told apart."""
+    sequence = len(await all_of(scene.nc)) + 1
+    stored = StoredMessage(f"job.status.0.{JOB}", sequence, headers, body, 0.0)
+    await DeadLetterWriter(scene.nc).write(stored, DeadLetter(Reason.INVALID_JSON, "told"), 0)
+    return dict((await all_of(scene.nc))[-1].headers)
+
+
+async def test_control_headers_are_renamed(scene):
+    """Headers that would steer the server, in any case of letters, are carried under names that do not."""
+    headers = {"Nats-TTL": "1h", "nats-rollup": "all", "NATS-Expected-Stream": "NOWHERE", "X-Nats": "kept"}
+    written = await write(scene, headers, b"")
+    assert {
+        "Relay-Original-Nats-TTL": "1h",
+        "Relay-Original-nats-rollup": "all",
+        "Relay-Original-NATS-Expected-Stream": "NOWHERE",
+        "X-Nats": "kept",
+    } == {name: value for name, value in written.items() if name not in dead_letter_headers()}
+
+
+async def test_headers_of_a_replay_are_no_originals(scene):
+    """What steered a replay is not taken for the producer's when the update fails again; its marks are kept."""
+    marks = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T02:59:00.000+00:00", "X": "kept"}
+    written = await write(scene, marks | {"Nats-Msg-Id": "relay-replay:7:1:ab", "Nats-Expected-Stream": "x"}, b"")
+    assert marks == {name: value for name, value in written.items() if name not in dead_letter_headers()}
+
+
+REPLAYED = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T02:59:00.000+00:00"}
+
+
+@pytest.mark.parametrize("marks", [{}, REPLAYED], ids=["first time", "replayed"])
+async def test_headers_that_outgrow_their_room(scene, marks):
+    """Headers that do not fit beside the body are left out and said to be; what a replay needs is kept."""
+    config = (await api_request(scene.nc, api_stream_info(STATUS_STREAM)))["config"]
+    body = b"x" * (config["max_msg_size"] - 60_000)
+    written = await write(scene, marks | {"X": "x" * 80_000}, body)
+    assert marks == {name: value for name, value in written.items() if name not in dead_letter_headers()}
+    assert "told (the headers of the original were too large, and were left out)" == written["Relay-Error"]

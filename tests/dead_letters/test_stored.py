@@ -1,0 +1,177 @@
+"""Dead letters as values: selections, what a replay is made of, and files of them."""
+
+import datetime as dt
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.contract.subjects import Reason
+from relay.dead_letters.runbook import ADVICE
+from relay.dead_letters.stored import (
+    Selection,
+    StoredDeadLetter,
+    from_line,
+    is_replay_id,
+    moment_of,
+    parse_since,
+    replay_of,
+    to_line,
+)
+
+JOB = "123e4567-e89b-42d3-a456-426614174000"
+NOW = dt.datetime(2026, 11, 22, 3, tzinfo=dt.UTC)
+MOMENTS = st.datetimes(dt.datetime(2020, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+HEADERS = st.dictionaries(TEXT, TEXT)
+
+
+def letter(body: bytes = b"{}", **headers: str) -> StoredDeadLetter:
+    told = {
+        "Relay-Reason": "refused",
+        "Relay-Attempts": "5",
+        "Relay-Failed-At": "2026-11-22T02:59:00.000+00:00",
+        "Relay-Source-Subject": f"job.status.{JOB}",
+        "Relay-Source-Sequence": "41",
+    }
+    return StoredDeadLetter(7, NOW, told | {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+def test_replay_is_the_update_and_its_marks():
+    """A replay has the original's subject, body and headers, and says what it is; nothing else travels along."""
+    made = replay_of(letter(b"\xff", X_Trace="1", Nats_TTL="5", nats_rollup="all", Relay_Original_Nats_Msg_Id="x"))
+    assert (JOB, f"job.status.{JOB}", b"\xff", 41) == (made.job, made.subject, made.body, made.guess)
+    assert {
+        "X-Trace": "1",
+        "Nats-Msg-Id": made.message_id,
+        "Relay-Replayed-From": "7",
+        "Relay-History": "refused 5 2026-11-22T02:59:00.000+00:00",
+    } == made.headers
+
+
+def test_history_grows_and_is_bounded():
+    """Each replay adds one ending to the history, and the oldest give way to the twentieth."""
+    current = letter()
+    for count in range(1, 25):
+        made = replay_of(current)
+        current = letter(Relay_History=made.headers["Relay-History"], Relay_Attempts=str(count))
+        assert min(count, 20) == len(current.history)
+    assert [str(attempts) for attempts in range(4, 24)] == [ending.attempts for ending in current.history]
+
+
+@pytest.mark.parametrize("history", ["", "nonsense", "; ;", "a b c d"])
+def test_history_of_somebody_else(history):
+    """What is no history counts as none."""
+    assert () == letter(Relay_History=history).history
+
+
+def test_replay_ids_differ():
+    """Another sequence, time or body makes another id, and each is told from a producer's."""
+    one = letter()
+    others = [
+        StoredDeadLetter(8, NOW, one.headers, b"{}"),
+        StoredDeadLetter(7, moment_of(1), one.headers, b"{}"),
+        letter(b"{} "),
+    ]
+    ids = {replay_of(each).message_id for each in (one, *others)}
+    assert 4 == len(ids)
+    assert all(map(is_replay_id, ids))
+    assert not is_replay_id("123e4567-accepted")
+
+
+@pytest.mark.parametrize("subject", ["", "job.status.", "job.status.a.b", "job.status.*", "job.status.>", "job.dlq.a"])
+def test_no_replay_without_a_subject(subject):
+    """A dead letter that names no subject of one job cannot be replayed."""
+    assert None is replay_of(letter(Relay_Source_Subject=subject))
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"status": "accepted"}', "accepted"),
+        (b'{"payload": {"status": "failed"}}', "failed"),
+        (b'{"status": 3}', ""),
+        (b'{"payload": 3}', ""),
+        (b"[" * 100_000, ""),
+        (b"\xff", ""),
+    ],
+)
+def test_status(body, status):
+    """The status is read out of any body that has one, and its absence hurts nobody."""
+    assert status == letter(body).status
+
+
+@given(st.integers(1, 2**63), MOMENTS, HEADERS, st.binary() | TEXT.map(str.encode))
+def test_export_and_import(sequence, stored_at, headers, body):
+    """What is exported comes back as it was, whatever bytes it has, from one line."""
+    exported = StoredDeadLetter(sequence, stored_at, headers | {"Relay-Source-Subject": f"job.status.{JOB}"}, body)
+    line = to_line(exported)
+    assert (1, b"\n") == (line.count(b"\n"), line[-1:])
+    assert 1 == len(line.decode().splitlines())
+    assert exported == from_line(line)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"body": None}, "either `body` or `body_base64`"),
+        ({"body_base64": "e30="}, "either `body` or `body_base64`"),
+        ({"sequence": 0}, "sequence"),
+        ({"stored_at": "2026-11-22T03:00:00"}, "offset from UTC"),
+        ({"headers": {}}, "Relay-Source-Subject"),
+        ({"body": None, "body_base64": "!"}, "base64|padding"),
+    ],
+)
+def test_import_of_what_is_none(change, problem):
+    """A line that is no dead letter is refused, and the error names what is wrong."""
+    line = json.dumps(json.loads(to_line(letter())) | change).encode()
+    with pytest.raises(ValueError, match=problem):
+        from_line(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("90s", NOW - dt.timedelta(seconds=90)),
+        ("15m", NOW - dt.timedelta(minutes=15)),
+        ("2h", NOW - dt.timedelta(hours=2)),
+        ("3d", NOW - dt.timedelta(days=3)),
+        ("2026-11-22T01:02", dt.datetime(2026, 11, 22, 1, 2, tzinfo=dt.UTC)),
+        ("2026-11-22T01:02:03Z", dt.datetime(2026, 11, 22, 1, 2, 3, tzinfo=dt.UTC)),
+        ("2026-11-22T01:02+02:00", dt.datetime(2026, 11, 21, 23, 2, tzinfo=dt.UTC)),
+    ],
+)
+def test_since(text, moment):
+    """An age counts from now; a time is UTC unless it says otherwise."""
+    assert moment == parse_since(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["", "h", "2 h", "-2h", "2w", "yesterday", "99999999999d"])
+def test_since_is_neither(text):
+    """What is neither an age nor a time is refused."""
+    with pytest.raises(ValueError):  # noqa: PT011 - whoever asks words it
+        parse_since(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("selection", "takes"),
+    [
+        (Selection(), True),
+        (Selection(sequences=(6, 7)), True),
+        (Selection(sequences=(6,)), False),
+        (Selection(reason=Reason.REFUSED), True),
+        (Selection(reason=Reason.TOO_LARGE), False),
+        (Selection(since=NOW), True),
+        (Selection(since=NOW + dt.timedelta(microseconds=1)), False),
+        (Selection(reason=Reason.REFUSED, since=NOW + dt.timedelta(days=1)), False),
+    ],
+)
+def test_selection(selection, takes):
+    """A selection takes what meets all of its conditions."""
+    assert takes is selection.takes(letter())
+
+
+def test_every_reason_has_advice():
+    """There is advice for each reason of the contract, in its order, and for nothing else."""
+    assert list(Reason) == list(ADVICE)

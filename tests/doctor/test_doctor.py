@@ -1,0 +1,347 @@
+"""`relay doctor` beside real servers: what is wrong, and what is not touched by looking."""
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from bittensor_wallet import Keyfile, Keypair
+from cli_kit import make_command
+from guarded_nats import ANYBODY, guarded_server, passwords, variables
+from relay_kit import Scene, new_job
+
+from relay.contract.subjects import (
+    DLQ_STREAM,
+    LEASE_STREAM,
+    STATUS_STREAM,
+    api_consumer_info,
+    api_stream_info,
+    lane_consumer,
+)
+from relay.doctor import examination, permissions
+from relay.doctor import facilitator as doctor_facilitator
+from relay.doctor import nats as doctor_broker
+from relay.doctor.state import STATE_CHECKS
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import DROP_BEFORE_STORING, Moment, stall
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request
+from relay.overview.observer import Observer
+from relay.topology.provision import provision
+
+HOTKEY = Keypair.create_from_uri("//Alice")
+STRANGER = Keypair.create_from_uri("//Stranger")
+NOWHERE = "nats://127.0.0.1:1"
+ON_NATS = ("permissions", "topology", *STATE_CHECKS, "account")
+ALL = ("configuration", "hotkey", "nats", *ON_NATS, "facilitator")
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Runs `relay doctor`, with more time for each check than a busy machine needs."""
+    monkeypatch.setattr(examination, "_CHECK_TIMEOUT_S", 20)
+    monkeypatch.setattr(doctor_broker, "_CONNECT_TIMEOUT_S", 20)
+    return make_command(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def examine(command):
+    """Runs `relay doctor --json`: its exit code and its findings as (check, verdict, found)."""
+
+    async def examine(**settings: str) -> tuple[int, list[tuple[str, str, str]]]:
+        ended = await command("doctor", "--json", **settings)
+        findings = json.loads(ended.out)["findings"]
+        return ended.code, [(each["check"], each["verdict"], each["found"]) for each in findings]
+
+    return examine
+
+
+@pytest.fixture
+def hotkey(tmp_path) -> str:
+    return hotkey_file(tmp_path, HOTKEY)
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[FacilitatorSimulator]:
+    async with FacilitatorSimulator([HOTKEY.public_key.hex()]) as simulator:
+        yield simulator
+
+
+def hotkey_file(folder: Path, keypair: Keypair) -> str:
+    path = folder / f"hotkey-{keypair.ss58_address}"
+    Keyfile(str(path)).set_keypair(keypair, encrypt=False)
+    return str(path)
+
+
+def not_ok(findings: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    return [(check, verdict) for check, verdict, _ in findings if verdict != "ok"]
+
+
+def told(findings: list[tuple[str, str, str]], check: str) -> str:
+    return "; ".join(found for name, _, found in findings if name == check)
+
+
+async def test_all_well(examine, nats_server):
+    """Beside a relay at work every check is made, and nothing is to be complained of but the one copy."""
+    async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene, scene.relay():
+        await scene.settled(*await scene.publish_life(new_job()))
+        settings = {"FACILITATOR_URL": simulator.url, "FACILITATOR_AUTH": "none"}
+        code, findings = await examine(NATS_URL=nats_server.url, **settings)
+    assert (0, [("copies", "warn")]) == (code, not_ok(findings))
+    assert list(ALL) == [check for check, _, _ in findings]
+
+
+async def test_text(command, nats_server, simulator, hotkey):
+    """For people there is a line for each finding, what to do below it, and the count at the end; exit 1 on fail."""
+    given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": hotkey}
+    ended = await command("doctor", NATS_URL=nats_server.url, **given)
+    lines = ended.out.splitlines()
+    assert (1, "") == (ended.code, ended.err)
+    assert "ok    configuration readable, and all that `relay serve` needs" == lines[0]
+    assert "fail  topology      stream JOB_STATUS is missing; stream JOB_DLQ is missing; stream" in ended.out
+    assert "\n                    -> run `relay provision`, with the settings that the relays have\n" in ended.out
+    assert "6 ok, 8 warn, 1 fail" == lines[-1]
+    assert [] == [line for line in lines if len(line) > 116]
+
+
+async def test_nats_away(examine, simulator, hotkey):
+    """Without NATS what needs it is not checked, and says so; the Facilitator is looked at all the same."""
+    given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": hotkey}
+    code, findings = await examine(NATS_URL=NOWHERE, **given)
+    assert 1 == code
+    assert [("nats", "fail"), *((name, "warn") for name in ON_NATS)] == not_ok(findings)
+    assert {"not checked, because no NATS server is fit for it"} == {told(findings, name) for name in ON_NATS}
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_one_server_away(examine, nats_server):
+    """Of several servers each has its line; one that is away is a warning as long as another is at work."""
+    _, findings = await examine(NATS_URL=f"{NOWHERE},{nats_server.url}")
+    assert [("nats", "warn"), ("nats", "ok")] == [each[:2] for each in findings if each[0] == "nats"]
+    assert ("topology", "ok") in [each[:2] for each in findings]
+
+
+async def test_without_jetstream(examine):
+    """A server without JetStream is found, and said to be that."""
+    async with NatsServer(jetstream=False) as server:
+        code, findings = await examine(NATS_URL=server.url)
+    assert 1 == code
+    assert "JetStream is not enabled" in told(findings, "nats")
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_nobody_drives(examine, nats_server):
+    """With streams and consumers in place and no worker alive, workers and lanes fail, and the topology does not."""
+    code, findings = await examine(NATS_URL=nats_server.url)
+    assert 1 == code
+    failed = [check for check, verdict, _ in findings if verdict == "fail"]
+    assert ["workers", "lanes"] == failed
+    assert "nobody drives lanes 0, 1, 2, 3" in told(findings, "lanes")
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_other_settings(examine, nats_server):
+    """Settings that differ from what is provisioned show in the topology, with each difference."""
+    _, findings = await examine(NATS_URL=nats_server.url, ACK_WAIT="10", LANES="4")
+    assert "consumer relay-lane-0 differs: ack_wait 5s -> 10s" in told(findings, "topology")
+
+
+async def test_worker_in_trouble(examine, nats_server, simulator):
+    """What keeps a worker from relaying is told in its own words."""
+    away = "ws://127.0.0.1:1/ws/v0/"
+    async with Scene(nats_server, simulator) as scene, scene.relay(FACILITATOR_URL=away):
+        await scene.owned(lambda: len(scene.owners) == 4)
+        code, findings = await examine(NATS_URL=nats_server.url)
+    assert (1, [("workers", "fail")]) == (code, [each[:2] for each in findings if each[0] == "workers"])
+    assert "the Facilitator" in told(findings, "workers")
+
+
+# The configuration and the Facilitator.
+
+
+async def test_bad_configuration(examine):
+    """With a setting that is not allowed nothing else can be checked; each check says so, and the exit code is 1."""
+    code, findings = await examine(LANES="many")
+    assert 1 == code
+    assert ("configuration", "fail", "RELAY_LANES='many' is not allowed: a whole number from 1 to 256") == findings[0]
+    assert [(name, "not checked, because the configuration cannot be read") for name in ALL[1:]] == [
+        (check, found) for check, _, found in findings[1:]
+    ]
+
+
+async def test_unusable_hotkey(examine, simulator, tmp_path):
+    """A hotkey file that is not there is found; nobody signs in, and the Facilitator is looked at as far as it goes."""
+    given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": str(tmp_path / "none")}
+    code, findings = await examine(NATS_URL=NOWHERE, **given)
+    assert (1, "fail") == (code, dict(each[:2] for each in findings)["hotkey"])
+    assert "there is no such file" in told(findings, "hotkey")
+    assert f"({simulator.url} itself can be reached)" in told(findings, "facilitator")
+
+
+async def test_facilitator_lets_in(examine, simulator, hotkey):
+    """With the configured hotkey it signs in once, sends nothing else, and closes."""
+    _, findings = await examine(NATS_URL=NOWHERE, FACILITATOR_URL=simulator.url, FACILITATOR_HOTKEY_FILE=hotkey)
+    assert f"{simulator.url} lets this validator in" == told(findings, "facilitator")
+    await simulator.wait_for(lambda each: each.connections == 0, 10)
+    assert (1, 1, 0, []) == (simulator.accepted, len(simulator.received), simulator.heartbeats, list(simulator.rows))
+
+
+async def test_facilitator_refuses(examine, simulator, tmp_path):
+    """A hotkey that the Facilitator does not know is refused, in the Facilitator's words."""
+    stranger = hotkey_file(tmp_path, STRANGER)
+    given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": stranger}
+    code, findings = await examine(NATS_URL=NOWHERE, **given)
+    assert (1, "facilitator", "fail") == (code, *findings[-1][:2])
+    assert f"{simulator.url} refuses this validator: auth.validator_not_found" in findings[-1][2]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (DROP_BEFORE_STORING, 20, "ended the connection at the sign-in: dropped without a close frame"),
+        (stall(), 0.2, "does not answer the sign-in within 0.2 s"),
+    ],
+    ids=["dropped", "silent"],
+)
+async def test_facilitator_does_not_answer(examine, simulator, hotkey, case):
+    """A Facilitator that drops the connection at the sign-in, or never answers it, is found in bounded time."""
+    fault, timeout_s, expected = case
+    with pytest.MonkeyPatch.context() as quick, simulator.inject(fault, at={Moment.AUTHENTICATION}, times=None):
+        quick.setattr(doctor_facilitator, "_ANSWER_TIMEOUT_S", timeout_s)
+        _, findings = await examine(NATS_URL=NOWHERE, FACILITATOR_URL=simulator.url, FACILITATOR_HOTKEY_FILE=hotkey)
+    assert ("facilitator", "fail", f"{simulator.url} {expected}") == findings[-1]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("ws://127.0.0.1:1/ws/v0/", 20, "refused", "it is down or out of reach"),
+        ("{simulator}x/", 20, "HTTP 500", "somebody else answers there"),
+        ("ws://127.0.0.1:{silent}/ws/v0/", 0.2, "no answer in time", "it is down or out of reach"),
+    ],
+    ids=["nobody", "another", "silent"],
+)
+async def test_facilitator_out_of_reach(command, simulator, case):
+    """Nobody there, somebody else there, and somebody who never answers: each is told from the others."""
+    where, timeout_s, found, remedy = case
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as quick:
+        quick.setattr(doctor_facilitator, "_OPEN_TIMEOUT_S", timeout_s)
+        url = where.format(simulator=simulator.url, silent=silent.getsockname()[1])
+        ended = await command("doctor", "--json", NATS_URL=NOWHERE, FACILITATOR_URL=url, FACILITATOR_AUTH="none")
+    finding = json.loads(ended.out)["findings"][-1]
+    assert ("facilitator", "fail") == (finding["check"], finding["verdict"])
+    assert f"cannot connect to {url}: " in finding["found"]
+    assert found in finding["found"]
+    assert finding["remedy"].startswith(remedy)
+
+
+# Looking changes nothing, and tells no secrets.
+
+
+async def test_permissions(examine):
+    """What the NATS user may not do is named, all of it and nothing else."""
+    denied = 'publish: {deny: ["job.dlq.*", "$JS.API.CONSUMER.MSG.NEXT.>"]}, subscribe: {deny: "job.query.*"}'
+    users = f"accounts {{A {{jetstream: enabled, users: [{{user: u, password: p, permissions: {{{denied}}}}}]}}}}"
+    async with NatsServer(extra_config=users) as server:
+        code, findings = await examine(NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
+    expected = (
+        "this NATS user may not: publish on $JS.API.CONSUMER.MSG.NEXT.JOB_STATUS.relay-lane-0; "
+        "publish on job.dlq.relay-doctor; subscribe to job.query.relay-doctor"
+    )
+    assert (1, expected) == (code, told(findings, "permissions"))
+
+
+async def test_the_relays_own_user(examine, monkeypatch):
+    """As the user `relay` of deploy/nats/users.conf, all that it needs is permitted; what it may not see is said."""
+    findings, worker = await examine_as("relay", examine, monkeypatch)
+    assert [("dead letters", "warn"), ("copies", "warn")] == not_ok(findings)
+    assert "1 in JOB_DLQ (this NATS user may not count them by reason)" == told(findings, "dead letters")
+    assert worker in told(findings, "lanes")
+
+
+@pytest.mark.parametrize("role", ["operator", "observer"])
+async def test_others(role, examine, monkeypatch):
+    """As `operator` or `observer` the rest can be looked at; it is only said that this is not the relay's user."""
+    findings, _ = await examine_as(role, examine, monkeypatch)
+    assert [("permissions", "warn"), ("dead letters", "warn"), ("copies", "warn")] == not_ok(findings)
+    assert told(findings, "permissions").endswith("so it is not the relay's")
+    assert "1 alive, version " in told(findings, "workers")
+
+
+async def examine_as(role, examine, monkeypatch):
+    """What the doctor finds as a user of deploy/nats/users.conf beside a relay at work, and that relay's id."""
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    async with guarded_server() as server, FacilitatorSimulator() as simulator:
+        quick = {"FACILITATOR_URL": simulator.url, "FACILITATOR_AUTH": "none"}
+        async with Scene(server, simulator, **variables(ANYBODY)) as scene, scene.relay(**variables("relay")):
+            await scene.owned(lambda: len(scene.owners) == 4)
+            await scene.settled(await scene.publish(new_job()), await scene.publish(new_job(), "nonsense"))
+            _, findings = await examine(NATS_URL=server.url, **quick, **variables(role))
+            return findings, scene.takings[0].worker
+
+
+async def test_who_may_not_ask(connect, topology):
+    """A NATS user who may ask no worker is not kept waiting, and it is seen that nobody was asked."""
+    user = '{user: u, password: p, permissions: {publish: {deny: "relay.report"}}}'
+    async with NatsServer(extra_config=f"accounts {{A {{jetstream: enabled, users: [{user}]}}}}") as server:
+        client = await connect(server.url, user="u", password="p")
+        await provision(client, topology)
+        assert not (await Observer(client).look()).asked
+
+
+async def test_looking_changes_nothing(examine, nats_server):
+    """All that the doctor tries leaves streams and consumers as they are, and takes no update from anybody."""
+    async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene:
+        await scene.publish(new_job(0))
+        before = await state(scene)
+        _, findings = await examine(NATS_URL=nats_server.url)
+        assert "ok" == dict(each[:2] for each in findings)["permissions"]
+        assert before == await state(scene)
+        assert [1, 0, 0] == [before[name] for name in (STATUS_STREAM, DLQ_STREAM, LEASE_STREAM)]
+
+
+async def state(scene: Scene) -> dict[str, int]:
+    """The last sequence of each stream, and how much of lane 0 was delivered."""
+    streams = (STATUS_STREAM, DLQ_STREAM, LEASE_STREAM)
+    found = {name: (await api_request(scene.nc, api_stream_info(name)))["state"]["last_seq"] for name in streams}
+    lane = await api_request(scene.nc, api_consumer_info(STATUS_STREAM, lane_consumer(0)))
+    return found | {"delivered": lane["delivered"]["consumer_seq"], "consumers": len(found)}
+
+
+def test_needs_without_effect():
+    """Nothing is tried on a subject that somebody acts upon, and no publish could be stored."""
+    tried = permissions.needs()
+    acted_upon = ("job.status.", "job.request.", "job.cheated.", "job.relayed.")
+    assert [] == [need for need in tried if need.subject.startswith(acted_upon)]
+    stored = [need for need in tried if need.subject.startswith(("job.dlq.", "$KV.")) and not need.subscribe]
+    assert 2 == len(stored)
+    assert [] == [need for need in stored if "Nats-Expected-Stream" not in (need.headers or {})]
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_one_check_that_breaks(examine, nats_server, monkeypatch):
+    """A check that ends with an exception of any kind fails by itself; the others are made."""
+
+    async def broken(*_: object) -> None:
+        raise KeyError("storage")
+
+    monkeypatch.setattr(examination, "check_account", broken)
+    code, findings = await examine(NATS_URL=nats_server.url)
+    assert (1, "the check broke: KeyError, with its traceback on standard error") == (code, told(findings, "account"))
+    assert ("topology", "ok") in [each[:2] for each in findings]
+
+
+async def test_no_secrets(command, nats_server, tmp_path):
+    """Neither the passwords in addresses nor those of their own are in what the doctor prints."""
+    url = nats_server.url.replace("nats://", "nats://operator:planted-a@")
+    given = {
+        "NATS_URL": f"{url},nats://x:planted-b@127.0.0.1:1",
+        "FACILITATOR_URL": "ws://u:planted-c@127.0.0.1:1/ws/v0/?token=planted-d",
+        "FACILITATOR_HOTKEY_FILE": hotkey_file(tmp_path, HOTKEY),
+        "FACILITATOR_HOTKEY_PASSWORD": "planted-e",
+    }
+    ended = await command("doctor", **given)
+    assert "ws://127.0.0.1:1/ws/v0/" in ended.out
+    assert "planted" not in ended.out + ended.err

@@ -1,0 +1,271 @@
+import asyncio
+import contextlib
+import ssl
+
+import pytest
+from websockets import InvalidMessage, InvalidStatus
+from websockets.asyncio.server import serve
+from websockets.frames import CloseCode
+
+from relay.facilitator.websocket import ConnectionClosed, connect
+
+MIB = 1024 * 1024
+
+
+@contextlib.asynccontextmanager
+async def conversation(converse, *, on_writable=lambda: None, **options):
+    """A connection to a real WebSocket server whose end of it is `converse`; over TLS if `options` have `ssl`."""
+    async with serve(converse, "127.0.0.1", 0, **options) as server:
+        port = server.sockets[0].getsockname()[1]
+        websocket = await connect(
+            f"{'wss' if 'ssl' in options else 'ws'}://127.0.0.1:{port}/ws/v0/",
+            max_size=MIB,
+            open_timeout_s=5,
+            close_timeout_s=0.2,
+            on_writable=on_writable,
+        )
+        try:
+            yield websocket
+        finally:
+            await websocket.close()
+
+
+async def received(websocket, count):
+    """The next `count` messages or more."""
+    messages = []
+    while len(messages) < count:
+        messages += await websocket.receive()
+    return messages
+
+
+async def end_of(websocket):
+    """The close frame that ended the connection, once nothing more can be received."""
+    try:
+        while True:
+            await websocket.receive()
+    except ConnectionClosed as closed:
+        return closed.close
+
+
+async def echo(connection):
+    async for message in connection:
+        await connection.send(message)
+
+
+async def test_batch():
+    """Messages of one batch arrive one by one, in order, and so do their answers."""
+    async with conversation(echo) as websocket:
+        for number in range(100):
+            websocket.send(str(number).encode())
+        websocket.flush()
+        assert [str(number).encode() for number in range(100)] == await received(websocket, 100)
+
+
+async def test_fragments():
+    """A message that comes in fragments is received whole, among others."""
+
+    async def converse(connection):
+        await connection.send("first")
+        await connection.send(["sec", "", "ond"])
+        await connection.send(b"third")
+        await connection.wait_closed()
+
+    async with conversation(converse) as websocket:
+        assert [b"first", b"second", b"third"] == await received(websocket, 3)
+
+
+async def test_ping_is_answered():
+    """A ping of the other side gets its pong without anybody's doing."""
+    ponged = asyncio.Event()
+
+    async def converse(connection):
+        await (await connection.ping())
+        ponged.set()
+
+    async with conversation(converse):
+        await asyncio.wait_for(ponged.wait(), 5)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 3000, 3001])
+async def test_closed_by_the_other_side(code):
+    """What was sent before a close frame is received first; then the frame's code and reason tell why."""
+
+    async def converse(connection):
+        await connection.send("last")
+        await connection.close(code, "because")
+
+    async with conversation(converse) as websocket:
+        assert [b"last"] == await websocket.receive()
+        close = await end_of(websocket)
+        assert (code, "because") == (close.code, close.reason)
+        assert not websocket.writable
+        with pytest.raises(ConnectionClosed):
+            websocket.send(b"late")
+
+
+async def test_dropped():
+    """A connection that goes away without a close frame ends with none."""
+
+    async def converse(connection):
+        connection.transport.abort()
+
+    async with conversation(converse) as websocket:
+        assert await end_of(websocket) is None
+
+
+async def test_closed_by_us():
+    """The other side learns the code; what it says after that is not waited for."""
+    codes = asyncio.Queue()
+
+    async def converse(connection):
+        await connection.wait_closed()
+        codes.put_nowait(connection.close_code)
+
+    async with conversation(converse) as websocket:
+        await websocket.close(CloseCode.PROTOCOL_ERROR)
+        assert CloseCode.PROTOCOL_ERROR == await codes.get()
+        assert CloseCode.PROTOCOL_ERROR == (await end_of(websocket)).code
+
+
+async def test_other_side_does_not_close():
+    """A side that never answers the close frame is hung up on after the close timeout."""
+    reading = asyncio.Event()
+
+    async def converse(connection):
+        connection.transport.pause_reading()
+        reading.set()
+        await connection.wait_closed()
+
+    async with conversation(converse, close_timeout=0.2) as websocket:
+        await reading.wait()
+        async with asyncio.timeout(5):
+            await websocket.close()
+        assert CloseCode.NORMAL_CLOSURE == (await end_of(websocket)).code
+
+
+async def test_keepalive():
+    """A side that answers pings stays; one that stops reading is given up with 1011 after the timeout."""
+    connections = asyncio.Queue()
+
+    async def converse(connection):
+        connections.put_nowait(connection)
+        await connection.wait_closed()
+
+    async with conversation(converse, close_timeout=0.2) as websocket:
+        keeping = asyncio.create_task(websocket.keep_alive(0.02, 0.2))
+        connection = await connections.get()
+        await asyncio.wait({keeping}, timeout=0.5)
+        assert not keeping.done()
+        connection.transport.pause_reading()
+        async with asyncio.timeout(5):
+            await keeping
+            assert CloseCode.INTERNAL_ERROR == (await end_of(websocket)).code
+
+
+async def test_too_large():
+    """A message beyond the largest accepted closes the connection with 1009, and says so."""
+
+    async def converse(connection):
+        await connection.send("x" * (MIB + 1))
+        await connection.wait_closed()
+
+    async with conversation(converse) as websocket:
+        assert CloseCode.MESSAGE_TOO_BIG == (await end_of(websocket)).code
+
+
+async def test_congestion():
+    """While the other side does not read nothing more may be sent; when it reads again, that is said."""
+    connections = asyncio.Queue()
+    relieved = asyncio.Event()
+
+    async def converse(connection):
+        connection.transport.pause_reading()
+        connections.put_nowait(connection)
+        await connection.wait_closed()
+
+    async with conversation(converse, on_writable=relieved.set, max_size=None, max_queue=None) as websocket:
+        connection = await connections.get()
+        sent = 0
+        while websocket.writable:
+            websocket.send(b"x" * MIB)
+            websocket.flush()
+            sent += 1
+        assert not relieved.is_set()
+        connection.transport.resume_reading()
+        await asyncio.wait_for(relieved.wait(), 5)
+        assert websocket.writable
+        async with asyncio.timeout(10):
+            assert [MIB] * sent == [len(await connection.recv()) for _ in range(sent)]
+
+
+async def test_tls(certificate, monkeypatch):
+    """With `wss://` the conversation goes over TLS, if the machine trusts the certificate."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with conversation(echo, ssl=server_side(certificate)) as websocket:
+        for number in range(100):
+            websocket.send(str(number).encode())
+        websocket.flush()
+        assert [str(number).encode() for number in range(100)] == await received(websocket, 100)
+
+
+async def test_tls_with_an_unknown_authority(certificate):
+    """A server whose certificate nobody vouches for is not talked to."""
+    with pytest.raises(ssl.SSLCertVerificationError):
+        async with conversation(echo, ssl=server_side(certificate)):
+            pass
+
+
+def server_side(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context
+
+
+async def test_refused():
+    """Who answers with another HTTP status is no WebSocket, and the error shows the status."""
+
+    async def refuse(connection, _request):
+        return connection.respond(403, "not here\n")
+
+    with pytest.raises(InvalidStatus, match="403"):
+        async with conversation(echo, process_request=refuse):
+            pass
+
+
+@contextlib.asynccontextmanager
+async def raw_server(converse):
+    """The URL of a server that takes TCP connections, and whose end of each is `converse`."""
+    conversations = []
+
+    async def take(reader, writer):
+        conversations.append(asyncio.current_task())
+        await converse(reader)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        await asyncio.gather(*conversations)
+
+
+async def test_not_a_websocket():
+    """Who hangs up before the handshake is over leaves nobody waiting."""
+
+    async def hang_up(_reader):
+        pass
+
+    async with raw_server(hang_up) as url:
+        with pytest.raises(InvalidMessage):
+            await connect(url, max_size=MIB, open_timeout_s=5, close_timeout_s=1, on_writable=print)
+
+
+async def test_silent():
+    """Who takes the connection and says nothing is given up after the open timeout."""
+
+    async def say_nothing(reader):
+        await reader.read()  # the request
+        await reader.read()  # until we hang up
+
+    async with raw_server(say_nothing) as url:
+        with pytest.raises(TimeoutError):
+            await connect(url, max_size=MIB, open_timeout_s=0.1, close_timeout_s=1, on_writable=print)

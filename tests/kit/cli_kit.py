@@ -1,0 +1,117 @@
+"""`relay ...` as a user runs it: in this process, because a new one takes a second, or on a terminal of its own."""
+
+import asyncio
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import signal
+import struct
+import sys
+import termios
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import pytest
+import structlog
+
+from relay.cli import main
+from relay.observability import logs
+
+TIMEOUT_S = 30
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """What a command is run with: `NATS_URL=...`, and nothing of this machine's."""
+    return {"PATH": os.environ["PATH"], "NO_COLOR": "1"} | {f"RELAY_{name}": value for name, value in settings.items()}
+
+
+def make_command(monkeypatch: pytest.MonkeyPatch, folder: Any) -> Callable[..., Any]:
+    """`await command("doctor", NATS_URL=...)`: runs it to its end, off a terminal."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)  # it would keep the standard error of one run for good
+
+    async def command(*arguments: str, **settings: str) -> Ended:
+        for name in [name for name in os.environ if name.startswith("RELAY_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment(**settings).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["relay", *arguments])
+        return await asyncio.to_thread(_run)
+
+    return command
+
+
+def _run() -> Ended:
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    # Without a configuration of their own, log lines would go to standard output.
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), structlog.testing.capture_logs():
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+class Terminal:
+    """A process on a terminal; `screen` is all that it has written so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reader: int) -> None:
+        self.process = process
+        self.screen = ""
+        self._reader = reader
+        self._news = asyncio.Event()
+        asyncio.get_running_loop().add_reader(reader, self._read)
+
+    async def shows(self, text: str, after: int = 0) -> None:
+        """Wait until `text` is written, behind position `after` of the screen."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while text not in self.screen[after:]:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise TimeoutError(f"no {text!r} in {self.screen[after:]!r}") from None
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give the terminal another size, which the process learns of by SIGWINCH."""
+        fcntl.ioctl(self._reader, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.process.send_signal(signal.SIGWINCH)
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._reader, 65536)
+        except OSError:  # that is how a terminal ends
+            chunk = b""
+        if not chunk:
+            asyncio.get_running_loop().remove_reader(self._reader)
+        self.screen += chunk.decode(errors="replace").replace("\r\n", "\n")
+        self._news.set()
+
+
+@contextlib.asynccontextmanager
+async def on_terminal(*arguments: str, columns: int = 80, lines: int = 24, **settings: str) -> AsyncIterator[Terminal]:
+    """`relay ...` on a terminal of so many columns and lines; killed at the end if it still runs."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", *arguments),
+        env=environment(**settings) | {"TERM": "xterm"},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        asyncio.get_running_loop().remove_reader(ours)
+        os.close(ours)

@@ -1,0 +1,75 @@
+"""A nats-server with the users of deploy/nats/users.conf, and connections as each of them.
+
+One more user of the relay's account, `anybody`, may do everything there: to set scenes and to look around.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+from nats.aio.client import Client
+
+from relay.contract.settings import NatsSettings
+from relay.local.server import NatsServer
+
+ROOT = Path(__file__).parents[2]
+USERS = (ROOT / "deploy" / "nats" / "users.conf").read_text()
+ROLES = ("producer", "relay", "operator", "observer")
+ANYBODY = "anybody"
+
+
+def password(role: str) -> str:
+    return f"secret-of-{role}"
+
+
+def passwords() -> dict[str, str]:
+    """The variables that users.conf wants."""
+    return {f"NATS_{role.upper()}_PASSWORD": password(role) for role in ROLES}
+
+
+def let_anybody_in(users: str) -> str:
+    """users.conf with the user who may do everything."""
+    return users.replace("users: [", f'users: [\n{{user: {ANYBODY}, password: "{password(ANYBODY)}"}}', 1)
+
+
+def guarded_server() -> NatsServer:
+    """The server; `passwords` have to be in the environment when it starts."""
+    return NatsServer(extra_config=let_anybody_in(USERS))
+
+
+def inbox_prefix(role: str) -> str:
+    return "_INBOX_relay" if role == "relay" else "_INBOX"
+
+
+def variables(role: str) -> dict[str, str]:
+    """The relay's settings for a role, without their prefix."""
+    return {"NATS_USER": role, "NATS_PASSWORD": password(role), "NATS_INBOX_PREFIX": inbox_prefix(role)}
+
+
+def settings(server: NatsServer, role: str) -> NatsSettings:
+    return NatsSettings(urls=(server.url,), user=role, password=password(role), inbox_prefix=inbox_prefix(role))
+
+
+@contextlib.asynccontextmanager
+async def signed_in(server: NatsServer, role: str) -> AsyncIterator[Client]:
+    """A connection as `role`, with any client's means: not the relay's own. What is refused is not reported."""
+
+    async def ignore(_: Exception) -> None:
+        pass
+
+    client = await nats.connect(
+        server.url, user=role, password=password(role), inbox_prefix=inbox_prefix(role), error_cb=ignore
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def until_heard(client: Client) -> None:
+    """Wait until the server has dealt with all that `client` sent, and the client has got what it was sent before.
+
+    Every role may ask this. (`flush` does not do: its PING overtakes what waits in the client.)
+    """
+    await client.request("$JS.API.INFO", timeout=5)

@@ -1,0 +1,70 @@
+"""What the tests of the producer share: updates, what is stored of them, and a stream that the test plays."""
+
+import asyncio
+import json
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from relay.contract.model import JobStatusUpdate
+from relay.contract.settings import NatsSettings
+from relay.contract.subjects import STATUS_STREAM, api_stream_info
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, close, connect
+
+_WAIT_S = 10
+
+
+def update(job: str, status: str = "accepted", **metadata: Any) -> JobStatusUpdate:
+    return JobStatusUpdate.model_validate({"uuid": job, "status": status, "metadata": metadata or None})
+
+
+def numbered(job: str, count: int) -> list[JobStatusUpdate]:
+    """Updates of one job that differ by `number` in their metadata."""
+    return [update(job, number=number) for number in range(count)]
+
+
+async def stored(server: NatsServer) -> dict[str, list[JobStatusUpdate]]:
+    """Each job's updates in the order of the stream; over a connection that no death of the server has touched."""
+    client = await connect(NatsSettings(urls=(server.url,)), name="test")
+    try:
+        last = (await api_request(client, api_stream_info(STATUS_STREAM)))["state"]["last_seq"]
+        messages = [await client.jetstream().get_msg(STATUS_STREAM, sequence) for sequence in range(1, last + 1)]
+    finally:
+        await close(client)
+    updates: dict[str, list[JobStatusUpdate]] = {}
+    for message in messages:
+        found = JobStatusUpdate.model_validate_json(message.data or b"")
+        updates.setdefault(found.uuid, []).append(found)
+    return updates
+
+
+class PlayedStream:
+    """What a stream would hear, where none captures the subject: the test answers in its place."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+
+    async def listen(self, client: Client) -> "PlayedStream":
+        await client.subscribe("job.status.*", cb=self._arrived.put)
+        await client.flush()
+        return self
+
+    async def hear(self) -> Msg:
+        """The next publish."""
+        async with asyncio.timeout(_WAIT_S):
+            return await self._arrived.get()
+
+    @property
+    def silent(self) -> bool:
+        return self._arrived.empty()
+
+
+async def acknowledge(heard: Msg, sequence: int = 1) -> None:
+    await heard.respond(json.dumps({"stream": STATUS_STREAM, "seq": sequence}).encode())
+
+
+async def refuse(heard: Msg, code: int, err_code: int) -> None:
+    error = {"code": code, "err_code": err_code, "description": "no"}
+    await heard.respond(json.dumps({"stream": STATUS_STREAM, "seq": 0, "error": error}).encode())

@@ -1,0 +1,387 @@
+"""A relay between a real nats-server and the simulated Facilitator, and the oracle that judges its promise.
+
+    async with Scene(server, facilitator) as scene, scene.relay():
+        await scene.publish(job, "accepted")
+        assert await scene.broken_promises() == []
+
+What happens is waited for on the wire: the scene listens to the relay's own acknowledgements.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.contract.settings import Settings, load_settings
+from relay.contract.subjects import (
+    DLQ_STREAM,
+    DLQ_SUBJECTS,
+    LEASE_SUBJECTS,
+    REASON_HEADER,
+    SOURCE_SEQUENCE_HEADER,
+    STATUS_STREAM,
+    Reason,
+    api_consumer_info,
+    lane_consumer,
+    lane_of,
+    status_subject,
+)
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.ledger import Row
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.service.app import Relay
+from relay.topology.provision import provision, topology_of
+
+STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
+"""A job's life, in order."""
+ACKED, TERMED = "+ACK", "+TERM"
+_NEVER = 2**40
+"""A stream sequence that no test reaches."""
+_OF_LANES = ("relay_takeovers", "relay_lanes_left")
+_QUICK = {
+    "RELAY_FACILITATOR_AUTH": "none",
+    "RELAY_HTTP_PORT": "0",
+    "RELAY_MAX_ATTEMPTS": "3",
+    "RELAY_BACKOFF_INITIAL": "0.05",
+    "RELAY_BACKOFF_MAX": "0.2",
+}
+
+
+def new_job(lane: int | None = None, lanes: int = 4) -> str:
+    """A UUID that nobody has used yet; with `lane`, one whose updates travel in that lane."""
+    job = str(uuid.uuid4())
+    return job if lane in (None, lane_of(job, lanes)) else new_job(lane, lanes)
+
+
+def update(job: str, status: Any = "accepted", metadata: Any = None, **changes: Any) -> bytes:
+    """The body of an update; a field whose value is `...` is left out."""
+    fields = {"message_type": "V0JobStatusUpdate", "uuid": job, "status": status, "metadata": metadata} | changes
+    return json.dumps({name: value for name, value in fields.items() if value is not ...}).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An update whose publish was acknowledged. `doom` is the reason with which it must end as a dead letter."""
+
+    sequence: int
+    job: str
+    status: str | None
+    doom: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One message of the dead-letter stream."""
+
+    source: int
+    reason: str
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A change of a lane's owner, heard from the lease bucket. `worker` is empty if the lane was given up.
+
+    `heard_s` is on the monotonic clock. A lease that just expires is not heard of.
+    """
+
+    heard_s: float
+    lane: int
+    worker: str
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None if the lane was given up."""
+        return int(self.worker.rsplit("-", 2)[1]) if self.worker else None
+
+
+def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[Letter]) -> list[str]:
+    """In which ways the promise was not kept; nothing if it was. Ask when nothing is unsettled any more.
+
+    Everything published is at the Facilitator or a dead letter, as it was meant to be; nothing is both; nothing is
+    there that was not published; and each job's updates arrived in stream order.
+    """
+    meant = sorted((each.sequence, str(each.doom)) for each in published if each.doom)
+    found = sorted((letter.source, letter.reason) for letter in letters)
+    broken = [] if found == meant else [f"dead letters (source, reason) are {found}, not {meant}"]
+
+    arrived: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        arrived[row.uuid].append(row.status)
+    expected: dict[str, list[str]] = defaultdict(list)
+    for each in sorted(published, key=lambda each: each.sequence):
+        # The Facilitator keeps the first of each status, and has `sent` from itself.
+        if not each.doom and each.status != "sent" and each.status not in expected[each.job]:
+            expected[each.job].append(str(each.status))
+    broken += [
+        f"of job {job} there arrived {arrived[job]}, not {expected[job]}"
+        for job in arrived.keys() | expected.keys()
+        if arrived[job] != expected[job]
+    ]
+    return broken
+
+
+class Scene:
+    """A provisioned `server` and a `facilitator` that runs, with a producer's connection to NATS.
+
+    `variables` are the relay's settings without their prefix, in place of small quick ones: `MAX_ATTEMPTS="1"`.
+    """
+
+    def __init__(self, server: NatsServer, facilitator: FacilitatorSimulator, **variables: str) -> None:
+        self.server = server
+        self.facilitator = facilitator
+        self.environment = {
+            **_QUICK,
+            "RELAY_NATS_URL": server.url,
+            "RELAY_FACILITATOR_URL": facilitator.url,
+            **{f"RELAY_{name}": value for name, value in variables.items()},
+        }
+        self.published: list[Published] = []
+        self.takings: list[Taking] = []
+        """How the lanes changed hands, in order."""
+        self._settled: dict[int, asyncio.Future[str]] = {}
+        self._beats: dict[int, asyncio.Event] = {}
+        self._news = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._reconnected = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self.nc = await connect(self.settings.nats, name="test", on_reconnected=self._on_reconnected)
+        await self.provision()
+        await self.nc.subscribe(f"$JS.ACK.{STATUS_STREAM}.>", cb=self._on_word)
+        await self.nc.subscribe(LEASE_SUBJECTS, cb=self._on_lease)
+        await self.nc.flush()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await close(self.nc, timeout_s=2)
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.environment, None)
+
+    async def provision(self) -> None:
+        """Bring streams and consumers to what they should be."""
+        await provision(self.nc, topology_of(self.settings.delivery))
+
+    # The relay.
+
+    @contextlib.asynccontextmanager
+    async def relay(self, authentication: str | None = None, **variables: str) -> AsyncIterator[Relay]:
+        """A relay in this process, taking part in the lanes; drained and stopped at the end.
+
+        `variables` are settings of this relay alone.
+        """
+        relay = Relay(load_settings(self._changed(variables), None), authentication)
+        stop = asyncio.Event()
+        running = asyncio.create_task(relay.run(stop))
+        ready = asyncio.create_task(relay.ready.wait())
+        try:
+            await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                yield relay
+        finally:
+            ready.cancel()
+            stop.set()
+            await running
+
+    @contextlib.asynccontextmanager
+    async def relay_process(self, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        """`relay serve` as a process of its own, connected; killed at the end if it still runs."""
+        connections = self.facilitator.accepted
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "relay", "serve"), env={"PATH": os.environ["PATH"], **self._changed(variables)}
+        )
+        try:
+            await self.facilitator.wait_for(lambda facilitator: facilitator.accepted > connections, 30)
+            yield process
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+    @property
+    def owners(self) -> dict[int, Taking]:
+        """Who took each lane last; a lane that was given up has no owner."""
+        last = {taking.lane: taking for taking in self.takings}
+        return {lane: taking for lane, taking in last.items() if taking.worker}
+
+    def lanes_of(self, process: asyncio.subprocess.Process) -> set[int]:
+        """The lanes that a worker process took last."""
+        return {lane for lane, taking in self.owners.items() if taking.pid == process.pid}
+
+    async def owned(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+        """Wait until `condition()` holds; it is looked at whenever a lane changes hands."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._taken.clear()
+                    await self._taken.wait()
+        except TimeoutError:
+            raise TimeoutError(f"not so after {timeout_s} s: {self.owners}") from None
+
+    def _changed(self, variables: dict[str, str]) -> dict[str, str]:
+        return self.environment | {f"RELAY_{name}": value for name, value in variables.items()}
+
+    # The producer.
+
+    async def publish(
+        self, job: str, status: str = "accepted", metadata: Any = None, *, doom: Reason | None = None
+    ) -> Published:
+        """Publish an update and wait for its PubAck. `doom`: it must become a dead letter, with this reason."""
+        return await self.publish_body(job, update(job, status, metadata), status=status, doom=doom)
+
+    async def publish_life(self, job: str, statuses: Iterable[str] = STATUSES) -> list[Published]:
+        """Publish a job's updates, each after the PubAck of the one before."""
+        return [await self.publish(job, status, {}) for status in statuses]
+
+    async def publish_lives(self, jobs: int) -> list[Published]:
+        """Publish the lives of new jobs side by side, so that several jobs are in the window at any time."""
+        lives = await asyncio.gather(*(self.publish_life(new_job()) for _ in range(jobs)))
+        return [update for life in lives for update in life]
+
+    async def publish_body(
+        self,
+        job: str,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        *,
+        status: str | None = None,
+        doom: Reason | None = None,
+    ) -> Published:
+        """Publish any bytes on the subject of `job`. `status` is what the Facilitator must make of them."""
+        ack = await publish_confirmed(self.nc, status_subject(job), body, headers)
+        self.published.append(Published(ack.sequence, job, status, doom))
+        return self.published[-1]
+
+    # What became of it.
+
+    async def settled(self, *updates: Published, timeout_s: float = 10) -> list[str]:
+        """Wait until the relay has settled all of these, and say how: ACKED or TERMED, each."""
+        async with asyncio.timeout(timeout_s):
+            return list(await asyncio.gather(*(self._settlement(each.sequence) for each in updates)))
+
+    async def reconnected(self, timeout_s: float = 10) -> None:
+        """Wait until the producer's connection is back, after the server was away."""
+        async with asyncio.timeout(timeout_s):
+            await self._reconnected.wait()
+        self._reconnected.clear()
+
+    async def kept(self, update: Published, timeout_s: float = 10) -> None:
+        """Wait until the relay next tells the server that it still works on this."""
+        beat = self._beats[update.sequence] = asyncio.Event()
+        async with asyncio.timeout(timeout_s):
+            await beat.wait()
+
+    async def unsettled(self) -> int:
+        """How many updates the lanes still have to deliver or to see acknowledged."""
+        left = 0
+        for lane in range(self.settings.delivery.lanes):
+            consumer = lane_consumer(lane)
+            # The server answers this when it has taken in the acknowledgements that came before; it changes nothing,
+            # because no update has that sequence.
+            await self.nc.request(f"$JS.ACK.{STATUS_STREAM}.{consumer}.1.{_NEVER}.1.0.0", b"+WPI", timeout=5)
+            info = await api_request(self.nc, api_consumer_info(STATUS_STREAM, consumer))
+            left += info["num_pending"] + info["num_ack_pending"]
+        return left
+
+    async def dust_settled(self, timeout_s: float = 10) -> None:
+        """Wait until nothing is unsettled. Raises TimeoutError, with what there is, after `timeout_s` seconds."""
+        left = -1
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    self._news.clear()
+                    if not (left := await self.unsettled()):
+                        return
+                    await self._news.wait()
+        except TimeoutError:
+            raise TimeoutError(f"{left} updates are unsettled after {timeout_s} s: {self.facilitator!r}") from None
+
+    async def dead_letters(self, subjects: str = DLQ_SUBJECTS) -> list[Letter]:
+        """What the dead-letter stream holds on these subjects, in its order."""
+        letters: list[Letter] = []
+        sequence = 0
+        with contextlib.suppress(NotFoundError):  # that is how the end of a stream shows
+            while True:
+                raw = await self.nc.jetstream().get_msg(DLQ_STREAM, sequence + 1, subjects, next=True)
+                assert raw.seq is not None
+                assert raw.subject is not None
+                sequence, headers = raw.seq, raw.headers or {}
+                source = int(headers[SOURCE_SEQUENCE_HEADER])
+                letters.append(Letter(source, headers[REASON_HEADER], raw.subject, headers, raw.data or b""))
+        return letters
+
+    async def broken_promises(self, timeout_s: float = 10) -> list[str]:
+        """The oracle, asked when the dust has settled."""
+        await self.dust_settled(timeout_s)
+        return oracle(self.published, self.facilitator.rows, await self.dead_letters())
+
+    def _on_reconnected(self) -> None:
+        self._reconnected.set()
+        self._news.set()  # what was settled meanwhile went unheard
+
+    async def _on_word(self, message: Msg) -> None:
+        word, sequence = message.data.split()[0].decode(), int(message.subject.split(".")[5])
+        if word == "+WPI" and sequence in self._beats:
+            self._beats.pop(sequence).set()
+        elif word in (ACKED, TERMED):
+            if not (settlement := self._settlement(sequence)).done():
+                settlement.set_result(word)
+            self._news.set()
+
+    async def _on_lease(self, message: Msg) -> None:
+        kind, name = message.subject.split(".")[2:]
+        owner = self.owners.get(int(name)) if kind == "lane" else None
+        if kind == "lane" and message.data.decode() != (owner.worker if owner else ""):
+            self.takings.append(Taking(time.monotonic(), int(name), message.data.decode()))
+            self._taken.set()
+
+    def _settlement(self, sequence: int) -> asyncio.Future[str]:
+        return self._settled.setdefault(sequence, asyncio.get_running_loop().create_future())
+
+
+@contextlib.asynccontextmanager
+async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
+    """A relay that answers requests for the status of jobs."""
+    async with scene.relay(**variables) as relay:
+        await relay.serving.wait()
+        yield relay
+
+
+def counters(relay: Relay) -> Counter[str]:
+    """The relay's counters by name and label, `relay_updates acknowledged`, `relay_retries`; but not those of lanes."""
+    return Counter({name: int(value) for name, value in _samples(relay, "counter") if not name.startswith(_OF_LANES)})
+
+
+def lane_changes(relay: Relay) -> Counter[str]:
+    """How lanes came and went: `relay_takeovers free`, `relay_lanes_left lost`."""
+    return Counter({name: int(value) for name, value in _samples(relay, "counter") if name.startswith(_OF_LANES)})
+
+
+def gauges(relay: Relay) -> dict[str, float]:
+    """The relay's gauges by name and label: `relay_in_flight`, `relay_at_hand 0`."""
+    return dict(_samples(relay, "gauge"))
+
+
+def _samples(relay: Relay, kind: str) -> Iterator[tuple[str, float]]:
+    relay.worker_status.refresh_metrics()
+    for family in text_string_to_metric_families(relay.metrics.render().decode()):
+        if family.type == kind and family.name.startswith("relay_"):
+            for sample in family.samples:
+                yield " ".join((family.name, *sample.labels.values())), sample.value

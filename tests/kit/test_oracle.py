@@ -1,0 +1,47 @@
+"""The oracle that the other tests rely on sees every way to break the promise."""
+
+import pytest
+from relay_kit import Letter, Published, oracle
+
+from relay.contract.subjects import Reason
+from relay.local.ledger import Row
+
+JOB = "00000000-0000-4000-8000-000000000001"
+PUBLISHED = [
+    Published(3, JOB, "completed"),
+    Published(1, JOB, "accepted"),
+    Published(2, JOB, "accepted"),
+    Published(4, JOB, "failed", Reason.REFUSED),
+    Published(5, JOB, "sent"),
+]
+
+
+def row(status: str, job: str = JOB) -> Row:
+    return Row(job, status, 0.0, 1, None)
+
+
+def letter(source: int, reason: Reason = Reason.REFUSED) -> Letter:
+    return Letter(source, reason, f"job.dlq.{JOB}", {}, b"")
+
+
+def test_a_promise_kept():
+    """Repeated, self-written and dead-lettered updates are accounted for, in whatever order they were published."""
+    assert oracle(PUBLISHED, [row("accepted"), row("completed")], [letter(4)]) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "letters"),
+    {
+        "lost": ([row("accepted")], [letter(4)]),
+        "reordered": ([row("completed"), row("accepted")], [letter(4)]),
+        "in both places": ([row("accepted"), row("completed"), row("failed")], [letter(4)]),
+        "in neither place": ([row("accepted"), row("completed")], []),
+        "dead-lettered for no fault": ([row("accepted")], [letter(3), letter(4)]),
+        "dead-lettered twice": ([row("accepted"), row("completed")], [letter(4), letter(4)]),
+        "a wrong reason": ([row("accepted"), row("completed")], [letter(4, Reason.JOB_NOT_FOUND)]),
+        "out of thin air": ([row("accepted"), row("completed"), row("accepted", JOB[::-1])], [letter(4)]),
+    }.values(),
+)
+def test_a_promise_broken(rows, letters):
+    """Anything else is told."""
+    assert len(oracle(PUBLISHED, rows, letters)) >= 1

@@ -1,0 +1,198 @@
+"""What simulated jobs are made of, and whether the demo's account would notice if something went wrong."""
+
+import functools
+from collections import Counter
+from random import Random
+
+import pytest
+
+from relay.contract.model import JobStatus
+from relay.contract.subjects import Reason, is_job_uuid
+from relay.contract.wire import Fault, Frame, Repair, decode
+from relay.local.jobs import Parcel, Scenario, job_uuid, life_cycle, make_scenario
+from relay.local.ledger import Row
+from relay.local.tally import Latency, Tally
+from relay.local.traffic import Published
+from relay.producer import message_id
+
+A, B = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
+STEPS = ("received", "accepted", "executor_ready", "volumes_ready", "streaming_ready", "execution_done")
+
+
+@functools.cache
+def scenario(jobs: int = 300) -> Scenario:
+    return make_scenario(Random(1), jobs)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_life_cycle_is_plausible(seed):
+    """A job is received, goes through stages in their order and each once, and ends with one terminal status."""
+    statuses = [update.status for update in life_cycle(Random(seed), A)]
+    stages = [status for status in statuses if not status.terminal]
+    assert "received" == statuses[0]
+    assert sorted(stages, key=STEPS.index) == stages
+    assert len(set(statuses)) == len(statuses)
+    assert [status.terminal for status in statuses] == [False] * (len(statuses) - 1) + [True]
+
+
+def test_life_cycles_need_no_repair():
+    """What simulated jobs publish is what the relay forwards as it is."""
+    rng = Random(3)
+    for uuid in (job_uuid(rng) for _ in range(200)):
+        assert is_job_uuid(uuid)
+        for update in life_cycle(rng, uuid):
+            body = update.to_json()
+            assert Frame(body, update.status) == decode(body, uuid)
+
+
+def test_every_life_ends_somewhere():
+    """Among a few hundred jobs every terminal status occurs."""
+    ends = {job[-1].status for seed in range(300) for job in [life_cycle(Random(seed), A)]}
+    assert {status for status in JobStatus if status.terminal} == ends
+
+
+def test_same_seed_same_jobs():
+    """A scenario is decided by its seed and nothing else."""
+    first, same, other = (make_scenario(Random(seed), 20) for seed in (5, 5, 6))
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.parametrize("jobs", [6, 10, 350])
+def test_scenario_has_every_kind_of_failure(jobs):
+    """Six jobs suffice to have an update end as a dead letter for each of the demo's reasons."""
+    expected = {
+        "unknown_status",
+        "uuid_mismatch",
+        "invalid_schema",
+        "invalid_json",
+        "job_not_found",
+        "connection_dropped",
+    }
+    assert expected == scenario(jobs=jobs).doomed.keys()
+
+
+def test_smallest_scenario():
+    """One job is enough of a scenario."""
+    assert 1 == len(scenario(jobs=1).jobs)
+
+
+def test_doomed_updates_are_doomed_by_the_relays_own_decoder():
+    """Updates that are spoiled in their bytes are refused for the reason that the scenario gives, and no others are."""
+    left_to_the_facilitator = {Reason.JOB_NOT_FOUND, Reason.CONNECTION_DROPPED}
+    for parcel in (parcel for job in scenario().jobs for parcel in job):
+        expected = None if parcel.doom in left_to_the_facilitator else parcel.doom
+        decoded = decode(parcel.body, parcel.uuid)
+        assert expected == (decoded.reason if isinstance(decoded, Fault) else None), parcel
+
+
+def test_scenario_tells_the_facilitator_what_to_do():
+    """Each job that must be unknown and each update that must drop the connection is named, and nothing else."""
+    made = scenario()
+    parcels = [parcel for job in made.jobs for parcel in job]
+    assert {p.uuid for p in parcels if p.doom is Reason.JOB_NOT_FOUND} == made.unknown_jobs
+    assert {(p.uuid, p.status) for p in parcels if p.doom is Reason.CONNECTION_DROPPED} == made.droppers
+
+
+def test_scenario_has_envelopes_and_repeats():
+    """Some updates come in the channel layer's envelope, some twice under one message id, some twice under two."""
+    jobs = [job for job in scenario().jobs if not any(parcel.doom for parcel in job)]
+    bodies = Counter(parcel.body for job in jobs for parcel in job)
+    ids = Counter(parcel.message_id for job in jobs for parcel in job)
+    again = [parcel for job in jobs for parcel in job if parcel.message_id.endswith("-again")]
+    assert any(body.startswith(b'{"type":"job_status_update"') for body in bodies)
+    assert 2 == max(ids.values())
+    assert {2} == {bodies[parcel.body] for parcel in again}
+
+
+def test_only_what_hurts_would_be_repaired():
+    """No update of a scenario needs a repair."""
+    decoded = [decode(parcel.body, parcel.uuid) for job in scenario().jobs for parcel in job]
+    assert set[Repair]() == {repair for each in decoded if isinstance(each, Frame) for repair in each.repairs}
+
+
+def test_message_id_is_of_the_content():
+    """The same content has the same message id however it is spelled; another job, status or metadata another one."""
+    update = life_cycle(Random(1), A)[-1]
+    spelled = type(update).model_validate_json(update.model_dump_json(exclude_none=True))
+    assert message_id(update) == message_id(spelled)
+    others = [{"uuid": B}, {"status": JobStatus.UNKNOWN}, {"metadata": None}]
+    assert 4 == len({message_id(update), *(message_id(update.model_copy(update=change)) for change in others)})
+
+
+def published(sequence: int, uuid: str = A, status: str = "received", sent_s: float = 0.0) -> Published:
+    return Published(Parcel(uuid, status, b"", "id"), sequence, duplicate=False, due_s=0.0, sent_s=sent_s)
+
+
+def row(uuid: str = A, status: str = "received", arrived_s: float = 0.0) -> Row:
+    return Row(uuid, status, arrived_s, 1, None)
+
+
+def tally_of(*events: Published | Row) -> Tally:
+    tally = Tally()
+    for event in events:
+        if isinstance(event, Row):
+            tally.note_row(event)
+        else:
+            tally.note_published(event)
+    return tally
+
+
+def test_tally_counts_what_is_lost():
+    """An update that is neither a row nor a dead letter is lost; one that is either of them is not."""
+    tally = tally_of(published(1), published(2, B), published(3, B, "accepted"), row())
+    result = tally.result({2: "refused"})
+    assert (3, 1, {"refused": 1}, 1) == (result.published, result.acknowledged, result.dead_lettered, result.lost)
+    assert not result.kept_the_promise
+
+
+def test_tally_counts_what_is_reordered():
+    """A row that arrives after a row of its job that was published later is reordered; other jobs do not matter."""
+    first, second, third = published(1), published(2, B), published(3, A, "accepted")
+    assert 1 == tally_of(first, second, third, row(A, "accepted"), row(B), row(A)).result({}).reordered
+    assert 0 == tally_of(first, second, third, row(B), row(A), row(A, "accepted")).result({}).reordered
+
+
+def test_tally_knows_duplicates():
+    """A second update with a job and status that the Facilitator has is a duplicate, wherever it was stored."""
+    result = tally_of(published(1), row(), published(2, A, "accepted"), row(A, "accepted"), published(3)).result({})
+    assert (2, 1, 0, 0) == (result.acknowledged, result.duplicates, result.lost, result.reordered)
+
+
+def test_tally_ignores_repeats_that_jetstream_recognised():
+    """A publish that got the sequence of an earlier one was not stored, so it is not accounted for."""
+    tally = tally_of(published(1), published(1), row())
+    assert (1, 1) == (tally.repeated, tally.result({}).published)
+
+
+def test_row_may_come_before_its_pub_ack():
+    """Whichever news comes first, the latency is from sending to arrival."""
+    expected = Latency(p50=250.0, p99=250.0, p99_9=250.0)
+    assert expected == tally_of(row(arrived_s=1.25), published(1, sent_s=1.0)).latency()
+    assert expected == tally_of(published(1, sent_s=1.0), row(arrived_s=1.25)).latency()
+
+
+def test_latency_is_by_nearest_rank():
+    """Of arrivals after 1, 2, ... 1000 ms, the quantiles are the 500th, the 990th and the 999th; of none, none."""
+    uuids = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1000)]
+    sent = [published(number, uuid) for number, uuid in enumerate(uuids, start=1)]
+    arrived = [row(uuid, arrived_s=number / 1000) for number, uuid in enumerate(uuids, start=1)]
+    assert Latency(p50=500.0, p99=990.0, p99_9=999.0) == tally_of(*sent, *arrived).latency()
+    assert Latency(p50=None, p99=None, p99_9=None) == Tally().latency()
+
+
+def test_in_flight_is_what_is_not_settled():
+    """An update is in flight from its PubAck until the relay is done with it, whichever is heard of first."""
+    tally = tally_of(published(1), published(2, B))
+    tally.note_settled(2, "refused")
+    tally.note_settled(2, "refused")
+    tally.note_settled(3, None)
+    assert (1, {"refused": 1}) == (tally.in_flight, dict(tally.dead_letters))
+    tally.note_published(published(3, B, "accepted"))
+    assert 1 == tally.in_flight
+
+
+def test_jobs_are_shown_in_their_last_status():
+    """A job counts under the status that arrived last, and under no other."""
+    tally = tally_of(row(), row(B), row(A, "accepted"))
+    assert Counter(received=1, accepted=1) == +tally.jobs_by_status

@@ -1,0 +1,175 @@
+"""Three nats-servers that keep three copies of everything: any one of them may die in the middle of the work."""
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from relay_kit import Published, Scene, new_job
+
+from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, api_consumer_list, lane_consumer
+from relay.local.cluster import NatsCluster
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.jobs import Parcel, job_uuid, life_cycle, parcel
+from relay.local.server import NatsServer
+from relay.local.traffic import TrafficSource
+from relay.nats.connection import api_request
+
+LANES = 4
+ELECTION_S = 20
+"""What an election and whoever waits for it may take together; 4 to 9 s are usual."""
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[NatsCluster]:
+    async with NatsCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
+    async with FacilitatorSimulator(service_time_s=0.001) as facilitator:
+        yield facilitator
+
+
+def scene_at(node: NatsServer, facilitator: FacilitatorSimulator) -> Scene:
+    """A scene whose relay and producer connect to `node`, and learn of the others from it."""
+    return Scene(node, facilitator, REPLICAS="3", ACK_WAIT="1")
+
+
+async def lead(cluster: NatsCluster, leader: NatsServer, but: str = "", instead: NatsServer | None = None) -> None:
+    """Make `leader` the one who leads all that the relay works with, and `instead` the leader of `but`."""
+
+    def of(name: str) -> NatsServer:
+        return instead if name == but else leader
+
+    for stream in (STATUS_STREAM, LEASE_STREAM):
+        await cluster.move_stream(stream, of(stream))
+    for consumer in map(lane_consumer, range(LANES)):
+        await cluster.move_consumer(STATUS_STREAM, consumer, of(consumer))
+    await cluster.until_current()
+
+
+@contextlib.asynccontextmanager
+async def load(scene: Scene) -> AsyncIterator[None]:
+    """Publish 200 updates a second, each until it is stored, from when a few hundred are relayed."""
+    rng = random.Random(1)
+    enough = asyncio.Event()
+
+    def jobs() -> Iterator[list[Parcel]]:
+        while not enough.is_set():
+            yield [parcel(update) for update in life_cycle(rng, job_uuid(rng))]
+
+    source = TrafficSource(scene.nc, jobs(), rate_per_s=200, rng=rng)
+    publishing = asyncio.create_task(
+        source.run(lambda each: scene.published.append(Published(each.sequence, each.parcel.uuid, each.parcel.status)))
+    )
+    try:
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200, ELECTION_S)
+        yield
+    finally:
+        enough.set()
+        await publishing
+
+
+async def flows(scene: Scene) -> list[str]:
+    """How an update of each lane is settled that is published now."""
+    probes = await asyncio.gather(*(scene.publish(new_job(lane, LANES)) for lane in range(LANES)))
+    return await scene.settled(*probes, timeout_s=ELECTION_S)
+
+
+async def relay(*arguments: str, **settings: str) -> tuple[int, str]:
+    """Run `relay ...` to its end: its exit code and its standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", *arguments),
+        env={"PATH": os.environ["PATH"], **settings},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+async def test_three_replicas(cluster, connect):
+    """With REPLICAS=3 every stream and every lane consumer is kept by all three nodes, and a check finds nothing."""
+    settings = {"RELAY_NATS_URL": ",".join(cluster.urls), "RELAY_REPLICAS": "3"}
+    provisioned, _ = await relay("provision", **settings)
+    checked = await relay("provision", "--check", **settings)
+    nc = await connect(cluster.urls[0])
+    streams = (await api_request(nc, "$JS.API.STREAM.LIST"))["streams"]
+    consumers = (await api_request(nc, api_consumer_list(STATUS_STREAM)))["consumers"]
+    assert (0, (0, "everything is in place\n")) == (provisioned, checked)
+    assert [2] * (5 + LANES) == [len(info["cluster"]["replicas"]) for info in streams + consumers]
+
+
+async def test_stream_leader_dies(cluster, facilitator):
+    """The death of the node that leads JOB_STATUS, to which relay and producer are connected, costs no update."""
+    victim, other, _ = cluster.nodes
+    async with scene_at(victim, facilitator) as scene, scene.relay():
+        await lead(cluster, other, but=STATUS_STREAM, instead=victim)
+        async with load(scene):
+            await cluster.kill(victim)
+            leader = await cluster.leader_of_stream(STATUS_STREAM)
+            await scene.reconnected()
+            settled = await flows(scene)
+            await cluster.start(victim)
+            await cluster.until_current()
+        broken = await scene.broken_promises(ELECTION_S)
+    assert leader is not victim
+    assert ["+ACK"] * LANES == settled
+    assert [] == broken
+
+
+async def test_consumer_leader_dies(cluster, facilitator):
+    """A lane whose consumer's leader dies without a word to the relay goes on with the next leader; others flow on."""
+    victim, other, _ = cluster.nodes
+    async with scene_at(other, facilitator) as scene, scene.relay():
+        await lead(cluster, other, but=lane_consumer(0), instead=victim)
+        async with load(scene):
+            await cluster.kill(victim)
+            one, *others = [await scene.publish(new_job(lane, LANES)) for lane in range(LANES)]
+            settled_meanwhile = await scene.settled(*others, timeout_s=3)  # no election is as quick
+            leader = await cluster.leader_of_consumer(STATUS_STREAM, lane_consumer(0))
+            settled = await scene.settled(one, timeout_s=ELECTION_S)
+            await cluster.start(victim)
+            await cluster.until_current()
+        broken = await scene.broken_promises(ELECTION_S)
+    assert leader is not victim
+    assert ["+ACK"] * LANES == settled + settled_meanwhile
+    assert [] == broken
+
+
+async def test_lease_leader_dies(cluster, facilitator):
+    """While nobody leads the lease bucket lanes may stand still, and they flow again when somebody does."""
+    victim, other, _ = cluster.nodes
+    async with scene_at(other, facilitator) as scene, scene.relay():
+        await lead(cluster, other, but=LEASE_STREAM, instead=victim)
+        async with load(scene):
+            await cluster.kill(victim)
+            leader = await cluster.leader_of_stream(LEASE_STREAM)
+            settled = await flows(scene)
+            await cluster.start(victim)
+            await cluster.until_current()
+        broken = await scene.broken_promises(ELECTION_S)
+    assert leader is not victim
+    assert ["+ACK"] * LANES == settled
+    assert [] == broken
+
+
+async def test_follower_dies(cluster, facilitator):
+    """The death of a node that leads nothing, but to which relay and producer are connected, stops them briefly."""
+    victim, other, _ = cluster.nodes
+    async with scene_at(victim, facilitator) as scene, scene.relay():
+        await lead(cluster, other)
+        async with load(scene):
+            await cluster.kill(victim)
+            await scene.reconnected()
+            async with asyncio.timeout(4):  # less than an election takes
+                settled = await flows(scene)
+            await cluster.start(victim)
+            await cluster.until_current()
+        broken = await scene.broken_promises(ELECTION_S)
+    assert ["+ACK"] * LANES == settled
+    assert [] == broken

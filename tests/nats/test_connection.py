@@ -1,0 +1,372 @@
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import ssl
+
+import pytest
+from nats.errors import StaleConnectionError
+from structlog.testing import capture_logs
+
+from relay.contract.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    JetStreamError,
+    PublishUnconfirmed,
+    UnsuitableServer,
+)
+from relay.local.server import NatsServer
+from relay.nats import connection, err_codes
+from relay.nats.connection import PubAck, api_request, publish_confirmed, require_server
+
+STREAM = {"name": "KEPT", "subjects": ["kept.*"], "max_msgs": 2, "discard": "new"}
+JWT = "-----BEGIN NATS USER JWT-----\ney.ey.x\n------END NATS USER JWT------\n"
+SEED = f"-----BEGIN USER NKEY SEED-----\nSUA{'A' * 55}\n------END USER NKEY SEED------\n"
+PASSWORD = 'authorization: {user: "relay", password: "right"}'
+
+
+@pytest.fixture
+async def kept(nc):
+    """`nc`, with a stream on `kept.*` that takes two messages."""
+    await api_request(nc, "$JS.API.STREAM.CREATE.KEPT", STREAM)
+    return nc
+
+
+def unused_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def says(info):
+    """A server that greets with `info`, answers PING, and knows nothing else."""
+
+    async def talk(reader, writer):
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_no_server_is_an_error_at_once(connect):
+    """With nobody listening the first connection fails, after one try, naming the address and the cause."""
+    url = f"nats://127.0.0.1:{unused_port()}"
+    with pytest.raises(BrokerUnavailable, match=f"no NATS connection to {url}: .*Connect"):
+        await connect(url)
+
+
+async def test_one_server_of_several_is_enough(nats_server):
+    """The first connection tries each server once before it gives up."""
+    away = f"nats://127.0.0.1:{unused_port()}"
+    settings = connection.NatsSettings(urls=(away, nats_server.url))
+    client = await connection.connect(settings, name="test")
+    assert client.is_connected
+    # The one that was away is not forgotten.
+    assert 2 == len(client.servers)
+    await connection.close(client)
+
+
+@pytest.mark.parametrize("credentials", [{}, {"user": "relay", "password": "wrong"}, {"token": "wrong"}])
+async def test_wrong_credentials_are_an_error_at_once(connect, credentials):
+    """A server that does not let us in is reported as such, and not tried for ever."""
+    async with NatsServer(extra_config=PASSWORD) as server:
+        with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
+            await connect(server.url, **credentials)
+
+
+async def test_right_credentials_are_let_in(connect):
+    """User and password from the settings open a protected server."""
+    async with NatsServer(extra_config=PASSWORD) as server:
+        client = await connect(server.url, user="relay", password="right")
+        assert client.is_connected
+        await connection.close(client)
+
+
+async def test_an_error_shows_no_password():
+    """Credentials inside a URL do not appear in errors."""
+    url = f"nats://relay:hidden@127.0.0.1:{unused_port()}"
+    with pytest.raises(BrokerUnavailable) as caught:
+        await connection.connect(connection.NatsSettings(urls=(url,)), name="test")
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SEED,
+        JWT,
+        JWT + SEED.replace("SUA", "SAA"),
+        JWT + SEED.replace("AA\n", "\n"),
+        (JWT + SEED).replace("\n", "\r\n"),
+    ],
+    ids=["empty", "no JWT", "no seed", "seed of an account", "short seed", "line ends of Windows"],
+)
+async def test_a_file_without_credentials_is_a_configuration_error(connect, tmp_path, text):
+    """A credentials file without a JWT or a user's seed is refused before it is used: nats-py would search it for ever,
+    or raise what nobody expects.
+    """
+    creds = tmp_path / "relay.creds"
+    creds.write_bytes(text.encode())
+    with pytest.raises(ConfigurationError, match="RELAY_NATS_CREDS"):
+        await connect("nats://127.0.0.1:1", creds=creds)
+
+
+async def test_tls_with_a_known_authority_connects(connect, certificate):
+    """A server whose certificate the CA file vouches for is connected to over TLS."""
+    cert, key = certificate
+    async with NatsServer(extra_config=f'tls {{cert_file: "{cert}", key_file: "{key}"}}') as server:
+        client = await connect(server.url.replace("nats://", "tls://"), ca_file=cert)
+        assert isinstance(client._transport._io_writer.get_extra_info("ssl_object"), ssl.SSLObject)
+        await connection.close(client)
+
+
+async def test_tls_with_an_unknown_authority_is_an_error(connect, certificate):
+    """A server whose certificate nobody vouches for is refused with the reason."""
+    cert, key = certificate
+    async with NatsServer(extra_config=f'tls {{cert_file: "{cert}", key_file: "{key}"}}') as server:
+        with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await connect(server.url.replace("nats://", "tls://"))
+
+
+async def test_a_wrong_ca_file_is_a_configuration_error(connect, tmp_path):
+    """A CA file that is no PEM file is named with its variable."""
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_text("not a certificate")
+    with pytest.raises(ConfigurationError, match="RELAY_NATS_CA_FILE"):
+        await connect("tls://127.0.0.1:1", ca_file=ca_file)
+
+
+async def test_a_new_server_with_jetstream_is_suitable(nc):
+    """The server that the tests run on passes the check."""
+    assert None is await require_server(nc)
+
+
+async def test_an_old_server_is_unsuitable(connect):
+    """A server below the needed version is refused in one line with both versions."""
+    async with says({"server_id": "OLD", "version": "2.10.26", "max_payload": 1048576, "proto": 1}) as url:
+        client = await connect(url)
+        with pytest.raises(UnsuitableServer) as caught:
+            await require_server(client)
+        expected = f"nats-server 2.10.26 at {url} is too old; the relay needs 2.11.0 or newer: upgrade the server"
+        assert expected == str(caught.value)
+        await connection.close(client)
+
+
+async def test_a_server_without_a_version_is_unsuitable(connect):
+    """A server that does not say which version it is is refused, not trusted."""
+    async with says({"server_id": "ODD", "version": "devel", "max_payload": 1048576, "proto": 1}) as url:
+        client = await connect(url)
+        with pytest.raises(UnsuitableServer, match=r"says that its version is .*devel.*2.11.0 is needed"):
+            await require_server(client)
+        await connection.close(client)
+
+
+async def test_a_server_without_jetstream_is_unsuitable(connect):
+    """A server that runs without JetStream is refused with what to start it with."""
+    async with NatsServer(jetstream=False) as server:
+        client = await connect(server.url)
+        with pytest.raises(UnsuitableServer, match=r"JetStream is not enabled .*nats-server -js"):
+            await require_server(client)
+        await connection.close(client)
+
+
+async def test_an_account_without_jetstream_is_unsuitable(connect):
+    """An account that may not use JetStream is refused like a server without it."""
+    accounts = 'accounts: {PLAIN: {users: [{user: "a", password: "b"}]}}'
+    async with NatsServer(extra_config=accounts) as server:
+        client = await connect(server.url, user="a", password="b")
+        with pytest.raises(UnsuitableServer, match="or not for this account"):
+            await require_server(client)
+        await connection.close(client)
+
+
+async def test_an_api_error_keeps_its_code(nc):
+    """A JetStream error answer becomes an error with the server's err_code."""
+    with pytest.raises(JetStreamError) as caught:
+        await api_request(nc, "$JS.API.STREAM.INFO.NOWHERE")
+    assert (404, 10059) == (caught.value.code, caught.value.err_code)
+
+
+async def test_a_silent_api_is_an_error(nc):
+    """A request that nobody answers in time says what was asked and how long it waited."""
+    await nc.subscribe("silent", cb=ignore)
+    with pytest.raises(BrokerUnavailable, match=r"no answer to silent within 0\.05 s"):
+        await api_request(nc, "silent", timeout_s=0.05)
+
+
+async def ignore(_message) -> None:
+    pass
+
+
+async def test_a_stored_publish_is_acknowledged(kept):
+    """The PubAck says stream and sequence, and whether the message was there already."""
+    headers = {"Nats-Msg-Id": "one"}
+    assert PubAck("KEPT", 1, duplicate=False) == await publish_confirmed(kept, "kept.a", b"x", headers)
+    assert PubAck("KEPT", 1, duplicate=True) == await publish_confirmed(kept, "kept.a", b"x", headers)
+
+
+async def test_a_refused_publish_keeps_the_servers_code(kept):
+    """A full stream is an error with its err_code, and not mistaken for a PubAck."""
+    await publish_confirmed(kept, "kept.a", b"")
+    await publish_confirmed(kept, "kept.a", b"")
+    with pytest.raises(JetStreamError) as caught:
+        await publish_confirmed(kept, "kept.a", b"")
+    assert 10077 == caught.value.err_code
+
+
+async def test_a_publish_that_no_stream_captures_is_unconfirmed(nc):
+    """A subject without a stream is an error that says so."""
+    with pytest.raises(PublishUnconfirmed, match="publish on nowhere was not confirmed: no stream captures"):
+        await publish_confirmed(nc, "nowhere", b"")
+
+
+async def test_a_publish_without_an_answer_is_unconfirmed(nc):
+    """No PubAck in time is an error that says how long it waited."""
+    await nc.subscribe("silent", cb=ignore)
+    with pytest.raises(PublishUnconfirmed, match=r"no PubAck within 0\.05 s"):
+        await publish_confirmed(nc, "silent", b"", timeout_s=0.05)
+
+
+@pytest.mark.parametrize("answer", [b"hello", b"{}", b"[]", b""])
+async def test_an_answer_that_is_no_puback_is_unconfirmed(nc, answer):
+    """An answer from somebody who is no stream does not count as a PubAck."""
+
+    async def respond(message):
+        await message.respond(answer)
+
+    await nc.subscribe("answered", cb=respond)
+    with pytest.raises(PublishUnconfirmed):
+        await publish_confirmed(nc, "answered", b"")
+
+
+async def test_a_message_above_max_payload_does_not_cost_the_connection(kept):
+    """Headers count: a message that they make too large is refused here, where the server would hang up."""
+    body = b"x" * (kept.max_payload - 100)
+    with pytest.raises(JetStreamError) as caught:
+        await publish_confirmed(kept, "kept.a", body, {"Relay-Error": "e" * 200})
+    assert err_codes.TOO_LARGE == caught.value.err_code
+    assert 1 == (await publish_confirmed(kept, "kept.a", body, {"Relay-Error": "e"})).sequence
+
+
+async def test_the_size_of_a_message_is_counted_to_the_byte(kept):
+    """A message of exactly max_payload bytes, headers included, is stored."""
+    headers = {"Relay-Error": "\u00e9" * 10}
+    body = b"x" * (kept.max_payload - len("NATS/1.0\r\nRelay-Error: \r\n\r\n") - 20)
+    assert 1 == (await publish_confirmed(kept, "kept.a", body, headers)).sequence
+    with pytest.raises(JetStreamError):
+        await publish_confirmed(kept, "kept.a", body + b"x", headers)
+
+
+async def test_without_a_connection_nothing_is_buffered(nats_server, connect):
+    """While the server is away requests fail at once and none is carried out later; then the client reconnects."""
+    gone, back = asyncio.Event(), asyncio.Event()
+    client = await connect(nats_server.url, on_disconnected=gone.set, on_reconnected=back.set)
+    await api_request(client, "$JS.API.STREAM.CREATE.KEPT", STREAM)
+    await nats_server.stop()
+    await gone.wait()
+    with pytest.raises(PublishUnconfirmed, match="no connection to NATS"):
+        await publish_confirmed(client, "kept.a", b"")
+    with pytest.raises(BrokerUnavailable, match=r"\$JS\.API\.INFO was not sent"):
+        await api_request(client, "$JS.API.INFO")
+    await nats_server.start()
+    await back.wait()
+    assert 1 == (await publish_confirmed(client, "kept.a", b"")).sequence
+
+
+async def test_each_outage_is_logged_once(nats_server, connect):
+    """Losing the server, each distinct problem and the return are logged once in each outage, and not repeated."""
+    gone, back = asyncio.Event(), asyncio.Event()
+    client = await connect(nats_server.url, on_disconnected=gone.set, on_reconnected=back.set)
+    with capture_logs() as logs:
+        for _ in range(2):
+            gone.clear()
+            back.clear()
+            await nats_server.kill()
+            await gone.wait()
+            for _ in range(3):
+                await client._error_cb(OSError("away"))
+            await nats_server.start()
+            await back.wait()
+    assert 2 == [entry.get("error") for entry in logs].count("away")
+    events = [entry["event"] for entry in logs]
+    assert (2, 2) == (events.count("disconnected from NATS; reconnecting"), events.count("connected to NATS again"))
+
+
+async def half_open(proxied, client) -> None:
+    """Leave `client` with unsent data on a socket whose other end has stopped reading."""
+    proxied.freeze()
+    writer = client._transport._io_writer
+    # More than the kernels' buffers take, so that some of it stays unsent.
+    writer.write(b"+OK\r\n" * 4_000_000)
+    assert writer.transport.get_write_buffer_size() > 0
+
+
+async def test_a_half_open_socket_does_not_stop_the_reconnect(proxied, connect):
+    """With unsent data on a dead socket the client reconnects within seconds, where nats-py waits for minutes."""
+    back = asyncio.Event()
+    client = await connect(proxied.url, on_reconnected=back.set)
+    await half_open(proxied, client)
+    # What nats-py does when its pings stay unanswered.
+    await client._process_op_err(StaleConnectionError())
+    async with asyncio.timeout(10):
+        await back.wait()
+    assert 2 == proxied.connections
+    assert 0 == (await api_request(client, "$JS.API.INFO"))["streams"]
+
+
+@pytest.mark.parametrize("state", ["connected", "reconnecting", "half-open", "closed"])
+async def test_close_ends_in_every_state(nats_server, proxied, connect, state):
+    """`close` ends, with the client closed, whether the server is there, away, mute or forgotten."""
+    gone = asyncio.Event()
+    client = await connect(proxied.url, on_disconnected=gone.set)
+    match state:
+        case "reconnecting":
+            await nats_server.stop()
+            await gone.wait()
+        case "half-open":
+            await half_open(proxied, client)
+        case "closed":
+            await client.close()
+    async with asyncio.timeout(8):
+        await connection.close(client, timeout_s=0.5)
+    assert client.is_closed
+
+
+async def test_close_sends_what_is_buffered(proxied, connect):
+    """What was published before `close` is on the other side when it returns."""
+    passed: list[bytes] = []
+    proxied.edit = lambda sent: passed.append(sent) or sent
+    client = await connect(proxied.url)
+    for number in range(4000):
+        await client.publish("numbers", b"%01000d" % number)
+    await connection.close(client)
+    assert list(range(4000)) == [int(body) for body in re.findall(rb"\r\n(\d{1000})\r\n", b"".join(passed))]
+
+
+async def test_close_is_reported_once(nats_server, connect):
+    """`on_closed` is called when the client is closed, and not again."""
+    calls: list[str] = []
+    client = await connect(nats_server.url, on_closed=lambda: calls.append("closed"))
+    await connection.close(client)
+    await connection.close(client)
+    assert ["closed"] == calls
+
+
+async def test_being_thrown_out_is_reported_with_the_reason(nats_server, connect):
+    """When the server ends the connection over a violation, `on_closed` is called and the reason is logged."""
+    closed = asyncio.Event()
+    client = await connect(nats_server.url, on_closed=closed.set)
+    with capture_logs() as logs:
+        # nats-py does not count headers.
+        await client.publish("x", b"x" * client.max_payload, headers={"a": "b"})
+        await closed.wait()
+    reasons = [entry["last_error"] for entry in logs if "last_error" in entry]
+    assert ["maximum payload violation"] == reasons

@@ -1,0 +1,215 @@
+"""The client that reads and writes by frames: messages whole, in order, each to who listens; and lines as they are."""
+
+import asyncio
+
+import nats.errors
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from relay.nats.frames import _PLAIN_HEADERS, FrameClient, publication
+
+TIMEOUT_S = 10
+OURS = b"MSG in.1 %(ours)d 3\r\na\r\n\r\n", b"HMSG in.2 %(ours)d back 12 14\r\nNATS/1.0\r\n\r\nbb\r\n"
+OTHERS = (
+    b"MSG out %(others)d 19\r\nMSG in.9 %(ours)03d 5\r\nabc\r\n",  # it looks like one of ours
+    b"HMSG out %(others)d 12 12\r\nNATS/1.0\r\n\r\n\r\n",
+)
+BETWEEN = b"PING\r\n", b"+OK\r\n"
+TAKEN = [(b"in.1", b"", b"", b"a\r\n"), (b"in.2", b"back", b"NATS/1.0\r\n\r\n", b"bb")]
+
+
+class Taken(list[tuple[bytes, ...]]):
+    """What was taken."""
+
+    def __call__(self, *message: bytes) -> None:
+        self.append(message)
+
+
+async def listening(nc: FrameClient, subject: str) -> tuple[Subscription, Taken]:
+    took = Taken()
+    subscription = await nc.listen(subject, took)
+    await nc.flush()  # so that nothing else comes in between
+    return subscription, took
+
+
+async def subscribed(nc: FrameClient, subject: str) -> Subscription:
+    subscription = await nc.subscribe(subject)
+    await nc.flush()
+    return subscription
+
+
+async def heard(subscription: Subscription, count: int) -> list[Msg]:
+    return [await subscription.next_msg(TIMEOUT_S) for _ in range(count)]
+
+
+async def test_wherever_it_is_cut(nc):
+    """Wherever the socket cuts what comes in, what is ours is taken once, in order, and the client has the rest."""
+    (ours, took), others = await listening(nc, "in.*"), await subscribed(nc, "out")
+    numbers = {b"ours": ours._id, b"others": others._id}
+    text = b"".join(part % numbers for part in (OTHERS[0], OURS[0], BETWEEN[0], OURS[1], OTHERS[1], BETWEEN[1]))
+    for first in range(len(text)):
+        second = first + (len(text) - first) // 2
+        took.clear()
+        for piece in (text[:first], text[first:second], text[second:]):
+            await nc._ps.parse(piece)
+        assert TAKEN == took
+        assert [19, 0] == [len(message.data) for message in await heard(others, 2)]
+    assert 0 == ours.pending_msgs
+
+
+@pytest.mark.parametrize("place", [5, 15, 40])
+async def test_reconnected_in_the_midst(nc, place):
+    """What was not whole when the connection was lost is forgotten: the next one begins with a frame of its own."""
+    ours, took = await listening(nc, "in.*")
+    await nc._ps.parse((b"MSG in.0 %d 1000\r\n" % ours._id + b"x" * 1000)[:place])
+    nc._ps.reset()
+    await nc._ps.parse(b"".join(OURS) % {b"ours": ours._id})
+    assert TAKEN == took
+
+
+async def test_two_at_a_time(nc):
+    """Two listen side by side, and who has ended hears nothing more, while the other goes on."""
+    (first, one), (second, other) = await listening(nc, "in.*"), await listening(nc, "out")
+    text = b"".join(OURS[0] % {b"ours": subscription._id} for subscription in (first, second))
+    await nc._ps.parse(text)
+    await first.unsubscribe()
+    await nc._ps.parse(text)
+    assert (1, 2) == (len(one), len(other))
+
+
+async def test_drained(nc):
+    """Who drains hears what was published before, and nothing after."""
+    ours, took = await listening(nc, "in")
+    for number in range(100):
+        nc.write(publication(b"in", b"%d" % number))
+    await ours.drain()
+    nc.write(publication(b"in", b"late"))
+    await nc.flush()
+    assert [b"%d" % number for number in range(100)] == [body for *_, body in took]
+
+
+async def test_one_of_a_queue(nc):
+    """Of those who listen as one queue, one hears each message."""
+    one, other = Taken(), Taken()
+    for took in (one, other):
+        await nc.listen("in", took, queue="group")
+    for _ in range(20):
+        nc.write(publication(b"in", b""))
+    await nc.flush()
+    assert 20 == len(one) + len(other)
+
+
+async def test_what_is_written(nc):
+    """What is written arrives as it is, with whom to answer and with headers, and in the order of the client's own."""
+    ours, took = await listening(nc, "out")
+    nc.write(publication(b"out", b"first"))
+    await nc.publish("out", b"second")
+    nc.write(publication(b"out", b"third", b"back", {"A": "b"}))
+    await ours.drain()
+    assert [(b"", b"", b"first"), (b"", b"", b"second")] == [message[1:] for message in took[:2]]
+    [(_, reply, headers, body)] = took[2:]
+    assert (b"back", {"A": "b"}, b"third") == (reply, nc.headers_of(headers), body)
+
+
+async def test_a_line_end_in_a_header(nc):
+    """A line end within a header, as somebody may write into a file of dead letters, begins no other header."""
+    ours, took = await listening(nc, "out")
+    headers = {"Plain": "a: b", "Umlaut": "ä", "Value": "a\r\nNats-Rollup: all", "Na\nme": "b\n"}
+    nc.write(publication(b"out", b"body", headers=headers))
+    await ours.drain()
+    [(_, _, block, body)] = took
+    assert b"body" == body
+    assert {"Plain": "a: b", "Umlaut": "ä", "Value": "a  Nats-Rollup: all"} == nc.headers_of(block)
+
+
+async def test_written_while_disconnected(nats_server, connect):
+    """What is written while NATS is away is sent when it is back; too much is refused, and so is all after the end."""
+    away, back = asyncio.Event(), asyncio.Event()
+    nc = await connect(nats_server.url, on_disconnected=away.set, on_reconnected=back.set)
+    _, took = await listening(nc, "in")
+    await nats_server.stop()
+    async with asyncio.timeout(TIMEOUT_S):
+        await away.wait()
+    nc.write(publication(b"in", b"kept"))
+    with pytest.raises(nats.errors.OutboundBufferLimitError):
+        nc.write(publication(b"in", bytes(2 * 1024 * 1024)))
+    await nats_server.start()
+    async with asyncio.timeout(TIMEOUT_S):
+        await back.wait()
+    await nc.flush()
+    assert [b"kept"] == [body for *_, body in took]
+    await nc.close()
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        nc.write(publication(b"in", b""))
+
+
+@pytest.mark.parametrize(
+    ("lines", "plain"),
+    [
+        (b"A: b\r\n", True),
+        (b"A: b c: d\r\nNats-Msg-Id: x\r\nA: e\r\n", True),
+        (b"A: \r\n", True),
+        (b"A:b\r\n", False),
+        (b"A:  b\r\n", False),
+        (b"A: b \r\n", False),
+        (b"A: b\x0bc\r\n", False),
+        (b"A B: c\r\n", False),
+        (b": c\r\n", False),
+        (b"A: \xff\r\n", False),
+        (b"A: b\nC: d\r\n", False),
+        (b"no colon\r\n", False),
+    ],
+)
+async def test_plain_headers_are_read_as_the_client_reads_them(lines, plain):
+    """Headers that are taken for plain are those that the client itself would read."""
+    block = b"NATS/1.0\r\n" + lines + b"\r\n"
+    assert plain is bool(_PLAIN_HEADERS.fullmatch(block))
+    try:
+        expected = await Client()._process_headers(block) or {}
+    except UnicodeDecodeError:
+        expected = {}
+    assert expected == FrameClient().headers_of(block)
+
+
+@pytest.mark.parametrize("block", [b"", b"NATS/1.0\r\n", b"NATS/1.0", b"\xff", b"NATS/1.0 \xff\r\n\r\n"])
+def test_headers_that_nobody_can_read(block):
+    """They are no headers, and nothing is raised."""
+    assert {} == FrameClient().headers_of(block)
+
+
+def test_a_status():
+    """What the server says in place of headers is read as the client reads it."""
+    block = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Stream: 7\r\n\r\n"
+    expected = {"Status": "100", "Description": "Idle Heartbeat", "Nats-Last-Stream": "7"}
+    assert expected == FrameClient().headers_of(block)
+
+
+async def test_who_fails_over_a_message(nc, monkeypatch):
+    """Whoever fails over a message hears the next one, and the client is told why."""
+    told, took = [], Taken()
+
+    async def tell(error: Exception) -> None:
+        told.append(str(error))
+
+    def fail_first(*message: bytes) -> None:
+        took(*message)
+        if len(took) == 1:
+            raise ValueError("unfit")
+
+    monkeypatch.setattr(nc, "_error_cb", tell)
+    ours = await nc.listen("in", fail_first)
+    for body in (b"first", b"second"):
+        nc.write(publication(b"in", body))
+    await ours.drain()
+    assert (["unfit"], [b"first", b"second"]) == (told, [body for *_, body in took])
+
+
+async def test_a_subscription_that_is_refused(nc):
+    """What cannot be listened to takes nothing away from the next subscription."""
+    with pytest.raises(nats.errors.BadSubjectError):
+        await nc.listen("not a subject", Taken())
+    others = await subscribed(nc, "out")
+    await nc.publish("out", b"theirs")
+    assert [b"theirs"] == [message.data for message in await heard(others, 1)]

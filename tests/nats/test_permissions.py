@@ -1,0 +1,400 @@
+"""Who may do what, with the users of deploy/nats/users.conf on a real nats-server: what works, and what is refused."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import nats
+import pytest
+from guarded_nats import (
+    ANYBODY,
+    ROLES,
+    guarded_server,
+    password,
+    passwords,
+    settings,
+    signed_in,
+    until_heard,
+    variables,
+)
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from relay_kit import Scene, new_job, update
+
+from relay.contract.errors import BrokerUnavailable, LocalServerError, NotPermitted, PublishUnconfirmed
+from relay.contract.settings import DeliverySettings, NatsSettings
+from relay.contract.subjects import (
+    ADVISORY_STREAM,
+    DLQ_STREAM,
+    REQUEST_STREAM,
+    STATUS_STREAM,
+    Reason,
+    advisory_subject,
+    api_message_delete,
+    api_stream_info,
+    lane_consumer,
+)
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.topology.provision import check, provision, topology_of
+
+JOB = "123e4567-e89b-42d3-a456-426614174000"
+ADVISORY = advisory_subject(lane_consumer(0))
+
+PUBLISH = {
+    f"job.status.{JOB}": {"producer", "operator"},
+    f"job.query.{JOB}": {"producer", "operator", "observer"},
+    f"job.history.{JOB}": {"producer", "operator", "observer"},
+    "relay.report": {"relay", "operator", "observer"},
+    "relay.lane.0": {"relay", "operator"},
+    "$SRV.PING": {"operator", "observer"},
+    "$SRV.PING.job-status.ID": {"relay", "operator", "observer"},
+    # What only the relay says.
+    f"job.dlq.{JOB}": {"relay"},
+    f"job.request.{JOB}": {"relay"},
+    f"job.cheated.{JOB}": {"relay"},
+    f"job.relayed.{JOB}": {"relay"},
+    "$KV.RELAY_LEASES.lane.0": {"relay"},
+    "$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0": {"relay"},
+    "$JS.API.CONSUMER.MSG.NEXT.JOB_STATUS.relay-lane-0": {"relay"},
+    # What nobody may say in the place of another.
+    "job.status.0.stored": set(),
+    ADVISORY: set(),
+    "_INBOX.x.y": set(),
+    "_INBOX_relay.x.y": set(),
+    # Reading.
+    "$JS.API.STREAM.INFO.JOB_STATUS": {"relay", "operator", "observer"},
+    "$JS.API.STREAM.MSG.GET.JOB_STATUS": {"relay", "operator", "observer"},
+    "$JS.API.STREAM.MSG.GET.JOB_REQUESTS": {"operator", "observer"},
+    "$JS.API.CONSUMER.INFO.JOB_STATUS.relay-lane-0": {"relay", "operator", "observer"},
+    # Changing.
+    "$JS.API.STREAM.MSG.DELETE.JOB_ADVISORIES": {"relay", "operator"},
+    "$JS.API.STREAM.MSG.DELETE.JOB_STATUS": {"operator"},
+    "$JS.API.STREAM.MSG.DELETE.JOB_DLQ": {"operator"},
+    "$JS.API.STREAM.CREATE.MINE": {"operator"},
+    "$JS.API.STREAM.UPDATE.JOB_STATUS": {"operator"},
+    "$JS.API.STREAM.PURGE.JOB_STATUS": {"operator"},
+    "$JS.API.STREAM.DELETE.JOB_STATUS": {"operator"},
+    "$JS.API.CONSUMER.CREATE.JOB_STATUS.spy": {"operator"},
+    "$JS.API.CONSUMER.DELETE.JOB_STATUS.relay-lane-0": {"operator"},
+    "$SYS.REQ.SERVER.PING": set(),
+}
+"""Whose message on each subject gets into the relay's account; nobody else's does."""
+
+SUBSCRIBE = {
+    "job.status.*": (f"job.status.{JOB}", {"operator", "observer"}),
+    "job.relayed.*": (f"job.relayed.{JOB}", {"operator", "observer"}),
+    "job.dlq.*": (f"job.dlq.{JOB}", {"operator", "observer"}),
+    "job.request.*": (f"job.request.{JOB}", {"operator"}),
+    # Who else would hear these could answer in the relay's place.
+    "job.query.*": (f"job.query.{JOB}", {"relay", "operator"}),
+    "relay.report": ("relay.report", {"relay"}),
+    "relay.lane.0": ("relay.lane.0", {"relay"}),
+    "$SRV.PING": ("$SRV.PING", {"relay"}),
+    "$KV.RELAY_LEASES.>": ("$KV.RELAY_LEASES.lane.0", {"relay", "operator"}),
+    ADVISORY: (ADVISORY, {"relay", "operator"}),
+    # Other people's post.
+    ">": ("job.status.any", set()),
+    "_INBOX.>": ("_INBOX.of.operator", {"operator"}),
+    "_INBOX_relay.>": ("_INBOX_relay.of.relay", {"relay"}),
+    "$JS.ACK.>": ("$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0", set()),
+    "$JS.API.>": ("$JS.API.CONSUMER.MSG.NEXT.JOB_STATUS.relay-lane-0", set()),
+}
+"""Who hears a message of the relay's account by such a subscription; nobody else does."""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[NatsServer]:
+    async with guarded_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
+    async with FacilitatorSimulator() as facilitator:
+        yield facilitator
+
+
+def scene_of(server: NatsServer, facilitator: FacilitatorSimulator, **settings: str) -> Scene:
+    """A scene that looks on as somebody who may do everything."""
+    return Scene(server, facilitator, NATS_USER=ANYBODY, NATS_PASSWORD=password(ANYBODY), **settings)
+
+
+async def run_relay(server: NatsServer, role: str, *arguments: str, **more: str) -> tuple[int, str, str]:
+    """`relay ...` as a role: exit code, standard output and standard error."""
+    names = {f"RELAY_{name}": value for name, value in variables(role).items()}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", *arguments),
+        env={"PATH": os.environ["PATH"], "RELAY_NATS_URL": server.url, **names, **more},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_publishing(server, role):
+    """Of each role, what its work needs gets into the relay's account, and nothing else that is listened to there."""
+    async with signed_in(server, ANYBODY) as anybody, signed_in(server, role) as client:
+        everything = await anybody.subscribe(">")
+        await until_heard(anybody)
+        for subject in PUBLISH:
+            await client.publish(subject, b"{}")
+        await until_heard(client)
+        await until_heard(anybody)
+        heard = await subjects_of(everything)
+    assert [subject for subject, roles in PUBLISH.items() if role in roles] == list(filter(heard.__contains__, PUBLISH))
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_subscribing(server, role):
+    """Each role hears what its work needs, and nobody hears what is sent to another's inbox."""
+    async with signed_in(server, ANYBODY) as anybody, signed_in(server, role) as client:
+        subscriptions = {pattern: await client.subscribe(pattern) for pattern in SUBSCRIBE}
+        await until_heard(client)
+        for subject, _ in SUBSCRIBE.values():
+            await anybody.publish(subject, b"{}")
+        await until_heard(anybody)
+        await until_heard(client)
+        heard = [
+            pattern
+            for pattern, subscription in subscriptions.items()
+            if SUBSCRIBE[pattern][0] in await subjects_of(subscription)
+        ]
+    assert [pattern for pattern, (_, roles) in SUBSCRIBE.items() if role in roles] == heard
+
+
+async def subjects_of(subscription: Subscription) -> list[str]:
+    """The subjects of the messages that a subscription has got so far."""
+    return [(await subscription.next_msg()).subject for _ in range(subscription.pending_msgs)]
+
+
+@pytest.mark.parametrize("role", ["producer", "observer"])
+async def test_an_answer_can_be_sent_nowhere_else(server, facilitator, role):
+    """Who asks something and names the relay's subjects for the answer gets nothing stored there, and takes no lane."""
+    questions = (f"job.query.{JOB}", f"job.history.{JOB}", "relay.report", "$JS.API.INFO", "$SRV.PING")
+    places = ("$KV.RELAY_LEASES.lane.0", f"job.dlq.{JOB}", f"job.request.{JOB}", "job.status-closed.x", "relay.lane.0")
+    async with (
+        scene_of(server, facilitator, LEASE_TTL="2") as scene,
+        scene.relay(**variables("relay")),
+        signed_in(server, role) as client,
+    ):
+        await scene.owned(lambda: len(scene.owners) == 4)
+        owners = scene.owners
+        heard = [await scene.nc.subscribe(place) for place in places[1:]]
+        await until_heard(scene.nc)
+        for question in questions:
+            for place in places:
+                await client.publish(question, b"", reply=place)
+        await until_heard(client)
+        answered = await asked_in_order(client)
+        stored = [await api_request(scene.nc, api_stream_info(stream)) for stream in (DLQ_STREAM, REQUEST_STREAM)]
+        assert owners == scene.owners
+    assert answered
+    assert [0] * len(heard) == [subscription.pending_msgs for subscription in heard]
+    assert [0, 0] == [info["state"]["messages"] for info in stored]
+
+
+async def asked_in_order(client: Client) -> bool:
+    """Whether a job's status and history are answered: all that was asked before is answered then."""
+    answers = [await client.request(f"job.{ask}.{JOB}", timeout=5) for ask in ("query", "history")]
+    return all(answer.headers["Nats-Service-Error-Code"] == "404" for answer in answers)
+
+
+async def test_what_is_not_permitted_is_in_the_error(server):
+    """Who may not ask something, or not hear the answer, is told so and what to do; silence is not blamed on it."""
+    remedy = "; use credentials that may do it, or have it permitted"
+    async with signed_in(server, ANYBODY) as anybody:
+        await anybody.subscribe("relay.report")
+        await until_heard(anybody)
+        relay = await connect(settings(server, "relay"), name="test")
+        with pytest.raises(NotPermitted, match=rf'for publish to "\$js\.api\.stream\.delete\.job_status"{remedy}'):
+            await api_request(relay, "$JS.API.STREAM.DELETE.JOB_STATUS", timeout_s=0.2)
+        with pytest.raises(BrokerUnavailable, match=r"no answer to relay\.report within 0\.2 s"):
+            await api_request(relay, "relay.report", timeout_s=0.2)
+        with pytest.raises(PublishUnconfirmed, match=rf'permissions violation for publish to "job\.status\.{JOB}"'):
+            await publish_confirmed(relay, f"job.status.{JOB}", b"{}", timeout_s=0.2)
+        await close(relay)
+    deaf = await connect(settings(server, "relay").model_copy(update={"inbox_prefix": "_INBOX"}), name="test")
+    with pytest.raises(NotPermitted, match=rf'for subscription to "_inbox\..*"{remedy}'):
+        await api_request(deaf, "$JS.API.INFO", timeout_s=0.2)
+    await close(deaf, timeout_s=0.2)
+
+
+async def test_strangers_are_not_let_in(server):
+    """Without a name, or with another's password or none, nobody connects."""
+    for credentials in ({}, *({"user": "relay", "password": each} for each in (password("producer"), ""))):
+        with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
+            await connect(NatsSettings(urls=(server.url,), **credentials), name="test")
+
+
+@pytest.mark.parametrize("missing", sorted(passwords()))
+async def test_no_password_has_a_default(monkeypatch, missing):
+    """The server does not start while a password is missing, and names the variable."""
+    monkeypatch.delenv(missing)
+    with pytest.raises(LocalServerError) as refused:
+        async with guarded_server():
+            pass
+    assert missing in str(refused.value)
+
+
+async def test_the_relay_works_as_relay(server, facilitator):
+    """Signed in as `relay`, two workers relay, hand over, dead-letter, publish pushes and clear advisories."""
+    async with scene_of(server, facilitator, LEASE_TTL="2") as scene:
+        async with scene.relay(**variables("relay")):
+            async with scene.relay(**variables("relay")):
+                await scene.publish_lives(4)
+                await scene.publish(new_job(), "no such status", doom=Reason.UNKNOWN_STATUS)
+                await facilitator.wait_for(lambda facilitator: facilitator.authenticated == 2)
+                await facilitator.push_job_request(JOB)
+                await facilitator.push_cheated(JOB)
+                await scene.dust_settled()
+                await forget_an_advisory(scene)
+            await scene.publish_lives(4)
+            broken = await scene.broken_promises()
+        pushed = await api_request(scene.nc, api_stream_info(REQUEST_STREAM))
+    assert [] == broken
+    assert 2 == pushed["state"]["messages"]
+    assert [] == violations(server)
+
+
+async def test_the_relay_answers_as_relay(server, facilitator):
+    """Signed in as `relay`, two workers answer producers and observers in their own inboxes, and publish receipts."""
+    receipts: asyncio.Queue[Msg] = asyncio.Queue()
+    quick = variables("relay") | {"RECEIPTS": "true"}
+    async with (
+        scene_of(server, facilitator, LEASE_TTL="2") as scene,
+        scene.relay(**quick) as first,
+        scene.relay(**quick) as second,
+        signed_in(server, "producer") as producer,
+        signed_in(server, "observer") as observer,
+    ):
+        await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
+        await observer.subscribe("job.relayed.*", cb=receipts.put)
+        await until_heard(observer)
+        published = [await scene.publish(new_job(lane)) for lane in range(4)]
+        async with asyncio.timeout(10):
+            told = {(await receipts.get()).subject for _ in published}
+        answers = [
+            json.loads((await producer.request(f"job.{ask}.{each.job}", timeout=5)).data)
+            for each in published
+            for ask in ("query", "history") * 2  # of two workers, the one asked drives the lane or has to ask
+        ]
+        workers = {report["worker"] for report in await reports(observer, 2)}
+        services = await observer.request("$SRV.PING.job-status", timeout=5)
+    assert {f"job.relayed.{each.job}" for each in published} == told
+    assert ["acknowledged"] * 8 == [answer["progress"] for answer in answers[::2]]
+    assert [1] * 8 == [len(answer["updates"]) for answer in answers[1::2]]
+    assert {first.worker_status.report().worker, second.worker_status.report().worker} == workers
+    assert "job-status" == json.loads(services.data)["name"]
+    assert [] == violations(server)
+
+
+async def reports(client: Client, count: int) -> list[dict[str, Any]]:
+    """What so many workers answer to one question."""
+    answers: asyncio.Queue[Msg] = asyncio.Queue()
+    inbox = client.new_inbox()
+    await client.subscribe(inbox, cb=answers.put)
+    await client.publish("relay.report", reply=inbox)
+    async with asyncio.timeout(5):
+        return [json.loads((await answers.get()).data) for _ in range(count)]
+
+
+async def forget_an_advisory(scene: Scene) -> None:
+    """Have the relay follow up an advisory on an update that is gone, which it then deletes."""
+    deleted = asyncio.Event()
+
+    async def note(message: Msg) -> None:
+        if json.loads(message.data)["subject"] == api_message_delete(ADVISORY_STREAM):
+            deleted.set()
+
+    await scene.nc.subscribe("$JS.EVENT.ADVISORY.API", cb=note)
+    await scene.nc.publish(ADVISORY, json.dumps({"stream_seq": 2**40, "deliveries": 50}).encode())
+    async with asyncio.timeout(10):
+        await deleted.wait()
+
+
+def violations(server: NatsServer) -> list[str]:
+    """What the server refused to anybody, as far back as its log is kept."""
+    return [line for line in server.log_tail.splitlines() if "Violation" in line]
+
+
+async def test_a_producer_publishes(server, facilitator):
+    """The user `producer` publishes and gets its PubAck, with any client and with `relay publish`."""
+    async with scene_of(server, facilitator):
+        client = await nats.connect(server.url, user="producer", password=password("producer"))
+        ack = await client.jetstream().publish(f"job.status.{JOB}", update(JOB, "received"))
+        await client.close()
+        published = await run_relay(server, "producer", "publish", JOB, "accepted")
+    assert (STATUS_STREAM, 1) == (ack.stream, ack.seq)
+    assert (0, f"{JOB} accepted: JOB_STATUS sequence 2\n", "") == published
+    assert [] == violations(server)
+
+
+async def test_an_operator_provisions(server):
+    """The user `operator` provisions, changes the lanes and checks; the user `observer` can check as well."""
+    operator = await connect(settings(server, "operator"), name="test")
+    observer = await connect(settings(server, "observer"), name="test")
+    try:
+        for lanes in (4, 6):
+            wanted = topology_of(DeliverySettings(lanes=lanes))
+            await provision(operator, wanted)
+        plans = [await check(client, wanted) for client in (operator, observer)]
+    finally:
+        await close(operator)
+        await close(observer)
+    assert [True, True] == [plan.in_place for plan in plans]
+    assert [] == violations(server)
+
+
+async def test_an_operator_deals_with_dead_letters(server, facilitator):
+    """The user `operator` reads, replays and purges dead letters, and has `relay doctor` look at everything."""
+    async with scene_of(server, facilitator) as scene, scene.relay(**variables("relay")):
+        jobs = [new_job(), new_job()]
+        facilitator.unknown_jobs.update(jobs)
+        letters = [await scene.publish(job, doom=Reason.JOB_NOT_FOUND) for job in jobs]
+        await scene.settled(*letters)
+        facilitator.unknown_jobs.clear()
+        replayed = await run_relay(server, "operator", "dlq", "replay", "--job", jobs[0])
+        await facilitator.wait_for(lambda facilitator: facilitator.rows_of(jobs[0]))
+        purged = await run_relay(server, "operator", "dlq", "purge", "--all", "--yes")
+        left = await scene.dead_letters()
+        refused = violations(server)  # before the doctor, who also tries what only the relay may do
+        examined = await run_relay(
+            server, "operator", "doctor", RELAY_FACILITATOR_URL=facilitator.url, RELAY_FACILITATOR_AUTH="none"
+        )
+    assert [0, 0, 0] == [result[0] for result in (replayed, purged, examined)], (replayed, purged, examined)
+    assert [] == left
+    assert [] == refused
+    assert [" 0 fail"] == re.findall(r" \d+ fail$", examined[1], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("role", ["operator", "observer"])
+async def test_who_watches_updates(server, facilitator, role):
+    """Operators and observers hear each update once as it is published: a producer's, and one that is replayed."""
+    async with (
+        scene_of(server, facilitator),
+        signed_in(server, role) as watching,
+        signed_in(server, "producer") as producer,
+        signed_in(server, "operator") as operator,
+    ):
+        updates = await watching.subscribe("job.status.*")
+        await until_heard(watching)
+        for client in (producer, operator):
+            await client.jetstream().publish(f"job.status.{JOB}", update(JOB))
+        await until_heard(watching)
+        heard = await subjects_of(updates)
+    assert [f"job.status.{JOB}"] * 2 == heard

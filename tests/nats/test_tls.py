@@ -1,0 +1,183 @@
+"""TLS to NATS with the project's own configuration files, and certificates made as docs/kubernetes.md says."""
+
+import asyncio
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guarded_nats import ANYBODY, ROOT, let_anybody_in, passwords, settings, variables
+from relay_kit import Scene, new_job
+
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.settings import DeliverySettings, NatsSettings
+from relay.contract.subjects import STATUS_STREAM, api_stream_info
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, close, connect
+from relay.topology.provision import provision, topology_of
+
+CLUSTER_PASSWORD = "secret-of-cluster"
+ELECTION_S = 30
+"""How long three servers that have just started may take to elect a leader, on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the page's commands make: ca.crt, tls.crt and tls.key."""
+    folder = tmp_path_factory.mktemp("certificates")
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    commands = re.findall(r"^\$ (openssl req (?:[^\\\n]|\\\n)*)$", page, flags=re.MULTILINE)
+    subprocess.run(["sh", "-e"], input="\n".join(commands), cwd=folder, text=True, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, certificates: Path) -> None:
+    files = {"CERT": "tls.crt", "KEY": "tls.key", "CA": "ca.crt"}
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    for name, file in files.items():
+        monkeypatch.setenv(f"NATS_TLS_{name}_FILE", str(certificates / file))
+
+
+def secured_config(folder: Path, *, verify: bool = False) -> Path:
+    """nats-server.conf with its users and TLS switched on, as its comments say; the files lie as in the repository."""
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    config = folder / "nats-server.conf"
+    config.write_text(re.sub(r"^# include ", "include ", (ROOT / "nats-server.conf").read_text(), flags=re.MULTILINE))
+    users = folder / "deploy" / "nats" / "users.conf"
+    users.write_text(let_anybody_in(users.read_text()))
+    if verify:
+        tls = folder / "deploy" / "kubernetes" / "tls" / "tls.conf"
+        tls.write_text(tls.read_text().replace("# verify: true", "verify: true"))
+    return config
+
+
+def tls_address(server: NatsServer) -> str:
+    return server.url.replace("nats://", "tls://")
+
+
+def tls_settings(server: NatsServer, role: str, **more: Any) -> Any:
+    return settings(server, role).model_copy(update={"urls": (tls_address(server),), **more})
+
+
+async def test_the_relay_works_over_tls(certificates, tmp_path):
+    """With the users and TLS of nats-server.conf switched on, a relay signed in as `relay` carries updates over TLS."""
+    async with (
+        NatsServer(config_file=secured_config(tmp_path)) as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(
+            server,
+            facilitator,
+            **variables(ANYBODY),
+            NATS_URL=tls_address(server),
+            NATS_CA_FILE=str(certificates / "ca.crt"),
+        ) as scene,
+        scene.relay(**variables("relay")),
+    ):
+        await scene.publish_life(new_job())
+        assert [] == await scene.broken_promises()
+
+
+async def test_an_unknown_authority_is_refused(tmp_path):
+    """A client that does not know who vouches for the server does not connect."""
+    async with NatsServer(config_file=secured_config(tmp_path)) as server:
+        with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await connect(tls_settings(server, "relay"), name="test")
+
+
+async def test_strangers_are_refused(certificates, tmp_path):
+    """With the users of nats-server.conf switched on nobody connects without being one of them."""
+    async with NatsServer(config_file=secured_config(tmp_path)) as server:
+        with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
+            await connect(stranger(server, certificates), name="test")
+
+
+def stranger(server: NatsServer, certificates: Path) -> NatsSettings:
+    return NatsSettings(urls=(tls_address(server),), ca_file=certificates / "ca.crt")
+
+
+async def test_clients_can_be_made_to_show_a_certificate(certificates, tmp_path):
+    """With `verify` switched on a client without a certificate is refused, and one with a certificate is let in."""
+    ca, cert, key = (certificates / name for name in ("ca.crt", "tls.crt", "tls.key"))
+    async with NatsServer(config_file=secured_config(tmp_path, verify=True)) as server:
+        with pytest.raises(BrokerUnavailable):
+            await connect(tls_settings(server, "relay", ca_file=ca), name="test")
+        client = await connect(tls_settings(server, "relay", ca_file=ca, cert_file=cert, key_file=key), name="test")
+        connected = client.is_connected
+        await close(client)
+    assert connected
+
+
+@pytest.fixture
+def route_ports() -> Iterator[list[int]]:
+    """Three free ports that stay free until the servers take them."""
+    reserved = [socket.socket() for _ in range(3)]
+    for each in reserved:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        each.bind(("127.0.0.1", 0))
+    yield [each.getsockname()[1] for each in reserved]
+    for each in reserved:
+        each.close()
+
+
+@pytest.fixture
+async def cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, route_ports: list[int]
+) -> AsyncIterator[list[NatsServer]]:
+    """Three servers with the files of deploy/nats and TLS, on loopback."""
+    for number, port in enumerate(route_ports):
+        monkeypatch.setenv(f"NATS_ROUTE_{number}", f"nats-route://cluster:{CLUSTER_PASSWORD}@127.0.0.1:{port}")
+    monkeypatch.setenv("NATS_CLUSTER_PASSWORD", CLUSTER_PASSWORD)
+    servers = []
+    try:
+        for number, port in enumerate(route_ports):
+            monkeypatch.setenv("NATS_SERVER_NAME", f"nats-{number}")
+            monkeypatch.setenv("NATS_STORE_DIR", str(tmp_path / f"store-{number}"))
+            servers.append(NatsServer(config_file=cluster_config(tmp_path / f"conf-{number}", port)))
+            await servers[-1].start()
+        yield servers
+    finally:
+        for server in servers:
+            await server.close()
+
+
+def cluster_config(folder: Path, route_port: int) -> Path:
+    """The files of deploy/nats as one folder, with TLS, but for addresses and paths of this machine."""
+    shutil.copytree(ROOT / "deploy" / "nats", folder)
+    shutil.copy(ROOT / "deploy" / "kubernetes" / "tls" / "tls.conf", folder)
+    for file in folder.glob("*.conf"):
+        text = file.read_text().replace("0.0.0.0:6222", f"127.0.0.1:{route_port}").replace("0.0.0.0", "127.0.0.1")
+        file.write_text(text.replace("/run/nats/nats.pid", str(folder / "nats.pid")))
+    return folder / "nats-server.conf"
+
+
+async def test_the_cluster_of_production(cluster, certificates):
+    """Three servers with the files of production find each other over TLS, keep three copies, and refuse strangers."""
+    client = await connect(tls_settings(cluster[0], "operator", ca_file=certificates / "ca.crt"), name="test")
+    try:
+        async with asyncio.timeout(ELECTION_S):
+            await provision_when_there_is_a_leader(client)
+        info = await api_request(client, api_stream_info(STATUS_STREAM))
+        with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
+            await connect(stranger(cluster[0], certificates), name="test")
+    finally:
+        await close(client)
+    members = {info["cluster"]["leader"], *(each["name"] for each in info["cluster"]["replicas"])}
+    assert {"nats-0", "nats-1", "nats-2"} == members
+
+
+async def provision_when_there_is_a_leader(client: Any) -> None:
+    # The first election is announced to nobody who could hear it, so the one way to know is to ask again.
+    while True:
+        try:
+            await provision(client, topology_of(DeliverySettings(lanes=1, replicas=3)))
+        except BrokerUnavailable:
+            await asyncio.sleep(0.1)
+        else:
+            return

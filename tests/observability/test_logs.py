@@ -1,0 +1,126 @@
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+
+from relay.contract.errors import ConfigurationError
+from relay.observability import logs
+
+
+def errors_of(script: str) -> list[str]:
+    """What a process that runs `script` writes on standard error: the configuration of logs belongs to a process."""
+    code = f"import logging\nfrom relay.observability.logs import configure, get_logger\n{script}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def events_of(script: str) -> list[dict]:
+    return [json.loads(line) for line in errors_of(script)]
+
+
+def test_json_line():
+    """One event is one JSON object with its time in UTC, level, logger, event and the fields given."""
+    (event,) = events_of("configure('info', 'json')\nget_logger('relay.worker').warning('lane lost', lane=3)")
+    moment = datetime.fromisoformat(event.pop("timestamp"))
+    assert moment.tzinfo == UTC
+    assert event == {"level": "warning", "logger": "relay.worker", "event": "lane lost", "lane": 3}
+
+
+def test_logger_made_before_configuration():
+    """A logger made at import follows the configuration that comes later."""
+    (event,) = events_of("log = get_logger('relay.a')\nconfigure('info', 'json')\nlog.debug('off')\nlog.info('on')")
+    assert (event["logger"], event["event"]) == ("relay.a", "on")
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("ERROR", ["error"]),
+    ],
+)
+def test_level(level, expected):
+    """Only what is at least as severe as the level is logged, by the relay and by its libraries alike."""
+    events = events_of(f"""
+configure({level!r}, 'json')
+for name in ('debug', 'info', 'warning', 'error'):
+    getattr(get_logger('relay.a'), name)('x')
+    getattr(logging.getLogger('nats'), name)('x')
+""")
+    seen = {logger: [event["level"] for event in events if event["logger"] == logger] for logger in ("relay.a", "nats")}
+    assert seen == {"relay.a": expected, "nats": expected}
+
+
+def test_library_line():
+    """A line of a library that uses the standard logging comes out in the same form."""
+    (event,) = events_of("configure('info', 'json')\nlogging.getLogger('uvicorn.error').info('up on %d', 8080)")
+    del event["timestamp"]
+    assert event == {"level": "info", "logger": "uvicorn.error", "event": "up on 8080"}
+
+
+def test_library_handlers_replaced():
+    """What a library or an earlier call attached to the root logger does not print lines a second time."""
+    events = events_of("logging.basicConfig()\nconfigure('info', 'json')\nlogging.getLogger('nats').info('once')")
+    assert [event["event"] for event in events] == ["once"]
+
+
+def test_frames_stay_private():
+    """Even at debug the WebSocket library's frames are not logged: they hold every update and the sign-in."""
+    events = events_of("configure('debug', 'json')\nlogging.getLogger('websockets.client').debug('> TEXT')")
+    assert events == []
+
+
+@pytest.mark.parametrize("logger", ["get_logger('relay.a')", "logging.getLogger('nats')"])
+def test_exception_is_one_field(logger):
+    """An exception is one text field of its line and shows no local variables."""
+    (event,) = events_of(f"""
+configure('info', 'json')
+password = 'hunter2'
+try:
+    raise ValueError('broken')
+except ValueError:
+    {logger}.exception('failed')
+""")
+    assert event["event"] == "failed"
+    assert event["exception"].splitlines()[-1] == "ValueError: broken"
+    assert "hunter2" not in event["exception"]
+
+
+def test_awkward_values():
+    """Values that are not JSON, and text that is not Unicode, do not break a line."""
+    (event,) = events_of("configure('info', 'json')\nget_logger('relay.a').info('odd', raw=b'x', text='\\ud800')")
+    assert (event["raw"], event["text"]) == ("b'x'", "\ud800")
+
+
+def test_warnings_are_lines():
+    """A Python warning is a line like any other."""
+    (event,) = events_of("import warnings\nconfigure('info', 'json')\nwarnings.warn('old')")
+    assert (event["logger"], event["level"]) == ("py.warnings", "warning")
+
+
+def test_console():
+    """For people, a line is plain text without colours if it does not go to a terminal, and tracebacks hide values."""
+    lines = errors_of("""
+configure('info', 'console')
+password = 'hunter2'
+try:
+    raise ValueError('broken')
+except ValueError:
+    get_logger('relay.a').exception('failed', lane=3)
+""")
+    assert lines[0].split()[1:] == ["[error", "]", "failed", "[relay.a]", "lane=3"]
+    assert lines[-1] == "ValueError: broken"
+    assert [line for line in lines if "\x1b" in line or "hunter2" in line] == []
+
+
+def test_unknown_level():
+    """A level that does not exist is refused with its variable, value and what is allowed."""
+    with pytest.raises(ConfigurationError) as caught:
+        logs.configure("loud", "json")
+    expected = "RELAY_LOG_LEVEL='loud' is not allowed: one of debug, info, warning, error"
+    assert str(caught.value) == expected

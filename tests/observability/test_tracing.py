@@ -1,0 +1,233 @@
+"""Spans of updates, as a collector gets them that takes OTLP over HTTP."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from relay_kit import ACKED, TERMED, Scene, counters, new_job, update
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from relay.contract.errors import ConfigurationError
+from relay.contract.settings import TracingSettings
+from relay.contract.subjects import Reason
+from relay.local.facilitator import FacilitatorSimulator
+from relay.observability.tracing import open_tracing
+
+TIMEOUT_S = 10
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACED = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+NOT_SAMPLED = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
+
+
+class Collector:
+    """Keeps every span that it is sent, with the attributes of who sent it."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[Span, dict[str, Any]]] = []
+        self._came = asyncio.Event()
+        app = Starlette(routes=[Route("/v1/traces", self._take, methods=["POST"])])
+        self._server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+
+    async def __aenter__(self):
+        self._server.config.load()
+        self._server.lifespan = self._server.config.lifespan_class(self._server.config)
+        await self._server.startup()
+        return self
+
+    async def __aexit__(self, *exc_info):
+        await self._server.shutdown()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+
+    async def _take(self, request: Request) -> Response:
+        for resource in ExportTraceServiceRequest.FromString(await request.body()).resource_spans:
+            about = attributes(resource.resource)
+            self.spans += [(span, about) for scope in resource.scope_spans for span in scope.spans]
+        self._came.set()
+        return Response(b"", media_type="application/x-protobuf")
+
+    async def collected(self, count: int) -> list[Span]:
+        """The spans so far, as soon as there are `count`."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(self.spans) < count:
+                self._came.clear()
+                await self._came.wait()
+        return [span for span, _ in self.spans]
+
+
+def attributes(of: Any) -> dict[str, Any]:
+    """The attributes of a span or a resource."""
+    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in of.attributes}
+
+
+@pytest.fixture
+async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
+    async with FacilitatorSimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def collector(monkeypatch) -> AsyncIterator[Collector]:
+    async with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+        yield collector
+
+
+@pytest.fixture
+def tracing(nats_server, facilitator) -> Callable[..., Scene]:
+    """A scene whose relays make spans."""
+    return lambda **variables: Scene(nats_server, facilitator, TRACING="otel", **variables)
+
+
+async def publish(scene: Scene, headers: dict[str, str], **told: Any):
+    job = new_job(2)
+    return await scene.publish_body(job, update(job, told.pop("status", "accepted")), headers, **told)
+
+
+async def test_span_of_an_update(tracing, collector):
+    """An update's span is a child of the one that published it, and tells from its delivery to how it was settled."""
+    async with tracing() as scene, scene.relay() as relay:
+        began_ns = time.time_ns()
+        published = await publish(scene, TRACED, status="accepted")
+        await scene.settled(published)
+        (span,) = await collector.collected(1)
+        ended_ns = time.time_ns()
+    assert (TRACE, SPAN) == (span.trace_id.hex(), span.parent_span_id.hex())
+    assert ("relay job.status", Span.SPAN_KIND_CONSUMER) == (span.name, span.kind)
+    assert began_ns < span.start_time_unix_nano < span.end_time_unix_nano < ended_ns
+    assert {
+        "messaging.system": "nats",
+        "messaging.destination.name": "JOB_STATUS",
+        "relay.job.uuid": published.job,
+        "relay.status": "accepted",
+        "relay.sequence": published.sequence,
+        "relay.lane": 2,
+        "relay.outcome": "acknowledged",
+        "relay.attempts": 0,
+        "relay.deliveries": 1,
+    } == attributes(span)
+    about = collector.spans[0][1]
+    assert ("job-status-relay", relay._worker) == (about["service.name"], about["service.instance.id"])
+
+
+async def test_span_of_a_dead_letter(tracing, collector, facilitator, capsys):
+    """A dead letter's span is an error with its reason; its traceparent goes on, and stands in the log lines on it."""
+    async with tracing(MAX_ATTEMPTS="2", LOG_LEVEL="info") as scene, scene.relay():
+        job = new_job()
+        facilitator.unknown_jobs.add(job)
+        doomed = await scene.publish_body(job, update(job), TRACED, status="accepted", doom=Reason.JOB_NOT_FOUND)
+        assert [TERMED] == await scene.settled(doomed)
+        (span,) = await collector.collected(1)
+        (letter,) = await scene.dead_letters()
+    told = attributes(span)
+    assert (SPAN, Status.STATUS_CODE_ERROR) == (span.parent_span_id.hex(), span.status.code)
+    assert span.status.message == letter.headers["Relay-Error"]
+    assert ("dead_lettered", "job_not_found", 2) == tuple(
+        told[f"relay.{name}"] for name in ("outcome", "reason", "attempts")
+    )
+    assert TRACED["traceparent"] == letter.headers["traceparent"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "dead-lettered" in line]
+    assert f"traceparent={TRACED['traceparent']}" in line
+
+
+@pytest.mark.parametrize(
+    ("sampler", "made"),
+    [
+        ("", ["child", "root"]),
+        ("parentbased_always_off", ["child"]),
+        ("always_off", []),
+        ("always_on", ["child"] * 2 + ["root"]),
+    ],
+)
+async def test_sampling(tracing, collector, monkeypatch, sampler, made):
+    """OTEL_TRACES_SAMPLER decides; by default as the publisher did, and what belongs to no trace yet begins one."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    async with tracing() as scene:
+        async with scene.relay():
+            published = [await publish(scene, headers) for headers in (TRACED, NOT_SAMPLED, {})]
+            assert [ACKED] * 3 == await scene.settled(*published)
+        spans = [span for span, _ in collector.spans]  # stopped, the relay has exported everything
+    assert made == sorted("child" if span.parent_span_id else "root" for span in spans)
+
+
+async def test_malformed_traceparent(tracing, collector):
+    """A traceparent that is none is counted and ignored: the update is relayed, and begins a trace of its own."""
+    async with tracing() as scene, scene.relay() as relay:
+        assert [ACKED] == await scene.settled(await publish(scene, {"traceparent": "00-garbage"}))
+        (span,) = await collector.collected(1)
+        assert (b"", 1) == (span.parent_span_id, counters(relay)["relay_malformed_traceparents"])
+        await scene.settled(await publish(scene, {"Traceparent": TRACED["traceparent"]}))
+        assert SPAN == (await collector.collected(2))[1].parent_span_id.hex()
+        assert 1 == counters(relay)["relay_malformed_traceparents"]
+
+
+async def test_collector_away(tracing, monkeypatch, capsys):
+    """Without a collector updates flow all the same, and the relay stops in time and says what it lost."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("relay.observability.tracing._LAST_SPANS_S", 0.3)
+    loop = asyncio.get_running_loop()
+    async with tracing() as scene:
+        async with scene.relay():
+            assert [ACKED] == await scene.settled(await publish(scene, TRACED))
+            began_s = loop.time()
+        assert loop.time() - began_s < TIMEOUT_S
+    assert "the last spans could not be exported in time, and are lost" in capsys.readouterr().out
+
+
+def test_off_costs_nothing():
+    """Without tracing nothing of OpenTelemetry is even imported."""
+    script = "import sys, relay.cli, relay.service.app; print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    assert "[]\n" == subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert open_tracing(TracingSettings(), worker="w", version="1") is None
+
+
+def test_extra_is_missing(monkeypatch):
+    """Wanted and not installed, tracing ends the start with a sentence that says what to install."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigurationError) as caught:
+        open_tracing(TracingSettings(backend="otel"), worker="w", version="1")
+    assert str(caught.value).startswith(
+        "RELAY_TRACING='otel' is not allowed: otel needs what the extra brings: pip install 'job-status-relay[otel]' ("
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "variable"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL"),
+        ("OTEL_TRACES_EXPORTER", "zipkin", "OTEL_TRACES_EXPORTER"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "RELAY_TRACING"),
+    ],
+)
+def test_variables_that_cannot_be_used(monkeypatch, name, value, variable):
+    """What OpenTelemetry's variables ask for and cannot be had ends the start as well."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        open_tracing(TracingSettings(backend="otel"), worker="w", version="1")
+    assert variable == caught.value.variable
+
+
+async def test_attributes_are_documented(tracing, collector):
+    """docs/tracing.md has every attribute of a span, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "tracing.md").read_text()
+    async with tracing(MAX_ATTEMPTS="1") as scene, scene.relay():
+        await scene.settled(await publish(scene, {}, status="no such status", doom=Reason.UNKNOWN_STATUS))
+        await scene.settled(await publish(scene, {}))
+        spans = await collector.collected(2)
+    made = {name for span in spans for name in attributes(span)}
+    assert made == set(re.findall(r"^\| `((?:relay|messaging)\.[\w.]+)`", page, flags=re.MULTILINE))

@@ -1,0 +1,269 @@
+"""Updates that JetStream gave up on: they become dead letters, once, whoever was there to see it."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from nats.aio.msg import Msg
+from relay_kit import Letter, Published, Scene, counters, new_job, update
+
+from relay.contract.subjects import (
+    ADVISORY_STREAM,
+    ADVISORY_SUBJECTS,
+    ATTEMPTS_HEADER,
+    DLQ_STREAM,
+    DLQ_SUBJECTS,
+    MSG_ID_HEADER,
+    REASON_HEADER,
+    SOURCE_SEQUENCE_HEADER,
+    SOURCE_SUBJECT_HEADER,
+    STATUS_STREAM,
+    Reason,
+    api_message_delete,
+    api_message_get,
+    api_pull,
+    api_stream_info,
+    api_stream_update,
+    dlq_subject,
+    lane_consumer,
+    status_subject,
+)
+from relay.core.continuity import Continuity
+from relay.core.lane import Lane, Update
+from relay.core.verdict import Outcome
+from relay.dead_letters.writer import DeadLetterWriter
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, publish_confirmed
+from relay.observability.metrics import Metrics
+from relay.path import advisories
+from relay.path.advisories import Advisories
+
+LANE = 0
+MAX_DELIVER = 2
+TIMEOUT_S = 15
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, MAX_DELIVER=str(MAX_DELIVER), ACK_WAIT="0.3", LEASE_TTL="1") as scene,
+    ):
+        yield scene
+
+
+@contextlib.asynccontextmanager
+async def heard(scene: Scene, subject: str) -> AsyncIterator[asyncio.Queue[Msg]]:
+    """What passes on `subject` meanwhile."""
+    queue: asyncio.Queue[Msg] = asyncio.Queue()
+    subscription = await scene.nc.subscribe(subject, cb=queue.put)
+    await scene.nc.flush()
+    yield queue
+    await subscription.unsubscribe()
+
+
+async def next_of(queue: asyncio.Queue[Msg], count: int = 1) -> list[Msg]:
+    async with asyncio.timeout(TIMEOUT_S):
+        return [await queue.get() for _ in range(count)]
+
+
+@contextlib.asynccontextmanager
+async def doomed_worker(scene: Scene, deliveries: int) -> AsyncIterator[None]:
+    """A worker of LANE that dies of each update: it has taken `deliveries` and settled none."""
+    async with heard(scene, inbox := scene.nc.new_inbox()) as taken:
+        request = json.dumps({"batch": deliveries + 1, "expires": 60 * 10**9}).encode()
+        await scene.nc.publish(api_pull(STATUS_STREAM, lane_consumer(LANE)), request, reply=inbox)
+        await next_of(taken, deliveries)
+        yield
+
+
+async def exhaust(scene: Scene, job: str, *, count: int = 1) -> list[Published]:
+    """Publish updates that a worker takes as often as the server offers them; the server has given up on them."""
+    async with heard(scene, ADVISORY_SUBJECTS) as given_up:
+        doomed = [await scene.publish(job, doom=Reason.MAX_DELIVER) for _ in range(count)]
+        async with doomed_worker(scene, count * MAX_DELIVER):
+            await next_of(given_up, count)
+    return doomed
+
+
+@contextlib.asynccontextmanager
+async def deletions(scene: Scene) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """`await until_deleted(n)` waits until the server has deleted n advisories more."""
+
+    async def until_deleted(count: int) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while count:
+                answered = json.loads((await served.get()).data)
+                deleted = answered["subject"] == api_message_delete(ADVISORY_STREAM)
+                count -= deleted and "success" in json.loads(answered["response"])
+
+    async with heard(scene, "$JS.EVENT.ADVISORY.API") as served:
+        yield until_deleted
+
+
+async def advisories_kept(scene: Scene) -> int:
+    info = await api_request(scene.nc, api_stream_info(ADVISORY_STREAM))
+    return info["state"]["messages"]
+
+
+def summary(letters: list[Letter]) -> list[tuple[int, str, str]]:
+    return [(letter.source, letter.reason, letter.headers[ATTEMPTS_HEADER]) for letter in letters]
+
+
+@contextlib.asynccontextmanager
+async def watching(scene: Scene, *lanes: Lane) -> AsyncIterator[Metrics]:
+    """The advisories of each of these lanes are looked after; their common metrics."""
+    metrics = Metrics(scene.settings.delivery.lanes)
+    async with asyncio.TaskGroup() as group:
+        watches = [
+            group.create_task(Advisories(scene.nc, lane, DeadLetterWriter(scene.nc), metrics).run()) for lane in lanes
+        ]
+        yield metrics
+        for watch in watches:
+            watch.cancel()
+
+
+def new_lane() -> Lane:
+    return Lane(LANE, Continuity(patience_s=0))
+
+
+async def test_exhausted_update_becomes_a_dead_letter(scene):
+    """An update whose every worker died is a dead letter as it was, and its job's later updates are relayed."""
+    job = new_job(LANE)
+    body, headers = update(job, "received"), {"X-Trace": "a: 1", MSG_ID_HEADER: "once"}
+    doomed = await scene.publish_body(job, body, headers, status="received", doom=Reason.MAX_DELIVER)
+    async with heard(scene, ADVISORY_SUBJECTS) as given_up, doomed_worker(scene, MAX_DELIVER):
+        await next_of(given_up)
+    await scene.publish(job, "accepted")
+    async with deletions(scene) as until_deleted, scene.relay() as relay:
+        await scene.publish(job, "completed", {})
+        await until_deleted(1)
+    assert [] == await scene.broken_promises()
+    (letter,) = await scene.dead_letters()
+    assert [(doomed.sequence, "max_deliver", "2")] == summary([letter])
+    assert (f"job.dlq.{job}", body) == (letter.subject, letter.body)
+    assert ("a: 1", "once") == (letter.headers["X-Trace"], letter.headers[f"Relay-Original-{MSG_ID_HEADER}"])
+    assert 0 == await advisories_kept(scene)
+    assert 1 == counters(relay)["relay_dead_letters max_deliver"]
+
+
+async def test_given_up_while_the_lane_is_driven(scene):
+    """What the server gives up on while somebody drives the lane becomes a dead letter when it says so."""
+    async with watching(scene, new_lane()), heard(scene, DLQ_SUBJECTS) as written:
+        (doomed,) = await exhaust(scene, new_job(LANE))
+        await asyncio.wait_for(written.get(), advisories._LOOK_EVERY_S / 2)
+    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+
+
+async def test_two_relays_and_a_restart(scene):
+    """Two relays side by side, a server and a relay that restart: each exhausted update is dead-lettered once."""
+    first = await exhaust(scene, new_job(LANE), count=3)
+    await scene.server.restart()
+    await scene.reconnected()
+    async with deletions(scene) as until_deleted, scene.relay(), scene.relay():
+        await until_deleted(3)
+    second = await exhaust(scene, new_job(LANE), count=2)
+    async with deletions(scene) as until_deleted, scene.relay(), scene.relay():
+        await until_deleted(2)
+    assert [] == await scene.broken_promises()
+    assert [each.sequence for each in first + second] == [letter.source for letter in await scene.dead_letters()]
+    assert 0 == await advisories_kept(scene)
+
+
+async def test_two_owners_at_once(scene, capsys):
+    """Even two workers that both take a lane for theirs write each dead letter once, without an error."""
+    doomed = await exhaust(scene, new_job(LANE), count=5)
+    async with deletions(scene) as until_deleted, watching(scene, new_lane(), new_lane()):
+        await until_deleted(5)
+    assert [(each.sequence, "max_deliver", "2") for each in doomed] == summary(await scene.dead_letters())
+    assert 0 == await advisories_kept(scene)
+    assert "[error" not in capsys.readouterr().out
+
+
+async def test_killed_before_the_advisory_is_deleted(scene):
+    """A dead letter that a killed worker left is not written again, however long ago that was."""
+    job = new_job(LANE)
+    (doomed,) = await exhaust(scene, job)
+    # Without a message id: the server has forgotten it, as it does after its duplicate window.
+    headers = {
+        SOURCE_SEQUENCE_HEADER: str(doomed.sequence),
+        SOURCE_SUBJECT_HEADER: status_subject(job),
+        REASON_HEADER: "max_deliver",
+        ATTEMPTS_HEADER: "2",
+    }
+    await publish_confirmed(scene.nc, dlq_subject(job), b"", headers)
+    async with deletions(scene) as until_deleted, watching(scene, new_lane()) as metrics:
+        await until_deleted(1)
+    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+    assert b'relay_updates_total{outcome="dead_lettered"} 0.0' in metrics.render()
+
+
+async def test_dead_letter_stream_is_full(scene, monkeypatch):
+    """An advisory is kept, and tried again, until its dead letter can be written."""
+    monkeypatch.setattr(advisories, "_LOOK_EVERY_S", 0.1)
+    (doomed,) = await exhaust(scene, new_job(LANE))
+    config = (await api_request(scene.nc, api_stream_info(DLQ_STREAM)))["config"]
+    await api_request(scene.nc, api_stream_update(DLQ_STREAM), config | {"max_bytes": 1})
+    async with watching(scene, new_lane()), heard(scene, DLQ_SUBJECTS) as tried:
+        await next_of(tried, 2)
+        assert 1 == await advisories_kept(scene)
+        async with deletions(scene) as until_deleted:
+            await api_request(scene.nc, api_stream_update(DLQ_STREAM), config)
+            await until_deleted(1)
+    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
+    """While a lane works on the update its advisory waits; settled there, in whatever way, it is no dead letter."""
+    monkeypatch.setattr(advisories, "_LOOK_EVERY_S", 0.1)
+    job = new_job(LANE)
+    (doomed,) = await exhaust(scene, job)
+    lane = new_lane()
+    lane.continuity.held = False
+    lane.deliver(Update(lane, doomed.sequence, job, delivery=None, frame=None))
+    async with watching(scene, lane):
+        async with heard(scene, api_message_get(ADVISORY_STREAM)) as looks:
+            await next_of(looks, 5)
+        assert 1 == await advisories_kept(scene)
+        async with deletions(scene) as until_deleted:
+            lane.settle(lane.take(0), outcome)
+            monkeypatch.setattr(lane, "outcome_of", lambda _: None)  # as when thousands were settled since
+            await until_deleted(1)
+    assert [] == await scene.dead_letters()
+
+
+async def test_update_is_gone(scene):
+    """An advisory whose update is not in the stream any more is deleted, and those behind it are followed up."""
+    gone, doomed = await exhaust(scene, new_job(LANE), count=2)
+    await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": gone.sequence})
+    async with deletions(scene) as until_deleted, watching(scene, new_lane()):
+        await until_deleted(2)
+    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+
+
+async def test_unreadable_advisory(scene):
+    """What somebody else published as an advisory is deleted, and holds up nothing."""
+    await publish_confirmed(scene.nc, ADVISORY_SUBJECTS.replace("*", lane_consumer(LANE)), b"no advisory")
+    (doomed,) = await exhaust(scene, new_job(LANE))
+    async with deletions(scene) as until_deleted, watching(scene, new_lane()):
+        await until_deleted(2)
+    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+
+
+async def test_largest_update(scene):
+    """The largest update that the stream takes can become a dead letter in this way, too."""
+    job = new_job(LANE)
+    limit = (await api_request(scene.nc, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
+    body = b"x" * limit
+    async with heard(scene, ADVISORY_SUBJECTS) as given_up:
+        await scene.publish_body(job, body, doom=Reason.MAX_DELIVER)
+        async with doomed_worker(scene, MAX_DELIVER):
+            await next_of(given_up)
+    async with deletions(scene) as until_deleted, watching(scene, new_lane()):
+        await until_deleted(1)
+    assert [body] == [letter.body for letter in await scene.dead_letters()]

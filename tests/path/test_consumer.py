@@ -1,0 +1,47 @@
+"""The pull loop and its deliveries, where nothing else of a relay shows what they do."""
+
+import asyncio
+
+import pytest
+from relay_kit import new_job, update
+
+from relay.contract.subjects import STATUS_STREAM, lane_consumer, status_subject
+from relay.nats.connection import publish_confirmed
+from relay.nats.frames import FrameClient
+from relay.path.consumer import PullConsumer
+from relay.path.delivery import Delivery
+
+TIMEOUT_S = 10
+
+
+async def test_who_takes_deliveries_fails(provisioned):
+    """A bug in whoever takes deliveries ends the pull loop: unseen, it would leave an update untouched for ever."""
+
+    def fail(delivery: Delivery) -> None:
+        raise RuntimeError(delivery.subject)
+
+    consumer = PullConsumer(
+        provisioned,
+        STATUS_STREAM,
+        lane_consumer(0),
+        batch=10,
+        expires_s=5.0,
+        room=lambda: 10,
+        on_delivery=fail,
+        on_start=lambda _: None,
+    )
+    job = new_job(lane=0)
+    await publish_confirmed(provisioned, status_subject(job), update(job))
+    with pytest.raises(RuntimeError, match=job):
+        async with asyncio.timeout(TIMEOUT_S):
+            await consumer.run()
+
+
+def test_what_is_kept_while_nats_is_away():
+    """Acknowledgements are sent after the reconnect; that an update is worked on is not, it would come too late."""
+    client = FrameClient()  # not connected yet, as it is not again after a loss
+    client._max_pending_size = 100
+    delivery = Delivery(client, b"job.status.0.x", b"$JS.ACK.s.c.1.2.3.4.0", b"", b"")
+    delivery.in_progress()
+    delivery.ack()
+    assert [b"PUB $JS.ACK.s.c.1.2.3.4.0 4\r\n+ACK\r\n"] == client._pending

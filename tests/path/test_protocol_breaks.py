@@ -1,0 +1,278 @@
+"""Drops, closes, odd replies and outages, as on the protocol page: nothing is lost, and nobody is wrongly blamed."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from bittensor_wallet import Keypair
+from relay_kit import ACKED, TERMED, Scene, counters, new_job
+
+from relay.contract.subjects import Reason
+from relay.contract.wire import authentication_request
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import (
+    ANSWER_TWICE,
+    DROP_AFTER_STORING,
+    DROP_BEFORE_STORING,
+    NEVER_ANSWER,
+    UNTIL_LIFTED,
+    close_with,
+    refuse,
+    stall,
+)
+from relay.local.ledger import DROPPED
+
+HOTKEY = Keypair.create_from_uri("//Alice")
+PUBLIC_KEY = HOTKEY.public_key.hex()
+SIGNED = authentication_request(PUBLIC_KEY, HOTKEY.sign(HOTKEY.public_key).hex())
+FORGED = authentication_request(PUBLIC_KEY, Keypair.create_from_uri("//Bob").sign(HOTKEY.public_key).hex())
+
+
+@pytest.fixture
+async def facilitator():
+    async with FacilitatorSimulator() as facilitator:
+        yield facilitator
+
+
+@pytest.fixture
+async def rough(nats_server, facilitator):
+    """A relay of the test's own."""
+    async with Scene(nats_server, facilitator) as scene, scene.relay() as scene.running:
+        yield scene
+
+
+async def relays(scene: Scene, jobs: int = 5) -> None:
+    """Publish so many lives and see all of it arrive."""
+    updates = await scene.publish_lives(jobs)
+    assert await scene.settled(*updates) == [ACKED] * len(updates)
+    assert await scene.broken_promises() == []
+
+
+def relayed(outcomes: Counter[str]) -> int:
+    """How many were acknowledged, one way or the other: a drop may take an answer along that was on its way."""
+    return outcomes["relay_updates acknowledged"] + outcomes["relay_updates duplicate"]
+
+
+# Drops.
+
+
+async def test_drop_before_storing(rough):
+    """A drop costs the first unanswered update one attempt, and everything unanswered is sent again."""
+    with rough.facilitator.inject(DROP_BEFORE_STORING, nth=10) as injection:
+        await relays(rough)
+    assert injection.hits == 1
+    assert rough.facilitator.accepted == 2
+    outcomes = counters(rough.running)
+    assert outcomes["relay_retries"] == 1
+    assert outcomes["relay_facilitator_connections lost"] == 1
+    assert relayed(outcomes) == 30
+
+
+async def test_drop_after_storing(rough):
+    """What was stored before the drop is sent again, and acknowledged as a duplicate."""
+    with rough.facilitator.inject(DROP_AFTER_STORING, nth=10):
+        await relays(rough)
+    assert rough.facilitator.replies["job.integrity_error"] >= 1
+    assert counters(rough.running)["relay_updates duplicate"] == rough.facilitator.replies["job.integrity_error"]
+    assert relayed(counters(rough.running)) == 30
+
+
+@pytest.mark.parametrize("fault", [DROP_BEFORE_STORING, close_with(1009)], ids=["drop", "1009"])
+async def test_poison(rough, fault):
+    """An update that ends the connection each time is dead-lettered after MAX_ATTEMPTS; its neighbours all arrive."""
+    poison = new_job()
+    with rough.facilitator.inject(fault, uuid=poison, status="executor_ready", times=None) as injection:
+        early = [await rough.publish(poison, status) for status in ("received", "accepted")]
+        doomed = rough.publish(poison, "executor_ready", doom=Reason.CONNECTION_DROPPED)
+        (poor, late), neighbours = await asyncio.gather(
+            _in_turn(doomed, rough.publish(poison, "execution_done")), rough.publish_lives(5)
+        )
+        assert await rough.settled(*early, poor, late, *neighbours) == [ACKED, ACKED, TERMED] + [ACKED] * 31
+    assert injection.hits in (3, 4)  # the first drop may take an older update's answer along, and its blame
+    assert await rough.broken_promises() == []
+    [letter] = await rough.dead_letters()
+    assert letter.headers["Relay-Attempts"] == "3"
+    assert letter.headers["Relay-Error"] == (
+        "the Facilitator dropped the connection 3 times when this update was the first unanswered one"
+    )
+
+
+async def _in_turn(*coroutines):
+    return [await coroutine for coroutine in coroutines]
+
+
+# Closes.
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 3000, 3001])
+async def test_close_in_mid_flow(rough, code):
+    """A close that complains of no message costs a reconnect, and no update an attempt."""
+    with rough.facilitator.inject(close_with(code), nth=10) as injection:
+        await relays(rough)
+    assert injection.hits == 1
+    assert +counters(rough.running) == {
+        "relay_updates acknowledged": 30,
+        "relay_facilitator_connections opened": 2,
+        "relay_facilitator_connections lost": 1,
+    }
+
+
+async def test_close_for_a_frame_too_big(rough):
+    """1009 complains of a message, so the first unanswered update is the suspect and gains one attempt."""
+    with rough.facilitator.inject(close_with(1009), nth=10):
+        await relays(rough)
+    assert counters(rough.running)["relay_retries"] == 1
+
+
+async def test_forgotten_authentication(nats_server, facilitator):
+    """auth.not_authenticated is no update's fault, and no answer to those behind it is taken for an answer to it."""
+    forgetful = replace(refuse("auth.not_authenticated"), hold_s=UNTIL_LIFTED)
+    async with Scene(nats_server, facilitator, ACK_WAIT="0.3") as scene, scene.relay() as relay:
+        with facilitator.inject(forgetful):
+            updates = [await scene.publish(new_job()) for _ in range(20)]
+            await scene.kept(updates[-1])  # so all are sent, and the answers will come in one burst
+        assert await scene.settled(*updates) == [ACKED] * 20
+        assert await scene.broken_promises() == []
+        assert facilitator.accepted == 2
+        assert counters(relay)["relay_retries"] == 0
+
+
+# Replies that cannot be trusted.
+
+
+async def test_answered_twice(rough):
+    """An answer too many breaks the connection, and the next one starts with a clean slate."""
+    with rough.facilitator.inject(ANSWER_TWICE):
+        first = await rough.publish(job := new_job(), "accepted")
+        assert await rough.settled(first) == [ACKED]
+        await rough.facilitator.wait_for(lambda facilitator: facilitator.accepted == 2)
+    # Paired with the stray success, this refusal would pass for an acknowledgement.
+    with rough.facilitator.inject(refuse("missing"), uuid=job):
+        poor = await rough.publish(job, "failed", doom=Reason.REFUSED)
+        assert await rough.settled(poor) == [TERMED]
+    await relays(rough)
+    assert counters(rough.running)["relay_retries"] == 0
+
+
+async def test_never_answered(nats_server, facilitator):
+    """No answer within the reply timeout breaks the connection; what was stored meanwhile turns out as a duplicate."""
+    async with Scene(nats_server, facilitator, FACILITATOR_REPLY_TIMEOUT="0.3") as scene, scene.relay() as relay:
+        with facilitator.inject(NEVER_ANSWER):
+            silent = await scene.publish(new_job())
+            assert await scene.settled(silent) == [ACKED]
+        assert facilitator.replies["job.integrity_error"] == 1
+        assert facilitator.replies["success"] == 0
+        assert facilitator.accepted == 2
+        assert counters(relay)["relay_retries"] == 0
+        await relays(scene)
+
+
+async def test_stalled_for_longer_than_the_reply_timeout(nats_server, facilitator):
+    """A stall is no update's fault, however often it happens: all of them are sent until they are taken."""
+    async with Scene(nats_server, facilitator, FACILITATOR_REPLY_TIMEOUT="0.1") as scene, scene.relay() as relay:
+        with facilitator.inject(stall(), times=None):
+            updates = await scene.publish_lives(5)
+            await facilitator.wait_for(lambda facilitator: facilitator.accepted > 4)
+        assert await scene.settled(*updates) == [ACKED] * len(updates)
+        assert await scene.broken_promises() == []
+        assert counters(relay)["relay_retries"] == 0
+
+
+# Signing in.
+
+
+async def test_wrong_signature(nats_server):
+    """A wrong signature keeps the relay from being ready and dead-letters nothing; with the right one all arrives."""
+    async with FacilitatorSimulator({PUBLIC_KEY}) as facilitator, Scene(nats_server, facilitator) as scene:
+        async with scene.relay(FORGED) as relay:
+            updates = await scene.publish_lives(2)
+            await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.signature_invalid"] >= 5)
+            [trouble] = relay.worker_status.missing()
+            assert trouble == (
+                "the Facilitator refuses this validator: auth.signature_invalid: The signature does not match the"
+                " public key.; check RELAY_FACILITATOR_HOTKEY_FILE"
+            )
+            assert await scene.dead_letters() == []
+            assert await scene.unsettled() == len(updates)
+        async with scene.relay(SIGNED) as relay:
+            assert await scene.settled(*updates) == [ACKED] * len(updates)
+            assert relay.worker_status.missing() == []
+            assert await scene.broken_promises() == []
+
+
+async def test_unknown_validator(nats_server):
+    """An unknown validator's relay is not ready and dead-letters nothing, and goes on once the validator is known."""
+    async with (
+        FacilitatorSimulator(set()) as facilitator,
+        Scene(nats_server, facilitator) as scene,
+        scene.relay(SIGNED) as relay,
+    ):
+        updates = await scene.publish_lives(2)
+        await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 5)
+        [trouble] = relay.worker_status.missing()
+        assert trouble == (
+            "the Facilitator refuses this validator: auth.validator_not_found: No active validator has this"
+            " public key.; check RELAY_FACILITATOR_HOTKEY_FILE"
+        )
+        assert await scene.unsettled() == len(updates)
+
+        facilitator.ledger.validators.add(PUBLIC_KEY)
+        assert await scene.settled(*updates) == [ACKED] * len(updates)
+        assert relay.worker_status.missing() == []
+        assert await scene.broken_promises() == []
+        assert counters(relay)["relay_retries"] == 0
+
+
+async def test_validator_removed_and_back(nats_server):
+    """A validator that is removed in mid-flow (3001) and comes back loses nothing and burns no attempts."""
+    async with (
+        FacilitatorSimulator({PUBLIC_KEY}, service_time_s=0.002) as facilitator,
+        Scene(nats_server, facilitator) as scene,
+        scene.relay(SIGNED) as relay,
+    ):
+        publishing = asyncio.create_task(scene.publish_lives(5))
+        await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 10)
+        await facilitator.remove_validator(PUBLIC_KEY)
+        await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 5)
+        facilitator.ledger.validators.add(PUBLIC_KEY)
+
+        assert await scene.settled(*await publishing) == [ACKED] * 30
+        assert await scene.broken_promises() == []
+        assert counters(relay)["relay_retries"] == 0
+
+
+# Outages.
+
+
+@pytest.mark.parametrize("outage", ["database_down", "cache_down"])
+async def test_outage_behind_the_facilitator(nats_server, outage):
+    """While its database or cache is down the Facilitator drops every connection, and no update is blamed for it."""
+    async with (
+        FacilitatorSimulator({PUBLIC_KEY}, service_time_s=0.002) as facilitator,
+        Scene(nats_server, facilitator, MAX_ATTEMPTS="2") as scene,
+        scene.relay(SIGNED) as relay,
+    ):
+        publishing = asyncio.create_task(scene.publish_lives(5))
+        await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 10)
+        with getattr(facilitator, outage)():
+            connections = facilitator.accepted
+            await facilitator.wait_for(lambda facilitator: facilitator.accepted > connections + 5)
+
+        assert await scene.settled(*await publishing) == [ACKED] * 30
+        assert await scene.broken_promises() == []
+        assert counters(relay)["relay_retries"] == 0
+
+
+@pytest.mark.parametrize("code", [1012, DROPPED])
+async def test_facilitator_restarts(rough, code):
+    """A Facilitator that goes away and is back loses nothing: 1012 for a restart, a drop for a killed worker."""
+    rough.facilitator.service_time_s = 0.002
+    publishing = asyncio.create_task(rough.publish_lives(5))
+    await rough.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 10)
+    await rough.facilitator.away(code)
+    updates = await publishing
+    await rough.facilitator.back()
+
+    assert await rough.settled(*updates) == [ACKED] * 30
+    assert await rough.broken_promises() == []

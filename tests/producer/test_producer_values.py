@@ -1,0 +1,184 @@
+import json
+import subprocess
+import sys
+import threading
+import uuid
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from pydantic import ValidationError
+
+from relay.contract.errors import ConfigurationError
+from relay.producer import (
+    JobStatusUpdate,
+    PublisherClosed,
+    StatusPublisher,
+    SyncStatusPublisher,
+    message_id,
+    update_of,
+)
+from relay.producer.tracing import trace_headers
+
+JOB = "123e4567-e89b-42d3-a456-426614174000"
+PAYLOAD = {
+    "message_type": "V0JobStatusUpdate",
+    "uuid": JOB,
+    "status": "completed",
+    "metadata": {"miner_response": None},
+}
+SERVER_PARTS = (
+    *("bittensor_wallet", "prometheus_client", "pydantic_settings", "rich", "starlette", "structlog", "typer"),
+    *("uvicorn", "uvloop", "websockets", "opentelemetry"),
+)
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SPAN = SpanContext(
+    0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+)
+
+
+def in_a_program(script: str) -> list[str]:
+    """The lines that a program of a job runner's prints, on either stream."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_no_server_parts_come_along():
+    """Importing the producer, and making publishers from arguments and from the environment, imports no server part."""
+    script = f"""
+import sys
+from relay.producer import StatusPublisher, SyncStatusPublisher
+StatusPublisher('nats://127.0.0.1:1', user='a', password='b')
+SyncStatusPublisher.from_environment({{'RELAY_NATS_URL': 'nats://127.0.0.1:1'}})
+print(sorted(set(sys.modules) & set({SERVER_PARTS})))
+"""
+    assert ["[]"] == in_a_program(script)
+
+
+def test_no_thread_before_the_first_publish():
+    """A publisher that was made and not used has no thread, so a module may make one before its process forks."""
+    SyncStatusPublisher().close()
+    assert [] == [thread for thread in threading.enumerate() if thread.name == "relay-producer"]
+
+
+def test_logs_of_a_job_runner():
+    """In a program without structlog the producer logs as the program decides: with the standard library's logging."""
+    script = """
+import logging
+from relay.observability.logs import get_logger
+logging.basicConfig(format='%(levelname)s %(name)s %(message)s')
+get_logger('relay.producer.publish_queue', guest=True).error('not published', update='a', tries=2)
+"""
+    assert ["ERROR relay.producer.publish_queue not published update='a' tries=2"] == in_a_program(script)
+
+
+def test_closed_before_it_was_used():
+    """A closed publisher refuses, also if it was never used."""
+    publisher = SyncStatusPublisher()
+    publisher.close()
+    with pytest.raises(PublisherClosed, match="make a new one"):
+        publisher.publish(JobStatusUpdate.model_validate(PAYLOAD))
+
+
+# Messages of the channel layer.
+
+
+@pytest.mark.parametrize("message", [PAYLOAD, {"type": "job_status_update", "payload": PAYLOAD}])
+def test_update_of_a_message(message):
+    """A message of the channel layer, in its envelope or bare, is the update that its JSON is."""
+    assert JobStatusUpdate.model_validate_json(json.dumps(PAYLOAD)) == update_of(message)
+
+
+def test_update_of_a_message_with_objects():
+    """A UUID object in a message is as good as its text."""
+    assert update_of(PAYLOAD) == update_of(PAYLOAD | {"uuid": uuid.UUID(JOB)})
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ({"type": "job_status_update", "payload": PAYLOAD | {"status": "lost"}}, ("status",)),
+        ({"type": "job_status_update", "payload": {"uuid": JOB}}, ("status",)),
+        ({"type": "job_status_update"}, ("uuid",)),
+        ({"type": "chat", "payload": PAYLOAD}, ("uuid",)),
+    ],
+)
+def test_no_update_in_a_message(message, wrong):
+    """What the relay would dead-letter is refused here, with the field that is wrong."""
+    with pytest.raises(ValidationError) as caught:
+        update_of(message)
+    assert wrong == caught.value.errors()[0]["loc"]
+
+
+def test_message_id():
+    """The message id tells apart what differs in job, status or metadata, and nothing else."""
+    same = {message_id(update_of(PAYLOAD)), message_id(update_of(PAYLOAD | {"metadata": {}}))}
+    others = {
+        message_id(update_of(PAYLOAD | {"status": "failed"})),
+        message_id(update_of(PAYLOAD | {"metadata": None})),
+    }
+    assert (1, 2, 0) == (len(same), len(others), len(same & others))
+
+
+# Arguments and environment.
+
+
+@pytest.mark.parametrize("kind", [StatusPublisher, SyncStatusPublisher])
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"servers": "http://user:hunter2@h"}, "servers='***' is not allowed: addresses nats://host:port"),
+        ({"servers": ["nats://h", ""]}, "servers='***' is not allowed: addresses nats://host:port"),
+        ({"servers": []}, "servers='***' is not allowed: addresses nats://host:port"),
+        ({"user": "a"}, "password='' is not allowed: any text, together with RELAY_NATS_USER"),
+        ({"password": "hunter2"}, "user='' is not allowed: any text, together with RELAY_NATS_PASSWORD"),
+        ({"creds": "hunter2"}, "creds='***' is not allowed: the path of a file that exists"),
+        ({"cert_file": __file__}, "key_file='' is not allowed: the path of a file that exists"),
+        ({"port": 4222}, "port='***' is not allowed: there is no such argument"),
+    ],
+)
+def test_arguments_that_are_not_allowed(kind, arguments, problem):
+    """A wrong argument is refused when the publisher is made, by its name, without its value."""
+    with pytest.raises(ConfigurationError) as caught:
+        kind(**arguments)
+    assert str(caught.value).startswith(problem)
+
+
+def test_environment():
+    """The RELAY_NATS_* variables are all that counts, and a wrong one is named."""
+    environ = {"RELAY_NATS_URL": "nats://a:1,nats://b:2", "RELAY_NATS_USER": "u", "RELAY_NATS_PASSWORD": "p"}
+    settings = StatusPublisher.from_environment(environ | {"RELAY_LANES": "none"})._settings
+    password = settings.password and settings.password.get_secret_value()
+    assert (("nats://a:1", "nats://b:2"), "u", "p") == (settings.urls, settings.user, password)
+    with pytest.raises(ConfigurationError, match="RELAY_NATS_CREDS='nowhere' is not allowed"):
+        SyncStatusPublisher.from_environment({"RELAY_NATS_CREDS": "nowhere"})
+
+
+# Traces.
+
+
+def test_no_trace():
+    """Without a trace there is no header."""
+    assert {} == trace_headers(None)
+
+
+def test_active_trace():
+    """The active trace of OpenTelemetry is the header, unless another is given."""
+    other = TRACEPARENT.replace("0af7", "0bf7")
+    with trace.use_span(NonRecordingSpan(SPAN)):
+        assert {"traceparent": TRACEPARENT} == trace_headers(None)
+        assert {"traceparent": other} == trace_headers(other)
+    with trace.use_span(trace.INVALID_SPAN):
+        assert {} == trace_headers(None)
+
+
+@pytest.mark.parametrize("text", ["", "00-1-2-3", TRACEPARENT + "\r\nA: b", TRACEPARENT.upper(), "é"])
+def test_traceparent_that_is_none(text):
+    """What is no traceparent is left out: it may come from outside, and is no reason not to publish."""
+    assert {} == trace_headers(text)

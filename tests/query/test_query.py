@@ -1,0 +1,643 @@
+"""What the status service answers: never more than is so, and always something that can be understood."""
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
+from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, serving, update
+from structlog.testing import capture_logs
+
+from relay.contract.settings import NatsSettings
+from relay.contract.subjects import (
+    DLQ_STREAM,
+    STATUS_STREAM,
+    advisory_subject,
+    api_consumer_delete,
+    api_message_delete,
+    history_subject,
+    lane_consumer,
+    lane_of,
+    query_subject,
+    status_subject,
+)
+from relay.dead_letters.burial import Burial
+from relay.local.cluster import NatsCluster
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import UNTIL_LIFTED, refuse, stall
+from relay.nats.connection import api_request, connect, publish_confirmed
+from relay.query import service
+from relay.query.answers import Answers
+from relay.query.archive import Archive, StoredUpdate
+from relay.query.progress_sources import ProgressSources
+from relay.query.service import Limits
+
+LANES = 4
+UUID = "123e4567-e89b-42d3-a456-426614174000"
+MAX_PAYLOAD = 1024 * 1024
+
+
+@pytest.fixture
+async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
+    async with FacilitatorSimulator() as facilitator:
+        yield facilitator
+
+
+@pytest.fixture
+async def scene(nats_server, facilitator) -> AsyncIterator[Scene]:
+    async with Scene(nats_server, facilitator) as scene:
+        yield scene
+
+
+def error_of(message: Msg) -> tuple[str, str] | None:
+    """The code and the text of an error; None if it is an answer."""
+    headers = message.headers or {}
+    code = headers.get("Nats-Service-Error-Code")
+    return None if code is None else (code, headers["Nats-Service-Error"])
+
+
+async def asked(nc: Client, subject: str, **request: Any) -> dict[str, Any]:
+    message = await nc.request(subject, json.dumps(request).encode() if request else b"", timeout=8)
+    assert None is error_of(message)
+    return json.loads(message.data)
+
+
+async def latest(scene: Scene, job: str, **request: Any) -> dict[str, Any]:
+    return await asked(scene.nc, query_subject(job), **request)
+
+
+async def progress(scene: Scene, job: str) -> str:
+    return (await latest(scene, job))["progress"]
+
+
+async def history(scene: Scene, job: str, **request: Any) -> dict[str, Any]:
+    return await asked(scene.nc, history_subject(job), **request)
+
+
+def answers_without_owners(scene: Scene, lanes: int = LANES) -> Answers:
+    """What a worker answers from that drives no lane, while nobody else does."""
+    archive = Archive(scene.nc)
+    return Answers(
+        archive, ProgressSources(scene.nc, archive, lambda _lane, _job: None, lanes), lanes, lambda: MAX_PAYLOAD
+    )
+
+
+async def progress_without_owners(scene: Scene, job: str, lanes: int = LANES) -> str:
+    return json.loads(await answers_without_owners(scene, lanes).latest(job, b""))["progress"]
+
+
+def sequences(answer: dict[str, Any]) -> list[int]:
+    return [each["sequence"] for each in answer["updates"]]
+
+
+# What is answered.
+
+
+async def test_latest(scene):
+    """The answer has the job's last update: status, whether it ends the job, sequence, time, and how far it got."""
+    job = new_job()
+    async with serving(scene):
+        *_, last = await scene.publish_life(job)
+        assert [ACKED] == await scene.settled(last)
+        answer = await latest(scene, job)
+    stored = await scene.nc.jetstream().get_msg(STATUS_STREAM, last.sequence)
+    expected = {
+        "uuid": job,
+        "status": "completed",
+        "terminal": True,
+        "sequence": last.sequence,
+        "published": answer["published"],
+        "progress": "acknowledged",
+        "reason": None,
+        "dead_letter": None,
+        "unreadable": None,
+    }
+    assert expected == answer
+    assert stored.time.isoformat(timespec="milliseconds")[:23] == answer["published"][:23]
+
+
+async def test_body(scene):
+    """The body is added on request, as the Facilitator gets it: out of its envelope, and repaired."""
+    job = new_job()
+    payload = {"uuid": job, "status": "completed", "metadata": None}
+    async with serving(scene):
+        await scene.publish_body(job, json.dumps({"type": "job_status_update", "payload": payload}).encode())
+        with_body, without = await latest(scene, job, metadata=True), await latest(scene, job, metadata=False)
+    assert payload | {"message_type": "V0JobStatusUpdate", "metadata": {}} == with_body.pop("body")
+    assert without.keys() == with_body.keys()
+
+
+async def test_unreadable(scene):
+    """A body that nobody can read has no status; the answer says why, and gives it in base64."""
+    job, body = new_job(), b'{"uuid": \xff}'
+    async with serving(scene):
+        published = await scene.publish_body(job, body)
+        await scene.settled(published)
+        answer = await latest(scene, job, metadata=True)
+    assert (None, False, "dead_lettered", "invalid_json") == tuple(
+        answer[name] for name in ("status", "terminal", "progress", "reason")
+    )
+    assert "invalid_json: not JSON that every reader understands alike" == ":".join(answer["unreadable"].split(":")[:2])
+    assert body == base64.b64decode(answer["body"])
+
+
+async def test_history(scene):
+    """The history has all updates of a job in their order, each with how far it got."""
+    job = new_job()
+    async with serving(scene):
+        first, second = await scene.publish_life(job, STATUSES[:2])
+        bad = await scene.publish_body(job, update(job, "nonsense"))
+        last = await scene.publish(job, "completed", {})
+        await scene.settled(first, second, bad, last)
+        answer = await history(scene, job)
+    expected = [
+        (first.sequence, "received", "acknowledged", None),
+        (second.sequence, "accepted", "acknowledged", None),
+        (bad.sequence, None, "dead_lettered", "unknown_status"),
+        (last.sequence, "completed", "acknowledged", None),
+    ]
+    fields = ("sequence", "status", "progress", "reason")
+    assert (job, None) == (answer["uuid"], answer["next"])
+    assert expected == [tuple(each[name] for name in fields) for each in answer["updates"]]
+
+
+async def test_pages(scene):
+    """A long history comes in pages: as long as asked for, each beginning where the one before ended."""
+    job = new_job()
+    body = update(job)
+    acks = await asyncio.gather(*(publish_confirmed(scene.nc, status_subject(job), body) for _ in range(450)))
+    async with serving(scene):
+        pages = [await history(scene, job, limit=200)]
+        while (after := pages[-1]["next"]) is not None:
+            pages.append(await history(scene, job, limit=200, after=after))
+        beyond = await history(scene, job, after=sequences(pages[-1])[-1])
+    assert [200, 200, 50] == [len(page["updates"]) for page in pages]
+    assert sorted(ack.sequence for ack in acks) == [each for page in pages for each in sequences(page)]
+    assert ([], None) == (beyond["updates"], beyond["next"])
+
+
+async def test_large_bodies(scene):
+    """A page ends before it is too large for NATS, and a body that no answer has room for is left out."""
+    job, other = new_job(), new_job()
+    async with serving(scene):
+        lives = [await scene.publish(job, status, {"text": "x" * 300_000}) for status in STATUSES[:5]]
+        large = await scene.publish_body(other, b"\xff" * 900_000)
+        await scene.settled(*lives, large)
+        pages = [await history(scene, job, metadata=True)]
+        while (after := pages[-1]["next"]) is not None:
+            pages.append(await history(scene, job, metadata=True, after=after))
+        unreadable = await latest(scene, other, metadata=True)
+    assert [3, 2] == [len(page["updates"]) for page in pages]
+    assert [each.status for each in lives] == [each["body"]["status"] for page in pages for each in page["updates"]]
+    assert (None, "dead_lettered") == (unreadable["body"], unreadable["progress"])
+
+
+# How far an update got.
+
+
+async def test_pending(scene, facilitator):
+    """An update is pending while the Facilitator has not answered it, and acknowledged from then on."""
+    job = new_job()
+    async with serving(scene):
+        with facilitator.inject(stall(), uuid=job) as stalled:
+            published = await scene.publish(job)
+            await facilitator.wait_for(lambda _: stalled.hits == 1)
+            before = await progress(scene, job)
+        await scene.settled(published)
+        assert ("pending", "acknowledged") == (before, await progress(scene, job))
+
+
+async def test_stuck_job(scene, facilitator):
+    """A job that waits for its retry does not make the later updates of its lane look pending."""
+    stuck, other = new_job(lane=0), new_job(lane=0)
+    facilitator.unknown_jobs.add(stuck)
+    async with serving(scene, MAX_ATTEMPTS="1000"):
+        await scene.publish(stuck)
+        await facilitator.wait_for(lambda facilitator: facilitator.replies["job.not_found"] > 0)
+        await scene.settled(await scene.publish(other))
+        assert ("pending", "acknowledged") == (await progress(scene, stuck), await progress(scene, other))
+        facilitator.unknown_jobs.clear()
+
+
+async def test_dead_letter_of_another(scene, facilitator):
+    """A dead letter says something of its own update only, whether the job went on after it or before it."""
+    job = new_job()
+    async with serving(scene):
+        await scene.settled(await scene.publish(job, "received"))
+        with facilitator.inject(refuse("extra_forbidden"), uuid=job, times=None):
+            bad = await scene.publish(job, "accepted")
+            assert [TERMED] == await scene.settled(bad)
+        refused = await latest(scene, job)
+        last = await scene.publish(job, "completed", {})
+        await scene.settled(last)
+        after = await latest(scene, job)
+        whole = await history(scene, job)
+    assert ("dead_lettered", "refused", 1) == (refused["progress"], refused["reason"], refused["dead_letter"])
+    assert ("acknowledged", None) == (after["progress"], after["reason"])
+    assert ["acknowledged", "dead_lettered", "acknowledged"] == [each["progress"] for each in whole["updates"]]
+
+
+async def test_late_dead_letter(scene):
+    """A dead letter is found behind a later one of an earlier update, as one is that JetStream gave up on."""
+    job = new_job()
+    async with serving(scene):
+        first = await scene.publish(job)
+        second = await scene.publish_body(job, b"{")
+        await scene.settled(first, second)
+        await publish_confirmed(
+            scene.nc,
+            f"job.dlq.{job}",
+            b"",
+            {"Relay-Reason": "max_deliver", "Relay-Source-Sequence": str(first.sequence)},
+        )
+        answer = await latest(scene, job)
+    assert (second.sequence, "dead_lettered", "invalid_json") == (
+        answer["sequence"],
+        answer["progress"],
+        answer["reason"],
+    )
+
+
+async def test_last_write(scene):
+    """Who has a PubAck reads that update at once."""
+    job = new_job()
+    seen = []
+    async with serving(scene):
+        for _ in range(100):
+            published = await scene.publish(job)
+            seen.append((published.sequence, (await latest(scene, job))["sequence"]))
+    assert [] == [pair for pair in seen if pair[0] != pair[1]]
+
+
+async def test_last_write_in_a_cluster(facilitator):
+    """Who has a PubAck from one node of a cluster reads that update at once through another, also of a follower's."""
+    job = new_job()
+    seen = []
+    async with (
+        NatsCluster() as cluster,
+        Scene(cluster.nodes[0], facilitator, REPLICAS="3") as scene,
+        serving(scene, NATS_URL=cluster.nodes[1].url),
+    ):
+        other = await connect(NatsSettings(urls=(cluster.nodes[2].url,)), name="asks")
+        for _ in range(50):
+            published = await scene.publish(job)
+            seen.append((published.sequence, (await asked(other, query_subject(job)))["sequence"]))
+        await other.close()
+    assert [] == [pair for pair in seen if pair[0] != pair[1]]
+
+
+async def test_without_an_owner(scene):
+    """While nobody drives a lane, what is below its consumer's ack floor counts as settled, and nothing else."""
+    done, new = new_job(lane=0), new_job(lane=0)
+    async with serving(scene):
+        await scene.settled(await scene.publish(done))
+    await scene.publish(new)
+    assert "acknowledged" == await progress_without_owners(scene, done)
+    assert "pending" == await progress_without_owners(scene, new)
+
+
+async def test_consumer_made_anew(scene):
+    """With a consumer that knows nothing any more, nobody knows what is settled: it is pending."""
+    job = new_job(lane=0)
+    async with serving(scene):
+        await scene.settled(await scene.publish(job))
+    await api_request(scene.nc, api_consumer_delete(STATUS_STREAM, lane_consumer(0)))
+    without = await progress_without_owners(scene, job)
+    await scene.provision()
+    assert ("pending", "pending") == (without, await progress_without_owners(scene, job))
+
+
+async def test_given_up(scene):
+    """While JetStream's word that it gave up on something in the lane is not followed up, nothing there is certain."""
+    job = new_job(lane=0)
+    async with serving(scene):
+        await scene.settled(await scene.publish(job))
+    await publish_confirmed(scene.nc, advisory_subject(lane_consumer(0)), b"{}")
+    assert "pending" == await progress_without_owners(scene, job)
+
+
+async def test_inherited(scene):
+    """What the owner before had settled is acknowledged, as soon as its heir knows that nothing of it was given up."""
+    job = new_job(lane=0)
+    async with serving(scene):
+        await scene.settled(await scene.publish(job))
+    async with serving(scene):
+        await scene.settled(await scene.publish(new_job(lane=0)))
+        assert "acknowledged" == await progress(scene, job)
+
+
+async def test_fewer_lanes(scene):
+    """Updates that were stored under a lane that is gone are found, and were settled before it went."""
+    job = next(job for job in iter(new_job, None) if lane_of(job, 4) >= 2)
+    async with serving(scene):
+        await scene.settled(await scene.publish(job))
+    scene.environment["RELAY_LANES"] = "2"
+    await scene.provision()
+    async with serving(scene):
+        before = await latest(scene, job)
+        last = await scene.publish(job, "completed", {})
+        await scene.settled(last)
+        whole = await history(scene, job)
+    assert ("accepted", "acknowledged") == (before["status"], before["progress"])
+    assert [("accepted", "acknowledged"), ("completed", "acknowledged")] == [
+        (each["status"], each["progress"]) for each in whole["updates"]
+    ]
+
+
+async def test_stream_made_anew(scene, facilitator):
+    """A new stream's update is pending, although an old one with its sequence was acknowledged."""
+    job = new_job(lane=0)
+    async with serving(scene):
+        await scene.settled(*[await scene.publish(new_job(lane=0)) for _ in range(3)])
+        with facilitator.inject(stall(), uuid=job, times=None):
+            await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{STATUS_STREAM}")
+            await scene.provision()
+            published = await publish_confirmed(scene.nc, status_subject(job), update(job))
+            said = {await progress(scene, job) for _ in range(20)}
+    assert (1, {"pending"}) == (published.sequence, said)
+
+
+async def test_settled_meanwhile(scene, facilitator, monkeypatch):
+    """An update that is dead-lettered while the service looks for its dead letter is still pending then."""
+    job = new_job()
+    look = Archive.last_burial
+    refusal = facilitator.inject(replace(refuse("extra_forbidden"), hold_s=UNTIL_LIFTED), uuid=job)
+
+    async def look_too_early(archive: Archive, job: str) -> Burial | None:
+        found = await look(archive, job)
+        refusal.lift()
+        assert [TERMED] == await scene.settled(published)
+        return found
+
+    async with serving(scene):
+        published = await scene.publish(job)
+        await facilitator.wait_for(lambda _: refusal.hits == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(ProgressSources, "owner", lambda witnesses, lane, _: witnesses.server(lane))
+            patch.setattr(Archive, "last_burial", look_too_early)
+            before = await progress_without_owners(scene, job)
+        after = await progress(scene, job)
+    assert ("pending", "dead_lettered") == (before, after)
+
+
+async def test_purged_meanwhile(scene, monkeypatch):
+    """An update whose dead letter is purged just before the service looks for it is not called acknowledged."""
+    job = new_job()
+    look = Archive.last_burial
+
+    async def look_too_late(archive: Archive, job: str) -> Burial | None:
+        burial = await look(archive, job)
+        assert burial is not None
+        await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": published.sequence})
+        await api_request(scene.nc, api_message_delete(DLQ_STREAM), {"seq": burial.sequence})
+        return await look(archive, job)
+
+    async with serving(scene):
+        published = await scene.publish_body(job, b"{")
+        await scene.settled(published)
+        monkeypatch.setattr(Archive, "last_burial", look_too_late)
+        error = error_of(await scene.nc.request(query_subject(job), timeout=5))
+    assert "404" == (error or ("none",))[0]
+
+
+async def hammer(scene: Scene, jobs: list[str], enough: asyncio.Event) -> list[str]:
+    """Ask about jobs until told otherwise; returns what was called acknowledged and was not at the Facilitator."""
+    early: list[str] = []
+
+    def check(job: str, each: dict[str, Any]) -> None:
+        stored = {row.status for row in scene.facilitator.rows_of(job)}
+        if each["progress"] == "acknowledged" and each["status"] not in stored:
+            early.append(f"{job} {each['status']} {each['sequence']}: {sorted(stored)}")
+
+    while not enough.is_set():
+        for job in jobs:
+            with contextlib.suppress(TimeoutError, NoRespondersError):  # who was asked has just gone
+                for message in await asyncio.gather(
+                    scene.nc.request(query_subject(job), timeout=1), scene.nc.request(history_subject(job), timeout=1)
+                ):
+                    if error_of(message) is None:
+                        answer = json.loads(message.data)
+                        for each in answer.get("updates", [answer]):
+                            check(job, each)
+    return early
+
+
+async def test_never_early(scene, facilitator):
+    """Asked all the time, through hand-overs and dead letters, the service never calls acknowledged what is not."""
+    facilitator.service_time_s = 0.002
+    jobs = [new_job() for _ in range(24)]
+    enough = asyncio.Event()
+    async with serving(scene):
+        asking = asyncio.create_task(hammer(scene, jobs, enough))
+        facilitator.unknown_jobs.add(jobs[0])
+        publishing = [asyncio.create_task(scene.publish_life(job)) for job in jobs]
+        await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 20)
+        async with serving(scene):
+            await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
+            await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 80)
+        await asyncio.gather(*publishing)
+        await scene.dust_settled(20)
+        final = [await progress(scene, job) for job in jobs]
+        enough.set()
+        early = await asking
+    assert [] == early
+    assert ["dead_lettered"] + ["acknowledged"] * 23 == final
+
+
+async def test_never_early_after_a_crash(scene, facilitator):
+    """The service of another worker never calls acknowledged what a killed one had in hand and did not get through."""
+    facilitator.service_time_s = 0.005
+    jobs = [new_job() for _ in range(12)]
+    enough = asyncio.Event()
+    scene.environment |= {"RELAY_LEASE_TTL": "0.5", "RELAY_ACK_WAIT": "0.5"}
+    await scene.provision()
+    async with scene.relay_process() as process, serving(scene):
+        await scene.owned(lambda: len(scene.lanes_of(process)) == 2)
+        asking = asyncio.create_task(hammer(scene, jobs, enough))
+        publishing = asyncio.gather(*(scene.publish_life(job) for job in jobs))
+        await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 20)
+        process.kill()
+        await publishing
+        await scene.dust_settled(15)
+        final = [await progress(scene, job) for job in jobs]
+        enough.set()
+        early = await asking
+    assert [] == early
+    assert ["acknowledged"] * 12 == final
+
+
+# Many workers, many requests.
+
+
+async def test_any_worker_answers(scene):
+    """Requests go to all workers, and each knows what is settled in the lanes of the others."""
+    jobs = [new_job(lane) for lane in range(LANES)]
+    async with serving(scene), serving(scene):
+        await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
+        await scene.settled(*[await scene.publish(job) for job in jobs])
+        said = [await progress(scene, job) for job in jobs * 8]
+        stats = await services(scene, "STATS")
+    assert ["acknowledged"] * 32 == said
+    assert [True, True] == [each["endpoints"][0]["num_requests"] > 0 for each in stats]
+    assert 32 == sum(each["endpoints"][0]["num_requests"] for each in stats)
+
+
+async def services(scene: Scene, verb: str, count: int = 2) -> list[dict[str, Any]]:
+    inbox = scene.nc.new_inbox()
+    answers = await scene.nc.subscribe(inbox)
+    await scene.nc.publish(f"$SRV.{verb}.job-status", reply=inbox)
+    return [json.loads((await answers.next_msg(5)).data) for _ in range(count)]
+
+
+async def test_service(scene):
+    """NATS' own tools find the service, its version, its endpoints, and how many requests failed and why."""
+    async with serving(scene):
+        await scene.nc.request(query_subject("nonsense"))
+        (info,), (stats,) = await services(scene, "INFO", 1), await services(scene, "STATS", 1)
+    assert ("job-status", ["job.query.*", "job.history.*"]) == (
+        info["name"],
+        [each["subject"] for each in info["endpoints"]],
+    )
+    assert (1, 1) == (stats["endpoints"][0]["num_requests"], stats["endpoints"][0]["num_errors"])
+    assert "400:'nonsense' is not a UUID in lower case with hyphens" == stats["endpoints"][0]["last_error"]
+
+
+async def test_slow_readers(scene):
+    """Two hundred readers of a giant history do not hold up who asks for a status."""
+    giant, job = new_job(), new_job()
+    body = update(giant)
+    await asyncio.gather(*(publish_confirmed(scene.nc, status_subject(giant), body) for _ in range(200)))
+    async with serving(scene):
+        await scene.settled(await scene.publish(job))
+        readers = [asyncio.create_task(scene.nc.request(history_subject(giant), timeout=10)) for _ in range(200)]
+        await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+        assert "acknowledged" == await progress(scene, job)
+        unfinished = sum(not reader.done() for reader in readers)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+    assert unfinished >= 150
+
+
+async def test_too_many(scene, monkeypatch):
+    """Beyond what may wait a request is refused at once, and one that waits too long is told so."""
+    monkeypatch.setattr(service, "HISTORY_LIMITS", Limits(side_by_side=1, waiting=2, seconds=0.3))
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Archive, "following", never)
+    job = new_job()
+    await scene.publish(job)
+    async with serving(scene):
+        replies = await asyncio.gather(*(scene.nc.request(history_subject(job), timeout=5) for _ in range(5)))
+    many = ("429", "3 requests are under way in this worker: ask again, and fewer at a time")
+    late = ("503", "there was no answer within 0.3 s: ask again, or for less")
+    assert [many] * 2 + [late] * 3 == sorted(map(error_of, replies))
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_last_answers(scene, monkeypatch, slow):
+    """A worker that ends answers what it has begun to, unless that takes too long."""
+    monkeypatch.setattr(service, "_LAST_ANSWERS_S", 0.1 if slow else 10)
+    latest, asked, stopping = Archive.latest, asyncio.Event(), asyncio.Event()
+
+    async def wait_for_the_end(archive: Archive, job: str) -> StoredUpdate | None:
+        asked.set()
+        await stopping.wait()
+        if slow:
+            await asyncio.Event().wait()
+        return await latest(archive, job)
+
+    async def say_stopping(*_: Any) -> None:
+        await _end(*_)
+        stopping.set()
+
+    _end = service._end
+    monkeypatch.setattr(Archive, "latest", wait_for_the_end)
+    monkeypatch.setattr(service, "_end", say_stopping)
+    job = new_job()
+    await scene.publish(job)
+    async with serving(scene):
+        asking = asyncio.create_task(scene.nc.request(query_subject(job), timeout=2))
+        await asked.wait()
+    assert [] == [task for task in asyncio.all_tasks() if "Endpoint" in repr(task)]
+    if slow:
+        with pytest.raises(TimeoutError):
+            await asking
+    else:
+        assert job == json.loads((await asking).data)["uuid"]
+
+
+# Errors.
+
+
+NOT_A_UUID = "is not a UUID in lower case with hyphens"
+UNREADABLE = "the request cannot be read:"
+UNKNOWN = f"no update of job {UUID} is stored: none was published in the last 7 days"
+REFUSALS = [
+    ("job.query.nonsense", b"", "400", f"'nonsense' {NOT_A_UUID}"),
+    (query_subject(UUID.upper()), b"", "400", f"'{UUID.upper()}' {NOT_A_UUID}"),
+    ("job.history.\u00e9" + "x" * 80, b"", "400", f"'\\xe9{'x' * 59}...' {NOT_A_UUID}"),
+    (query_subject(UUID), b"{", "400", f"{UNREADABLE} Input data was truncated"),
+    (query_subject(UUID), b"[]", "400", f"{UNREADABLE} Expected `object`, got `array`"),
+    (query_subject(UUID), b'{"body": true}', "400", f"{UNREADABLE} Object contains unknown field `body`"),
+    (history_subject(UUID), b'{"limit": 201}', "400", f"{UNREADABLE} Expected `int` <= 200 - at `$.limit`"),
+    (query_subject(UUID), b"", "404", UNKNOWN),
+    (history_subject(UUID), b" ", "404", UNKNOWN),
+]
+
+
+async def test_refusals(scene):
+    """What cannot be answered is refused with a code and a sentence, and nothing else."""
+    async with serving(scene):
+        replies = [await scene.nc.request(subject, body, timeout=5) for subject, body, _, _ in REFUSALS]
+    assert [(code, text) for _, _, code, text in REFUSALS] == [error_of(reply) for reply in replies]
+    assert {b""} == {reply.data for reply in replies}
+
+
+async def test_nats_trouble(scene):
+    """While NATS cannot tell, the answer is 503 and says what the matter is."""
+    job = new_job()
+    async with serving(scene):
+        await scene.settled(await scene.publish_body(job, b"{"))
+        await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{DLQ_STREAM}")
+        message = await scene.nc.request(query_subject(job), timeout=5)
+    cause = f"$JS.API.STREAM.MSG.GET.{DLQ_STREAM}: stream not found (err_code 10059)"
+    assert ("503", f"NATS cannot tell now ({cause}): ask again") == error_of(message)
+
+
+async def test_bug(scene, monkeypatch):
+    """A bug of the service is told to nobody but the log, and the worker lives on."""
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("inside")
+
+    job = new_job()
+    with capture_logs() as lines:
+        async with serving(scene):
+            with monkeypatch.context() as patch:
+                patch.setattr(Archive, "latest", broken)
+                message = await scene.nc.request(query_subject(job), timeout=5)
+            assert [ACKED] == await scene.settled(await scene.publish(job))
+    assert ("500", "the relay failed over this request; its log says why") == error_of(message)
+    assert [(query_subject(job), True)] == [
+        (line["subject"], line["exc_info"]) for line in lines if line["event"] == "a status request failed"
+    ]
+
+
+async def test_no_reply_wanted(scene):
+    """A request that wants no reply does no harm."""
+    job = new_job()
+    async with serving(scene):
+        await scene.nc.publish(query_subject(job))
+        await scene.nc.publish(history_subject("nonsense"))
+        await scene.settled(await scene.publish(job))
+        assert "acknowledged" == await progress(scene, job)

@@ -1,0 +1,222 @@
+"""What probes and metrics say of a relay in one situation after the other."""
+
+import asyncio
+import urllib.request
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
+
+from relay.contract.settings import load_settings
+from relay.leases.lane_count import LaneCount
+from relay.leases.ownership import Ownership
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import stall
+from relay.local.ledger import DROPPED
+from relay.observability.metrics import Metrics
+from relay.service.app import Relay
+from relay.topology.provision import provision, topology_of
+
+TIMEOUT_S = 10
+NOBODY = "ws://127.0.0.1:1/ws/v0/"
+LANES_CHANGED_TO = {
+    "4": "in lanes 2 to 3 updates wait for relays that know them",
+    "1": "in lane 1 there are no updates any more",
+}
+"""What it means when there were two before."""
+
+
+@pytest.fixture
+async def facilitator():
+    async with FacilitatorSimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def after(monkeypatch) -> Callable[..., Any]:
+    """`until = after(Class.method)`: `await until(condition)` looks at the condition after every call of the method."""
+    monkeypatch.setattr("relay.path.backlog._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("relay.leases.lane_count._LOOK_EVERY_S", 0.05)
+
+    def watch(owner: type, name: str) -> Callable[..., Any]:
+        called, method = asyncio.Event(), getattr(owner, name)
+
+        def watched(self: Any, *args: Any) -> Any:
+            result = method(self, *args)
+            if asyncio.iscoroutine(result):
+                result = asyncio.ensure_future(result)
+                result.add_done_callback(lambda _: called.set())
+            else:
+                called.set()
+            return result
+
+        async def until(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(TIMEOUT_S):
+                while not condition():
+                    called.clear()
+                    await called.wait()
+
+        monkeypatch.setattr(owner, name, watched)
+        return until
+
+    return watch
+
+
+def of(relay: Relay, name: str, lanes: int = 4) -> list[float]:
+    """A gauge that each lane has."""
+    now = gauges(relay)
+    return [now[f"{name} {lane}"] for lane in range(lanes)]
+
+
+async def test_backlog_that_is_not_pulled(nats_server, facilitator, after):
+    """With the Facilitator away lag and age count what nobody has pulled; both are 0 when all is settled."""
+    until = after(Metrics, "backlog")
+    async with Scene(nats_server, facilitator) as scene:
+        await facilitator.away()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        updates = [await scene.publish(new_job(lane)) for lane in (1, 1, 3)]
+        async with scene.relay() as relay:
+            await until(lambda: of(relay, "relay_lag") == [0, 2, 0, 1])
+            # The age goes by the server's clock, which is this machine's, and by milliseconds.
+            oldest_s = of(relay, "relay_oldest_unrelayed_seconds")
+            assert loop.time() - began_s + 0.01 > max(oldest_s)
+            assert min(oldest_s[1], oldest_s[3]) > 0
+            assert [0, 0] == [oldest_s[0], oldest_s[2]]
+            assert of(relay, "relay_at_hand") == [0, 0, 0, 0]
+            await until(lambda: of(relay, "relay_oldest_unrelayed_seconds")[3] > 0.3)
+            await facilitator.back()
+            assert await scene.settled(*updates) == [ACKED] * 3
+            await until(lambda: of(relay, "relay_lag") == [0, 0, 0, 0])
+            assert of(relay, "relay_oldest_unrelayed_seconds") == [0, 0, 0, 0]
+
+
+async def test_one_stuck_job(nats_server, facilitator, after):
+    """A job that is tried again and again is the whole lag, and its age that of the lane, while others go past it."""
+    until = after(Metrics, "backlog")
+    async with Scene(nats_server, facilitator, MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
+        stuck = new_job(0)
+        facilitator.unknown_jobs.add(stuck)
+        await scene.publish(stuck)
+        others = [await scene.publish(new_job(0)) for _ in range(50)]
+        assert await scene.settled(*others) == [ACKED] * 50
+        await until(lambda: of(relay, "relay_lag") == [1, 0, 0, 0])
+        first_s = of(relay, "relay_oldest_unrelayed_seconds")[0]
+        await until(lambda: of(relay, "relay_oldest_unrelayed_seconds")[0] > first_s > 0)
+        facilitator.unknown_jobs.clear()
+        await until(lambda: of(relay, "relay_lag") == [0, 0, 0, 0])
+
+
+async def test_age_while_nats_is_away(nats_server, facilitator, after):
+    """As long as NATS cannot be asked, the oldest update of a lane grows older, and what is settled stays settled."""
+    until = after(Metrics, "backlog")
+    async with Scene(nats_server, facilitator, LEASE_TTL="60", MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
+        stuck = new_job(2)
+        facilitator.unknown_jobs.add(stuck)
+        await scene.publish(stuck)
+        await until(lambda: of(relay, "relay_lag") == [0, 0, 1, 0])
+        await nats_server.kill()
+        seen_s = of(relay, "relay_oldest_unrelayed_seconds")[2]
+        await until(lambda: of(relay, "relay_oldest_unrelayed_seconds")[2] > seen_s + 0.1)
+        assert [0, 0] == of(relay, "relay_oldest_unrelayed_seconds")[:2]
+        await nats_server.start()
+        facilitator.unknown_jobs.clear()
+        await until(lambda: of(relay, "relay_lag") == [0, 0, 0, 0])
+
+
+async def test_nats_away_is_said_once(nats_server, facilitator, after):
+    """While NATS is away one sentence says so, however many lanes there are; the way back is counted."""
+    back, shared = after(Relay, "_on_reconnected"), after(Ownership, "_rebalance")
+    async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as relay:
+        await shared(lambda: relay.worker_status.missing() == [])
+        assert (1, 1) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_facilitator_connected"])
+        away = f"the connection to NATS at {nats_server.url} is lost; trying to make it anew"
+        await nats_server.kill()
+        await shared(lambda: relay.worker_status.missing() != [])
+        assert [away] == relay.worker_status.missing()
+        assert (0, 0) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_ready"])
+        await nats_server.start()
+        await back(lambda: counters(relay)["relay_nats_reconnects"] == 1)
+        await scene.reconnected()
+        assert await scene.settled(await scene.publish(new_job())) == [ACKED]
+        await shared(lambda: relay.worker_status.missing() == [])
+        assert (1, 1) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_ready"])
+
+
+async def test_standing_by(nats_server, facilitator, after):
+    """A worker without a lane is ready, with the Facilitator away as well; one that has a lane is not."""
+    shared = after(Ownership, "_rebalance")
+    async with Scene(nats_server, facilitator, LANES="1", LEASE_TTL="1") as scene, scene.relay() as first:
+        await shared(lambda: of(first, "relay_lane_owned", 1) == [1])
+        async with scene.relay(FACILITATOR_URL=NOBODY) as second:
+            await shared(lambda: second.worker_status.missing() == [])
+            assert ([0], 1) == (of(second, "relay_lane_owned", 1), gauges(second)["relay_ready"])
+            lost = after(Metrics, "connection_lost")
+            await facilitator.away(DROPPED)
+            await lost(lambda: first.worker_status.missing() != [])
+            assert [True] == ["the Facilitator" in each for each in first.worker_status.missing()]
+            assert [] == second.worker_status.missing()
+
+
+async def test_lanes_change_hands(nats_server, facilitator, after):
+    """Each change of a lane's owner is counted by how it came: taken free, handed over, or after its lease ran out."""
+    shared = after(Ownership, "_rebalance")
+    async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as first:
+        await shared(lambda: of(first, "relay_lane_owned") == [1, 1, 1, 1])
+        assert 4 == lane_changes(first)["relay_takeovers free"]
+        async with scene.relay_process() as second:
+            await scene.owned(lambda: len(scene.lanes_of(second)) == 2)
+            await shared(lambda: sum(of(first, "relay_lane_owned")) == 2)
+            assert 2 == lane_changes(first)["relay_lanes_left given_up"]
+            second.kill()
+            await shared(lambda: of(first, "relay_lane_owned") == [1, 1, 1, 1])
+            assert 2 == lane_changes(first)["relay_takeovers expired"]
+        async with scene.relay() as third:
+            await shared(lambda: sum(of(third, "relay_lane_owned")) == 2)
+            assert 2 == lane_changes(third)["relay_takeovers handed_over"]
+
+
+@pytest.mark.parametrize("lanes", ["4", "1"])
+async def test_lanes_changed_meanwhile(nats_server, facilitator, after, capsys, lanes):
+    """A relay under which the number of lanes was changed lives on and is not ready, and says once in its log what that
+    means and what to do; it is ready when it is the right number again.
+    """
+    looked = after(LaneCount, "_look")
+    async with Scene(nats_server, facilitator, LANES="2") as scene, scene.relay() as relay:
+        await looked(lambda: relay.worker_status.missing() == [])
+        await provision(scene.nc, topology_of(load_settings(scene.environment | {"RELAY_LANES": lanes}, None).delivery))
+        said = (
+            f"stream JOB_STATUS has {lanes} lanes now, and this relay goes by 2: {LANES_CHANGED_TO[lanes]}; "
+            f"restart every relay with RELAY_LANES={lanes}"
+        )
+        await looked(lambda: said in relay.worker_status.missing())
+        livez = f"http://127.0.0.1:{relay.http_port}/livez"
+        assert 200 == (await asyncio.to_thread(urllib.request.urlopen, livez)).status
+        assert 0 == gauges(relay)["relay_ready"]
+        looks = count()
+        await looked(lambda: next(looks) == 2)
+        await scene.provision()
+        await looked(lambda: relay.worker_status.missing() == [])
+    assert 1 == capsys.readouterr().out.count(said)
+
+
+async def test_window_use(nats_server, facilitator, after):
+    """Unanswered updates show as a share of the window."""
+    sent = after(Metrics, "sent")
+    async with Scene(nats_server, facilitator, FACILITATOR_WINDOW="4") as scene, scene.relay() as relay:
+        with facilitator.inject(stall()):
+            for _ in range(3):
+                await scene.publish(new_job())
+            await sent(lambda: gauges(relay)["relay_in_flight"] == 3)
+            assert 0.75 == gauges(relay)["relay_window_use_ratio"]
+
+
+async def test_event_loop_lag(nats_server, facilitator, after):
+    """A timer of the event loop is timed again and again."""
+    lagged = after(Metrics, "loop_lagged")
+    async with Scene(nats_server, facilitator) as scene, scene.relay() as relay:
+        samples = b"relay_event_loop_lag_seconds_count "
+        await lagged(lambda: int(float(relay.metrics.render().split(samples)[1].split(b"\n")[0])) >= 2)
+        assert samples in await relay.worker_status.exposition()

@@ -1,0 +1,325 @@
+"""A recognisable secret is planted wherever there is one, and looked for wherever the relay says anything."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+import traceback
+import urllib.error
+import urllib.request
+
+import nkeys
+import pytest
+from bittensor_wallet import Keypair
+from bittensor_wallet import keyfile as wallet_keyfile
+
+from relay.contract.errors import BrokerUnavailable, ConfigurationError, IdentityError
+from relay.contract.settings import HttpSettings, NatsSettings, load_settings, settings_table
+from relay.facilitator.identity import load_signer
+from relay.local.cluster import NatsCluster
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import connect
+from relay.service.app import Relay
+
+TIMEOUT_S = 30
+MNEMONIC = "bottom drive obey lake curtain smoke basket hold race lonely fit walk"
+HOTKEY = Keypair.create_from_mnemonic(MNEMONIC)
+STRANGER = Keypair.create_from_uri("//Stranger")
+KEY_FILE = wallet_keyfile.serialized_keypair_to_keyfile_data(HOTKEY)
+SEED = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER).decode()
+SECRETS = {
+    "RELAY_NATS_PASSWORD": "planted-nats-password",
+    "RELAY_NATS_TOKEN": "planted-nats-token",
+    "RELAY_FACILITATOR_HOTKEY_PASSWORD": "planted-hotkey-password",
+    "password in RELAY_NATS_URL": "planted@url-password",
+    "end of the password in RELAY_NATS_URL": "url-password",
+    "password in RELAY_FACILITATOR_URL": "planted-proxy-password",
+    "token in RELAY_FACILITATOR_URL": "planted-query-token",
+    "seed in RELAY_NATS_CREDS": SEED,
+    "token in RELAY_NATS_CREDS": "planted.user.jwt",
+    "mnemonic of the hotkey": MNEMONIC,
+    "seed of the hotkey": json.loads(KEY_FILE)["secretSeed"].removeprefix("0x"),
+    "private key of the hotkey": json.loads(KEY_FILE)["privateKey"].removeprefix("0x"),
+}
+CREDENTIALS = f"""\
+-----BEGIN NATS USER JWT-----
+{SECRETS["token in RELAY_NATS_CREDS"]}
+------END NATS USER JWT------
+-----BEGIN USER NKEY SEED-----
+{SEED}
+------END USER NKEY SEED------
+"""
+NKEY_USER = nkeys.from_seed(nkeys.encode_seed(bytes(range(1, 33)), nkeys.PREFIX_BYTE_USER)).public_key.decode()
+"""Somebody else's: a server that knows any key asks everybody to sign."""
+BREAK = (
+    "import relay.service.app, relay.cli\n"
+    "async def broken(self, stop): raise RuntimeError('broken on purpose')\n"
+    "relay.service.app.Relay.run = broken\n"
+    "relay.cli.main()"
+)
+
+
+def shown(text):
+    """The names of the secrets that `text` gives away."""
+    return {name for name, secret in SECRETS.items() if secret in text}
+
+
+def told(error):
+    """All that an error says, wherever it is printed."""
+    return "\n".join([str(error), repr(error), *traceback.format_exception(error)])
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """An environment with every secret in it: the hotkey's file is encrypted, the credentials file is not."""
+    hotkey, credentials = tmp_path / "hotkey", tmp_path / "user.creds"
+    password = SECRETS["RELAY_FACILITATOR_HOTKEY_PASSWORD"]
+    hotkey.write_bytes(wallet_keyfile.legacy_encrypt_keyfile_data(KEY_FILE, password))
+    credentials.write_text(CREDENTIALS)
+    return {
+        **{name: value for name, value in SECRETS.items() if name.startswith("RELAY_")},
+        "RELAY_NATS_USER": "relay",
+        "RELAY_NATS_CREDS": str(credentials),
+        "RELAY_NATS_URL": f"nats://u:{SECRETS['password in RELAY_NATS_URL']}@127.0.0.1:1",
+        "RELAY_FACILITATOR_URL": f"ws://u:{SECRETS['password in RELAY_FACILITATOR_URL']}@127.0.0.1:1/ws/v0/",
+        "RELAY_FACILITATOR_HOTKEY_FILE": str(hotkey),
+        "RELAY_HTTP_PORT": "0",
+        "RELAY_LOG_LEVEL": "debug",
+        "RELAY_LOG_FORMAT": "json",
+    }
+
+
+def address(server):
+    """Where `server` is, with a password in the address; the one in RELAY_NATS_PASSWORD is the one that counts."""
+    return f"nats://other:{SECRETS['password in RELAY_NATS_URL']}@127.0.0.1:{server.port}"
+
+
+def login(user, password):
+    return f'authorization: {{user: "{user}", password: "{password}"}}'
+
+
+class Started:
+    """A process of the relay, and all that it has said so far."""
+
+    def __init__(self, process):
+        self.process = process
+        self.said = ""
+
+    async def says(self, text):
+        """The next line that contains `text`."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while line := (await self.process.stdout.readline()).decode():
+                self.said += line
+                if text in line:
+                    return line
+        raise AssertionError(f"it ended without saying {text!r}: {self.said}")
+
+    async def ended(self):
+        """Its exit code, when all that it says has been read."""
+        async with asyncio.timeout(TIMEOUT_S):
+            self.said += (await self.process.stdout.read()).decode()
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def started(tmp_path, environment, *arguments):
+    """`python ...` with this environment and no other settings; standard error goes where standard output goes."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments),
+        cwd=tmp_path,
+        env=clean | {"NO_COLOR": "1"} | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield Started(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def answer_of(port, path):
+    """What the probes answer, whatever the status."""
+
+    def get():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+                return response.read().decode()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.read().decode()
+
+    return await asyncio.to_thread(get)
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(("validator", "outcome"), [(HOTKEY, "connected to the"), (STRANGER, "refuses this validator")])
+async def test_serve(tmp_path, planted, form, validator, outcome):
+    """Let in or refused, and when NATS goes away, no line at any level and no probe shows a secret or the sign-in."""
+    allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
+    del planted["RELAY_NATS_CREDS"]
+    async with (
+        NatsServer(extra_config=allowed) as server,
+        FacilitatorSimulator([validator.public_key.hex()]) as facilitator,
+    ):
+        url = facilitator.url.replace("//", f"//u:{SECRETS['password in RELAY_FACILITATOR_URL']}@")
+        url += f"?t={SECRETS['token in RELAY_FACILITATOR_URL']}"
+        here = {"RELAY_NATS_URL": address(server), "RELAY_FACILITATOR_URL": url, "RELAY_LOG_FORMAT": form}
+        async with started(tmp_path, planted | here, "-m", "relay", "serve", "--provision") as relay:
+            port = re.search(r"port\W+(\d+)", await relay.says("probes and metrics"))[1]
+            await relay.says(outcome)
+            await server.stop()
+            await relay.says("disconnected from NATS")
+            probes = [await answer_of(port, path) for path in ("/livez", "/readyz", "/metrics")]
+            relay.process.terminate()
+            assert 0 == await relay.ended()
+            signature = json.loads(facilitator.received[0])["signature"]
+    everything = "\n".join([relay.said, *probes])
+    assert "relay_updates_total" in everything
+    assert set() == shown(everything)
+    assert signature.removeprefix("0x") not in everything
+
+
+async def test_commands(tmp_path, planted):
+    """Commands that reach NATS print no secret: not when they succeed, and not when NATS refuses them."""
+    del planted["RELAY_NATS_CREDS"]
+    allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
+    async with NatsServer(extra_config=allowed) as server:
+        planted["RELAY_NATS_URL"] = address(server)
+        codes, said = [], ""
+        for user in ("relay", "nobody"):
+            environment = planted | {"RELAY_NATS_USER": user}
+            async with started(tmp_path, environment, "-m", "relay", "provision") as command:
+                codes.append(await command.ended())
+                said += command.said
+    assert [0, 1] == codes
+    assert "created stream JOB_STATUS" in said
+    assert "Authorization Violation" in said
+    assert set() == shown(said)
+
+
+async def test_help(tmp_path, planted):
+    """Help shows no value of the environment."""
+    async with started(tmp_path, planted, "-m", "relay", "serve", "--help") as command:
+        assert 0 == await command.ended()
+    assert "SIGTERM" in command.said
+    assert set() == shown(command.said)
+
+
+async def test_traceback(tmp_path, planted):
+    """A start that fails with an error of our own prints a traceback without a secret, the sign-in included."""
+    async with started(tmp_path, planted, "-c", BREAK, "serve") as command:
+        assert 1 == await command.ended()
+    assert "RuntimeError: broken on purpose" in command.said
+    assert "V0AuthenticationRequest" not in command.said
+    assert set() == shown(command.said)
+
+
+REFUSED = {
+    "password": (login("relay", "another"), {"user": "relay", "password": SECRETS["RELAY_NATS_PASSWORD"]}),
+    "token": ('authorization: {token: "another"}', {"token": SECRETS["RELAY_NATS_TOKEN"]}),
+    "address": (login("relay", "another"), {}),
+    "credentials": (f"authorization: {{users: [{{nkey: {NKEY_USER}}}]}}", {"creds": "user.creds"}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_refused_by_nats(planted, case):
+    """However one signs in, the error of a refusal shows no secret, and nor does its traceback."""
+    config, given = REFUSED[case]
+    if "creds" in given:
+        given = {"creds": planted["RELAY_NATS_CREDS"]}
+    async with NatsServer(extra_config=config) as server:
+        urls = (address(server),) if case == "address" else (server.url,)
+        with pytest.raises(BrokerUnavailable) as caught:
+            await connect(NatsSettings(urls=urls, **given), name="test")
+    assert "Authorization Violation" in str(caught.value)
+    assert set() == shown(told(caught.value))
+
+
+def test_refused_settings(planted):
+    """Whichever setting is refused beside them, no secret is in the error."""
+    refused = {"RELAY_NATS_URL": f"nats://u:{SECRETS['password in RELAY_NATS_URL']}@h:port"}
+    wrong = {row.variable: refused.get(row.variable, "no/such\nthing") for row in settings_table()}
+    free = SECRETS.keys() | {"RELAY_NATS_USER", "RELAY_HTTP_HOST", "RELAY_FACILITATOR_HOTKEY_FILE"}
+    for variable in wrong.keys() - free:
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(planted | {variable: wrong[variable]}, None)
+        assert variable == caught.value.variable
+        assert set() == shown(told(caught.value))
+
+
+def test_refused_hotkey(tmp_path):
+    """A hotkey file that cannot be used is reported without anything that is in it, and without its password."""
+    path = tmp_path / "hotkey"
+    broken = {
+        "cut short": KEY_FILE[:-2],
+        "changed": KEY_FILE.replace(b"0x", b"0y").replace(MNEMONIC.encode(), b"0" + MNEMONIC.encode()),
+        "mnemonic alone": MNEMONIC.encode(),
+        "encrypted": wallet_keyfile.legacy_encrypt_keyfile_data(KEY_FILE, "another"),
+    }
+    for content in broken.values():
+        path.write_bytes(content)
+        with pytest.raises(IdentityError) as caught:
+            load_signer(path, SECRETS["RELAY_FACILITATOR_HOTKEY_PASSWORD"])
+        assert set() == shown(told(caught.value))
+
+
+def test_repr(planted):
+    """The settings and all that is made of them can be printed."""
+    settings = load_settings(planted, None)
+    password = settings.facilitator.hotkey_password
+    signer = load_signer(settings.facilitator.hotkey_file, password.get_secret_value())
+    printed = [f"{settings} {settings!r} {settings.nats!r} {settings.facilitator!r}", f"{signer} {signer!r}"]
+    assert HOTKEY.public_key.hex() in printed[1]
+    assert set() == shown("".join(printed))
+
+
+@pytest.mark.parametrize("padding", ["", "x" * 300])
+def test_content_instead_of_a_path(planted, padding):
+    """Who gives the credentials themselves in the place of their file is refused without an echo of them."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(planted | {"RELAY_NATS_CREDS": CREDENTIALS + padding}, None)
+    assert "RELAY_NATS_CREDS" == caught.value.variable
+    assert set() == shown(told(caught.value))
+
+
+async def test_thrown_out(planted):
+    """When NATS closes the connection for good, the error names the servers without their passwords."""
+    relay = Relay(load_settings(planted, None), None)
+    relay._closed.set()
+    with contextlib.closing(relay._health), pytest.raises(BrokerUnavailable, match="for good") as caught:
+        await relay._until_stopped(asyncio.Event())
+    assert set() == shown(told(caught.value))
+
+
+async def varz(server):
+    """What a nats-server says of itself."""
+
+    def get():
+        with urllib.request.urlopen(f"{server.monitor_url}/varz", timeout=10) as response:
+            return json.load(response)
+
+    return await asyncio.to_thread(get)
+
+
+async def test_loopback():
+    """The embedded servers, the simulator and the probes listen on loopback, unless probes are told otherwise."""
+    async with NatsServer() as server, FacilitatorSimulator() as simulator:
+        told = await varz(server)
+        bound = {listening.getsockname()[0] for each in simulator._servers for listening in each.sockets}
+    assert ("127.0.0.1", "127.0.0.1") == (told["host"], told["http_host"])
+    assert {"127.0.0.1"} == bound
+    assert "127.0.0.1" == HttpSettings().host
+
+
+async def test_cluster_on_loopback():
+    """The nodes of a local cluster speak to clients and to each other on loopback."""
+    async with NatsCluster() as cluster:
+        told = [await varz(node) for node in cluster.nodes]
+    assert [("127.0.0.1", "127.0.0.1")] * 3 == [(each["host"], each["cluster"]["addr"]) for each in told]
