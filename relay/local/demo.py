@@ -116,17 +116,17 @@ def make_hotkey(folder: Path) -> Signer:
 
 
 @contextlib.asynccontextmanager
-async def open_demo(signer: Signer) -> AsyncGenerator[Demo]:
+async def open_demo(signer: Signer, delivery: DeliverySettings = _DELIVERY) -> AsyncGenerator[Demo]:
     """A nats-server, a Facilitator simulator that knows `signer`, and a relay that has signed in there.
 
-    Needs no environment and reads none. All are stopped at the end of the block, the relay first, which drains.
-    Raises LocalServerError if something does not start.
+    `delivery` are the relay's settings of that name; no other settings are read. All are stopped at the end of the
+    block, the relay first, which drains. Raises LocalServerError if something does not start.
     """
     async with NatsServer() as server, FacilitatorSimulator([signer.public_key_hex]) as facilitator:
         settings = Settings(
             nats=NatsSettings(urls=(server.url,)),
             facilitator=FacilitatorSettings(url=facilitator.url),
-            delivery=_DELIVERY,
+            delivery=delivery,
             http=HttpSettings(port=0),
         )
         async with _client(settings.nats) as client:
