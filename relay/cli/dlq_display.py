@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
+from relay.contract.text import escape, format_counts, format_duration
 from relay.contract.wire import Fault, decode
 from relay.dead_letters.runbook import ADVICE, PAGE
 from relay.dead_letters.stored import StoredDeadLetter, number_of
@@ -20,13 +21,6 @@ _COLUMNS: Final = (("seq", 7), ("failed at (UTC)", 19), ("reason", 18), ("job", 
 _LEAST_ERROR_WIDTH: Final = 20
 
 
-def harmless(text: str) -> str:
-    """`text` with every character that could steer a terminal, or is not to be seen, as its escape sequence."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def heading(width: int) -> str:
     """The first line of the table, for a terminal of so many columns."""
     return _line([name for name, _ in _COLUMNS], "error", width)
@@ -36,7 +30,7 @@ def row(letter: StoredDeadLetter, width: int) -> str:
     """One line of the table."""
     failed_at = letter.failed_at[:19].replace("T", " ")
     cells = [str(letter.sequence), failed_at, letter.reason, letter.job, letter.status]
-    return _line([harmless(cell) for cell in cells], harmless(letter.error[:width]), width)
+    return _line([escape(cell) for cell in cells], escape(letter.error[:width]), width)
 
 
 def _line(cells: list[str], error: str, width: int) -> str:
@@ -71,7 +65,7 @@ def count_line(reasons: Counter[str], *, limited: bool) -> str:
     """How many there were, by reason."""
     total = reasons.total()
     noun = "dead letter" if total == 1 else "dead letters"
-    counted = ", ".join(f"{harmless(reason) or 'without a reason'} {count}" for reason, count in reasons.most_common())
+    counted = escape(format_counts(dict(reasons.most_common())))
     more = "; there may be more, because of --limit" if limited else ""
     return f"{total} {noun}" + (f": {counted}" if counted else "") + more
 
@@ -94,6 +88,7 @@ def details(letter: StoredDeadLetter, now: dt.datetime, *, full: bool) -> Iterat
 
 
 def _told(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
+    age_s = max(0.0, (now - letter.stored_at).total_seconds())
     advice = ADVICE.get(letter.reason)
     yield _entry("reason", f"{letter.reason or 'none'}{': ' + advice.meaning if advice else ''}")
     yield _entry("error", letter.error)
@@ -103,7 +98,7 @@ def _told(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
     yield _entry("job", letter.job or "none that its headers tell")
     yield _entry("status", letter.status or "none")
     yield _entry("attempts", letter.attempts)
-    yield _entry("failed at", f"{letter.failed_at} ({_age(now - letter.stored_at)} ago)")
+    yield _entry("failed at", f"{letter.failed_at} ({format_duration(age_s)} ago)")
     yield _entry("source", f"{letter.source_subject}, {STATUS_STREAM} sequence {letter.source_sequence}")
     if letter.replayed_from:
         yield _entry("replay of", f"dead letter {letter.replayed_from}")
@@ -112,22 +107,14 @@ def _told(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
 
 
 def _entry(label: str, text: str) -> str:
-    return f"{label:{_LABEL_WIDTH}}{harmless(text)}"
-
-
-def _age(age: dt.timedelta) -> str:
-    seconds = max(0, round(age.total_seconds()))
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+    return f"{label:{_LABEL_WIDTH}}{escape(text)}"
 
 
 def _body_lines(text: str, *, full: bool) -> Iterator[str]:
     lines = text.split("\n")
     shown = lines if full else "\n".join(lines[:_SHOWN_LINES])[:_SHOWN_CHARS].split("\n")
     for line in shown:
-        yield harmless(line)
+        yield escape(line)
     left_out = len(text) - sum(map(len, shown)) - len(shown) + 1
     if left_out > 0:
         yield f"... and {left_out} characters more: --full shows them"

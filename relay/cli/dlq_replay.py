@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.cli.console import complain
-from relay.cli.dlq_display import harmless
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
+from relay.contract.text import escape
 from relay.contract.wire import Fault, decode
 from relay.dead_letters.replay import Account, Replayed, Republisher, replay_all
 from relay.dead_letters.store import DeadLetterStore
@@ -146,11 +146,11 @@ async def _rehearse(letters: AsyncGenerator[StoredDeadLetter]) -> bool:
     count = doomed = 0
     async for letter in letters:
         count += 1
-        typer.echo(harmless(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
+        typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
         fault = decode(letter.body, letter.job)
         if isinstance(fault, Fault):
             doomed += 1
-            typer.echo(harmless(f"  it would fail again, with {fault.reason}: {fault.error}"))
+            typer.echo(escape(f"  it would fail again, with {fault.reason}: {fault.error}"))
     typer.echo(f"{count} would be replayed" + (f", of which {doomed} would fail again as they are" if doomed else ""))
     return True
 

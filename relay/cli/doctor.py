@@ -8,9 +8,9 @@ from typing import Annotated, Final
 import typer
 
 from relay.cli.console import run
-from relay.cli.dlq_display import harmless
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings, load_settings
+from relay.contract.text import escape
 from relay.doctor.examination import CHECKS, examine
 from relay.doctor.facilitator import HOTKEY, check_hotkey
 from relay.doctor.findings import Finding, Verdict, fail, ok, unchecked, warn
@@ -64,7 +64,7 @@ def _configuration(settings: Settings) -> Finding:
 
 def _print(finding: Finding) -> None:
     verdict = typer.style(f"{finding.verdict:4}", fg=_COLORS[finding.verdict])
-    found, *more = textwrap.wrap(harmless(finding.found), _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
+    found, *more = textwrap.wrap(escape(finding.found), _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
     typer.echo(f"{verdict}  {finding.check:13} {found}")
     if finding.remedy:
         more += textwrap.wrap(f"-> {finding.remedy}", _WIDTH - len(_INDENT), break_on_hyphens=False)

@@ -13,7 +13,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.cli.console import complain, nats_client, run
-from relay.cli.dlq_display import harmless
 from relay.contract.settings import NatsSettings, load_settings
 from relay.contract.subjects import (
     STATUS_STREAM,
@@ -23,7 +22,7 @@ from relay.contract.subjects import (
     receipt_subject,
     status_subject,
 )
-from relay.doctor.state import duration
+from relay.contract.text import describe, escape, format_duration
 from relay.nats.nats_py import stay_cancelled
 from relay.query.replies import HistoryReply, HistoryRequest, Progress, UpdateReply
 
@@ -72,7 +71,7 @@ def query(
     try:
         run(asked)
     except _Refused as refused:
-        complain(harmless(str(refused)))
+        complain(escape(str(refused)))
         raise typer.Exit(1) from None
 
 
@@ -144,7 +143,7 @@ class _Following:
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:
-            complain(harmless(f"{trouble}; still asking"))
+            complain(escape(f"{trouble}; still asking"))
         self._trouble = trouble
 
 
@@ -166,7 +165,7 @@ async def _ask(client: Client, subject: str, request: bytes, kind: type[R]) -> R
     except nats.errors.NoRespondersError:
         raise _Refused(503, f"nobody answers on {subject}: no relay is running on this NATS") from None
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise _Refused(503, f"no answer on {subject}: {str(error) or type(error).__name__}") from None
+        raise _Refused(503, f"no answer on {subject}: {describe(error)}") from None
     headers: dict[str, Any] = answer.headers or {}
     if _CODE_HEADER in headers:
         raise _Refused(int(headers[_CODE_HEADER]), headers.get(_ERROR_HEADER, "no reason is given"))
@@ -182,7 +181,7 @@ def _as_json(update: UpdateReply) -> str:
 
 def _row(update: UpdateReply) -> str:
     status = update.status or "unreadable"
-    return harmless(f"{update.sequence:>8}  {_moment(update.published)}  {status:15}  {_progress(update)}")
+    return escape(f"{update.sequence:>8}  {_moment(update.published)}  {status:15}  {_progress(update)}")
 
 
 def _progress(update: UpdateReply) -> str:
@@ -194,7 +193,7 @@ def _progress(update: UpdateReply) -> str:
 def _details(update: UpdateReply, now: dt.datetime) -> str:
     status = update.status or f"unreadable ({update.unreadable})"
     age_s = max(0.0, (now - dt.datetime.fromisoformat(update.published)).total_seconds())
-    published = f"{_moment(update.published)} UTC ({duration(age_s)} ago)"
+    published = f"{_moment(update.published)} UTC ({format_duration(age_s)} ago)"
     meaning = _MEANINGS[update.progress].format(letter=update.dead_letter)
     lines = (
         f"job        {update.uuid}",
@@ -202,7 +201,7 @@ def _details(update: UpdateReply, now: dt.datetime) -> str:
         f"published  {published}, {STATUS_STREAM} sequence {update.sequence}",
         f"relayed    {_progress(update)}: {meaning}",
     )
-    return "\n".join(map(harmless, lines))
+    return "\n".join(map(escape, lines))
 
 
 def _moment(published: str) -> str:

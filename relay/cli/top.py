@@ -18,7 +18,8 @@ from rich.live import Live
 from relay.cli.console import run
 from relay.cli.top_display import View, document, screen
 from relay.contract.errors import RelayError
-from relay.contract.settings import NatsSettings, load_settings, shown_address
+from relay.contract.settings import NatsSettings, load_settings
+from relay.contract.text import redact_url
 from relay.nats.connection import close, connect
 from relay.observability import logs
 from relay.overview.observer import Observer
@@ -92,7 +93,7 @@ async def _connected(settings: NatsSettings) -> AsyncGenerator[Client]:
 
 
 async def _watch(settings: NatsSettings, output: _Output) -> None:
-    where = ", ".join(map(shown_address, settings.urls))
+    where = ", ".join(map(redact_url, settings.urls))
     async with _connected(settings) as client:
         with output.opened():
             stop, loop = asyncio.Event(), asyncio.get_running_loop()

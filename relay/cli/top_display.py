@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from relay.cli.dlq_display import harmless
 from relay.contract.report import Report
-from relay.doctor.state import OLD_S, TOO_OLD_S, duration
+from relay.contract.text import escape, format_counts, format_duration
+from relay.doctor.state import OLD_S, TOO_OLD_S
 from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval, LaneState, Overview
 
 _OTHER_LINES: Final = 14
@@ -128,7 +128,7 @@ def _heading(view: View) -> Text:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(harmless(text), style, no_wrap=True, overflow="ellipsis")
+    return Text(escape(text), style, no_wrap=True, overflow="ellipsis")
 
 
 def _table(*columns: str, left: Iterable[str] = ()) -> Table:
@@ -144,7 +144,7 @@ def _table(*columns: str, left: Iterable[str] = ()) -> Table:
 
 def _add(table: Table, cells: Iterable[str], style: str = "") -> None:
     # Text, because rich takes square brackets in a string for markup; and what is in them is others' to choose.
-    table.add_row(*(Text(harmless(cell)) for cell in cells), style=style)
+    table.add_row(*(Text(escape(cell)) for cell in cells), style=style)
 
 
 def _rates(seen: Overview, passed: Interval | None) -> Table:
@@ -174,7 +174,7 @@ def _lanes(seen: Overview, passed: Interval | None, rows: float) -> Table:
         shown = sorted(worst, key=lambda lane: lane.lane)
     for lane in shown:
         rate = _rate(passed and passed.deliveries.get(lane.lane))
-        oldest = "" if lane.oldest_s is None else duration(lane.oldest_s)
+        oldest = "" if lane.oldest_s is None else format_duration(lane.oldest_s)
         cells = str(lane.lane), _owner(lane, held), str(lane.waiting), str(lane.delivered), rate, oldest
         _add(table, cells, _style(lane))
     if left := len(seen.lanes) - len(shown):
@@ -208,7 +208,7 @@ def _worker_rows(seen: Overview, passed: Interval | None) -> Iterator[tuple[tupl
             yield (worker, "", "", "", "", "does not answer" if seen.asked else "may not be asked"), "yellow"
             continue
         settled = _rate(passed and passed.settled_by.get(worker))
-        first = worker, ",".join(str(lane.lane) for lane in report.lanes), duration(report.uptime_s), settled
+        first = worker, ",".join(str(lane.lane) for lane in report.lanes), format_duration(report.uptime_s), settled
         yield from _connection_rows(first, report)
 
 
@@ -240,9 +240,7 @@ def _dead_letters(seen: Overview) -> str:
     text = f"dead letters {letters.total}"
     if letters.reasons:
         newest = f" (of the newest {letters.counted})" if letters.counted < letters.total else ""
-        text += f"{newest}: " + ", ".join(
-            f"{reason or 'no reason'} {count}" for reason, count in letters.reasons.items()
-        )
+        text += f"{newest}: {format_counts(letters.reasons)}"
     return f"{text}; {seen.advisories} advisories wait" if seen.advisories else text
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from relay.contract.errors import ConfigurationError
+from relay.contract.text import redact_url
 
 PREFIX: Final = "RELAY_"
 
@@ -61,12 +62,6 @@ def _nats_address(url: str) -> str:
     if parts.scheme not in _NATS_SCHEMES or not parts.hostname or parts.port == 0 or has_path:
         raise ValueError(url)
     return url
-
-
-def shown_address(url: str) -> str:
-    """`url` without what may be a secret in it: user, password, query and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _existing_file(path: Path) -> Path:
@@ -118,7 +113,7 @@ class NatsSettings(_Group):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, tuple(map(shown_address, value)) if name == "urls" else value
+            yield name, tuple(map(redact_url, value)) if name == "urls" else value
 
     urls: Annotated[
         tuple[Annotated[str, AfterValidator(_nats_address)], ...],
@@ -167,7 +162,7 @@ class FacilitatorSettings(_Group):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, shown_address(value) if name == "url" and value else value
+            yield name, redact_url(value) if name == "url" and value else value
 
     url: Annotated[
         str,

@@ -19,6 +19,7 @@ from pydantic_core.core_schema import ErrorType
 
 from relay.contract.model import INT32_MAX, INT32_MIN, MESSAGE_TYPE, JobStatus
 from relay.contract.subjects import Reason, is_job_uuid
+from relay.contract.text import ascii_line
 
 MAX_FRAME_BYTES: Final = 16_777_216
 """The largest frame that the Facilitator takes; it closes the connection with 1009 on a larger one."""
@@ -156,7 +157,7 @@ def decode(body: bytes, token: str) -> Frame | Fault:
     try:
         return _decode(body, token)
     except _Unfit as unfit:
-        return Fault(unfit.reason, _one_line(unfit.error))
+        return Fault(unfit.reason, ascii_line(unfit.error, _MAX_ERROR_CHARS))
     except RecursionError:
         return Fault(Reason.INVALID_JSON, "not JSON that every reader understands alike: nested too deep")
 
@@ -281,12 +282,6 @@ def _echo(text: str) -> str:
     return f"'{text}'" if len(text) <= _MAX_ECHO_CHARS else f"'{text[:_MAX_ECHO_CHARS]}...'"
 
 
-def _one_line(text: str) -> str:
-    """`text` fit for a NATS header: printable ASCII, bounded."""
-    escaped = text[:_MAX_ERROR_CHARS].encode("unicode_escape").decode("ascii")
-    return escaped if len(escaped) <= _MAX_ERROR_CHARS else escaped[: _MAX_ERROR_CHARS - 3] + "..."
-
-
 class ReplyError(Struct, frozen=True, gc=False):
     """One error of a reply: its `type` is what to judge by, its `msg` (one line, bounded) is for people."""
 
@@ -356,7 +351,13 @@ def _reply(message: _Incoming) -> Reply | None:
         errors = _ERRORS.decode(message.errors)
     except msgspec.DecodeError:
         errors = ()  # still a reply: to overlook it would pair every later one with the wrong update
-    return Reply(message.status, tuple(ReplyError(_one_line(error.type), _one_line(error.msg)) for error in errors))
+    return Reply(
+        message.status,
+        tuple(
+            ReplyError(ascii_line(error.type, _MAX_ERROR_CHARS), ascii_line(error.msg, _MAX_ERROR_CHARS))
+            for error in errors
+        ),
+    )
 
 
 def _push(message: _Incoming) -> Push | None:

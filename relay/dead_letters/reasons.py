@@ -23,6 +23,7 @@ from relay.contract.subjects import (
     api_pull,
     api_stream_info,
 )
+from relay.contract.text import describe
 from relay.nats.connection import api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
 
@@ -127,7 +128,7 @@ class ReasonCounter:
                 if not self._client.is_closed:
                     await subscription.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            cause = f"the dead letters stopped coming ({str(error) or type(error).__name__})"
+            cause = f"the dead letters stopped coming ({describe(error)})"
             raise BrokerUnavailable(["NATS"], cause) from error
         return reading.reasons
 

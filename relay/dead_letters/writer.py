@@ -27,6 +27,7 @@ from relay.contract.subjects import (
     published_subject,
     token_of_stored,
 )
+from relay.contract.text import one_line
 from relay.core.ports import DeliveryLike, UpdateLike
 from relay.core.verdict import DeadLetter
 from relay.dead_letters.index import DeadLetterIndex, is_of
@@ -87,7 +88,7 @@ class DeadLetterWriter:
         told = {
             MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, delivery.sequence),
             REASON_HEADER: letter.reason.value,
-            ERROR_HEADER: _one_line(letter.error),
+            ERROR_HEADER: _bounded(one_line(letter.error)),
             ATTEMPTS_HEADER: str(attempts),
             SOURCE_SUBJECT_HEADER: published_subject(delivery.subject),
             SOURCE_SEQUENCE_HEADER: str(delivery.sequence),
@@ -126,7 +127,7 @@ def _carried(headers: Mapping[str, str]) -> dict[str, str]:
     # Those that steered a replay are no producer's.
     was_replayed = REPLAYED_FROM_HEADER in headers
     return {
-        (ORIGINAL_HEADER_PREFIX if _is_control(name) else "") + _UNSAFE_IN_NAME.sub("_", name): _printable(value)
+        (ORIGINAL_HEADER_PREFIX if _is_control(name) else "") + _UNSAFE_IN_NAME.sub("_", name): one_line(value)
         for name, value in headers.items()
         if not (was_replayed and _is_control(name))
     }
@@ -136,10 +137,5 @@ def _is_control(name: str) -> bool:
     return name.lower().startswith(_CONTROL_HEADER_PREFIX)
 
 
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
-
-
-def _one_line(text: str) -> str:
-    printable = _printable(text)
-    return printable if len(printable) <= _MAX_ERROR_CHARS else printable[:_MAX_ERROR_CHARS] + " ..."
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MAX_ERROR_CHARS else text[:_MAX_ERROR_CHARS] + " ..."

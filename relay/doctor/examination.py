@@ -9,6 +9,7 @@ from nats.aio.client import Client
 
 from relay.contract.errors import NotProvisioned, RelayError
 from relay.contract.settings import Settings
+from relay.contract.text import describe
 from relay.doctor.facilitator import FACILITATOR, check_facilitator
 from relay.doctor.findings import Finding, Verdict, fail, unchecked
 from relay.doctor.nats import (
@@ -103,7 +104,7 @@ async def _isolated(name: str, check: Coroutine[Any, Any, list[Finding]], timeou
     except TimeoutError:
         return _failed(name, f"it took more than {timeout_s:g} s")
     except (RelayError, nats.errors.Error, OSError) as error:
-        return _failed(name, str(error) or type(error).__name__)
+        return _failed(name, describe(error))
     except Exception as error:  # noqa: BLE001 - told as what it is; the other checks are worth having
         _log.exception("a check of the doctor ended unexpectedly", check=name)
         return _failed(name, f"the check broke: {type(error).__name__}, with its traceback on standard error")

@@ -12,7 +12,8 @@ from typing import Final
 from websockets import InvalidHandshake
 
 from relay.contract.errors import IdentityError
-from relay.contract.settings import FacilitatorSettings, shown_address
+from relay.contract.settings import FacilitatorSettings
+from relay.contract.text import redact_url
 from relay.contract.wire import Reply, authentication_request, decode_incoming
 from relay.doctor.findings import Finding, fail, ok, unchecked
 from relay.facilitator.identity import load_signer
@@ -48,7 +49,7 @@ async def check_facilitator(settings: FacilitatorSettings, authentication: str |
     """Connect as the relay does, and sign in if there is an `authentication`."""
     if not settings.url:
         return unchecked(FACILITATOR, "RELAY_FACILITATOR_URL is not set")
-    where = shown_address(settings.url)
+    where = redact_url(settings.url)
     try:
         websocket = await connect(
             settings.url,

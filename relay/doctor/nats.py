@@ -6,9 +6,10 @@ from typing import Any, Final
 from nats.aio.client import Client
 
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer
-from relay.contract.settings import DeliverySettings, NatsSettings, shown_address
+from relay.contract.settings import DeliverySettings, NatsSettings
+from relay.contract.text import format_size, redact_url
 from relay.doctor.findings import Finding, Verdict, fail, ok, warn
-from relay.doctor.state import FULL, NEARLY_FULL, size
+from relay.doctor.state import FULL, NEARLY_FULL
 from relay.nats.connection import api_request, close, connect, require_server
 from relay.topology.provision import check, topology_of
 
@@ -25,13 +26,13 @@ async def open_client(settings: NatsSettings) -> Client:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             return await connect(settings, name="relay-doctor")
     except TimeoutError as error:
-        servers = list(map(shown_address, settings.urls))
+        servers = list(map(redact_url, settings.urls))
         raise BrokerUnavailable(servers, f"no connection within {_CONNECT_TIMEOUT_S:g} s") from error
 
 
 async def check_server(settings: NatsSettings, url: str) -> Finding:
     """One server of the list: reachable, let in, new enough, with JetStream."""
-    where = shown_address(url)
+    where = redact_url(url)
     try:
         client = await open_client(settings.model_copy(update={"urls": (url,)}))
     except (BrokerUnavailable, ConfigurationError) as error:
@@ -46,7 +47,9 @@ async def check_server(settings: NatsSettings, url: str) -> Finding:
     else:
         server = client.connected_server_version
         version = f"{server.major}.{server.minor}.{server.patch}"
-        return ok(NATS, f"{where}: nats-server {version}, JetStream, messages of up to {size(client.max_payload)}")
+        return ok(
+            NATS, f"{where}: nats-server {version}, JetStream, messages of up to {format_size(client.max_payload)}"
+        )
     finally:
         await close(client, _CLOSE_TIMEOUT_S)
 
@@ -75,8 +78,10 @@ async def check_account(client: Client) -> Finding:
     info: dict[str, Any] = await api_request(client, "$JS.API.INFO")
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
     if limit <= 0:
-        return ok(ACCOUNT, f"{size(used)} stored; it has no limit of its own, the server's shows in its configuration")
-    found = f"{size(used)} of {size(limit)} stored ({used / limit:.0%})"
+        return ok(
+            ACCOUNT, f"{format_size(used)} stored; it has no limit of its own, the server's shows in its configuration"
+        )
+    found = f"{format_size(used)} of {format_size(limit)} stored ({used / limit:.0%})"
     if used < NEARLY_FULL * limit:
         return ok(ACCOUNT, found)
     verdict = Verdict.FAIL if used >= FULL * limit else Verdict.WARN

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, STATUS_STREAM
+from relay.contract.text import format_counts, format_duration, format_size
 from relay.doctor.findings import Finding, Verdict, fail, ok, unchecked, warn
 from relay.overview.snapshot import LaneState, Overview, StreamState
 
@@ -17,8 +18,6 @@ PAGE: Final = "docs/debugging.md"
 _BY_ITSELF: Final = "mend that; it goes on by itself then"
 STATE_CHECKS: Final = (*("workers", "lanes", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),)
 """The checks that `judge` makes, in its order."""
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
-_SIZES: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def judge(seen: Overview) -> list[Finding]:
@@ -33,22 +32,6 @@ def judge(seen: Overview) -> list[Finding]:
         *_copies(seen.streams.values()),
         _clock(seen),
     ]
-
-
-def duration(seconds: float) -> str:
-    """In words and rounded: `0.4 s`, `12 s`, `3 min`, `5 d`."""
-    for size, unit in _UNITS:
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"  # noqa: PLR2004 - where a decimal says nothing
-
-
-def size(count: int) -> str:
-    """Bytes in words and rounded: `812 B`, `4.2 MiB`."""
-    for unit_bytes, unit in _SIZES:
-        if count >= unit_bytes:
-            return f"{count / unit_bytes:.1f} {unit}"
-    return f"{count} B"
 
 
 def _workers(seen: Overview) -> list[Finding]:
@@ -129,12 +112,12 @@ def _backlog(seen: Overview) -> Finding:
     oldest = max(waiting, key=lambda lane: lane.oldest_s or 0.0)
     age_s = oldest.oldest_s or 0.0
     count = sum(lane.unsettled for lane in waiting)
-    found = f"{count} not settled, the oldest for {duration(age_s)} (lane {oldest.lane})"
+    found = f"{count} not settled, the oldest for {format_duration(age_s)} (lane {oldest.lane})"
     if age_s < OLD_S:
         return ok("backlog", found)
     left_s = seen.streams[STATUS_STREAM].max_age_s - age_s
     if age_s >= TOO_OLD_S and seen.streams[STATUS_STREAM].max_age_s > 0:
-        found += f"; JetStream removes it in {duration(max(0.0, left_s))}, relayed or not"
+        found += f"; JetStream removes it in {format_duration(max(0.0, left_s))}, relayed or not"
     remedy = f"the lines on workers, lanes and facilitator say what holds it up; else {PAGE}"
     return Finding("backlog", Verdict.FAIL if age_s >= TOO_OLD_S else Verdict.WARN, found, remedy)
 
@@ -143,7 +126,7 @@ def _dead_letters(seen: Overview) -> Finding:
     letters = seen.letters
     if not letters.total:
         return ok("dead letters", f"none in {DLQ_STREAM}")
-    reasons = ", ".join(f"{reason or 'without a reason'} {count}" for reason, count in letters.reasons.items())
+    reasons = format_counts(letters.reasons)
     newest = f"of the newest {letters.counted}: " if letters.counted < letters.total else ""
     told = f": {newest}{reasons}" if reasons else " (this NATS user may not count them by reason)"
     remedy = "`relay dlq list` and `relay dlq show SEQ` say why; docs/dead-letters.md says what to do about each reason"
@@ -172,7 +155,7 @@ def _storage(streams: Iterable[StreamState]) -> list[Finding]:
                 findings.append(
                     Finding("storage", verdict, f"{stream.name} holds {held} of {limit} {unit} ({share:.0%})", remedy)
                 )
-    held = ", ".join(f"{stream.name} {size(stream.bytes)}" for stream in streams if stream.messages)
+    held = ", ".join(f"{stream.name} {format_size(stream.bytes)}" for stream in streams if stream.messages)
     return findings or [ok("storage", f"no stream is near a limit of its own ({held or 'all are empty'})")]
 
 
@@ -197,6 +180,6 @@ def _clock(seen: Overview) -> Finding:
         return ok("clock", f"within {max(off_s, seen.clock_error_s) * 1000:.0f} ms of that of NATS")
     return warn(
         "clock",
-        f"this machine's is {duration(off_s)} {where} that of NATS: latencies and ages are wrong by so much",
+        f"this machine's is {format_duration(off_s)} {where} that of NATS: latencies and ages are wrong by so much",
         "synchronise both (NTP); nothing is lost or reordered by it, because leases go by monotonic clocks",
     )

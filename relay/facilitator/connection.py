@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from websockets import InvalidHandshake
 from websockets.frames import Close, CloseCode
 
-from relay.contract.settings import shown_address
+from relay.contract.text import describe, redact_url
 from relay.core.backoff import Backoff
 from relay.core.ports import InFlight
 from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
@@ -62,7 +62,7 @@ class Facilitator:
         self.trouble: str | None = "not connected to the Facilitator yet"
         """Why nothing can be sent, in words for an operator; None while the session is open."""
         self._url = url
-        self._shown_url = shown_address(url)
+        self._shown_url = redact_url(url)
         self._session = session
         self._backoff = backoff
         self._metrics = metrics
@@ -102,9 +102,7 @@ class Facilitator:
             except (OSError, TimeoutError, InvalidHandshake) as error:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
-                self._complain(
-                    f"cannot connect to the Facilitator at {self._shown_url}: {str(error) or type(error).__name__}"
-                )
+                self._complain(f"cannot connect to the Facilitator at {self._shown_url}: {describe(error)}")
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures))
 

@@ -11,7 +11,8 @@ import nats.errors
 from nats.aio.client import Client
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
-from relay.contract.settings import NatsSettings, shown_address
+from relay.contract.settings import NatsSettings
+from relay.contract.text import redact_url
 from relay.nats.credentials import sign_in
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.nats.frames import FrameClient
@@ -251,7 +252,7 @@ class _Events:
 
     @property
     def servers(self) -> list[str]:
-        return [shown_address(url) for url in self.urls]
+        return [redact_url(url) for url in self.urls]
 
     async def failed(self, error: Exception) -> None:
         problem = _describe(error)
@@ -307,7 +308,7 @@ def _headers_size(headers: dict[str, str] | None) -> int:
 
 
 def _servers(url: ParseResult | None) -> list[str]:
-    return [shown_address(url.geturl())] if url else ["no server"]
+    return [redact_url(url.geturl())] if url else ["no server"]
 
 
 def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:

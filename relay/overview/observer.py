@@ -29,6 +29,7 @@ from relay.contract.subjects import (
     lane_filter,
     lanes_of_transform,
 )
+from relay.contract.text import describe
 from relay.dead_letters.reasons import SUBJECTS_TO_COUNT, ReasonCounter, ReasonCounts
 from relay.leases.leases import Leases, View
 from relay.nats.connection import api_request
@@ -124,7 +125,7 @@ class Observer:
         try:
             missing = await refused(self._client, [*count, ask])
         except (nats.errors.Error, OSError) as error:
-            raise BrokerUnavailable(["NATS"], str(error) or type(error).__name__) from error
+            raise BrokerUnavailable(["NATS"], describe(error)) from error
         return _May(count=not any(need in missing for need in count), ask=ask not in missing)
 
     async def _clocked_info(self) -> tuple[Mapping[str, Any], _Clock]:
@@ -185,7 +186,7 @@ async def gather_reports(client: Client, expected: int) -> dict[str, Report]:
             if not client.is_closed:
                 await subscription.unsubscribe()
     except (nats.errors.Error, OSError) as error:
-        raise BrokerUnavailable(["NATS"], f"{REPORT_SUBJECT}: {str(error) or type(error).__name__}") from error
+        raise BrokerUnavailable(["NATS"], f"{REPORT_SUBJECT}: {describe(error)}") from error
     return answers.reports
 
 

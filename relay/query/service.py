@@ -20,6 +20,7 @@ from nats.micro.service import EndpointInfo, EndpointStats, Service, ServiceConf
 
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.subjects import HISTORY_SUBJECTS, QUERY_SUBJECTS, STATUS_SERVICE
+from relay.contract.text import one_line
 from relay.nats.connection import Requester
 from relay.nats.frames import FrameClient, publication
 from relay.nats.pipeline import Pipeline, pipelined
@@ -136,8 +137,7 @@ class Endpoint:
         self._errors += 1
         self._last_error = f"{code}:{why}"
         # It travels in a header: one line of ASCII.
-        line = "".join(char if char.isprintable() else " " for char in why[:_MOST_ERROR_CHARS])
-        text = line.encode("ascii", "backslashreplace").decode("ascii")
+        text = one_line(why[:_MOST_ERROR_CHARS]).encode("ascii", "backslashreplace").decode("ascii")
         self._respond(reply, b"", {ERROR_HEADER: text, ERROR_CODE_HEADER: str(code)})
 
     def _respond(self, reply: bytes, answer: bytes, headers: Mapping[str, str] | None = None) -> None:

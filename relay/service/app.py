@@ -11,8 +11,9 @@ from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 from relay.contract.errors import BrokerUnavailable, NotProvisioned
-from relay.contract.settings import Settings, shown_address
+from relay.contract.settings import Settings
 from relay.contract.subjects import STATUS_STREAM, lane_consumer, safe_token
+from relay.contract.text import redact_url
 from relay.core.backoff import Backoff
 from relay.core.ports import InFlight
 from relay.core.progress import LaneProgress
@@ -163,7 +164,7 @@ class Relay:
 
     async def _until_stopped(self, stop: asyncio.Event) -> None:
         if await _unless(stop, self._closed.wait()):
-            servers = list(map(shown_address, self._settings.nats.urls))
+            servers = list(map(redact_url, self._settings.nats.urls))
             raise BrokerUnavailable(servers, "the server closed the connection for good")
 
     async def _connect(self) -> FrameClient:

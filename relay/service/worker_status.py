@@ -8,7 +8,8 @@ from typing import Final
 from nats.aio.client import Client
 
 from relay.contract.report import ConnectionReport, LaneReport, Report
-from relay.contract.settings import Settings, shown_address
+from relay.contract.settings import Settings
+from relay.contract.text import redact_url
 from relay.facilitator.connection import Facilitator
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
@@ -105,7 +106,7 @@ class WorkerStatus:
         return self.client is not None and self.client.is_connected
 
     def _nats_trouble(self) -> str:
-        servers = ", ".join(map(shown_address, self._settings.nats.urls))
+        servers = ", ".join(map(redact_url, self._settings.nats.urls))
         return f"the connection to NATS at {servers} is lost; trying to make it anew"
 
     def _lane_troubles(self) -> list[str]:

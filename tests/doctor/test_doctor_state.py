@@ -7,7 +7,7 @@ import pytest
 
 from relay.contract.report import ConnectionReport, LaneReport, Report
 from relay.dead_letters.reasons import ReasonCounts
-from relay.doctor.state import STATE_CHECKS, duration, judge, size
+from relay.doctor.state import STATE_CHECKS, judge
 from relay.overview.snapshot import LaneState, Overview, StreamState
 
 A, B = "host-1-a", "host-2-b"
@@ -123,18 +123,3 @@ def test_clock_in_words():
     """The direction of a wrong clock is said, as seen from this machine."""
     assert "this machine's is 5.0 s ahead of that of NATS" in told(replace(WELL, server_ahead_s=-5.0), "clock")
     assert "this machine's is 5.0 s behind that of NATS" in told(replace(WELL, server_ahead_s=5.0), "clock")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (119, "119 s"), (180, "3 min"), (9e4, "25 h")],
-)
-def test_duration(seconds, expected):
-    """Durations are rounded to what matters."""
-    assert expected == duration(seconds)
-
-
-@pytest.mark.parametrize(("count", "expected"), [(812, "812 B"), (1024, "1.0 KiB"), (4_400_000, "4.2 MiB")])
-def test_size(count, expected):
-    """Sizes are rounded to what matters."""
-    assert expected == size(count)

@@ -1,0 +1,66 @@
+"""Text that is safe to send and to show, and figures in words."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.contract.text import (
+    ascii_line,
+    describe,
+    escape,
+    format_counts,
+    format_duration,
+    format_size,
+    one_line,
+    redact_url,
+)
+
+
+@given(st.text())
+def test_safe(text):
+    """Whatever the text, nothing unprintable is left of it; what was printable stays as it is."""
+    assert escape(text).isprintable()
+    assert one_line(text).isprintable()
+    assert len(text) == len(one_line(text))
+    if text.isprintable():
+        assert text == escape(text) == one_line(text)
+
+
+@given(st.text(), st.integers(3, 20))
+def test_ascii_line(text, max_chars):
+    """A line for a header is printable ASCII and bounded, however long its escape sequences are."""
+    line = ascii_line(text, max_chars)
+    assert line.isascii()
+    assert line.isprintable()
+    assert len(line) <= max_chars
+
+
+def test_redact_url():
+    """Neither the user, the password, the query nor the fragment of an address is shown."""
+    assert "wss://host:1/ws/" == redact_url("wss://user:p%40ss@host:1/ws/?token=secret#secret")
+
+
+@pytest.mark.parametrize(("error", "expected"), [(OSError("no route"), "no route"), (TimeoutError(), "TimeoutError")])
+def test_describe(error, expected):
+    """An error without a message is named by its type."""
+    assert expected == describe(error)
+
+
+def test_format_counts():
+    """Reasons are listed in the order given; a dead letter without a reason is named as one."""
+    assert "refused 2, without a reason 1" == format_counts({"refused": 2, "": 1})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (119, "119 s"), (180, "3 min"), (9e4, "25 h")],
+)
+def test_duration(seconds, expected):
+    """Durations are rounded to what matters."""
+    assert expected == format_duration(seconds)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(812, "812 B"), (1024, "1.0 KiB"), (4_400_000, "4.2 MiB")])
+def test_size(count, expected):
+    """Sizes are rounded to what matters."""
+    assert expected == format_size(count)
