@@ -33,7 +33,7 @@ from nats.aio.client import Client
 
 from bench.ending import end_in_order
 from bench.request_floor import measure, publish, removal
-from relay.contract.settings import load_settings
+from relay.contract.environment import load_settings
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
 from relay.dead_letters import flow
 from relay.local.cluster import NatsCluster

@@ -16,7 +16,7 @@ from typing import Final
 from bench.figures import Pairs, read_pairs
 from bench.processes import BenchError, Child
 from bench.systems import System
-from relay.contract.settings import load_settings
+from relay.contract.environment import load_settings
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
 from relay.nats.connection import close, connect

@@ -32,8 +32,8 @@ from uuid import UUID
 import uvloop
 
 from bench.ending import end_in_order
+from relay.contract.environment import load_settings
 from relay.contract.model import JobStatus, JobStatusUpdate
-from relay.contract.settings import load_settings
 from relay.contract.subjects import lane_of
 from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator

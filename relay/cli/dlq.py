@@ -14,7 +14,7 @@ from relay.cli.console import complain, nats_client, run
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
 from relay.cli.dlq_purge import Found, remove, survey
 from relay.cli.dlq_replay import Source, replay_selected
-from relay.contract.settings import load_settings
+from relay.contract.environment import load_settings
 from relay.contract.subjects import DLQ_STREAM, Reason
 from relay.dead_letters.store import DeadLetterStore
 from relay.dead_letters.stored import Selection, parse_since

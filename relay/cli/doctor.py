@@ -8,8 +8,9 @@ from typing import Annotated, Final
 import typer
 
 from relay.cli.console import run
+from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import Settings, load_settings
+from relay.contract.settings import Settings
 from relay.contract.text import escape
 from relay.doctor.examination import CHECKS, examine
 from relay.doctor.facilitator import HOTKEY, check_hotkey

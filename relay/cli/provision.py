@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from relay.cli.console import complain, nats_client, run
+from relay.contract.environment import load_settings
 from relay.contract.errors import UnsafeChange
-from relay.contract.settings import Settings, load_settings
+from relay.contract.settings import Settings
 from relay.nats.connection import require_server
 from relay.topology import provision as topology
 from relay.topology.plan import Plan

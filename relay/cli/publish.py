@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from relay.cli.console import complain, nats_client, run
+from relay.contract.environment import load_settings
 from relay.contract.errors import RelayError
 from relay.contract.model import JobStatusUpdate
-from relay.contract.settings import Settings, load_settings
+from relay.contract.settings import Settings
 from relay.nats.connection import PubAck
 from relay.producer import publish_body, publish_update
 

@@ -13,7 +13,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.cli.console import complain, nats_client, run
-from relay.contract.settings import NatsSettings, load_settings
+from relay.contract.environment import load_settings
+from relay.contract.settings import NatsSettings
 from relay.contract.subjects import (
     STATUS_STREAM,
     history_subject,

@@ -12,7 +12,8 @@ from typing import Annotated, Final
 import typer
 
 from relay.cli.console import run
-from relay.contract.settings import FacilitatorSettings, Settings, load_settings
+from relay.contract.environment import load_settings
+from relay.contract.settings import FacilitatorSettings, Settings
 from relay.contract.wire import authentication_request
 from relay.core.backoff import Backoff
 from relay.facilitator.identity import load_signer

@@ -17,8 +17,9 @@ from rich.live import Live
 
 from relay.cli.console import run
 from relay.cli.top_display import View, document, screen
+from relay.contract.environment import load_settings
 from relay.contract.errors import RelayError
-from relay.contract.settings import NatsSettings, load_settings
+from relay.contract.settings import NatsSettings
 from relay.contract.text import redact_url
 from relay.nats.connection import close, connect
 from relay.observability import logs

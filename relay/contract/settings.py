@@ -1,29 +1,21 @@
-"""Configuration: frozen groups of values, filled from environment variables with the prefix `RELAY_` and a `.env` file.
+"""Every setting: its field, type, default, environment variable, what is allowed and what it is for.
 
-The annotated fields below are the one table of settings: names, types, defaults, what is allowed and what it is for.
-Constructing a group reads nothing from outside; `load_settings` does.
+Settings are frozen groups of values. Constructing a group reads nothing from outside: environment.py fills the groups
+from environment variables, settings_table.py lists them for people.
 """
 
-import difflib
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from relay.contract.errors import ConfigurationError
 from relay.contract.text import redact_url
 
-PREFIX: Final = "RELAY_"
-
-_LONGEST_PATH: Final = 255
 _NATS_SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
-_SERVICE_LINK_NAME: Final = re.compile(r"_SERVICE_(HOST|PORT)\b|_SERVICE_PORT_|_PORT_\d+_(TCP|UDP|SCTP)")
-_SERVICE_LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +23,6 @@ class Variable:
     """The environment variable that fills a field: what it allows and what it is for, each in words."""
 
     name: str
-    allowed: str
-    description: str
-
-
-class SettingRow(NamedTuple):
-    """One line of the configuration table; `default` is spelled as in the environment, empty when there is none."""
-
-    variable: str
-    default: str
     allowed: str
     description: str
 
@@ -104,11 +87,13 @@ _MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1 every restart would dead-l
 _BACKOFF_MAX: Final = f"{_SECONDS}, and not below RELAY_BACKOFF_INITIAL"
 
 
-class _Group(BaseModel):
+class SettingsGroup(BaseModel):
+    """Frozen values that belong together; each field is annotated with its Variable."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class NatsSettings(_Group):
+class NatsSettings(SettingsGroup):
     """Where NATS is and how to sign in there."""
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -153,8 +138,17 @@ class NatsSettings(_Group):
         Variable("RELAY_NATS_INBOX_PREFIX", _INBOX_PREFIX, "Where answers arrive, if not everybody may listen there."),
     ] = "_INBOX"
 
+    @property
+    def missing_companion(self) -> str | None:
+        """The field that must be set because another one is: the password to a user, the key to a certificate."""
+        for pair in (("user", "password"), ("cert_file", "key_file")):
+            missing = [name for name in pair if getattr(self, name) is None]
+            if len(missing) == 1:
+                return missing[0]
+        return None
 
-class FacilitatorSettings(_Group):
+
+class FacilitatorSettings(SettingsGroup):
     """Where the Facilitator is, who the relay is to it, and how hard to drive it.
 
     `url` is empty while it is not set: commands that do not reach the Facilitator need none.
@@ -196,7 +190,7 @@ class FacilitatorSettings(_Group):
     ] = 60.0
 
 
-class DeliverySettings(_Group):
+class DeliverySettings(SettingsGroup):
     """How updates are partitioned, retried and kept."""
 
     lanes: Annotated[
@@ -243,7 +237,7 @@ class DeliverySettings(_Group):
     ] = False
 
 
-class HttpSettings(_Group):
+class HttpSettings(SettingsGroup):
     """Where probes and metrics are served.
 
     Loopback by default, because neither asks who is calling; a container sets RELAY_HTTP_HOST=0.0.0.0.
@@ -259,7 +253,7 @@ class HttpSettings(_Group):
     ] = 8080
 
 
-class LogSettings(_Group):
+class LogSettings(SettingsGroup):
     """What is logged and how; `format` None means json unless standard error is a terminal."""
 
     level: Annotated[
@@ -276,7 +270,7 @@ class LogSettings(_Group):
     ] = None
 
 
-class TracingSettings(_Group):
+class TracingSettings(SettingsGroup):
     """Whether spans are made of updates; OpenTelemetry's own variables, `OTEL_*`, say where they go."""
 
     backend: Annotated[
@@ -286,7 +280,7 @@ class TracingSettings(_Group):
     ] = "none"
 
 
-class Settings(_Group):
+class Settings(SettingsGroup):
     """All settings."""
 
     nats: NatsSettings = NatsSettings()
@@ -302,121 +296,7 @@ class Settings(_Group):
         Raises ConfigurationError if the URL is missing, or the hotkey file that hotkey authentication needs.
         """
         if not self.facilitator.url:
-            raise _refusal("RELAY_FACILITATOR_URL", "")
+            raise ConfigurationError("RELAY_FACILITATOR_URL", "", _FACILITATOR_URL)
         if self.facilitator.auth == "hotkey" and self.facilitator.hotkey_file is None:
-            raise _refusal("RELAY_FACILITATOR_HOTKEY_FILE", "")
+            raise ConfigurationError("RELAY_FACILITATOR_HOTKEY_FILE", "", _HOTKEY_FILE)
         return self
-
-
-_GROUPS: Final[Mapping[str, type[_Group]]] = {
-    "nats": NatsSettings,
-    "facilitator": FacilitatorSettings,
-    "delivery": DeliverySettings,
-    "http": HttpSettings,
-    "log": LogSettings,
-    "tracing": TracingSettings,
-}
-
-
-class _Setting(NamedTuple):
-    group: str
-    field: str
-    default: Any
-    variable: Variable
-
-
-def _settings() -> Iterator[_Setting]:
-    for group, kind in _GROUPS.items():
-        for field, info in kind.model_fields.items():
-            variable = next(mark for mark in info.metadata if isinstance(mark, Variable))
-            yield _Setting(group, field, info.default, variable)
-
-
-_BY_VARIABLE: Final = {setting.variable.name: setting for setting in _settings()}
-
-
-def settings_table() -> list[SettingRow]:
-    """Every setting in the order of the groups, for the README's configuration table."""
-    return [
-        SettingRow(name, _as_text(setting.default), setting.variable.allowed, setting.variable.description)
-        for name, setting in _BY_VARIABLE.items()
-    ]
-
-
-def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env") -> Settings:
-    """The settings that `environ` (the process's environment if None) and `env_file` give; `environ` wins.
-
-    An empty variable counts as unset, and so does a missing file. Raises ConfigurationError for the first variable
-    that is unknown, has a value that is not allowed, or lacks its companion.
-    """
-    given = _read_env_file(env_file) | dict(os.environ if environ is None else environ)
-    given = {name: value for name, value in given.items() if name.startswith(PREFIX) and value}
-    _refuse_unknown(given)
-    settings = Settings.model_validate({group: _fill(group, given) for group in _GROUPS})
-    _refuse_contradictions(settings)
-    return settings
-
-
-def _read_env_file(path: str | Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    # Imported here because a job runner, which imports this module with `relay.producer`, reads no such file.
-    from pydantic_settings import BaseSettings, DotEnvSettingsSource  # noqa: PLC0415
-
-    try:
-        source = DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8", case_sensitive=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), str(error), "a readable UTF-8 file of NAME=value lines") from error
-    return {name: value for name, value in source.env_vars.items() if value is not None}
-
-
-def _refuse_unknown(given: Mapping[str, str]) -> None:
-    for name, value in given.items():
-        if name in _BY_VARIABLE or _is_service_link(name, value):
-            continue
-        nearest = difflib.get_close_matches(name, _BY_VARIABLE, n=1, cutoff=0)[0]
-        raise ConfigurationError(ascii(name)[1:-1], "***", f"there is no such setting; the nearest name is {nearest}")
-
-
-def _is_service_link(name: str, value: str) -> bool:
-    # Kubernetes sets RELAY_SERVICE_HOST, RELAY_PORT=tcp://... and the like in every pod beside a Service named "relay".
-    return bool(_SERVICE_LINK_NAME.search(name) or _SERVICE_LINK_VALUE.match(value))
-
-
-def _fill(group: str, given: Mapping[str, str]) -> _Group:
-    variables = {setting.field: name for name, setting in _BY_VARIABLE.items() if setting.group == group}
-    texts = {field: given[name] for field, name in variables.items() if name in given}
-    try:
-        return _GROUPS[group].model_validate(texts)
-    except ValidationError as error:
-        name = variables[str(error.errors(include_context=False)[0]["loc"][0])]
-        raise _refusal(name, given[name]) from None
-
-
-def _refuse_contradictions(settings: Settings) -> None:
-    nats, delivery = settings.nats, settings.delivery
-    if (nats.user is None) != (nats.password is None):
-        raise _refusal("RELAY_NATS_PASSWORD" if nats.password is None else "RELAY_NATS_USER", "")
-    if (nats.cert_file is None) != (nats.key_file is None):
-        raise _refusal("RELAY_NATS_KEY_FILE" if nats.key_file is None else "RELAY_NATS_CERT_FILE", "")
-    if delivery.backoff_max_s < delivery.backoff_initial_s:
-        raise _refusal("RELAY_BACKOFF_MAX", _as_text(delivery.backoff_max_s))
-
-
-def _refusal(name: str, value: str) -> ConfigurationError:
-    # What can be refused for its value and hold a secret: an address, and a file's content in the place of its path.
-    if name.endswith(("_CREDS", "_FILE")) and (len(value) > _LONGEST_PATH or not value.isprintable()):
-        value = "***"
-    if name.endswith("_URL") and "@" in value:
-        value = "***@" + value.rpartition("@")[2]
-    return ConfigurationError(name, value, _BY_VARIABLE[name].variable.allowed)
-
-
-def _as_text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ",".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

@@ -8,11 +8,11 @@ from typing import Final, TypedDict, cast
 
 from pydantic import SecretStr, ValidationError
 
+from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import NatsSettings, Variable, load_settings
+from relay.contract.settings import NatsSettings, Variable
 
 _OURS: Final = "RELAY_NATS_"
-_PAIRS: Final = (("user", "password"), ("cert_file", "key_file"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,10 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
     try:
         settings = NatsSettings.model_validate({"urls": addresses, **credentials})
     except ValidationError as error:
-        # The value is not shown: an address and a file's content in the place of its path may hold a secret.
+        # The value is not shown: an address, or a file's content given in place of its path, may hold a secret.
         raise _refusal(str(error.errors(include_context=False, include_input=False)[0]["loc"][0])) from None
-    for pair in _PAIRS:
-        missing = [name for name in pair if getattr(settings, name) is None]
-        if len(missing) == 1:
-            raise _refusal(missing[0], "")
+    if settings.missing_companion:
+        raise _refusal(settings.missing_companion, "")
     return settings
 
 

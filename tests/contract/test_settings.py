@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import (
     DeliverySettings,
@@ -13,9 +14,8 @@ from relay.contract.settings import (
     NatsSettings,
     Settings,
     TracingSettings,
-    load_settings,
-    settings_table,
 )
+from relay.contract.settings_table import settings_table
 
 CONTRACT = """
     NATS_URL NATS_CREDS NATS_USER NATS_PASSWORD NATS_TOKEN NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE

@@ -24,7 +24,7 @@ from manifests import (
     workloads,
 )
 
-from relay.contract.settings import load_settings
+from relay.contract.environment import load_settings
 from relay.service.app import DRAIN_S
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()

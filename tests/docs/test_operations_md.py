@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from relay.cli import program
 from relay.contract import subjects
-from relay.contract.settings import settings_table
+from relay.contract.settings_table import settings_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/operations.md"

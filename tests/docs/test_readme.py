@@ -12,7 +12,8 @@ import pytest
 from typer.main import get_command
 
 from relay.cli import program
-from relay.contract.settings import DeliverySettings, NatsSettings, settings_table
+from relay.contract.settings import DeliverySettings, NatsSettings
+from relay.contract.settings_table import settings_table
 from relay.contract.subjects import STATUS_STREAM, Reason, api_stream_info, lane_of, stored_subject
 from relay.contract.wire import Frame, decode
 from relay.local.server import NatsServer

@@ -37,7 +37,8 @@ from bench.nats_line import UpdateLine
 from bench.processes import resident_mib
 from bench.scene import Running, note, scene
 from bench.systems import RELAY
-from relay.contract.settings import Settings, load_settings
+from relay.contract.environment import load_settings
+from relay.contract.settings import Settings
 from relay.contract.subjects import DLQ_SUBJECTS, STATUS_STREAM, Reason, api_consumer_info, lane_consumer
 from relay.dead_letters.store import DeadLetterStore
 from relay.dead_letters.stored import Selection, StoredDeadLetter

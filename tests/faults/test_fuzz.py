@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from relay_kit import update
 
 from relay.cli.dlq_display import json_row
+from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import Settings, load_settings, settings_table
+from relay.contract.settings import Settings
+from relay.contract.settings_table import settings_table
 from relay.contract.subjects import status_subject
 from relay.contract.wire import Fault, Push, Reply, decode, decode_incoming
 from relay.core.session import Answered, Broken, Opened, Pushed, Session, Unpaired

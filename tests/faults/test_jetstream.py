@@ -15,8 +15,8 @@ from test_cluster import load
 from test_dead_letters import change
 from test_leases import steadily_published
 
+from relay.contract.environment import load_settings
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
-from relay.contract.settings import load_settings
 from relay.contract.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of, status_subject
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall

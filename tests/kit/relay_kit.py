@@ -24,7 +24,8 @@ from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.contract.settings import Settings, load_settings
+from relay.contract.environment import load_settings
+from relay.contract.settings import Settings
 from relay.contract.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
-from relay.contract.settings import load_settings
+from relay.contract.environment import load_settings
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
 from relay.local.facilitator import FacilitatorSimulator

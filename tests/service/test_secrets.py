@@ -15,8 +15,10 @@ import pytest
 from bittensor_wallet import Keypair
 from bittensor_wallet import keyfile as wallet_keyfile
 
+from relay.contract.environment import load_settings
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, IdentityError
-from relay.contract.settings import HttpSettings, NatsSettings, load_settings, settings_table
+from relay.contract.settings import HttpSettings, NatsSettings
+from relay.contract.settings_table import settings_table
 from relay.facilitator.identity import load_signer
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
