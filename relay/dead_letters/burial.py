@@ -1,13 +1,11 @@
 """What a dead letter says of whose it is."""
 
-import base64
-import datetime as dt
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from relay.contract.subjects import REASON_HEADER, SOURCE_SEQUENCE_HEADER, SOURCE_SUBJECT_HEADER
+from relay.nats.messages import StoredMessage
 
 _SOURCE_SEQUENCE: Final = re.compile(rb"\r\n" + SOURCE_SEQUENCE_HEADER.encode() + rb": (\d{1,19})\r\n")
 _SOURCE_SUBJECT: Final = re.compile(rb"\r\n" + SOURCE_SUBJECT_HEADER.encode() + rb": ([^\r\n]*)\r\n")
@@ -33,14 +31,14 @@ class Burial:
     reason: str
 
     @classmethod
-    def parse(cls, message: Mapping[str, Any]) -> Self:
-        """From a message as JetStream's API gives it."""
-        headers = base64.b64decode(message.get("hdrs", ""))
+    def parse(cls, message: StoredMessage) -> Self:
+        """From a message of the dead-letter stream."""
+        headers = message.header_block
         source, subject = _SOURCE_SEQUENCE.search(headers), _SOURCE_SUBJECT.search(headers)
         reason = _REASON.search(headers)
         return cls(
-            sequence=message["seq"],
-            stored_at_s=dt.datetime.fromisoformat(message["time"]).timestamp(),
+            sequence=message.sequence,
+            stored_at_s=message.stored_at_s,
             source_sequence=int(source[1]) if source else 0,
             source_subject=subject[1] if subject else b"",
             reason=reason[1].decode() if reason else "unknown",

@@ -18,9 +18,7 @@ made of has to be gone, because it shows that this one was replayed.
 """
 
 import asyncio
-import base64
 import contextlib
-import datetime as dt
 import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
@@ -45,7 +43,7 @@ from relay.dead_letters.sources import Sources
 from relay.dead_letters.stored import Replay, StoredDeadLetter, is_replay_id, number_of, origin_of_replay, replay_of
 from relay.nats.connection import Requester, publish_confirmed
 from relay.nats.err_codes import TOO_LARGE, WRONG_LAST_SEQUENCE
-from relay.nats.messages import delete_message, find_message, get_message
+from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
@@ -165,24 +163,24 @@ class Republisher:
     async def _look(self, job: str, trail: _Trail) -> None:
         """Read on in what is stored for a job, up to what is its last update now."""
         newest = await self._stored({"last_by_subj": job_filter(job)})
-        trail.last = newest["seq"] if newest else 0
+        trail.last = newest.sequence if newest else 0
         while trail.looked_up_to < trail.last:
             request = {"next_by_subj": job_filter(job), "seq": trail.looked_up_to + 1}
             if (found := await self._stored(request)) is None:
                 return  # what was there is gone, as old updates go
-            trail.looked_up_to = found["seq"]
-            trail.sequences.add(found["seq"])
+            trail.looked_up_to = found.sequence
+            trail.sequences.add(found.sequence)
             if is_replay_id(message_id := _message_id(found)):
-                trail.replays[message_id] = found["seq"]
+                trail.replays[message_id] = found.sequence
 
     async def _remove_origin(self, letter: StoredDeadLetter) -> None:
         """Remove what an earlier replay left behind: the dead letter of which this one's source is the replay."""
         source = await self._stored({"seq": number_of(letter.source_sequence) or 0})
-        if source is None or token_of_stored(source["subject"]) != letter.job:
+        if source is None or token_of_stored(source.subject) != letter.job:
             return
         origin = origin_of_replay(_message_id(source))
         there = await get_message(self._client, DLQ_STREAM, origin[0]) if origin else None
-        if origin and there and dt.datetime.fromisoformat(there["time"]) == origin[1]:
+        if origin and there and there.stored_at == origin[1]:
             burial = Burial.parse(there)
             named = {
                 SOURCE_SEQUENCE_HEADER: str(burial.source_sequence),
@@ -191,12 +189,12 @@ class Republisher:
             await self._sources.remove(StoredDeadLetter(*origin, headers=named, body=b""))
             await delete_message(self._client, DLQ_STREAM, origin[0])
 
-    async def _stored(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def _stored(self, request: Mapping[str, Any]) -> StoredMessage | None:
         return await find_message(self._client, STATUS_STREAM, request)
 
 
-def _message_id(message: Mapping[str, Any]) -> str:
-    match = _MSG_ID.search(base64.b64decode(message.get("hdrs", "")))
+def _message_id(message: StoredMessage) -> str:
+    match = _MSG_ID.search(message.header_block)
     return match[1].decode(errors="replace") if match else ""
 
 

@@ -124,12 +124,12 @@ class Sources:
     async def _look_at(self, start: int, look: "_Look") -> None:
         ahead = await find_message(self._client, STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
         if ahead is not None:
-            look.found_at = dt.datetime.fromisoformat(ahead["time"])
+            look.found_at = ahead.stored_at
 
     async def _is_there(self, letter: StoredDeadLetter, sequence: int) -> bool:
         message = await get_message(self._client, STATUS_STREAM, sequence)
         return (
             message is not None
-            and token_of_stored(message["subject"]) == letter.job
-            and dt.datetime.fromisoformat(message["time"]) <= letter.stored_at
+            and token_of_stored(message.subject) == letter.job
+            and message.stored_at <= letter.stored_at
         )

@@ -25,9 +25,11 @@ from relay.contract.subjects import (
     api_stream_purge,
 )
 from relay.dead_letters.stored import Selection, StoredDeadLetter, moment_of
+from relay.nats.ack_subject import parse_ack_subject
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
+from relay.nats.headers import parse_headers
 from relay.nats.messages import delete_message
 
 _BATCH: Final = 500
@@ -141,7 +143,7 @@ class DeadLetterStore:
         except nats.errors.Error as error:
             raise self._unavailable(repr(error)) from error
         return [
-            StoredDeadLetter(sequence, moment_of(stored_ns), self._client.headers_of(headers), body)
+            StoredDeadLetter(sequence, moment_of(stored_ns), parse_headers(headers), body)
             for sequence, stored_ns, headers, body in await reading.batch()
         ]
 
@@ -241,15 +243,12 @@ class _Reading:
         return self._messages
 
     def _add(self, reply: bytes, headers: bytes, body: bytes) -> None:
-        # See broker/delivery.py for this subject's two forms.
-        tokens = reply.split(b".")
-        first = 5 if len(tokens) == 9 else 7  # noqa: PLR2004
-        sequence, count, stored_ns, pending = map(int, tokens[first : first + 4])
-        if count != self._count + 1:
+        told = parse_ack_subject(reply)
+        if told.consumer_sequence != self._count + 1:
             self.stuck = True  # something got lost in between
             self._ended.set()
             return
-        self._count, self.pending, self.next_sequence = count, pending, sequence + 1
-        self._messages.append(_Message(sequence, stored_ns, headers, body))
+        self._count, self.pending, self.next_sequence = told.consumer_sequence, told.pending, told.sequence + 1
+        self._messages.append(_Message(told.sequence, told.stored_ns, headers, body))
         if len(self._messages) == self._wanted:
             self._ended.set()

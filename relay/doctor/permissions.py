@@ -27,18 +27,18 @@ from relay.contract.subjects import (
     worker_key,
 )
 from relay.doctor.findings import Finding, fail, ok, warn
+from relay.nats.ack_subject import ack_of_nothing
 from relay.nats.permission import ELSEWHERE, Need, refused
 
 PERMISSIONS: Final = "permissions"
 _NOBODY: Final = "relay-doctor"
 """Stands where a job's UUID or a worker would."""
-_NO_SEQUENCE: Final = 2**62
 
 
 def own_work() -> list[Need]:
     """What nobody does but the relay: acknowledge, dead-letter, hold leases."""
     return [
-        Need(f"$JS.ACK.{STATUS_STREAM}.{lane_consumer(0)}.1.{_NO_SEQUENCE}.1.0.0", body=b"+WPI"),
+        Need(ack_of_nothing(STATUS_STREAM, lane_consumer(0)), body=b"+WPI"),
         Need(dlq_subject(_NOBODY), body=b"", headers=ELSEWHERE),
         Need(LEASE_SUBJECTS.removesuffix(">") + worker_key(_NOBODY), body=b"", headers=ELSEWHERE),
     ]

@@ -8,7 +8,6 @@ renewal was *sent*: the server starts counting later, so ours is over before any
 """
 
 import asyncio
-import base64
 import re
 import time
 from collections.abc import Mapping
@@ -163,9 +162,8 @@ class Leases:
         message = await find_message(self._nc, LEASE_STREAM, {"last_by_subj": subject}, timeout_s=self._patience_s)
         if message is None:
             return None  # it expired just now
-        deleted = _OPERATION.encode() in base64.b64decode(message.get("hdrs", ""))
-        value = None if deleted else base64.b64decode(message.get("data", "")).decode(errors="replace")
-        return _Entry(_key(subject), value, message["seq"])
+        value = None if _OPERATION in message.headers else message.body.decode(errors="replace")
+        return _Entry(_key(subject), value, message.sequence)
 
     async def _heard(self, message: Msg) -> None:
         """Somebody wrote: that is news unless it only renews what was there."""

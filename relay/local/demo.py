@@ -1,7 +1,6 @@
 """`relay demo`: the relay between an embedded nats-server and the Facilitator simulator, with an account at the end."""
 
 import asyncio
-import base64
 import contextlib
 import io
 from collections.abc import AsyncGenerator
@@ -31,6 +30,7 @@ from relay.local.jobs import Scenario, make_scenario
 from relay.local.server import NatsServer
 from relay.local.tally import Result, Tally
 from relay.local.traffic import TrafficSource
+from relay.nats.ack_subject import all_acks, parse_ack_subject
 from relay.nats.connection import close, connect
 from relay.nats.messages import find_message
 from relay.service.app import Relay
@@ -39,9 +39,6 @@ from relay.topology.provision import provision, topology_of
 _CONNECT_TIMEOUT_S: Final = 10.0
 _SETTLE_TIMEOUT_S: Final = 30.0
 """How long after the last publish the last update may take; what is not settled then counts as it is found."""
-_ACKNOWLEDGEMENTS: Final = f"$JS.ACK.{STATUS_STREAM}.>"
-_SEQUENCE_TOKEN: Final = 5
-"""Of such a subject: `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>...`"""
 _TERM: Final = "+TERM"
 _SETTLING: Final = frozenset({"", "+ACK", _TERM})
 # Patience is for the real Facilitator: three quick attempts show the same in ten seconds.
@@ -76,7 +73,7 @@ class Demo:
         rng = Random(plan.seed)
         scenario = make_scenario(rng, plan.jobs)
         self._prepare(scenario)
-        await self._client.subscribe(_ACKNOWLEDGEMENTS, cb=self._note_acknowledgement)  # pyright: ignore[reportUnknownMemberType] - of its parameter `future`
+        await self._client.subscribe(all_acks(STATUS_STREAM), cb=self._note_acknowledgement)  # pyright: ignore[reportUnknownMemberType] - of its parameter `future`
         await self._client.flush()
         source = TrafficSource(self._client, scenario.jobs, rate_per_s=plan.rate_per_s, rng=rng)
         await source.run(self.tally.note_published)
@@ -93,7 +90,8 @@ class Demo:
         """What the relay tells JetStream of an update, seen by a third party on the wire."""
         verb, _, reason = message.data.decode().partition(" ")
         if verb in _SETTLING:
-            self.tally.note_settled(int(message.subject.split(".")[_SEQUENCE_TOKEN]), reason if verb == _TERM else None)
+            sequence = parse_ack_subject(message.subject.encode()).sequence
+            self.tally.note_settled(sequence, reason if verb == _TERM else None)
             if not self.tally.in_flight:
                 self._all_settled.set()
 
@@ -168,7 +166,6 @@ async def _dead_letters(client: Client) -> dict[int, str]:
         message = await find_message(client, DLQ_STREAM, {"seq": position, "next_by_subj": DLQ_SUBJECTS})
         if message is None:
             return letters
-        _, *lines = base64.b64decode(message["hdrs"]).decode().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines if line)
+        headers = message.headers
         letters[int(headers[SOURCE_SEQUENCE_HEADER])] = headers[REASON_HEADER]
-        position = message["seq"] + 1
+        position = message.sequence + 1

@@ -18,6 +18,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from relay.nats.headers import parse_headers
+
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Told the subject, the subject to reply to, the block of headers and the body of a message.
 
@@ -26,8 +28,6 @@ What it raises is reported to the client's `error_cb`, as with callbacks of the 
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
-_PLAIN_HEADERS: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n")
-"""Headers that everybody reads alike: in ASCII, one blank at a time, and none at either end of a value."""
 _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
@@ -74,18 +74,6 @@ class FrameClient(Client):
         self._pending.append(lines)
         self._pending_data_size += len(lines)
 
-    def headers_of(self, block: bytes) -> dict[str, str]:
-        """The headers in a block of NATS's protocol; empty if there are none, or none that can be read."""
-        if not block:
-            return {}
-        if _PLAIN_HEADERS.fullmatch(block):
-            # nats-py looks at each letter of a name, and takes twice as long.
-            return dict([line.split(": ", 1) for line in block.decode().split("\r\n")[1:-2]])
-        try:
-            return _result(super()._process_headers(block)) or {}  # pyright: ignore[reportUnknownMemberType]
-        except (IndexError, ValueError):  # UnicodeDecodeError is one
-            return {}
-
     # --- what the client calls
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
@@ -100,7 +88,7 @@ class FrameClient(Client):
         super()._remove_sub(sid, max_msgs)
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
-        return self.headers_of(headers or b"") or None
+        return parse_headers(headers or b"") or None
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
@@ -162,13 +150,3 @@ def _end_of_line(data: bytes, start: int) -> int:
     """Behind the end of the line; if it is not there yet, one byte more than there is."""
     found = data.find(_LINE_END, start)
     return found + len(_LINE_END) if found >= 0 else len(data) + 1
-
-
-def _result(work: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        return done.value
-    work.close()
-    raise AssertionError("it does wait: a new release of nats-py?")

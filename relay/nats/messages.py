@@ -1,36 +1,67 @@
-"""Single messages of a stream, looked up and deleted by JetStream's API: asked of the leader, who knows the last write.
+"""Single messages of a stream, looked up and deleted by JetStream's API.
 
-A message is a dict as the API gives it: `seq`, `subject`, `time` (RFC 3339), and `data` and `hdrs` in base64, where
-there are any.
+The stream's leader answers, so the last write is always seen.
 """
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any, Final
+
+import msgspec
 
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import api_message_delete, api_message_get
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import NO_MESSAGE, NOT_DELETED
+from relay.nats.headers import parse_headers
 
 _TIMEOUT_S: Final = 5.0
 
 
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as its stream keeps it."""
+
+    subject: str
+    sequence: int = msgspec.field(name="seq")
+    time: str
+    """When the stream stored it, as the server writes it: RFC 3339, UTC, nanoseconds."""
+    body: bytes = msgspec.field(name="data", default=b"")
+    header_block: bytes = msgspec.field(name="hdrs", default=b"")
+    """See `headers`."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Parsed anew each time."""
+        return parse_headers(self.header_block)
+
+    @property
+    def stored_at(self) -> dt.datetime:
+        """When the stream stored it, to the microsecond, UTC."""
+        return dt.datetime.fromisoformat(self.time)
+
+    @property
+    def stored_at_s(self) -> float:
+        """The same in Unix time, on the server's clock."""
+        return self.stored_at.timestamp()
+
+
 async def find_message(
     client: Requester, stream: str, request: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
-) -> dict[str, Any] | None:
+) -> StoredMessage | None:
     """The message that fits `request`; None if none does. Raises RelayError.
 
     `request` is {"seq": n}, {"last_by_subj": subject}, or {"next_by_subj": subject, "seq": n} for the first from n on.
     """
     try:
-        return (await api_request(client, api_message_get(stream), request, timeout_s=timeout_s))["message"]
+        answer = await api_request(client, api_message_get(stream), request, timeout_s=timeout_s)
     except JetStreamError as error:
         if error.err_code == NO_MESSAGE:
             return None
         raise
+    return msgspec.convert(answer["message"], StoredMessage)
 
 
-async def get_message(client: Requester, stream: str, sequence: int) -> dict[str, Any] | None:
+async def get_message(client: Requester, stream: str, sequence: int) -> StoredMessage | None:
     """The message with a sequence; None if it is not there. Raises RelayError."""
     return await find_message(client, stream, {"seq": sequence})
 

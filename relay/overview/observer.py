@@ -53,8 +53,8 @@ class _Clock:
     ahead_s: float
     error_s: float
 
-    def age_s(self, stored_at: str) -> float:
-        return max(0.0, time.time() + self.ahead_s - dt.datetime.fromisoformat(stored_at).timestamp())
+    def age_s(self, stored_at_s: float) -> float:
+        return max(0.0, time.time() + self.ahead_s - stored_at_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Observer:
         """The age of the lane's first update above its ack floor: everything up to there is settled."""
         request = {"seq": ack_floor + 1, "next_by_subj": lane_filter(lane)}
         oldest = await find_message(self._client, STATUS_STREAM, request, timeout_s=_ANSWER_TIMEOUT_S)
-        return None if oldest is None else clock.age_s(oldest["time"])  # None: settled meanwhile, and purged
+        return None if oldest is None else clock.age_s(oldest.stored_at_s)  # None: settled meanwhile, and purged
 
 
 async def gather_reports(client: Client, expected: int) -> dict[str, Report]:

@@ -12,11 +12,7 @@ worker had sent to the Facilitator may have been stored there all the same: nobo
 """
 
 import asyncio
-import base64
 import contextlib
-import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -35,7 +31,7 @@ from relay.core.lane import Lane
 from relay.core.trace import traced
 from relay.core.verdict import DeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
-from relay.nats.messages import delete_message, find_message
+from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 
@@ -50,18 +46,6 @@ class _Advisory(msgspec.Struct, frozen=True):
 
     stream_seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     deliveries: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message as its stream keeps it."""
-
-    subject: str
-    sequence: int
-    headers: Mapping[str, str]
-    body: bytes
-    stored_at_s: float
-    """Unix time, on the server's clock."""
 
 
 class Advisories:
@@ -105,7 +89,7 @@ class Advisories:
         after = 0
         try:
             request = {"next_by_subj": self._subject}
-            while (message := await _get(self._nc, ADVISORY_STREAM, request | {"seq": after + 1})) is not None:
+            while (message := await find_message(self._nc, ADVISORY_STREAM, request | {"seq": after + 1})) is not None:
                 after = message.sequence
                 await self._follow_up(message)
         except RelayError as error:
@@ -133,7 +117,7 @@ class Advisories:
     async def _is_buried(self, advisory: _Advisory) -> bool:
         """Write the dead letter unless it is there already; False if it must be tried again."""
         where = {"lane": self._lane.number, "sequence": advisory.stream_seq, "reason": Reason.MAX_DELIVER}
-        update = await _get(self._nc, STATUS_STREAM, {"seq": advisory.stream_seq})
+        update = await get_message(self._nc, STATUS_STREAM, advisory.stream_seq)
         if update is None:
             _log.warning("an update that reached max_deliver is gone from its stream: too old, or deleted", **where)
             return True
@@ -158,23 +142,3 @@ class Advisories:
         if trouble != self._trouble:
             _log.error("advisories cannot be followed up; trying again", lane=self._lane.number, error=trouble)
         self._trouble = trouble
-
-
-async def _get(client: Client, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
-    """The message that fits `request`, from the stream's leader; None if there is none. Raises RelayError."""
-    message = await find_message(client, stream, request)
-    if message is None:
-        return None
-    return StoredMessage(
-        subject=message["subject"],
-        sequence=message["seq"],
-        headers=_headers_of(base64.b64decode(message.get("hdrs", ""))),
-        body=base64.b64decode(message.get("data", "")),
-        stored_at_s=dt.datetime.fromisoformat(message["time"]).timestamp(),
-    )
-
-
-def _headers_of(block: bytes) -> dict[str, str]:
-    """Headers as the client gives those of a delivery; `block` is `NATS/1.0`, then `Name: value` lines."""
-    lines = (line.partition(":") for line in block.decode(errors="replace").split("\r\n")[1:])
-    return {name.strip(): value.strip() for name, colon, value in lines if colon and name.isascii()}

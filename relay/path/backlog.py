@@ -11,8 +11,9 @@ from nats.aio.client import Client
 
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.report import LaneReport
-from relay.contract.subjects import STATUS_STREAM, api_consumer_info, api_message_get, lane_consumer, lane_filter
+from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer, lane_filter
 from relay.nats.connection import api_request
+from relay.nats.messages import find_message
 from relay.observability.metrics import Metrics
 
 _LOOK_EVERY_S: Final = 5.0
@@ -76,7 +77,8 @@ class Backlog:
         self._metrics.backlog(lane, sight.unsettled, sight.oldest_s + grown_s)
 
     async def _sight(self, lane: LaneReport) -> _Sight:
-        info = await self._ask(api_consumer_info(STATUS_STREAM, lane_consumer(lane.lane)))
+        request = api_consumer_info(STATUS_STREAM, lane_consumer(lane.lane))
+        info = await api_request(self._client, request, timeout_s=_TIMEOUT_S)
         unsettled: int = info["num_pending"] + info["num_ack_pending"]
         oldest_s = await self._oldest_s(lane, info) if unsettled else 0.0
         return _Sight(unsettled, oldest_s, time.monotonic())
@@ -86,9 +88,7 @@ class Backlog:
             # What was not delivered yet is younger than all that was; so the server need not send the oldest again.
             return lane.oldest_at_hand_s
         first = {"seq": info["ack_floor"]["stream_seq"] + 1, "next_by_subj": lane_filter(lane.lane)}
-        oldest = await self._ask(api_message_get(STATUS_STREAM), first)
-        stored_at = dt.datetime.fromisoformat(oldest["message"]["time"])
-        return max(0.0, (dt.datetime.fromisoformat(info["ts"]) - stored_at).total_seconds())
-
-    async def _ask(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        return await api_request(self._client, subject, body, timeout_s=_TIMEOUT_S)
+        oldest = await find_message(self._client, STATUS_STREAM, first, timeout_s=_TIMEOUT_S)
+        if oldest is None:
+            return 0.0  # deleted or too old since the consumer was asked
+        return max(0.0, (dt.datetime.fromisoformat(info["ts"]) - oldest.stored_at).total_seconds())

@@ -20,9 +20,11 @@ from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import api_consumer_info, api_pull
 from relay.core.continuity import ConsumerState
 from relay.core.pull import PullWindow, Signal
+from relay.nats.ack_subject import ack_of_nothing
 from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
+from relay.nats.headers import DESCRIPTION, STATUS, parse_headers
 from relay.nats.nats_py import stay_cancelled
 from relay.observability.logs import get_logger
 from relay.path.delivery import Delivery
@@ -37,10 +39,7 @@ _RESTART_S: Final = 0.1
 _STATE_TIMEOUT_S: Final = 1.0
 """How long to wait for a consumer's leader: one that just died never answers, the next one does at once."""
 _CONFIRM_TIMEOUT_S: Final = 2.0
-_NO_SEQUENCE: Final = 2**62
 _NOT_FOUND: Final = 404
-_STATUS_HEADER: Final = "Status"
-_DESCRIPTION_HEADER: Final = "Description"
 _PENDING_HEADER: Final = "Nats-Pending-Messages"
 
 
@@ -48,7 +47,7 @@ class PullConsumer:
     """Pulls from a durable consumer as long as it `run`s.
 
     Args:
-        nc: a connection that reconnects by itself.
+        client: a connection that reconnects by itself.
         stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
         batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
@@ -58,7 +57,7 @@ class PullConsumer:
 
     def __init__(
         self,
-        nc: FrameClient,
+        client: FrameClient,
         stream: str,
         name: str,
         *,
@@ -71,7 +70,7 @@ class PullConsumer:
         self.name = name
         self.trouble: str | None = "it has not started yet"
         """Why nothing is being pulled, in words for an operator; None while all is well."""
-        self._nc = nc
+        self._client = client
         self._stream = stream
         self._room = room
         self._on_delivery = on_delivery
@@ -99,7 +98,7 @@ class PullConsumer:
 
     async def state(self) -> ConsumerState:
         """What the server says of the consumer now. Raises RelayError if it cannot be had."""
-        info = await api_request(self._nc, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
+        info = await api_request(self._client, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
         self._created = self._created or info["created"]
         if info["created"] != self._created and not self._replaced:
             _log.warning("the consumer was made anew: its lane begins anew as well", consumer=self.name)
@@ -117,12 +116,11 @@ class PullConsumer:
     async def confirm(self) -> None:
         """Wait until the server has taken in every acknowledgement sent so far; gives up with the connection.
 
-        It answers an acknowledgement that asks for an answer in its turn, and the one here means nothing to it:
-        no update has this sequence.
+        Cancelling it is safe.
         """
-        subject = f"$JS.ACK.{self._stream}.{self.name}.1.{_NO_SEQUENCE}.1.0.0"
+        subject = ack_of_nothing(self._stream, self.name)
         try:
-            await self._nc.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
+            await self._client.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
             stay_cancelled()
         except (nats.errors.Error, TimeoutError) as error:
             _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
@@ -155,8 +153,8 @@ class PullConsumer:
         self._window.reset()
         self._delivered_count = state.delivered_count
         self._signal = Signal.ASK_AGAIN
-        self._inbox = self._nc.new_inbox()
-        self._subscription = await self._nc.listen(self._inbox, self._take)
+        self._inbox = self._client.new_inbox()
+        self._subscription = await self._client.listen(self._inbox, self._take)
         self._on_start(state)
         self._wake.set()
         self.trouble = None
@@ -188,7 +186,7 @@ class PullConsumer:
 
     async def _request(self) -> None:
         count = self._window.wanted(self._room())
-        if not count or not self._nc.is_connected:
+        if not count or not self._client.is_connected:
             return
         if not self._window.outstanding:
             self._heard_s = asyncio.get_running_loop().time()
@@ -199,14 +197,14 @@ class PullConsumer:
             "idle_heartbeat": int(self._window.idle_heartbeat_s * _NS_PER_S),
         }
         subject = api_pull(self._stream, self.name).encode()
-        self._nc.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
+        self._client.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
 
     def _take(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
         if not reply:
-            self._take_status(self._nc.headers_of(headers))
+            self._take_status(parse_headers(headers))
             return
-        delivery = Delivery(self._nc, subject, reply, headers, body)
+        delivery = Delivery(self._client, subject, reply, headers, body)
         # What was delivered before and did not arrive was on request too.
         self._window.delivered(max(1, delivery.consumer_sequence - self._delivered_count))
         self._delivered_count = delivery.consumer_sequence
@@ -221,8 +219,8 @@ class PullConsumer:
     def _take_status(self, headers: Mapping[str, str]) -> None:
         pending = headers.get(_PENDING_HEADER)
         signal = self._window.status(
-            int(headers.get(_STATUS_HEADER, "0")),
-            headers.get(_DESCRIPTION_HEADER, ""),
+            int(headers.get(STATUS, "0")),
+            headers.get(DESCRIPTION, ""),
             None if pending is None else int(pending),
         )
         if signal is not Signal.ALIVE:
@@ -242,9 +240,9 @@ class PullConsumer:
 
     async def _close_inbox(self) -> None:
         subscription, self._subscription = self._subscription, None
-        if subscription is None or self._nc.is_closed:
+        if subscription is None or self._client.is_closed:
             return
-        if not self._draining.is_set() or not self._nc.is_connected:
+        if not self._draining.is_set() or not self._client.is_connected:
             await subscription.unsubscribe()
             return
         try:

@@ -1,11 +1,13 @@
-"""One delivery of one update, and the words to settle it with."""
+"""One delivery of one update, and how to settle it."""
 
 from collections.abc import Mapping
 
 import nats.errors
 
 from relay.core.trace import traced
+from relay.nats.ack_subject import parse_ack_subject
 from relay.nats.frames import FrameClient, publication
+from relay.nats.headers import parse_headers
 from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)
@@ -17,14 +19,10 @@ _TERM = b"+TERM"
 
 
 class Delivery:
-    """A message of a pull consumer with what its reply subject tells.
-
-    `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<stored, ns>.<pending>`, and three tokens
-    more where the account has a domain: two before the stream, one at the end.
-    """
+    """A message of a pull consumer, with what its reply subject says of it."""
 
     __slots__ = (
-        "_nc",
+        "_client",
         "_reply",
         "body",
         "consumer_sequence",
@@ -35,20 +33,19 @@ class Delivery:
         "subject",
     )
 
-    def __init__(self, nc: FrameClient, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
-        self._nc = nc
+    def __init__(self, client: FrameClient, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+        self._client = client
         self._reply = reply
         self.subject = subject.decode(errors="replace")
         """The stored subject, `job.status.<lane>.<token>`."""
-        self.headers: Mapping[str, str] = nc.headers_of(headers)
+        self.headers: Mapping[str, str] = parse_headers(headers)
         self.body = body
-        tokens = reply.split(b".")
-        first = 4 if len(tokens) == 9 else 6  # noqa: PLR2004 - the two forms above
-        self.deliveries = int(tokens[first])
+        told = parse_ack_subject(reply)
+        self.deliveries = told.deliveries
         """How often the server delivered it, this time included. It says nothing about whose fault that was."""
-        self.sequence = int(tokens[first + 1])
-        self.consumer_sequence = int(tokens[first + 2])
-        self.stored_at_s = int(tokens[first + 3]) / 1e9
+        self.sequence = told.sequence
+        self.consumer_sequence = told.consumer_sequence
+        self.stored_at_s = told.stored_ns / 1e9
         """When the stream stored it, in seconds of Unix time, on the server's clock."""
 
     def __repr__(self) -> str:
@@ -60,7 +57,7 @@ class Delivery:
 
     def in_progress(self) -> None:
         """Start `ack_wait` anew; counts no delivery. Of no use later, so it is not kept for a lost connection."""
-        if self._nc.is_connected:
+        if self._client.is_connected:
             self._answer(_IN_PROGRESS)
 
     def nak(self) -> None:
@@ -73,7 +70,7 @@ class Delivery:
 
     def _answer(self, word: bytes) -> None:
         try:
-            self._nc.write(publication(self._reply, word))
+            self._client.write(publication(self._reply, word))
         except nats.errors.Error as error:
             # The server will deliver it again; the lane then settles it as before, or has it at hand still.
             told = traced(self.headers)

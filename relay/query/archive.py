@@ -1,6 +1,5 @@
 """What the streams hold of a job, and how far its lane is settled: from the leaders, which know the last write."""
 
-import base64
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from relay.contract.subjects import (
 from relay.dead_letters.burial import Burial
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
-from relay.nats.messages import find_message
+from relay.nats.messages import StoredMessage, find_message
 
 _TIMEOUT_S: Final = 1.0
 """How long to wait for a leader: one that just died never answers, the next one does at once."""
@@ -90,32 +89,28 @@ class Archive:
             if error.err_code == CONSUMER_NOT_FOUND:
                 return None
             raise
-        return Floor(info["ack_floor"]["stream_seq"], _unix_s(info["ts"]))
+        return Floor(info["ack_floor"]["stream_seq"], dt.datetime.fromisoformat(info["ts"]).timestamp())
 
     async def has_given_up(self, lane: int) -> bool:
         """Whether there are updates of the lane that JetStream gave up on and whose dead letters may be missing."""
         request = {"last_by_subj": advisory_subject(lane_consumer(lane))}
         return await self._get(ADVISORY_STREAM, request) is not None
 
-    async def _get(self, stream: str, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    async def _get(self, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
         return await find_message(self._client, stream, request, timeout_s=_TIMEOUT_S)
 
 
-def _update(message: Mapping[str, Any] | None) -> StoredUpdate | None:
+def _update(message: StoredMessage | None) -> StoredUpdate | None:
     if message is None:
         return None
     return StoredUpdate(
-        lane=lane_of_stored(message["subject"]),
-        sequence=message["seq"],
-        published=message["time"],
-        stored_at_s=_unix_s(message["time"]),
-        body=base64.b64decode(message.get("data", "")),
+        lane=lane_of_stored(message.subject),
+        sequence=message.sequence,
+        published=message.time,
+        stored_at_s=message.stored_at_s,
+        body=message.body,
     )
 
 
-def _burial(message: Mapping[str, Any] | None) -> Burial | None:
+def _burial(message: StoredMessage | None) -> Burial | None:
     return None if message is None else Burial.parse(message)
-
-
-def _unix_s(time: str) -> float:
-    return dt.datetime.fromisoformat(time).timestamp()

@@ -224,7 +224,7 @@ async def _last_sequence(client: Client, consumer: Config) -> int:
     if not consumer.get("filter_subject"):
         return 0
     last = await find_message(client, subjects.STATUS_STREAM, {"last_by_subj": consumer["filter_subject"]})
-    return 0 if last is None else last["seq"]
+    return 0 if last is None else last.sequence
 
 
 async def _capturing(client: Client, subject: str) -> list[str]:

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 from relay_kit import TERMED, Published, Scene, counters, new_job
+from update_kit import GivenUpdate
 
 from relay.cli.dlq_purge import remove, survey
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
@@ -41,7 +42,6 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.pipeline import pipelined
-from relay.path.advisories import StoredMessage
 
 JOB, OTHER = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 TIMEOUT_S = 30
@@ -51,7 +51,7 @@ async def bury(nc: Client, job: str = JOB, body: bytes = b"{}", reason: Reason =
     """Publish an update and write its dead letter, as a relay would; returns the update's sequence."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     ack = await publish_confirmed(nc, status_subject(job), body, given or None)
-    stored = StoredMessage(f"job.status.0.{job}", ack.sequence, given, body, 0.0)
+    stored = GivenUpdate(f"job.status.0.{job}", ack.sequence, given, body, 0.0)
     await DeadLetterWriter(nc).write(stored, DeadLetter(reason, "told"), 5)
     return ack.sequence
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from relay_kit import ACKED, TERMED, Scene, new_job
 from test_dead_letters import JOB, all_of, change
+from update_kit import GivenUpdate
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, api_stream_info, status_subject
 from relay.core.verdict import DeadLetter
@@ -16,7 +17,6 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request
 from relay.path import dead_letter_worker as dead_lettering
-from relay.path.advisories import StoredMessage
 
 Restore = Callable[[], Awaitable[object]]
 
@@ -149,7 +149,7 @@ def dead_letter_headers() -> set[str]:
 async def write(scene: Scene, headers: dict[str, str], body: bytes) -> dict[str, str]:
     """Write a dead letter of an update with these headers; returns those of the dead letter that are not told apart."""
     sequence = len(await all_of(scene.nc)) + 1
-    stored = StoredMessage(f"job.status.0.{JOB}", sequence, headers, body, 0.0)
+    stored = GivenUpdate(f"job.status.0.{JOB}", sequence, headers, body, 0.0)
     await DeadLetterWriter(scene.nc).write(stored, DeadLetter(Reason.INVALID_JSON, "told"), 0)
     return dict((await all_of(scene.nc))[-1].headers)
 

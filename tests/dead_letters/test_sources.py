@@ -9,6 +9,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from relay_kit import ACKED, Scene, new_job
 from test_dead_letters import JOB, OTHER, all_of, bury, change, replay_letters, replay_selected, sequences, stored
+from update_kit import GivenUpdate
 
 from relay.cli.dlq_purge import remove
 from relay.contract.errors import JetStreamError
@@ -30,7 +31,6 @@ from relay.dead_letters.writer import DeadLetterWriter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
-from relay.path.advisories import StoredMessage
 
 
 async def purge_selected(nc: Client, selection: Selection | None = None) -> None:
@@ -94,7 +94,7 @@ async def test_anothers_update_stays(provisioned, monkeypatch, take, stride):
     for _ in range(2):
         await publish_confirmed(provisioned, status_subject(JOB), b"")
     for subject, sequence in ((f"job.status.0.{OTHER}", 1), (f"job.status.0.{JOB}", 3)):
-        update = StoredMessage(subject, sequence, {}, b"{}", 0.0)
+        update = GivenUpdate(subject, sequence, {}, b"{}", 0.0)
         await DeadLetterWriter(provisioned).write(update, DeadLetter(Reason.REFUSED, "told"), 5)
     await publish_confirmed(provisioned, status_subject(JOB), b"")
     for _ in range(2):
@@ -171,7 +171,7 @@ async def test_interrupted_replay_that_failed_again(provisioned):
     [first] = await all_of(provisioned)
     copy = (await Republisher(provisioned).publish(first)).sequence
     raw = await provisioned.jetstream().get_msg(STATUS_STREAM, copy)
-    again = StoredMessage(raw.subject, copy, raw.headers, raw.data, 0.0)
+    again = GivenUpdate(raw.subject, copy, raw.headers, raw.data, 0.0)
     await DeadLetterWriter(provisioned).write(again, DeadLetter(Reason.REFUSED, "again"), 5)
     assert Account(replayed=1) == (await replay_selected(provisioned, Selection(sequences=(2,))))[0]
     assert [] == await sequences(provisioned)
@@ -188,7 +188,7 @@ async def take_in_hand(nc: Client, job: str) -> int:
     ack = await publish_confirmed(nc, status_subject(job), b"bad")
     message = await inbox.next_msg(5)
     await inbox.unsubscribe()
-    update = StoredMessage(message.subject, ack.sequence, {}, message.data, message.metadata.timestamp.timestamp())
+    update = GivenUpdate(message.subject, ack.sequence, {}, message.data, message.metadata.timestamp.timestamp())
     await DeadLetterWriter(nc).write(update, DeadLetter(Reason.INVALID_JSON, "told"), 0)
     return ack.sequence
 

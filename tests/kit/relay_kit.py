@@ -42,6 +42,7 @@ from relay.contract.subjects import (
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.ledger import Row
 from relay.local.server import NatsServer
+from relay.nats.ack_subject import ack_of_nothing, all_acks, parse_ack_subject
 from relay.nats.connection import api_request, close, connect, publish_confirmed
 from relay.service.app import Relay
 from relay.topology.provision import provision, topology_of
@@ -49,8 +50,6 @@ from relay.topology.provision import provision, topology_of
 STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
 """A job's life, in order."""
 ACKED, TERMED = "+ACK", "+TERM"
-_NEVER = 2**40
-"""A stream sequence that no test reaches."""
 _OF_LANES = ("relay_takeovers", "relay_lanes_left")
 _QUICK = {
     "RELAY_FACILITATOR_AUTH": "none",
@@ -164,7 +163,7 @@ class Scene:
     async def __aenter__(self) -> Self:
         self.nc = await connect(self.settings.nats, name="test", on_reconnected=self._on_reconnected)
         await self.provision()
-        await self.nc.subscribe(f"$JS.ACK.{STATUS_STREAM}.>", cb=self._on_word)
+        await self.nc.subscribe(all_acks(STATUS_STREAM), cb=self._on_word)
         await self.nc.subscribe(LEASE_SUBJECTS, cb=self._on_lease)
         await self.nc.flush()
         return self
@@ -294,9 +293,8 @@ class Scene:
         left = 0
         for lane in range(self.settings.delivery.lanes):
             consumer = lane_consumer(lane)
-            # The server answers this when it has taken in the acknowledgements that came before; it changes nothing,
-            # because no update has that sequence.
-            await self.nc.request(f"$JS.ACK.{STATUS_STREAM}.{consumer}.1.{_NEVER}.1.0.0", b"+WPI", timeout=5)
+            # The answer shows that the server has taken in the acknowledgements that came before.
+            await self.nc.request(ack_of_nothing(STATUS_STREAM, consumer), b"+WPI", timeout=5)
             info = await api_request(self.nc, api_consumer_info(STATUS_STREAM, consumer))
             left += info["num_pending"] + info["num_ack_pending"]
         return left
@@ -338,7 +336,7 @@ class Scene:
         self._news.set()  # what was settled meanwhile went unheard
 
     async def _on_word(self, message: Msg) -> None:
-        word, sequence = message.data.split()[0].decode(), int(message.subject.split(".")[5])
+        word, sequence = message.data.split()[0].decode(), parse_ack_subject(message.subject.encode()).sequence
         if word == "+WPI" and sequence in self._beats:
             self._beats.pop(sequence).set()
         elif word in (ACKED, TERMED):

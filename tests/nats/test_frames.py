@@ -4,11 +4,11 @@ import asyncio
 
 import nats.errors
 import pytest
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.nats.frames import _PLAIN_HEADERS, FrameClient, publication
+from relay.nats.frames import FrameClient, publication
+from relay.nats.headers import parse_headers
 
 TIMEOUT_S = 10
 OURS = b"MSG in.1 %(ours)d 3\r\na\r\n\r\n", b"HMSG in.2 %(ours)d back 12 14\r\nNATS/1.0\r\n\r\nbb\r\n"
@@ -110,7 +110,7 @@ async def test_what_is_written(nc):
     await ours.drain()
     assert [(b"", b"", b"first"), (b"", b"", b"second")] == [message[1:] for message in took[:2]]
     [(_, reply, headers, body)] = took[2:]
-    assert (b"back", {"A": "b"}, b"third") == (reply, nc.headers_of(headers), body)
+    assert (b"back", {"A": "b"}, b"third") == (reply, parse_headers(headers), body)
 
 
 async def test_a_line_end_in_a_header(nc):
@@ -121,7 +121,7 @@ async def test_a_line_end_in_a_header(nc):
     await ours.drain()
     [(_, _, block, body)] = took
     assert b"body" == body
-    assert {"Plain": "a: b", "Umlaut": "ä", "Value": "a  Nats-Rollup: all"} == nc.headers_of(block)
+    assert {"Plain": "a: b", "Umlaut": "ä", "Value": "a  Nats-Rollup: all"} == parse_headers(block)
 
 
 async def test_written_while_disconnected(nats_server, connect):
@@ -143,47 +143,6 @@ async def test_written_while_disconnected(nats_server, connect):
     await nc.close()
     with pytest.raises(nats.errors.ConnectionClosedError):
         nc.write(publication(b"in", b""))
-
-
-@pytest.mark.parametrize(
-    ("lines", "plain"),
-    [
-        (b"A: b\r\n", True),
-        (b"A: b c: d\r\nNats-Msg-Id: x\r\nA: e\r\n", True),
-        (b"A: \r\n", True),
-        (b"A:b\r\n", False),
-        (b"A:  b\r\n", False),
-        (b"A: b \r\n", False),
-        (b"A: b\x0bc\r\n", False),
-        (b"A B: c\r\n", False),
-        (b": c\r\n", False),
-        (b"A: \xff\r\n", False),
-        (b"A: b\nC: d\r\n", False),
-        (b"no colon\r\n", False),
-    ],
-)
-async def test_plain_headers_are_read_as_the_client_reads_them(lines, plain):
-    """Headers that are taken for plain are those that the client itself would read."""
-    block = b"NATS/1.0\r\n" + lines + b"\r\n"
-    assert plain is bool(_PLAIN_HEADERS.fullmatch(block))
-    try:
-        expected = await Client()._process_headers(block) or {}
-    except UnicodeDecodeError:
-        expected = {}
-    assert expected == FrameClient().headers_of(block)
-
-
-@pytest.mark.parametrize("block", [b"", b"NATS/1.0\r\n", b"NATS/1.0", b"\xff", b"NATS/1.0 \xff\r\n\r\n"])
-def test_headers_that_nobody_can_read(block):
-    """They are no headers, and nothing is raised."""
-    assert {} == FrameClient().headers_of(block)
-
-
-def test_a_status():
-    """What the server says in place of headers is read as the client reads it."""
-    block = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Stream: 7\r\n\r\n"
-    expected = {"Status": "100", "Description": "Idle Heartbeat", "Nats-Last-Stream": "7"}
-    assert expected == FrameClient().headers_of(block)
 
 
 async def test_who_fails_over_a_message(nc, monkeypatch):

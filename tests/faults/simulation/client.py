@@ -14,7 +14,7 @@ from nats.aio.client import DEFAULT_FLUSH_TIMEOUT
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.nats.frames import FrameClient, Take
+from relay.nats.frames import Take
 from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
 
@@ -36,7 +36,6 @@ class Client:
         self._swallowed = swallowed
         self._serials = itertools.count(1)
         self._inboxes: dict[int, Inbox] = {}
-        self.headers_of = FrameClient().headers_of
 
     @property
     def is_connected(self) -> bool:

@@ -131,10 +131,10 @@ class JetStream:
     def _get(self, request: dict[str, Any]) -> dict[str, Any]:
         if (sequence := next(self._fitting(request), None)) is None:
             return _error(404, 10037, "no message found")
-        _, headers, stored_at_s = self._letters[sequence - 1]
+        subject, headers, stored_at_s = self._letters[sequence - 1]
         block = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
         hdrs = base64.b64encode(block.encode()).decode()
-        return {"message": {"seq": sequence, "time": moment(stored_at_s), "hdrs": hdrs}}
+        return {"message": {"subject": subject, "seq": sequence, "time": moment(stored_at_s), "hdrs": hdrs}}
 
     def _fitting(self, request: dict[str, Any]) -> Iterator[int]:
         """The sequences of the letters that a request may be about, the one that it is about first."""
