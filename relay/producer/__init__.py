@@ -1,11 +1,11 @@
-"""What job runners import: publishing updates so that none is lost. A publish counts once the stream's PubAck is here.
+"""What job runners import: publishing updates so that none is lost. An update is published once it has a PubAck.
 
     from relay.producer import JobStatus, JobStatusUpdate, StatusPublisher
 
     async with StatusPublisher("nats://127.0.0.1:4222") as publisher:
         await publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
 
-Nothing of the relay's server parts is imported along. Every error is a `RelayError`.
+The relay's server parts are not imported along. Every error is a `RelayError`.
 """
 
 from relay.contract.errors import RelayError
@@ -14,7 +14,8 @@ from relay.nats.connection import PubAck
 from relay.producer.confirmed import message_id, publish_body, publish_update, update_of
 from relay.producer.errors import PublisherClosed, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut
 from relay.producer.options import Credentials, Limits
-from relay.producer.publisher import StatusPublisher, SyncStatusPublisher
+from relay.producer.publisher import StatusPublisher
+from relay.producer.sync_publisher import SyncStatusPublisher
 
 __all__ = [
     "Credentials",

@@ -1,4 +1,4 @@
-"""What a publisher raises, beside ConfigurationError of `relay.contract.errors`. Fields first, as there.
+"""The errors of a publisher, beside ConfigurationError of `relay.contract.errors`.
 
     RelayError
     ├── JetStreamError
@@ -6,10 +6,11 @@
     ├── PublishUnconfirmed
     │   └── PublishTimedOut     no PubAck in time; `maybe_stored` says whether the update may be stored
     ├── PublishHeldBack         an earlier update of the same job was not published
-    ├── PublisherFull           too much waits already: nothing was taken
-    └── PublisherClosed         it was closed, perhaps before everything was published
+    ├── PublisherFull           too much waits already: the update was not taken
+    └── PublisherClosed         the publisher was closed, perhaps before everything was published
 
-Each says whether the update is stored, as far as that is known, and what to do.
+Each message says whether the update is stored, as far as that is known, and what to do. Updates are named as
+`completed of job <uuid>`, also in the attribute `update`.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ from relay.nats.err_codes import STORE_FULL, STREAM_FULL, TOO_LARGE
 _SHOWN: Final = 3
 
 
-class PublishRefused(JetStreamError):  # noqa: N818 - named for what happened, as its neighbours in relay.errors
+class PublishRefused(JetStreamError):  # noqa: N818 - named for what happened, like all errors here
     """The server refused an update: it is not stored, and the same publish would be refused again.
 
-    `err_code` tells the reasons apart: STREAM_FULL, TOO_LARGE, one of STORE_FULL, or another.
+    `err_code` is JetStream's: 10077 if the stream is full, 10054 if the update is too large; see nats/err_codes.py.
     """
 
     def __init__(self, update: str, answer: JetStreamError) -> None:
@@ -39,9 +40,9 @@ class PublishRefused(JetStreamError):  # noqa: N818 - named for what happened, a
 
 
 class PublishTimedOut(PublishUnconfirmed):
-    """An update got no PubAck within its time, however often it was published.
+    """An update got no PubAck within `timeout_s` seconds, over all tries.
 
-    maybe_stored: False if it certainly is not stored, because each try was answered or had no connection.
+    `maybe_stored` is False if the update is certainly not stored, because each try was answered or had no connection.
     """
 
     def __init__(self, subject: str, cause: str, *, update: str, timeout_s: float, maybe_stored: bool) -> None:
@@ -52,15 +53,15 @@ class PublishTimedOut(PublishUnconfirmed):
 
     def __str__(self) -> str:
         known = (
-            "it may be stored, and published again within 2 minutes it is stored once"
+            "it may be stored: publish it again, within 2 minutes it is stored only once"
             if self.maybe_stored
-            else "it is not stored"
+            else "it is not stored: publish it again"
         )
-        return f"{self.update} was not confirmed within {self.timeout_s:g} s: {self.cause}; {known}: publish it again"
+        return f"{self.update} was not confirmed within {self.timeout_s:g} s: {self.cause}; {known}"
 
 
 class PublishHeldBack(RelayError):  # noqa: N818
-    """An update was not published, because one that was called for earlier, of the same job, was not."""
+    """An update was not published, because `earlier`, an update of the same job, was not: `cause` says why."""
 
     def __init__(self, update: str, earlier: str, cause: str) -> None:
         self.update = update
@@ -73,7 +74,7 @@ class PublishHeldBack(RelayError):  # noqa: N818
 
 
 class PublisherFull(RelayError):  # noqa: N818
-    """A publisher holds as many updates, or bytes, as it may; the update was not taken."""
+    """The update was not taken: `waiting` updates of `waiting_bytes` bytes wait already, and no more may."""
 
     def __init__(self, update: str, waiting: int, waiting_bytes: int, max_updates: int, max_bytes: int) -> None:
         self.update = update
@@ -87,7 +88,7 @@ class PublisherFull(RelayError):  # noqa: N818
 
 
 class PublisherClosed(RelayError):  # noqa: N818
-    """A publisher is closed. `unpublished` names the updates that had no PubAck by then, oldest first."""
+    """The publisher is closed. `unpublished` names the updates that had no PubAck by then, each job's oldest first."""
 
     def __init__(self, unpublished: Sequence[str] = ()) -> None:
         self.unpublished = tuple(unpublished)

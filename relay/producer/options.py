@@ -1,4 +1,4 @@
-"""What a publisher is made with: where NATS is, how to sign in there, and how much may wait."""
+"""What a publisher is made with: where NATS is, how to sign in there, and how many updates may wait."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,19 @@ from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import NatsSettings, Variable
 
-_OURS: Final = "RELAY_NATS_"
+_PREFIX: Final = "RELAY_NATS_"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long a publish may take, and how much may wait.
 
-    timeout_s: until an update's PubAck, from the call on: waiting for its job's earlier updates, for NATS to come back
-        and every further try included. Less than the 2 minutes for which JetStream knows a message id again.
-    max_updates: updates without a PubAck. max_bytes: of their bodies in all.
-    close_timeout_s: how long `close` goes on publishing what waits.
+    Attributes:
+        timeout_s: seconds from the call to the PubAck, with the wait for the job's earlier updates, for NATS to come
+            back, and every further try. Keep it below the 2 minutes for which JetStream recognises a message id.
+        max_updates: how many updates may be without a PubAck.
+        max_bytes: how many bytes the bodies of these may have in all.
+        close_timeout_s: for how many seconds `close` goes on publishing what waits.
     """
 
     timeout_s: float = 30.0
@@ -31,8 +33,12 @@ class Limits:
     close_timeout_s: float = 10.0
 
 
+DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
+DEFAULT_LIMITS: Final = Limits()
+
+
 class Credentials(TypedDict, total=False):
-    """How to sign in at NATS; each as the setting of the relay of that name (`password`: `RELAY_NATS_PASSWORD`)."""
+    """How to sign in to NATS. Each is the relay's setting of that name: `password` is `RELAY_NATS_PASSWORD`."""
 
     user: str
     password: str | SecretStr
@@ -46,9 +52,10 @@ class Credentials(TypedDict, total=False):
 
 
 def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> NatsSettings:
-    """The settings of a connection to `servers`: addresses, or one text with commas between them.
+    """The settings of a connection to `servers`: a sequence of addresses, or one text with commas between them.
 
-    Raises ConfigurationError for the first argument that is not allowed or lacks its companion.
+    Raises ConfigurationError for the first argument that is not allowed, and for half of a pair (user and password,
+    cert_file and key_file).
     """
     addresses = servers if isinstance(servers, str) else tuple(servers)
     try:
@@ -62,12 +69,12 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
 
 
 def from_environment(environ: Mapping[str, str] | None) -> tuple[Sequence[str], Credentials]:
-    """Servers and credentials that the RELAY_NATS_* variables give; other variables are not looked at.
+    """Servers and credentials from the RELAY_NATS_* variables of `environ`, or of the process if that is None.
 
-    Raises ConfigurationError for the first variable that is not allowed or lacks its companion.
+    Raises ConfigurationError for the first of these variables that is not allowed, and for half of a pair.
     """
-    given = os.environ if environ is None else environ
-    nats = load_settings({name: value for name, value in given.items() if name.startswith(_OURS)}, None).nats
+    variables = os.environ if environ is None else environ
+    nats = load_settings({name: value for name, value in variables.items() if name.startswith(_PREFIX)}, None).nats
     return nats.urls, cast("Credentials", nats.model_dump(exclude={"urls"}, exclude_none=True))
 
 

@@ -1,79 +1,97 @@
-"""What waits to be published: bounded, and the updates of one job one after another."""
+"""The updates that wait for their PubAcks: bounded, and one job's updates one after another. Nothing here does I/O."""
 
+import asyncio
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+
+from relay.nats.connection import PubAck
 
 
-class Parcel(Protocol):
-    """What an outbox holds."""
+@dataclass(slots=True, eq=False)
+class PendingUpdate:
+    """An update that has no PubAck yet.
 
-    @property
-    def job(self) -> str: ...
+    Attributes:
+        name: what errors and log lines call it: `completed of job <uuid>`.
+        job: the job's UUID.
+        subject, body, headers: the message to publish.
+        timeout_s: how long the publish may take in all.
+        deadline_s: when that time is over, on the event loop's clock.
+        pub_ack: done with the PubAck, or with the error that says why there is none. The caller may cancel it.
+        awaited: whether a caller waits for `pub_ack`. If not, a failure is logged.
+    """
+
+    name: str
+    job: str
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+    timeout_s: float
+    deadline_s: float
+    pub_ack: asyncio.Future[PubAck]
+    awaited: bool = False
 
     @property
     def size(self) -> int:
-        """Bytes, for the bound."""
-        ...
+        """Bytes of the body. Headers do not count: they are small and all about the same size."""
+        return len(self.body)
 
 
-P = TypeVar("P", bound=Parcel)
+class Outbox:
+    """The pending updates of each job, oldest first. Only the first one of a job, its head, is being published.
 
-
-class Outbox(Generic[P]):
-    """For each job the parcels that are not done with, oldest first: only the head is under way.
-
-    An update that failed must not be overtaken by those behind it, so they leave the outbox with it.
+    When the head fails, the job's later updates leave the outbox with it, so that none of them overtakes it.
 
     Args:
-        max_parcels: how many it holds at most, those under way included.
-        max_bytes: how many bytes these may have in all.
+        max_updates: how many updates it holds at most, those being published included.
+        max_bytes: how many bytes their bodies may have in all.
     """
 
-    def __init__(self, max_parcels: int, max_bytes: int) -> None:
-        self.max_parcels = max_parcels
+    def __init__(self, max_updates: int, max_bytes: int) -> None:
+        self.max_updates = max_updates
         self.max_bytes = max_bytes
         self.bytes = 0
         self._count = 0
-        self._jobs: dict[str, deque[P]] = {}
+        self._jobs: dict[str, deque[PendingUpdate]] = {}
 
     def __len__(self) -> int:
         return self._count
 
-    def parcels(self) -> Iterator[P]:
-        """All that it holds, a job's oldest first."""
-        for line in self._jobs.values():
-            yield from line
+    def __iter__(self) -> Iterator[PendingUpdate]:
+        """All updates, job by job, each job's oldest first."""
+        for queue in self._jobs.values():
+            yield from queue
 
     def has_room(self, size: int) -> bool:
-        """Whether a parcel of so many bytes may be added."""
-        return self._count < self.max_parcels and self.bytes + size <= self.max_bytes
+        """Whether an update of `size` bytes may be added."""
+        return self._count < self.max_updates and self.bytes + size <= self.max_bytes
 
-    def add(self, parcel: P) -> bool:
-        """Take `parcel` in; returns whether it is the head of its job, to be published now. There must be room."""
-        assert self.has_room(parcel.size)
+    def add(self, update: PendingUpdate) -> bool:
+        """Add an update, for which there must be room; returns whether it is its job's head, to be published now."""
+        assert self.has_room(update.size)
         self._count += 1
-        self.bytes += parcel.size
-        line = self._jobs.setdefault(parcel.job, deque())
-        line.append(parcel)
-        return len(line) == 1
+        self.bytes += update.size
+        queue = self._jobs.setdefault(update.job, deque())
+        queue.append(update)
+        return len(queue) == 1
 
-    def done(self, job: str) -> P | None:
-        """The head of `job` is published and leaves; returns the next one, to be published now."""
-        line = self._jobs[job]
-        self._leave(line.popleft())
-        if not line:
+    def published(self, job: str) -> PendingUpdate | None:
+        """Remove the head of `job`, which is published; returns the next one, to be published now."""
+        queue = self._jobs[job]
+        self._remove(queue.popleft())
+        if not queue:
             del self._jobs[job]
             return None
-        return line[0]
+        return queue[0]
 
-    def failed(self, job: str) -> list[P]:
-        """The head of `job` failed, and leaves with all those behind it; returns these, oldest first."""
-        line = self._jobs.pop(job)
-        for parcel in line:
-            self._leave(parcel)
-        return list(line)[1:]
+    def failed(self, job: str) -> list[PendingUpdate]:
+        """Remove the head of `job`, which failed, and all later ones of the job; returns these, oldest first."""
+        queue = self._jobs.pop(job)
+        for update in queue:
+            self._remove(update)
+        return list(queue)[1:]
 
-    def _leave(self, parcel: P) -> None:
+    def _remove(self, update: PendingUpdate) -> None:
         self._count -= 1
-        self.bytes -= parcel.size
+        self.bytes -= update.size

@@ -1,19 +1,22 @@
-"""Publishes what it is given until it has the PubAcks: each job's updates in order, the jobs side by side."""
+"""Publishes updates until each has its PubAck: each job's updates in order, the jobs side by side."""
 
 import asyncio
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import count
 from typing import Final
 
 from nats.errors import NoRespondersError
 
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, RelayError
+from relay.contract.model import JobStatusUpdate
+from relay.contract.settings import NatsSettings
+from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.core.backoff import Backoff
 from relay.nats.connection import PubAck, publish_confirmed
 from relay.nats.err_codes import NO_LEADER
 from relay.observability.logs import get_logger
-from relay.producer.confirmed import Parcel
+from relay.producer.confirmed import message_id, name_of
 from relay.producer.errors import (
     PublisherClosed,
     PublisherFull,
@@ -21,141 +24,131 @@ from relay.producer.errors import (
     PublishRefused,
     PublishTimedOut,
 )
-from relay.producer.outbox import Outbox
+from relay.producer.options import Limits
+from relay.producer.outbox import Outbox, PendingUpdate
 from relay.producer.reconnector import Reconnector
 
 _TRY_TIMEOUT_S: Final = 5.0
-"""How long one try waits for its PubAck, as long as the connection stands."""
+"""How long one try waits for its PubAck while the connection stands."""
 _BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0, random=random.random)
-"""The err_code of the one refusal that passes by itself: the cluster elects a leader."""
 _log = get_logger(__name__, guest=True)
 
 
-@dataclass(slots=True, eq=False)
-class Sending:
-    """A parcel on its way. `stored` is done with its PubAck, or with why there is none; whoever waits may cancel it.
-
-    deadline_s: on the loop's clock. heeded: whether somebody waits for `stored`; if not, a failure is logged.
-    """
-
-    parcel: Parcel
-    timeout_s: float
-    deadline_s: float
-    stored: asyncio.Future[PubAck]
-    heeded: bool = False
-
-    @property
-    def job(self) -> str:
-        return self.parcel.job
-
-    @property
-    def size(self) -> int:
-        return self.parcel.size
-
-
 class PublishQueue:
-    """Carries parcels over one link, in the event loop that it is first used in.
+    """Publishes over one connection. It belongs to the event loop in which it is first used.
 
-    Each job with parcels waiting has a task, which publishes them one after another.
+    Each job with pending updates has one task, which publishes them one after another.
     """
 
-    def __init__(self, link: Reconnector, outbox: Outbox[Sending]) -> None:
-        self._link = link
-        self._outbox = outbox
+    def __init__(self, settings: NatsSettings, limits: Limits) -> None:
+        self._connection = Reconnector(settings)
+        self._outbox = Outbox(limits.max_updates, limits.max_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def take(self, parcel: Parcel, timeout_s: float) -> Sending:
-        """Take a parcel over; from here on it is published in its turn, whoever waits for it or no longer does.
+    def add(self, update: JobStatusUpdate, headers: Mapping[str, str], timeout_s: float) -> PendingUpdate:
+        """Take an update, to be published in its turn whether or not a caller waits for its PubAck.
 
         Raises PublisherFull, PublisherClosed.
         """
         if self._closed:
             raise PublisherClosed
         outbox, loop = self._outbox, asyncio.get_running_loop()
-        if not outbox.has_room(parcel.size):
-            raise PublisherFull(parcel.name, len(outbox), outbox.bytes, outbox.max_parcels, outbox.max_bytes)
-        sending = Sending(parcel, timeout_s, loop.time() + timeout_s, loop.create_future())
-        if outbox.add(sending):
-            task = loop.create_task(self._carry(sending))
+        pending = PendingUpdate(
+            name=name_of(update),
+            job=update.uuid,
+            subject=status_subject(update.uuid),
+            body=update.to_json(),
+            headers={MSG_ID_HEADER: message_id(update), **headers},
+            timeout_s=timeout_s,
+            deadline_s=loop.time() + timeout_s,
+            pub_ack=loop.create_future(),
+        )
+        if not outbox.has_room(pending.size):
+            raise PublisherFull(pending.name, len(outbox), outbox.bytes, outbox.max_updates, outbox.max_bytes)
+        if outbox.add(pending):
+            task = loop.create_task(self._publish_job(pending))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return sending
+        return pending
 
     async def close(self, timeout_s: float) -> list[str]:
-        """Take nothing more, publish what waits for at most `timeout_s`, and end; returns what was not published."""
+        """Take no more updates, go on publishing for at most `timeout_s`, and close the connection.
+
+        Returns the names of the updates that were not published, job by job. If this is cancelled, call it again.
+        """
         self._closed = True
         unpublished: list[str] = []
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
-            unpublished = [sending.parcel.name for sending in self._outbox.parcels()]
+            unpublished = [pending.name for pending in self._outbox]
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await self._link.close()
+        await self._connection.close()
         return unpublished
 
-    async def _carry(self, head: Sending | None) -> None:
+    async def _publish_job(self, head: PendingUpdate | None) -> None:
         while head is not None:
             try:
-                ack = await self._confirm(head)
+                pub_ack = await self._confirm(head)
             except asyncio.CancelledError:  # by `close`, or because the event loop ends
-                self._fail(head, PublisherClosed([head.parcel.name]))
+                self._fail(head, PublisherClosed([head.name]))
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever waits for the PubAck
+            except Exception as error:  # noqa: BLE001 - it is raised where the PubAck is awaited
                 self._fail(head, error)
                 return
-            if not head.stored.done():  # by a cancellation: who waited does not wait any more
-                head.stored.set_result(ack)
-            head = self._outbox.done(head.job)
+            if not head.pub_ack.done():  # it is done if the caller cancelled it
+                head.pub_ack.set_result(pub_ack)
+            head = self._outbox.published(head.job)
 
-    def _fail(self, head: Sending, error: Exception) -> None:
+    def _fail(self, head: PendingUpdate, error: Exception) -> None:
         _end(head, error)
         for later in self._outbox.failed(head.job):
-            _end(later, PublishHeldBack(later.parcel.name, head.parcel.name, str(error)))
+            _end(later, PublishHeldBack(later.name, head.name, str(error)))
 
-    async def _confirm(self, sending: Sending) -> PubAck:
+    async def _confirm(self, pending: PendingUpdate) -> PubAck:
         """Publish until there is a PubAck. Raises PublishTimedOut, PublishRefused, ConfigurationError."""
-        parcel, loop = sending.parcel, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         maybe_stored, cause = False, "the job's earlier updates took all the time"
         for tries in count(1):
-            if loop.time() >= sending.deadline_s:
+            if loop.time() >= pending.deadline_s:
                 break
             try:
-                return await self._try(sending)
+                return await self._try(pending)
             except TimeoutError:  # there was no connection until the deadline
-                cause = self._link.trouble
+                cause = self._connection.problem
             except PublishUnconfirmed as error:
                 maybe_stored |= not isinstance(error.__cause__, NoRespondersError)
                 cause = error.cause
             except JetStreamError as error:
-                if error.err_code != NO_LEADER:
-                    raise PublishRefused(parcel.name, error) from None
+                if error.err_code != NO_LEADER:  # the one refusal that passes by itself
+                    raise PublishRefused(pending.name, error) from None
                 cause = error.description
-            await asyncio.sleep(min(_BACKOFF.delay_s(tries), max(0.0, sending.deadline_s - loop.time())))
-        if (complaint := self._link.complaint) and complaint != cause:
-            cause = f"{cause} (the server complained of {complaint})"
+            await asyncio.sleep(min(_BACKOFF.delay_s(tries), max(0.0, pending.deadline_s - loop.time())))
+        if (reported := self._connection.server_error) and reported != cause:
+            cause = f"{cause} (the server reported: {reported})"
         raise PublishTimedOut(
-            parcel.subject, cause, update=parcel.name, timeout_s=sending.timeout_s, maybe_stored=maybe_stored
+            pending.subject, cause, update=pending.name, timeout_s=pending.timeout_s, maybe_stored=maybe_stored
         )
 
-    async def _try(self, sending: Sending) -> PubAck:
-        parcel = sending.parcel
-        client = await self._link.up(sending.deadline_s)
-        left_s = sending.deadline_s - asyncio.get_running_loop().time()
+    async def _try(self, pending: PendingUpdate) -> PubAck:
+        """Publish once. Raises TimeoutError if there is no connection until the deadline; else as publish_confirmed."""
+        client = await self._connection.connected(pending.deadline_s)
+        left_s = pending.deadline_s - asyncio.get_running_loop().time()
         try:
-            async with self._link.while_up():
+            async with self._connection.until_lost():
                 return await publish_confirmed(
-                    client, parcel.subject, parcel.body, parcel.headers, timeout_s=min(_TRY_TIMEOUT_S, left_s)
+                    client, pending.subject, pending.body, pending.headers, timeout_s=min(_TRY_TIMEOUT_S, left_s)
                 )
         except TimeoutError as error:
-            raise PublishUnconfirmed(parcel.subject, "the connection was lost before the PubAck came") from error
+            raise PublishUnconfirmed(pending.subject, "the connection was lost before the PubAck came") from error
 
 
-def _end(sending: Sending, error: Exception) -> None:
-    if not sending.heeded or sending.stored.cancelled():
+def _end(pending: PendingUpdate, error: Exception) -> None:
+    if not pending.awaited or pending.pub_ack.cancelled():
         known = str(error) if isinstance(error, RelayError) else repr(error)
-        _log.error("an update was not published, and nobody waits for it", update=sending.parcel.name, error=known)
-    if not sending.stored.done():
-        sending.stored.set_exception(error)
-        sending.stored.exception()  # asyncio would report it once more, as never retrieved
+        _log.error("an update was not published, and nobody waits for it", update=pending.name, error=known)
+    if not pending.pub_ack.done():
+        pending.pub_ack.set_exception(error)
+        pending.pub_ack.exception()  # marks it as retrieved: asyncio would log it once more

@@ -1,4 +1,4 @@
-"""The trace that an update belongs to, as the W3C's `traceparent` header."""
+"""The trace that an update belongs to, as the `traceparent` header of W3C Trace Context."""
 
 import sys
 from typing import Final
@@ -11,20 +11,20 @@ _log = get_logger(__name__, guest=True)
 
 
 def trace_headers(traceparent: str | None) -> dict[str, str]:
-    """The header for `traceparent`; for the trace that is active, if that is None; empty without either.
+    """The header for `traceparent`, or if that is None for the active OpenTelemetry trace; empty if there is none.
 
-    Never raises: no update is held up for the sake of its trace.
+    Never raises: a malformed `traceparent` is logged and left out, because it is no reason not to publish.
     """
     if traceparent is None:
         traceparent = _active()
     elif parse_traceparent(traceparent) is None:
-        _log.warning("a traceparent that is none was left out", traceparent=traceparent[:100])
+        _log.warning("a malformed traceparent was left out", traceparent=traceparent[:100])
         return {}
     return {TRACEPARENT_HEADER: traceparent} if traceparent else {}
 
 
 def _active() -> str | None:
-    # A trace can be active only where somebody has imported OpenTelemetry; importing it here would cost all others.
+    # A trace can be active only if the program has imported OpenTelemetry. All other programs are spared the import.
     if "opentelemetry.trace" not in sys.modules:
         return None
     from opentelemetry.trace import get_current_span  # noqa: PLC0415

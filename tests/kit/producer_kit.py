@@ -12,6 +12,7 @@ from relay.contract.settings import NatsSettings
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect
+from relay.producer import StatusPublisher
 
 _WAIT_S = 10
 
@@ -41,9 +42,10 @@ async def stored(server: NatsServer) -> dict[str, list[JobStatusUpdate]]:
 
 
 class PlayedStream:
-    """What a stream would hear, where none captures the subject: the test answers in its place."""
+    """Takes the stream's place where no stream captures the subject: the test answers. `publisher` publishes to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, publisher: StatusPublisher) -> None:
+        self.publisher = publisher
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
 
     async def listen(self, client: Client) -> "PlayedStream":
@@ -56,15 +58,16 @@ class PlayedStream:
         async with asyncio.timeout(_WAIT_S):
             return await self._arrived.get()
 
+    async def acknowledge(self, heard: Msg | None = None, sequence: int = 1) -> None:
+        """Send the PubAck for a publish, or for the next one."""
+        heard = heard or await self.hear()
+        await heard.respond(json.dumps({"stream": STATUS_STREAM, "seq": sequence}).encode())
+
+    async def refuse(self, code: int, err_code: int) -> None:
+        """Answer the next publish with an error."""
+        error = {"code": code, "err_code": err_code, "description": "no"}
+        await (await self.hear()).respond(json.dumps({"stream": STATUS_STREAM, "seq": 0, "error": error}).encode())
+
     @property
     def silent(self) -> bool:
         return self._arrived.empty()
-
-
-async def acknowledge(heard: Msg, sequence: int = 1) -> None:
-    await heard.respond(json.dumps({"stream": STATUS_STREAM, "seq": sequence}).encode())
-
-
-async def refuse(heard: Msg, code: int, err_code: int) -> None:
-    error = {"code": code, "err_code": err_code, "description": "no"}
-    await heard.respond(json.dumps({"stream": STATUS_STREAM, "seq": 0, "error": error}).encode())

@@ -5,81 +5,63 @@ import time
 
 import pytest
 import uvloop
-from producer_kit import PlayedStream, acknowledge, numbered, stored, update
+from producer_kit import numbered, stored, update
 from relay_kit import new_job
 from structlog.testing import capture_logs
 
 from relay.contract.model import JobStatus, JobStatusUpdate
 from relay.contract.subjects import STATUS_STREAM, lane_of, stored_subject
-from relay.producer import (
-    Limits,
-    PubAck,
-    PublisherClosed,
-    PublishHeldBack,
-    StatusPublisher,
-    message_id,
-)
+from relay.producer import Limits, PubAck, PublisherClosed, PublishHeldBack, StatusPublisher, message_id
 
 A, B = new_job(), new_job()
-SHORT_END = Limits(close_timeout_s=0.05)
 
 
-@pytest.fixture
-async def played(nc) -> PlayedStream:
-    return await PlayedStream().listen(nc)
-
-
-async def test_publish(nats_server, provisioned):
+async def test_publish(publisher, provisioned):
     """An update is stored in its lane with its message id, and again it is recognised."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        acks = [await publisher.publish(update(A)) for _ in range(2)]
-    assert [PubAck(STATUS_STREAM, 1, duplicate=False), PubAck(STATUS_STREAM, 1, duplicate=True)] == acks
+    pub_acks = [await publisher.publish(update(A)) for _ in range(2)]
+    assert [PubAck(STATUS_STREAM, 1, duplicate=False), PubAck(STATUS_STREAM, 1, duplicate=True)] == pub_acks
     message = await provisioned.jetstream().get_msg(STATUS_STREAM, 1)
     assert stored_subject(lane_of(A, 4), A) == message.subject
     assert {"Nats-Msg-Id": message_id(update(A))} == message.headers
     assert update(A) == JobStatusUpdate.model_validate_json(message.data)
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_order_of_a_job(nats_server):
+async def test_order_of_a_job(nats_server, publisher):
     """Updates of many jobs that are submitted at once are stored in the order of the calls, job by job."""
     jobs = {job: numbered(job, 20) for job in [new_job() for _ in range(10)]}
-    async with StatusPublisher(nats_server.url) as publisher:
-        in_turns = [each for updates in zip(*jobs.values(), strict=True) for each in updates]
-        await asyncio.gather(*map(publisher.submit, in_turns))
+    in_turns = [each for updates in zip(*jobs.values(), strict=True) for each in updates]
+    await asyncio.gather(*map(publisher.submit, in_turns))
     assert jobs == await stored(nats_server)
 
 
-async def test_jobs_do_not_wait_for_each_other(nats_server, played):
+async def test_jobs_do_not_wait_for_each_other(played):
     """A job's second update is sent after the PubAck of its first; another job's is not held up by that."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        waiting = [publisher.submit(each) for each in (update(A), update(A, "completed"), update(B))]
-        first, other = await played.hear(), await played.hear()
-        assert {f"job.status.{A}", f"job.status.{B}"} == {first.subject, other.subject}
-        await acknowledge(other)
-        await acknowledge(first)
-        second = await played.hear()
-        assert JobStatus.COMPLETED == JobStatusUpdate.model_validate_json(second.data).status
-        await acknowledge(second, 2)
-        assert 2 == (await waiting[1]).sequence
+    waiting = [played.publisher.submit(each) for each in (update(A), update(A, "completed"), update(B))]
+    first, other = await played.hear(), await played.hear()
+    assert {f"job.status.{A}", f"job.status.{B}"} == {first.subject, other.subject}
+    await played.acknowledge(other)
+    await played.acknowledge(first)
+    second = await played.hear()
+    assert JobStatus.COMPLETED == JobStatusUpdate.model_validate_json(second.data).status
+    await played.acknowledge(second, 2)
+    assert 2 == (await waiting[1]).sequence
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_server_killed_in_mid_publish(nats_server):
+async def test_server_killed_in_mid_publish(nats_server, publisher):
     """Whatever is published while the server dies and comes back is stored once, each job's in order."""
     jobs = {job: numbered(job, 100) for job in [new_job() for _ in range(5)]}
-    acks: asyncio.Queue[PubAck] = asyncio.Queue()
+    pub_acks: asyncio.Queue[PubAck] = asyncio.Queue()
 
-    async def run(publisher: StatusPublisher, updates: list[JobStatusUpdate]) -> None:
+    async def run(updates: list[JobStatusUpdate]) -> None:
         for each in updates:
-            acks.put_nowait(await publisher.publish(each))
+            pub_acks.put_nowait(await publisher.publish(each))
 
-    async with StatusPublisher(nats_server.url) as publisher, asyncio.TaskGroup() as runners:
+    async with asyncio.TaskGroup() as runners:
         for updates in jobs.values():
-            runners.create_task(run(publisher, updates))
+            runners.create_task(run(updates))
         for _ in range(2):
             for _ in range(100):
-                await acks.get()
+                await pub_acks.get()
             await nats_server.kill()
             await nats_server.start()
     assert jobs == await stored(nats_server)
@@ -96,23 +78,19 @@ async def test_lost_connection_is_not_waited_out(played, proxied):
         again = await played.hear()
         assert time.monotonic() - began_s < 3  # and not the 5 s that a try waits for its PubAck
         assert (first.data, first.headers) == (again.data, again.headers)
-        await acknowledge(again)
+        await played.acknowledge(again)
         assert 1 == (await waiting).sequence
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_client_closed_for_good(nats_server):
+async def test_client_closed_for_good(publisher):
     """A connection that nats-py has given up is made anew by the next publish."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        await publisher.publish(update(A))
-        await publisher._courier._link._client.close()
-        assert 2 == (await publisher.publish(update(B))).sequence
+    await publisher.publish(update(A))
+    await publisher._queue._connection._client.close()
+    assert 2 == (await publisher.publish(update(B))).sequence
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_close_publishes_what_waits(nats_server):
+async def test_close_publishes_what_waits(nats_server, publisher):
     """What was submitted before `close` is stored when that returns; afterwards nothing is taken."""
-    publisher = StatusPublisher(nats_server.url)
     waiting = [publisher.submit(each) for each in numbered(A, 50)]
     await publisher.close()
     await publisher.close()
@@ -125,25 +103,36 @@ async def test_close_publishes_what_waits(nats_server):
             await closed.publish(update(A))
 
 
-async def test_close_says_what_was_not_published(nats_server, played):
-    """`close` ends at its time limit and names what had no PubAck, and so does each publish that waits."""
-    publisher = StatusPublisher(nats_server.url, limits=SHORT_END)
-    waiting = [publisher.submit(each) for each in (update(A), update(B), update(A, "completed"))]
-    await played.hear()
-    with pytest.raises(PublisherClosed) as caught:
-        await publisher.close()
-    names = (f"accepted of job {A}", f"completed of job {A}", f"accepted of job {B}")
-    assert names == caught.value.unpublished
+@pytest.mark.parametrize("broken", [False, True])
+async def test_close_says_what_was_not_published(nats_server, played, broken):
+    """`close` ends at its time limit and names what had no PubAck, and so does each publish that waits.
+
+    An error from inside `async with` comes out as it is; what was not published is in the log then.
+    """
+    waiting = []
+
+    async def leave() -> None:
+        async with StatusPublisher(nats_server.url, limits=Limits(close_timeout_s=0.05)) as publisher:
+            waiting.extend(publisher.submit(each) for each in (update(A), update(B), update(A, "completed")))
+            await played.hear()
+            if broken:
+                raise ZeroDivisionError
+
+    with capture_logs() as logs, pytest.raises(ZeroDivisionError if broken else PublisherClosed) as caught:
+        await leave()
+    if broken:
+        assert 1 == len([entry for entry in logs if entry["event"].startswith("the publisher was closed before")])
+    else:
+        names = (f"accepted of job {A}", f"completed of job {A}", f"accepted of job {B}")
+        assert names == caught.value.unpublished
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert [PublisherClosed, PublisherClosed, PublishHeldBack] == [type(outcome) for outcome in outcomes]
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_close_while_reconnecting(nats_server):
+async def test_close_while_reconnecting(nats_server, publisher):
     """`close` ends a reconnect even if its first cancellation is forgotten, as `wait_for` of Python 3.11 does."""
-    publisher = StatusPublisher(nats_server.url)
     await publisher.publish(update(A))
-    client, trying = publisher._courier._link._client, asyncio.Event()
+    client, trying = publisher._queue._connection._client, asyncio.Event()
 
     async def connect(*_: object, **__: object) -> None:
         trying.set()
@@ -159,35 +148,20 @@ async def test_close_while_reconnecting(nats_server):
     assert client._reconnection_task.done()
 
 
-async def test_error_is_not_hidden_by_close(nats_server, played):
-    """An error inside `async with` comes out as it is; what `close` would say is logged."""
-
-    async def break_off() -> None:
-        async with StatusPublisher(nats_server.url, limits=SHORT_END) as publisher:
-            publisher.submit(update(A))
-            await played.hear()
-            raise ZeroDivisionError
-
-    with capture_logs() as logs, pytest.raises(ZeroDivisionError):
-        await break_off()
-    assert 1 == len([entry for entry in logs if entry["event"].startswith("the publisher was closed before")])
-
-
-async def test_cancelled_publish(nats_server, played):
-    """Whoever stops waiting does not stop the update: it is published in its turn; a failure is logged then."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        first = asyncio.create_task(publisher.publish(update(A)))
-        heard = await played.hear()
-        second = asyncio.create_task(publisher.publish(update(A, "completed"), timeout_s=0.3))
-        await asyncio.sleep(0)  # let it begin
-        third = publisher.submit(update(A, "unknown"))
-        for task in (first, second):
-            task.cancel()
-        await asyncio.wait([first, second])
-        await acknowledge(heard)
-        assert JobStatus.COMPLETED == JobStatusUpdate.model_validate_json((await played.hear()).data).status
-        with capture_logs() as logs, pytest.raises(PublishHeldBack):
-            await third
+async def test_cancelled_publish(played):
+    """Cancelling a publish does not stop the update: it is published in its turn; a failure is logged then."""
+    first = asyncio.create_task(played.publisher.publish(update(A)))
+    heard = await played.hear()
+    second = asyncio.create_task(played.publisher.publish(update(A, "completed"), timeout_s=0.3))
+    await asyncio.sleep(0)  # let it begin
+    third = played.publisher.submit(update(A, "unknown"))
+    for task in (first, second):
+        task.cancel()
+    await asyncio.wait([first, second])
+    await played.acknowledge(heard)
+    assert JobStatus.COMPLETED == JobStatusUpdate.model_validate_json((await played.hear()).data).status
+    with capture_logs() as logs, pytest.raises(PublishHeldBack):
+        await third
     assert (True, True) == (first.cancelled(), second.cancelled())
     unheard = [f"{status} of job {A}" for status in ("completed", "unknown")]
     assert unheard == [entry["update"] for entry in logs if "nobody waits" in entry["event"]]
@@ -214,15 +188,12 @@ async def test_loop_that_ended_badly(nats_server):
     assert sequence in (2, 3)  # `completed` may have got through
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_another_loop(nats_server):
+async def test_another_loop(publisher):
     """In a second event loop beside its own a publisher refuses to work."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        await publisher.publish(update(A))
+    await publisher.publish(update(A))
+    for call in (publisher.publish(update(B)), publisher.close()):
         with pytest.raises(RuntimeError, match="in use in another event loop"):
-            await asyncio.to_thread(asyncio.run, publisher.publish(update(B)))
-        with pytest.raises(RuntimeError, match="in use in another event loop"):
-            await asyncio.to_thread(asyncio.run, publisher.close())
+            await asyncio.to_thread(asyncio.run, call)
 
 
 @pytest.mark.usefixtures("provisioned")

@@ -4,37 +4,28 @@ import asyncio
 import time
 
 import pytest
-from producer_kit import PlayedStream, acknowledge, refuse, update
-from pydantic import SecretStr
+from producer_kit import update
 from relay_kit import new_job
 
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import NatsSettings
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import api_request
 from relay.producer import Limits, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut, StatusPublisher
 from relay.topology.provision import provision
 
 A, B = new_job(), new_job()
 QUICK = Limits(timeout_s=1)
-PERSISTENT_ERRORS = {"full": (503, 10077), "store full": (503, 10023), "too large": (400, 10054), "odd": (500, 10999)}
 TWO = 2 * len(update(A).to_json())
 
 
-@pytest.fixture
-async def played(nc) -> PlayedStream:
-    return await PlayedStream().listen(nc)
-
-
-async def test_no_puback_in_time(nats_server, played):
+async def test_no_puback_in_time(played):
     """Without a PubAck the error says that the update may be stored; those behind it are not sent and name it."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        connecting = publisher.submit(update(B))
-        await acknowledge(await played.hear())
-        await connecting
-        waiting = [publisher.submit(update(A, status), timeout_s=0.3) for status in ("accepted", "completed")]
-        first, second = await asyncio.gather(*waiting, return_exceptions=True)
+    connecting = played.publisher.submit(update(B))
+    await played.acknowledge()
+    await connecting
+    waiting = [played.publisher.submit(update(A, status), timeout_s=0.3) for status in ("accepted", "completed")]
+    first, second = await asyncio.gather(*waiting, return_exceptions=True)
     await played.hear()
     assert (PublishTimedOut, True) == (type(first), first.maybe_stored)
     assert f"accepted of job {A} was not confirmed within 0.3 s: no PubAck within" in str(first)
@@ -43,28 +34,22 @@ async def test_no_puback_in_time(nats_server, played):
     assert played.silent
 
 
-@pytest.mark.usefixtures("provisioned")
-async def test_server_away_beyond_the_deadline(nats_server):
+async def test_server_away_beyond_the_deadline(nats_server, publisher):
     """With no server the error says so and that the update is not stored; when it is there, the next one goes."""
     await nats_server.stop()
-    async with StatusPublisher(nats_server.url) as publisher:
-        with pytest.raises(PublishTimedOut, match=r"no NATS connection to .*it is not stored") as caught:
-            await publisher.publish(update(A), timeout_s=0.5)
-        assert not caught.value.maybe_stored
-        await nats_server.start()
-        assert 1 == (await publisher.publish(update(A))).sequence
+    with pytest.raises(PublishTimedOut, match=r"no NATS connection to .*it is not stored") as caught:
+        await publisher.publish(update(A), timeout_s=0.5)
+    assert not caught.value.maybe_stored
+    await nats_server.start()
+    assert 1 == (await publisher.publish(update(A))).sequence
 
 
-async def test_no_stream(nats_server, provisioned):
+async def test_no_stream(publisher, provisioned):
     """Where no stream captures updates, the error says so and that the update is not stored."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        await publisher.publish(update(A))
-        await api_request(provisioned, f"$JS.API.STREAM.DELETE.{STATUS_STREAM}")
-        with pytest.raises(
-            PublishTimedOut,
-            match="no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`",
-        ) as caught:
-            await publisher.publish(update(B), timeout_s=0.3)
+    await publisher.publish(update(A))
+    await api_request(provisioned, f"$JS.API.STREAM.DELETE.{STATUS_STREAM}")
+    with pytest.raises(PublishTimedOut, match=r"no stream captures this subject.* run `relay provision`") as caught:
+        await publisher.publish(update(B), timeout_s=0.3)
     assert not caught.value.maybe_stored
 
 
@@ -76,12 +61,10 @@ authorization { users: [
 """
 
 
-async def test_permissions(topology):
+async def test_permissions(topology, connect):
     """A job runner needs to publish and to hear its answers, nothing more; what it may not do is in the error."""
     async with NatsServer(extra_config=USERS) as server:
-        admin = await connect(NatsSettings(urls=(server.url,), user="admin", password=SecretStr("pass")), name="test")
-        await provision(admin, topology)
-        await close(admin)
+        await provision(await connect(server.url, user="admin", password="pass"), topology)
         environ = {"RELAY_NATS_URL": server.url, "RELAY_NATS_USER": "runner", "RELAY_NATS_PASSWORD": "pass"}
         prefix = {"RELAY_NATS_INBOX_PREFIX": "_INBOX_runner"}
         async with StatusPublisher.from_environment(environ | prefix) as publisher:
@@ -98,7 +81,7 @@ async def test_permissions(topology):
 
 @pytest.mark.usefixtures("nc")
 async def test_credentials_that_cannot_be_used(nats_server, tmp_path):
-    """Credentials that are none fail each publish at once, with the file's name."""
+    """A credentials file that cannot be read as one fails each publish at once, and is named."""
     creds = tmp_path / "runner.creds"
     creds.write_text("nothing")
     async with StatusPublisher(nats_server.url, creds=creds) as publisher:
@@ -115,39 +98,35 @@ async def test_provisioned_in_time(nats_server, nc, topology):
         assert 1 == (await waiting).sequence
 
 
-@pytest.mark.parametrize("kind", PERSISTENT_ERRORS)
-async def test_refused(nats_server, played, kind):
+@pytest.mark.parametrize(("code", "err_code"), [(503, 10077), (503, 10023), (400, 10054), (500, 10999)])
+async def test_refused(played, code, err_code):
     """What the server refuses for good is not tried again; the error has its code, and says that nothing is stored."""
-    code, err_code = PERSISTENT_ERRORS[kind]
-    async with StatusPublisher(nats_server.url) as publisher:
-        waiting = publisher.submit(update(A))
-        await refuse(await played.hear(), code, err_code)
-        with pytest.raises(PublishRefused, match=f"accepted of job {A} is not stored: the server refused it") as caught:
-            await waiting
+    waiting = played.publisher.submit(update(A))
+    await played.refuse(code, err_code)
+    with pytest.raises(PublishRefused, match=f"accepted of job {A} is not stored: the server refused it") as caught:
+        await waiting
     assert err_code == caught.value.err_code
     assert played.silent
 
 
-async def test_refused_for_now(nats_server, played):
+async def test_refused_for_now(played):
     """A refusal that passes by itself, a stream without a leader, is tried again."""
-    async with StatusPublisher(nats_server.url) as publisher:
-        waiting = publisher.submit(update(A))
-        await refuse(await played.hear(), 503, 10008)
-        await acknowledge(await played.hear())
-        assert 1 == (await waiting).sequence
+    waiting = played.publisher.submit(update(A))
+    await played.refuse(503, 10008)
+    await played.acknowledge()
+    assert 1 == (await waiting).sequence
 
 
-async def test_refused_by_a_real_stream(nats_server, provisioned):
+async def test_refused_by_a_real_stream(publisher, provisioned):
     """A full stream, an update too large for the stream and one too large for the server are told apart."""
     info = await api_request(provisioned, api_stream_info(STATUS_STREAM))
     await api_request(provisioned, f"$JS.API.STREAM.UPDATE.{STATUS_STREAM}", info["config"] | {"max_msgs": 1})
+    await publisher.publish(update(A))
     codes = []
-    async with StatusPublisher(nats_server.url) as publisher:
-        await publisher.publish(update(A))
-        for size in (1, 2**20 - 10_000, 2**20):
-            with pytest.raises(PublishRefused) as caught:
-                await publisher.publish(update(B, output="x" * size))
-            codes.append((caught.value.err_code, str(caught.value).rpartition("; ")[2]))
+    for size in (1, 2**20 - 10_000, 2**20):
+        with pytest.raises(PublishRefused) as caught:
+            await publisher.publish(update(B, output="x" * size))
+        codes.append((caught.value.err_code, str(caught.value).rpartition("; ")[2]))
     full = (10077, "the stream JOB_STATUS is full: raise its limits, and publish again")
     assert [full, *[(10054, "shorten its metadata")] * 2] == codes
 
@@ -161,8 +140,8 @@ async def test_full(nats_server, played, limits):
             publisher.submit(update(A))
         assert 2 == caught.value.waiting
         for _ in range(2):
-            await acknowledge(await played.hear())
+            await played.acknowledge()
         await asyncio.gather(first, second)
         third = publisher.submit(update(B, "completed"))
-        await acknowledge(await played.hear(), 3)
+        await played.acknowledge(sequence=3)
         assert 3 == (await third).sequence

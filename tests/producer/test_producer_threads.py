@@ -6,21 +6,14 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
-from producer_kit import PlayedStream, acknowledge, numbered, stored, update
+from producer_kit import numbered, stored, update
 from relay_kit import new_job
 
-from relay.local.server import NatsServer
-from relay.producer import (
-    JobStatusUpdate,
-    Limits,
-    PublisherClosed,
-    PublisherFull,
-    PublishHeldBack,
-    PublishTimedOut,
-    SyncStatusPublisher,
-)
+from relay.contract.model import JobStatusUpdate
+from relay.producer import Limits, PublisherClosed, PublisherFull, PublishHeldBack, PublishTimedOut, SyncStatusPublisher
 
 A, B = new_job(), new_job()
 THREADS, UPDATES = 8, 200
@@ -34,32 +27,30 @@ A, B = sys.argv[2:]
 def publish(job, status):
     return publisher.publish(JobStatusUpdate(uuid=job, status=status)).sequence
 
+def submit(job, number):
+    return publisher.submit(JobStatusUpdate(uuid=job, status='failed', metadata={'n': number}))
+
 def sockets():
-    links = []
-    for number in os.listdir('/proc/self/fd'):
-        try:
-            links.append(os.readlink('/proc/self/fd/' + number))
-        except FileNotFoundError:  # that of the listing itself
-            pass
-    return {link for link in links if link.startswith('socket:')}
+    paths = (os.path.realpath('/proc/self/fd/' + number) for number in os.listdir('/proc/self/fd'))
+    return {path.rpartition('/')[2] for path in paths if 'socket:' in path}
 """
 
 
 @pytest.fixture
-async def played(nc) -> PlayedStream:
-    return await PlayedStream().listen(nc)
+def run_script(nats_server) -> Callable[[str], Awaitable[tuple[int, str, str]]]:
+    """Run a program that has the names of PREAMBLE; returns its exit code, output and errors."""
 
+    async def run(script: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PREAMBLE + textwrap.dedent(script), nats_server.url, A, B),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
 
-async def run_script(script: str, url: str) -> tuple[int, str, str]:
-    """Run a program that has `publisher`, `publish`, `sockets`, A and B; returns its exit code, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PREAMBLE + textwrap.dedent(script), url, A, B),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
-        out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    return run
 
 
 @pytest.mark.usefixtures("provisioned")
@@ -123,24 +114,20 @@ async def test_errors(nats_server):
     assert [PublishTimedOut, PublishHeldBack] == await asyncio.to_thread(fail)
 
 
-async def test_close(nats_server, played):
-    """`close` publishes what waits; what gets no PubAck in its time is named."""
-
-    def end(publisher: SyncStatusPublisher) -> tuple[str, ...]:
-        try:
-            publisher.close()
-        except PublisherClosed as closed:
-            return closed.unpublished
-        return ()
-
-    for acknowledged, expected in ((True, ()), (False, (f"accepted of job {A}",))):
-        publisher = SyncStatusPublisher(nats_server.url, limits=Limits(close_timeout_s=5 if acknowledged else 0.1))
-        await asyncio.to_thread(publisher.submit, update(A))
-        heard = await played.hear()
-        ending = asyncio.create_task(asyncio.to_thread(end, publisher))
-        if acknowledged:
-            await acknowledge(heard)
-        assert expected == await ending
+@pytest.mark.parametrize(("close_timeout_s", "unpublished"), [(5, ()), (0.1, (f"accepted of job {A}",))])
+async def test_close(nats_server, played, close_timeout_s, unpublished):
+    """`close` publishes what waits, and names what gets no PubAck in its time; the thread is gone then."""
+    publisher = SyncStatusPublisher(nats_server.url, limits=Limits(close_timeout_s=close_timeout_s))
+    await asyncio.to_thread(publisher.submit, update(A))
+    heard = await played.hear()
+    closing = asyncio.create_task(asyncio.to_thread(publisher.close))
+    if unpublished:
+        with pytest.raises(PublisherClosed) as caught:
+            await closing
+        assert unpublished == caught.value.unpublished
+    else:
+        await played.acknowledge(heard)
+        await closing
     assert [] == [thread for thread in threading.enumerate() if thread.name == "relay-producer"]
 
 
@@ -150,7 +137,7 @@ async def test_thread_that_does_not_run(nats_server, played):
     await asyncio.to_thread(publisher.submit, update(B))
     await played.hear()
     stuck = threading.Event()
-    publisher._background.post(stuck.wait)
+    publisher._thread.call_soon(stuck.wait)
     with pytest.raises(PublishTimedOut, match="thread does not run"):
         await asyncio.to_thread(publisher.publish, update(A), timeout_s=0.1)
     stuck.set()
@@ -159,7 +146,7 @@ async def test_thread_that_does_not_run(nats_server, played):
 
 
 @pytest.mark.usefixtures("provisioned")
-async def test_fork(nats_server):
+async def test_fork(nats_server, run_script):
     """A publisher that is in use when its process forks works in both, over a connection of each one's own."""
     code, out, err = await run_script(
         """
@@ -176,8 +163,7 @@ async def test_fork(nats_server):
             publish(A, status)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         publish(A, 'unknown')
-        """,
-        nats_server.url,
+        """
     )
     assert (0, "0\n") == (code, out), err
     statuses = {job: [each.status for each in updates] for job, updates in (await stored(nats_server)).items()}
@@ -185,7 +171,7 @@ async def test_fork(nats_server):
 
 
 @pytest.mark.usefixtures("provisioned")
-async def test_multiprocessing(nats_server):
+async def test_multiprocessing(nats_server, run_script):
     """A publisher made before `multiprocessing` forks works in every child, used before or not."""
     code, _, err = await run_script(
         """
@@ -196,26 +182,24 @@ async def test_multiprocessing(nats_server):
             child.join()
             publish(A, status)
         sys.exit(child.exitcode)
-        """,
-        nats_server.url,
+        """
     )
     assert 0 == code, err
     assert {A: 2, B: 2} == {job: len(updates) for job, updates in (await stored(nats_server)).items()}
 
 
 @pytest.mark.usefixtures("provisioned")
-async def test_child_leaves_the_parents_updates_alone(nats_server):
+async def test_child_leaves_the_parents_updates_alone(nats_server, run_script):
     """What waits in the parent is the parent's to publish: the child neither publishes nor reports it."""
     code, _, err = await run_script(
         """
-        waiting = [publisher.submit(JobStatusUpdate(uuid=A, status='failed', metadata={'n': n})) for n in range(100)]
+        waiting = [submit(A, number) for number in range(100)]
         if not os.fork():
             sys.exit()
         publisher.close()
         os.wait()
         print([each.result() for each in waiting], file=sys.stderr)
-        """,
-        nats_server.url,
+        """
     )
     assert 0 == code, err
     assert "duplicate=True" not in err
@@ -224,24 +208,18 @@ async def test_child_leaves_the_parents_updates_alone(nats_server):
 
 
 @pytest.mark.usefixtures("provisioned")
-async def test_forgotten_close(nats_server):
+async def test_forgotten_close(nats_server, run_script):
     """What a program submits and does not wait for is stored when it ends, even if it forgets `close`."""
-    code, _, err = await run_script(
-        "for n in range(20): publisher.submit(JobStatusUpdate(uuid=A, status='failed', metadata={'n': n}))",
-        nats_server.url,
-    )
+    code, _, err = await run_script("for number in range(20): submit(A, number)")
     assert (0, "") == (code, err)
     assert 20 == len((await stored(nats_server))[A])
 
 
-async def test_forgotten_close_without_a_server():
+async def test_forgotten_close_without_a_server(nats_server, run_script):
     """A program that forgets `close` ends within seconds though NATS is away, and says how many updates are lost."""
-    async with NatsServer() as server:
-        await server.stop()
-        began_s = time.monotonic()
-        code, _, err = await run_script(
-            "for job in (A, B): publisher.submit(JobStatusUpdate(uuid=job, status='failed'))", server.url
-        )
+    await nats_server.stop()
+    began_s = time.monotonic()
+    code, _, err = await run_script("submit(A, 1), submit(B, 1)")
     assert 0 == code
     assert time.monotonic() - began_s < 8
     assert "the program ended with 2 updates unpublished" in err

@@ -10,23 +10,11 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from pydantic import ValidationError
 
 from relay.contract.errors import ConfigurationError
-from relay.producer import (
-    JobStatusUpdate,
-    PublisherClosed,
-    StatusPublisher,
-    SyncStatusPublisher,
-    message_id,
-    update_of,
-)
+from relay.producer import JobStatusUpdate, PublisherClosed, StatusPublisher, SyncStatusPublisher, message_id, update_of
 from relay.producer.tracing import trace_headers
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
-PAYLOAD = {
-    "message_type": "V0JobStatusUpdate",
-    "uuid": JOB,
-    "status": "completed",
-    "metadata": {"miner_response": None},
-}
+PAYLOAD = {"uuid": JOB, "status": "completed", "metadata": {"miner_response": None}}
 SERVER_PARTS = (
     *("bittensor_wallet", "prometheus_client", "pydantic_settings", "rich", "starlette", "structlog", "typer"),
     *("uvicorn", "uvloop", "websockets", "opentelemetry"),
@@ -39,13 +27,8 @@ SPAN = SpanContext(
 
 def in_a_program(script: str) -> list[str]:
     """The lines that a program of a job runner's prints, on either stream."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
     return done.stdout.splitlines()
 
 
@@ -61,10 +44,13 @@ print(sorted(set(sys.modules) & set({SERVER_PARTS})))
     assert ["[]"] == in_a_program(script)
 
 
-def test_no_thread_before_the_first_publish():
-    """A publisher that was made and not used has no thread, so a module may make one before its process forks."""
-    SyncStatusPublisher().close()
+def test_never_used():
+    """A publisher that is not used has no thread, so a module may make one before a fork; it can be closed."""
+    publisher = SyncStatusPublisher()
     assert [] == [thread for thread in threading.enumerate() if thread.name == "relay-producer"]
+    publisher.close()
+    with pytest.raises(PublisherClosed, match="make a new one"):
+        publisher.publish(update_of(PAYLOAD))
 
 
 def test_logs_of_a_job_runner():
@@ -78,26 +64,15 @@ get_logger('relay.producer.publish_queue', guest=True).error('not published', up
     assert ["ERROR relay.producer.publish_queue not published update='a' tries=2"] == in_a_program(script)
 
 
-def test_closed_before_it_was_used():
-    """A closed publisher refuses, also if it was never used."""
-    publisher = SyncStatusPublisher()
-    publisher.close()
-    with pytest.raises(PublisherClosed, match="make a new one"):
-        publisher.publish(JobStatusUpdate.model_validate(PAYLOAD))
-
-
 # Messages of the channel layer.
 
 
-@pytest.mark.parametrize("message", [PAYLOAD, {"type": "job_status_update", "payload": PAYLOAD}])
+@pytest.mark.parametrize(
+    "message", [PAYLOAD, {"type": "job_status_update", "payload": PAYLOAD}, PAYLOAD | {"uuid": uuid.UUID(JOB)}]
+)
 def test_update_of_a_message(message):
-    """A message of the channel layer, in its envelope or bare, is the update that its JSON is."""
+    """A message of the channel layer, in its envelope or bare, with objects or text, is the update that its JSON is."""
     assert JobStatusUpdate.model_validate_json(json.dumps(PAYLOAD)) == update_of(message)
-
-
-def test_update_of_a_message_with_objects():
-    """A UUID object in a message is as good as its text."""
-    assert update_of(PAYLOAD) == update_of(PAYLOAD | {"uuid": uuid.UUID(JOB)})
 
 
 @pytest.mark.parametrize(
@@ -118,12 +93,10 @@ def test_no_update_in_a_message(message, wrong):
 
 def test_message_id():
     """The message id tells apart what differs in job, status or metadata, and nothing else."""
-    same = {message_id(update_of(PAYLOAD)), message_id(update_of(PAYLOAD | {"metadata": {}}))}
-    others = {
-        message_id(update_of(PAYLOAD | {"status": "failed"})),
-        message_id(update_of(PAYLOAD | {"metadata": None})),
-    }
-    assert (1, 2, 0) == (len(same), len(others), len(same & others))
+    ids = [message_id(update_of(PAYLOAD | change)) for change in ({}, {"metadata": {}})]
+    others = {message_id(update_of(PAYLOAD | change)) for change in ({"status": "failed"}, {"metadata": None})}
+    assert ids[0] == ids[1]
+    assert (2, False) == (len(others), ids[0] in others)
 
 
 # Arguments and environment.
@@ -163,22 +136,18 @@ def test_environment():
 # Traces.
 
 
-def test_no_trace():
-    """Without a trace there is no header."""
-    assert {} == trace_headers(None)
-
-
 def test_active_trace():
-    """The active trace of OpenTelemetry is the header, unless another is given."""
+    """The active trace of OpenTelemetry is the header, unless another is given; without a trace there is no header."""
     other = TRACEPARENT.replace("0af7", "0bf7")
     with trace.use_span(NonRecordingSpan(SPAN)):
         assert {"traceparent": TRACEPARENT} == trace_headers(None)
         assert {"traceparent": other} == trace_headers(other)
     with trace.use_span(trace.INVALID_SPAN):
         assert {} == trace_headers(None)
+    assert {} == trace_headers(None)
 
 
 @pytest.mark.parametrize("text", ["", "00-1-2-3", TRACEPARENT + "\r\nA: b", TRACEPARENT.upper(), "é"])
-def test_traceparent_that_is_none(text):
-    """What is no traceparent is left out: it may come from outside, and is no reason not to publish."""
+def test_malformed_traceparent(text):
+    """A malformed traceparent is left out: it may come from outside, and is no reason not to publish."""
     assert {} == trace_headers(text)

@@ -1,0 +1,114 @@
+"""A thread with an event loop for a PublishQueue, and what becomes of it in a fork and at the end of the program."""
+
+import asyncio
+import atexit
+import os
+import selectors
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final, TypeVar
+
+from relay.observability.logs import get_logger
+from relay.producer.errors import PublisherClosed
+from relay.producer.publish_queue import PublishQueue
+
+R = TypeVar("R")
+
+_FLUSH_AT_EXIT_S: Final = 1.0
+_log = get_logger(__name__, guest=True)
+
+fork_lock: Final = threading.RLock()
+"""Held while a thread is started, given work or told to end, and during a fork, so that no child sees half of that."""
+_running: Final[set["PublisherThread"]] = set()
+_of_parent: Final[list["PublisherThread"]] = []
+
+
+class PublisherThread:
+    """Runs a PublishQueue in an event loop, in a daemon thread. It belongs to the process that made it.
+
+    The event loop is asyncio's own and not uvloop's, because its selector can be detached in the child of a fork.
+    """
+
+    def __init__(self, queue: PublishQueue) -> None:
+        self.queue = queue
+        self.is_of_parent = False
+        """True in the child of a fork. There the thread does not exist, and only the parent may use this object."""
+        self._ended = False
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="relay-producer", daemon=True)
+        self._thread.start()
+        _running.add(self)
+
+    def call_soon(self, function: Callable[[], R]) -> Future[R]:
+        """Have the event loop call `function`, in the order of the calls; the future has its result or its exception.
+
+        The caller must hold `fork_lock`. Raises PublisherClosed.
+        """
+        if self._ended:
+            raise PublisherClosed
+        outcome: Future[R] = Future()
+
+        def call() -> None:
+            try:
+                outcome.set_result(function())
+            except Exception as error:  # noqa: BLE001 - it is raised where the outcome is awaited
+                outcome.set_exception(error)
+
+        self._loop.call_soon_threadsafe(call)
+        return outcome
+
+    def close(self, timeout_s: float) -> list[str]:
+        """Go on publishing for at most `timeout_s`, then end the thread. Returns what was not published. Blocks."""
+        with fork_lock:
+            if self._ended:
+                return []
+            self._ended = True
+            _running.discard(self)
+        try:
+            return asyncio.run_coroutine_threadsafe(self.queue.close(timeout_s), self._loop).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def detach_in_child(self) -> None:
+        """In the child of a fork: give up the child's access to the parent's sockets, without sending anything.
+
+        The child has no such thread, but it has copies of the descriptors, and its selector shares its state with the
+        parent's: unregistering a socket here would stop the parent from hearing it. So each descriptor is pointed at
+        the null device instead, and the objects are kept for ever, so that no destructor unregisters anything.
+        """
+        self.is_of_parent = True
+        null = os.open(os.devnull, os.O_RDWR)
+        descriptors = [key.fd for key in self._selector.get_map().values()]
+        for descriptor in (*descriptors, self._selector.fileno()):
+            os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
+
+
+def _after_fork_in_child() -> None:
+    try:
+        for thread in _running:
+            thread.detach_in_child()
+        _of_parent.extend(_running)
+        _running.clear()
+    finally:
+        fork_lock.release()
+
+
+def _close_at_exit() -> None:
+    for thread in list(_running):
+        if unpublished := thread.close(_FLUSH_AT_EXIT_S):
+            _log.warning(
+                f"the program ended with {len(unpublished)} updates unpublished: close a SyncStatusPublisher before",
+                updates=unpublished[:3],
+            )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=fork_lock.acquire, after_in_parent=fork_lock.release, after_in_child=_after_fork_in_child
+    )
+atexit.register(_close_at_exit)
