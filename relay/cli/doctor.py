@@ -1,6 +1,5 @@
 """`relay doctor`."""
 
-import dataclasses
 import json
 import textwrap
 from typing import Annotated, Final
@@ -12,13 +11,13 @@ from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings
 from relay.contract.text import escape
-from relay.doctor.examination import CHECKS, examine
-from relay.doctor.facilitator import HOTKEY, check_hotkey
-from relay.doctor.findings import Finding, Verdict, fail, ok, unchecked, warn
+from relay.doctor.checks import CHECKS, run_checks
+from relay.doctor.facilitator_checks import HOTKEY, check_hotkey
+from relay.doctor.findings import Finding, Level, fail, ok, unchecked, warn
 from relay.observability import logs
 
 CONFIGURATION: Final = "configuration"
-_COLORS: Final = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+_COLORS: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _WIDTH: Final = 116
 _INDENT: Final = " " * 20
 
@@ -26,22 +25,22 @@ _INDENT: Final = " " * 20
 def doctor(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False
 ) -> None:
-    """Check everything that the relay needs, from here and with these settings, and say what to do.
+    """Check everything that the relay needs, from this machine and with these settings, and say what to do.
 
-    Each line is ok, warn or fail. Exit 1 if any is fail. Nothing is changed anywhere. Takes 20 seconds at the worst,
-    and 5 more if the hotkey file is encrypted.
+    Prints one line for each finding: ok, warn or fail. Changes nothing. Takes at most 20 seconds, and 5 more if the
+    hotkey file is encrypted. Exit code 1 if any finding is fail.
     """
     logs.configure("error", "console")  # what is wrong is in the findings
     findings = _findings()
+    worst = max((finding.level for finding in findings), key=list(Level).index)
     if as_json:
-        verdict = max((finding.verdict for finding in findings), key=list(Verdict).index)
-        typer.echo(json.dumps({"verdict": verdict, "findings": list(map(dataclasses.asdict, findings))}))
+        typer.echo(json.dumps({"verdict": worst, "findings": list(map(_document, findings))}))
     else:
         for finding in findings:
             _print(finding)
-        counts = (f"{sum(finding.verdict is verdict for finding in findings)} {verdict}" for verdict in Verdict)
+        counts = (f"{sum(finding.level is level for finding in findings)} {level}" for level in Level)
         typer.echo(", ".join(counts))
-    if any(finding.verdict is Verdict.FAIL for finding in findings):
+    if worst is Level.FAIL:
         raise typer.Exit(1)
 
 
@@ -52,10 +51,10 @@ def _findings() -> list[Finding]:
         broken = fail(CONFIGURATION, str(error), "give it a value that is allowed")
         return [broken, *(unchecked(name, "the configuration cannot be read") for name in (HOTKEY, *CHECKS))]
     hotkey, authentication = check_hotkey(settings.facilitator)
-    return [_configuration(settings), hotkey, *run(examine(settings, authentication))]
+    return [_check_configuration(settings), hotkey, *run(run_checks(settings, authentication))]
 
 
-def _configuration(settings: Settings) -> Finding:
+def _check_configuration(settings: Settings) -> Finding:
     try:
         settings.require_facilitator()
     except ConfigurationError as error:
@@ -63,10 +62,19 @@ def _configuration(settings: Settings) -> Finding:
     return ok(CONFIGURATION, "readable, and all that `relay serve` needs")
 
 
+def _document(finding: Finding) -> dict[str, str]:
+    return {
+        "check": finding.check,
+        "verdict": finding.level,
+        "found": finding.found,
+        "remedy": finding.remedy,
+    }
+
+
 def _print(finding: Finding) -> None:
-    verdict = typer.style(f"{finding.verdict:4}", fg=_COLORS[finding.verdict])
+    level = typer.style(f"{finding.level:4}", fg=_COLORS[finding.level])
     found, *more = textwrap.wrap(escape(finding.found), _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
-    typer.echo(f"{verdict}  {finding.check:13} {found}")
+    typer.echo(f"{level}  {finding.check:13} {found}")
     if finding.remedy:
         more += textwrap.wrap(f"-> {finding.remedy}", _WIDTH - len(_INDENT), break_on_hyphens=False)
     for line in more:

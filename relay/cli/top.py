@@ -16,51 +16,52 @@ from rich.console import Console
 from rich.live import Live
 
 from relay.cli.console import run
-from relay.cli.top_display import View, document, screen
+from relay.cli.top_display import render
+from relay.cli.top_view import TopView, document
 from relay.contract.environment import load_settings
 from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.text import redact_url
 from relay.nats.connection import close, connect
 from relay.observability import logs
-from relay.overview.observer import Observer
-from relay.overview.snapshot import Overview, between
+from relay.overview.reader import SnapshotReader
+from relay.overview.snapshot import Snapshot, between
 
 _CLOSE_TIMEOUT_S: Final = 1.0
 
 
 def top(
     *,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two views.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view, after one interval, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per interval.")] = False,
 ) -> None:
     """Watch the relays at work: lanes and their owners, lag, rates, latencies, dead letters, the Facilitator.
 
-    Needs nothing but NATS, so it runs on any machine that reaches it. Rates and latencies are those of the last
-    interval. Ctrl-C ends it. If NATS goes away, it says so and goes on when NATS is back.
+    Needs only NATS, so it runs on any machine that reaches NATS. Rates and latencies are those of the last interval.
+    If NATS goes away, the command says so, and goes on when NATS is back. Ctrl-C ends it.
     """
-    run(_watch(load_settings().nats, _Output(interval, once=once, as_json=as_json)))
+    run(_watch(load_settings().nats, _Display(interval, once=once, as_json=as_json)))
 
 
 @dataclass(slots=True)
-class _Output:
-    """Where the views go: to a live screen, or printed one after another."""
+class _Display:
+    """Shows views on a live screen, or prints them one after another."""
 
-    interval_s: float
+    every_s: float
     once: bool
     as_json: bool
     live: Live | None = None
-    latest: View | None = None
+    latest: TopView | None = None
 
     @property
-    def waits_for_rates(self) -> bool:
-        """Whether the first look, which has nothing to be compared with, is not shown."""
+    def needs_rates(self) -> bool:
+        """Whether a view without rates, as the first one, is not shown."""
         return self.once or self.as_json
 
     @contextlib.contextmanager
     def opened(self) -> Generator[None]:
-        """A screen of its own on a terminal, for as long as the block lasts."""
+        """Take the screen of the terminal for as long as the block lasts; do nothing if there is no terminal."""
         console = Console(highlight=False)
         if self.once or self.as_json or not console.is_terminal:
             yield
@@ -68,24 +69,24 @@ class _Output:
         with Live(console=console, screen=True, auto_refresh=False) as self.live:
             yield
 
-    def show(self, view: View) -> None:
+    def show(self, view: TopView) -> None:
         self.latest = view
         if self.as_json:
             typer.echo(json.dumps(document(view)))
         elif self.live is None:
-            Console(highlight=False).print(screen(view, None))
+            Console(highlight=False).print(render(view, None))
         else:
             self.redraw()
 
     def redraw(self) -> None:
-        """Show the latest view again, in the size that the terminal has now."""
+        """Show the latest view again, fitted to the terminal's size of now."""
         if self.live is not None and self.latest is not None:
-            self.live.update(screen(self.latest, self.live.console.height), refresh=True)
+            self.live.update(render(self.latest, self.live.console.height), refresh=True)
 
 
 @contextlib.asynccontextmanager
 async def _connected(settings: NatsSettings) -> AsyncGenerator[Client]:
-    logs.configure("error", "console")  # the view says when NATS is away; a log line would only break it
+    logs.configure("error", "console")  # the view says when NATS is away; a log line would disturb the screen
     client = await connect(settings, name="relay-top")
     try:
         yield client
@@ -93,43 +94,39 @@ async def _connected(settings: NatsSettings) -> AsyncGenerator[Client]:
         await close(client, _CLOSE_TIMEOUT_S)
 
 
-async def _watch(settings: NatsSettings, output: _Output) -> None:
-    where = ", ".join(map(redact_url, settings.urls))
+async def _watch(settings: NatsSettings, display: _Display) -> None:
+    servers = ", ".join(map(redact_url, settings.urls))
     async with _connected(settings) as client:
-        with output.opened():
-            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        with display.opened():
+            watching = asyncio.create_task(_show_views(SnapshotReader(client), display, servers))
+            loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop.set)
-            loop.add_signal_handler(signal.SIGWINCH, output.redraw)
-            watching = asyncio.create_task(_show_views(Observer(client), output, where))
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (watching, stopping):
-                task.cancel()
+                loop.add_signal_handler(number, watching.cancel)
+            loop.add_signal_handler(signal.SIGWINCH, display.redraw)
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
 
 
-async def _show_views(observer: Observer, output: _Output, where: str) -> None:
-    """Look, compare with the look before, show; until cancelled, or once."""
-    before: Overview | None = None
-    latest: Overview | None = None
-    well_s = time.monotonic()
+async def _show_views(reader: SnapshotReader, display: _Display, servers: str) -> None:
+    """Read a snapshot, compare it with the one before, and show both; until cancelled, or once."""
+    before: Snapshot | None = None
+    latest: Snapshot | None = None
+    last_success_s = time.monotonic()
     while True:
-        passed, trouble = None, None
+        interval, trouble = None, None
         try:
-            seen = await observer.look()
+            snapshot = await reader.read()
         except RelayError as error:
-            if output.once:
+            if display.once:
                 raise
-            trouble = f"for {time.monotonic() - well_s:.0f} s now: {error}"
-            before = None  # compared with it, the next look would tell of the trouble, and not of the last interval
+            trouble = f"for {time.monotonic() - last_success_s:.0f} s now: {error}"
+            before = None  # rates must not cover the time without news
         else:
-            passed = between(before, seen) if before is not None else None
-            before = latest = seen
-            well_s = time.monotonic()
-        if passed is not None or trouble is not None or not output.waits_for_rates:
-            output.show(View(where, dt.datetime.now(dt.UTC), output.interval_s, latest, passed, trouble))
-        if output.once and passed is not None:
+            interval = between(before, snapshot) if before is not None else None
+            before = latest = snapshot
+            last_success_s = time.monotonic()
+        if interval is not None or trouble is not None or not display.needs_rates:
+            display.show(TopView(servers, dt.datetime.now(dt.UTC), display.every_s, latest, interval, trouble))
+        if display.once and interval is not None:
             return
-        await asyncio.sleep(output.interval_s)
+        await asyncio.sleep(display.every_s)

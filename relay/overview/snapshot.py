@@ -1,6 +1,6 @@
-"""The relay as it shows over NATS at one moment, and what passed between two such moments.
+"""The state of the relay at one moment, as it can be read over NATS, and what happened between two such moments.
 
-Ages and durations are in seconds; ages are measured on the clock of NATS, which stored the updates.
+Ages and durations are in seconds. Ages are measured on the clock of NATS, which stored the updates.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.contract.report import Report, Timing
+from relay.contract.subjects import ADVISORY_STREAM, STATUS_STREAM
 from relay.dead_letters.reasons import ReasonCounts
 
 OUTCOMES: Final = ("acknowledged", "duplicate", "dead_lettered")
@@ -17,22 +18,22 @@ TIMINGS: Final = ("hot_path", "end_to_end", "round_trip")
 
 
 @dataclass(frozen=True, slots=True)
-class LaneState:
-    """One lane, as its consumer and its lease tell."""
+class LaneSnapshot:
+    """One lane, from its consumer and its lease. `LaneReport` is what its owner reports."""
 
     lane: int
     owner: str | None
-    """The worker that holds the lease; None if nobody drives the lane."""
+    """The worker that holds the lease; None if no worker drives the lane."""
     waiting: int = 0
     """Updates that are stored and not delivered yet."""
     delivered: int = 0
     """Updates that are delivered and not settled."""
     deliveries: int = 0
-    """All there have been, redeliveries included."""
+    """All deliveries since the consumer was made, redeliveries included."""
     oldest_s: float | None = None
     """Age of the oldest update that is not settled; None if all are."""
     trouble: str | None = None
-    """Why nothing is known of it but its owner."""
+    """Why only the owner is known, in words; None if all is known."""
 
     @property
     def unsettled(self) -> int:
@@ -40,8 +41,8 @@ class LaneState:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamState:
-    """What a stream holds, and what it may hold; a limit of 0 or less is none."""
+class StreamSnapshot:
+    """What a stream holds, and its limits; a limit of 0 or less means no limit."""
 
     name: str
     messages: int
@@ -50,35 +51,42 @@ class StreamState:
     max_messages: int
     max_bytes: int
     max_age_s: float
-    copies: int
-    """How many servers are to keep it."""
+    replicas: int
+    """How many servers are configured to keep it."""
     behind: tuple[str, ...] = ()
-    """Servers that keep it and are away or not up to date."""
+    """Servers that keep it and are offline or not up to date."""
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """Everything at one moment."""
+class Snapshot:
+    """The whole relay at one moment."""
 
     taken_s: float
-    """On the monotonic clock of whoever looked."""
+    """On the reader's monotonic clock."""
     server_ahead_s: float
-    """How far the clock of NATS is ahead of ours."""
+    """How far the clock of NATS is ahead of the reader's; negative if it is behind."""
     clock_error_s: float
-    """How wrong `server_ahead_s` may be: half of the time that the answer took."""
-    lanes: tuple[LaneState, ...]
-    streams: Mapping[str, StreamState]
+    """The largest possible error of `server_ahead_s`: half of the round trip."""
+    lanes: tuple[LaneSnapshot, ...]
+    streams: Mapping[str, StreamSnapshot]
+    """By name: every stream of the relay."""
     workers: frozenset[str]
-    """Workers that say in the lease bucket that they are alive."""
+    """Workers that are alive, by the lease bucket."""
     reports: Mapping[str, Report]
-    """By worker; who did not answer is missing."""
-    asked: bool
-    """Whether the workers could be asked at all."""
-    letters: ReasonCounts
-    advisories: int
-    """Updates that reached `max_deliver` and are not dead-lettered yet."""
-    published: int
-    """The last sequence of the status stream."""
+    """By worker; a worker that did not answer is missing."""
+    may_ask_workers: bool
+    """Whether the NATS user may ask for reports; if not, `reports` is empty."""
+    dead_letters: ReasonCounts
+
+    @property
+    def published(self) -> int:
+        """The last sequence of the status stream."""
+        return self.streams[STATUS_STREAM].last_sequence
+
+    @property
+    def advisories(self) -> int:
+        """Updates that reached `max_deliver` and are not dead-lettered yet."""
+        return self.streams[ADVISORY_STREAM].messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What passed between two looks, per second. Who was not seen at both has no part in it."""
+    """What happened between two snapshots, per second. Lanes and workers that are not in both are left out."""
 
     seconds: float
     published: float
@@ -104,15 +112,18 @@ class Interval:
     settled_by: Mapping[str, float]
     """By worker."""
     latencies: Mapping[str, Quantiles]
-    """By kind of timing; a kind without any durations is missing."""
+    """By kind of timing; a kind without durations is left out."""
 
 
-def between(before: Overview, after: Overview) -> Interval:
-    """What passed from `before` to `after`."""
+def between(before: Snapshot, after: Snapshot) -> Interval:
+    """What happened from `before` to `after`."""
     seconds = max(after.taken_s - before.taken_s, 1e-3)
     pairs = [(before.reports[name], report) for name, report in after.reports.items() if name in before.reports]
-    settled = {name: sum(_grown(old.updates, new.updates, name) for old, new in pairs) for name in OUTCOMES}
+    settled = {
+        name: sum(new.updates.get(name, 0) - old.updates.get(name, 0) for old, new in pairs) for name in OUTCOMES
+    }
     earlier = {lane.lane: lane.deliveries for lane in before.lanes}
+    # A consumer or a stream that was made anew counts from 0 again.
     deliveries = {
         lane.lane: max(0, lane.deliveries - earlier[lane.lane]) for lane in after.lanes if lane.lane in earlier
     }
@@ -129,9 +140,9 @@ def between(before: Overview, after: Overview) -> Interval:
 
 
 def quantile(bounds_s: list[float], counts: list[int], share: float) -> float:
-    """The duration that `share` of those counted do not exceed, interpolated within its bucket.
+    """The duration that `share` of those counted do not exceed, interpolated linearly within its bucket.
 
-    `counts` is as in Timing, not all zero. Infinite if it lies above the last bound.
+    `counts` is as in Timing, not all zero. Infinite if the duration lies above the last bound.
     """
     rank, below = share * sum(counts), 0
     lower_s = 0.0
@@ -143,15 +154,11 @@ def quantile(bounds_s: list[float], counts: list[int], share: float) -> float:
     return math.inf
 
 
-def _grown(old: Mapping[str, int], new: Mapping[str, int], name: str) -> int:
-    return new.get(name, 0) - old.get(name, 0)
-
-
 def _latency(name: str, pairs: list[tuple[Report, Report]]) -> Quantiles | None:
     both = [(old.timings[name], new.timings[name]) for old, new in pairs if name in old.timings and name in new.timings]
     if not both:
         return None
-    # Workers of another version may have other bounds; theirs cannot be added to these.
+    # Workers of another version may have other bounds; their counts cannot be added to these.
     bounds_s = both[0][1].bounds_s
     total: Counter[int] = Counter()
     for old, new in both:

@@ -9,9 +9,9 @@ from typer.main import get_command
 
 from relay.cli import program
 from relay.cli.doctor import CONFIGURATION
-from relay.doctor.examination import CHECKS
-from relay.doctor.facilitator import HOTKEY
-from relay.doctor.state import CLOCK_S, FULL, NEARLY_FULL, OLD_S, PAGE, TOO_OLD_S
+from relay.doctor.checks import CHECKS
+from relay.doctor.facilitator_checks import HOTKEY
+from relay.doctor.state_checks import CLOCK_S, FULL, NEARLY_FULL, OLD_S, PAGE, TOO_OLD_S
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / PAGE).read_text()

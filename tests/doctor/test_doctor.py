@@ -1,5 +1,6 @@
 """`relay doctor` beside real servers: what is wrong, and what is not touched by looking."""
 
+import functools
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from cli_kit import make_command
 from guarded_nats import ANYBODY, guarded_server, passwords, variables
 from relay_kit import Scene, new_job
 
+from relay.cli import doctor
+from relay.contract.settings import FacilitatorSettings
 from relay.contract.subjects import (
     DLQ_STREAM,
     LEASE_STREAM,
@@ -19,16 +22,15 @@ from relay.contract.subjects import (
     api_stream_info,
     lane_consumer,
 )
-from relay.doctor import examination, permissions
-from relay.doctor import facilitator as doctor_facilitator
-from relay.doctor import nats as doctor_broker
-from relay.doctor.state import STATE_CHECKS
+from relay.doctor import checks
+from relay.doctor.facilitator_checks import check_facilitator, check_hotkey
+from relay.doctor.findings import fail
+from relay.doctor.permission_check import needs
+from relay.doctor.state_checks import STATE_CHECKS
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING, Moment, stall
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request
-from relay.overview.observer import Observer
-from relay.topology.provision import provision
 
 HOTKEY = Keypair.create_from_uri("//Alice")
 STRANGER = Keypair.create_from_uri("//Stranger")
@@ -40,8 +42,8 @@ ALL = ("configuration", "hotkey", "nats", *ON_NATS, "facilitator")
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Runs `relay doctor`, with more time for each check than a busy machine needs."""
-    monkeypatch.setattr(examination, "_CHECK_TIMEOUT_S", 20)
-    monkeypatch.setattr(doctor_broker, "_CONNECT_TIMEOUT_S", 20)
+    patient = functools.partial(checks.run_checks, timeout_s=20, connect_timeout_s=20)
+    monkeypatch.setattr(doctor, "run_checks", patient)
     return make_command(monkeypatch, tmp_path)
 
 
@@ -100,7 +102,7 @@ async def test_text(command, nats_server, simulator, hotkey):
     assert (1, "") == (ended.code, ended.err)
     assert "ok    configuration readable, and all that `relay serve` needs" == lines[0]
     assert "fail  topology      stream JOB_STATUS is missing; stream JOB_DLQ is missing; stream" in ended.out
-    assert "\n                    -> run `relay provision`, with the settings that the relays have\n" in ended.out
+    assert "\n                    -> run `relay provision` with the settings of the relays\n" in ended.out
     assert "6 ok, 8 warn, 1 fail" == lines[-1]
     assert [] == [line for line in lines if len(line) > 116]
 
@@ -197,43 +199,39 @@ async def test_facilitator_refuses(examine, simulator, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("fault", "timeout_s", "expected"),
     [
         (DROP_BEFORE_STORING, 20, "ended the connection at the sign-in: dropped without a close frame"),
         (stall(), 0.2, "does not answer the sign-in within 0.2 s"),
     ],
     ids=["dropped", "silent"],
 )
-async def test_facilitator_does_not_answer(examine, simulator, hotkey, case):
+async def test_facilitator_does_not_answer(simulator, hotkey, fault, timeout_s, expected):
     """A Facilitator that drops the connection at the sign-in, or never answers it, is found in bounded time."""
-    fault, timeout_s, expected = case
-    with pytest.MonkeyPatch.context() as quick, simulator.inject(fault, at={Moment.AUTHENTICATION}, times=None):
-        quick.setattr(doctor_facilitator, "_ANSWER_TIMEOUT_S", timeout_s)
-        _, findings = await examine(NATS_URL=NOWHERE, FACILITATOR_URL=simulator.url, FACILITATOR_HOTKEY_FILE=hotkey)
-    assert ("facilitator", "fail", f"{simulator.url} {expected}") == findings[-1]
+    settings = FacilitatorSettings(url=simulator.url, hotkey_file=hotkey)
+    with simulator.inject(fault, at={Moment.AUTHENTICATION}, times=None):
+        finding = await check_facilitator(settings, check_hotkey(settings)[1], answer_timeout_s=timeout_s)
+    assert fail("facilitator", f"{simulator.url} {expected}", finding.remedy) == finding
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("where", "timeout_s", "found", "remedy"),
     [
-        ("ws://127.0.0.1:1/ws/v0/", 20, "refused", "it is down or out of reach"),
-        ("{simulator}x/", 20, "HTTP 500", "somebody else answers there"),
+        ("ws://127.0.0.1:1/ws/v0/", 20, "[Errno 111]", "it is down or out of reach"),
+        ("{simulator}x/", 20, "HTTP 500", "another server answers there"),
         ("ws://127.0.0.1:{silent}/ws/v0/", 0.2, "no answer in time", "it is down or out of reach"),
     ],
     ids=["nobody", "another", "silent"],
 )
-async def test_facilitator_out_of_reach(command, simulator, case):
-    """Nobody there, somebody else there, and somebody who never answers: each is told from the others."""
-    where, timeout_s, found, remedy = case
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as quick:
-        quick.setattr(doctor_facilitator, "_OPEN_TIMEOUT_S", timeout_s)
+async def test_facilitator_out_of_reach(simulator, where, timeout_s, found, remedy):
+    """No server there, another server there, and a server that never answers: each has its own finding."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
         url = where.format(simulator=simulator.url, silent=silent.getsockname()[1])
-        ended = await command("doctor", "--json", NATS_URL=NOWHERE, FACILITATOR_URL=url, FACILITATOR_AUTH="none")
-    finding = json.loads(ended.out)["findings"][-1]
-    assert ("facilitator", "fail") == (finding["check"], finding["verdict"])
-    assert f"cannot connect to {url}: " in finding["found"]
-    assert found in finding["found"]
-    assert finding["remedy"].startswith(remedy)
+        finding = await check_facilitator(FacilitatorSettings(url=url, auth="none"), None, open_timeout_s=timeout_s)
+    assert fail("facilitator", finding.found, finding.remedy) == finding
+    assert finding.found.startswith(f"cannot connect to {url}: ")
+    assert found in finding.found
+    assert finding.remedy.startswith(remedy)
 
 
 # Looking changes nothing, and tells no secrets.
@@ -282,15 +280,6 @@ async def examine_as(role, examine, monkeypatch):
             return findings, scene.takings[0].worker
 
 
-async def test_who_may_not_ask(connect, topology):
-    """A NATS user who may ask no worker is not kept waiting, and it is seen that nobody was asked."""
-    user = '{user: u, password: p, permissions: {publish: {deny: "relay.report"}}}'
-    async with NatsServer(extra_config=f"accounts {{A {{jetstream: enabled, users: [{user}]}}}}") as server:
-        client = await connect(server.url, user="u", password="p")
-        await provision(client, topology)
-        assert not (await Observer(client).look()).asked
-
-
 async def test_looking_changes_nothing(examine, nats_server):
     """All that the doctor tries leaves streams and consumers as they are, and takes no update from anybody."""
     async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene:
@@ -312,7 +301,7 @@ async def state(scene: Scene) -> dict[str, int]:
 
 def test_needs_without_effect():
     """Nothing is tried on a subject that somebody acts upon, and no publish could be stored."""
-    tried = permissions.needs()
+    tried = needs()
     acted_upon = ("job.status.", "job.request.", "job.cheated.", "job.relayed.")
     assert [] == [need for need in tried if need.subject.startswith(acted_upon)]
     stored = [need for need in tried if need.subject.startswith(("job.dlq.", "$KV.")) and not need.subscribe]
@@ -327,7 +316,7 @@ async def test_one_check_that_breaks(examine, nats_server, monkeypatch):
     async def broken(*_: object) -> None:
         raise KeyError("storage")
 
-    monkeypatch.setattr(examination, "check_account", broken)
+    monkeypatch.setattr(checks, "check_account", broken)
     code, findings = await examine(NATS_URL=nats_server.url)
     assert (1, "the check broke: KeyError, with its traceback on standard error") == (code, told(findings, "account"))
     assert ("topology", "ok") in [each[:2] for each in findings]

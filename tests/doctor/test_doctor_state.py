@@ -1,125 +1,103 @@
-"""How `relay doctor` judges the state of the relay."""
+"""What `relay doctor` finds in a snapshot."""
 
 from dataclasses import replace
 
-import msgspec
 import pytest
+from snapshot_kit import LANES, WORKER, report, snapshot
 
-from relay.contract.report import ConnectionReport, LaneReport, Report
+from relay.contract.report import LaneReport
 from relay.dead_letters.reasons import ReasonCounts
-from relay.doctor.state import STATE_CHECKS, judge
-from relay.overview.snapshot import LaneState, Overview, StreamState
+from relay.doctor.findings import Finding, Level
+from relay.doctor.state_checks import STATE_CHECKS, check_state
+from relay.overview.snapshot import LaneSnapshot, Snapshot
 
-A, B = "host-1-a", "host-2-b"
-LANE = LaneReport(0, at_hand=0, out=0, held=False, oldest_at_hand_s=0.0, trouble=None)
-REPORT = Report(A, "1.0", 60.0, [], [LANE], [ConnectionReport(32, 0, None)], {}, {}, 0, {})
-STREAM = StreamState("JOB_STATUS", 10, 4096, 10, -1, -1, 7 * 86_400, copies=3)
-WELL = Overview(
-    taken_s=0.0,
-    server_ahead_s=0.002,
-    clock_error_s=0.001,
-    lanes=(LaneState(0, A), LaneState(1, A)),
-    streams={"JOB_STATUS": STREAM},
-    workers=frozenset({A}),
-    reports={A: REPORT},
-    asked=True,
-    letters=ReasonCounts(),
-    advisories=0,
-    published=10,
-)
+OTHER = "host-2-b"
+WELL = snapshot()
+STUCK = LaneReport(0, at_hand=0, out=0, held=False, oldest_at_hand_s=0.0, trouble="the consumer is gone")
 
 
-def verdicts(seen: Overview) -> dict[str, str]:
-    """The gravest verdict of each check that is not ok."""
-    graver = {finding.check: str(finding.verdict) for finding in judge(seen) if finding.verdict == "warn"}
-    return graver | {finding.check: "fail" for finding in judge(seen) if finding.verdict == "fail"}
+def oldest(age_s: float) -> Snapshot:
+    lane = LaneSnapshot(0, WORKER, waiting=3, delivered=2, oldest_s=age_s)
+    return snapshot(lanes=(lane, LaneSnapshot(1, WORKER)))
 
 
-def told(seen: Overview, check: str) -> str:
-    return "; ".join(finding.found for finding in judge(seen) if finding.check == check)
+def driven_by(*owners: str | None, **changes: str) -> Snapshot:
+    return snapshot(lanes=tuple(LaneSnapshot(lane, owner, **changes) for lane, owner in enumerate(owners)))
 
 
-def oldest(age_s: float) -> Overview:
-    return replace(WELL, lanes=(LaneState(0, A, waiting=3, delivered=2, oldest_s=age_s), LaneState(1, A)))
-
-
-def holding(**changes) -> Overview:
-    return replace(WELL, streams={"JOB_STATUS": replace(STREAM, **changes)})
+def found(seen: Snapshot, check: str) -> str:
+    return "; ".join(finding.found for finding in check_state(seen) if finding.check == check)
 
 
 def test_well():
-    """Where nothing is wrong every check says ok, in one order, and what is ok has no remedy."""
-    assert [(name, "ok", "") for name in STATE_CHECKS] == [
-        (finding.check, finding.verdict, finding.remedy) for finding in judge(WELL)
+    """Where nothing is wrong every check has one finding, ok and without a remedy, in the order of STATE_CHECKS."""
+    assert [(name, Level.OK, "") for name in STATE_CHECKS] == [
+        (finding.check, finding.level, finding.remedy) for finding in check_state(WELL)
     ]
-
-
-def reporting(**changes) -> Overview:
-    return replace(WELL, reports={A: msgspec.structs.replace(REPORT, **changes)})
-
-
-STUCK = msgspec.structs.replace(LANE, trouble="the consumer is gone")
 
 
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (replace(WELL, workers=frozenset(), reports={}), {"workers": "fail", "lanes": "warn"}),
-        (replace(WELL, workers=frozenset({A, B})), {"workers": "warn"}),
-        (reporting(missing=["the Facilitator is away"]), {"workers": "fail"}),
-        (replace(WELL, asked=False, reports={}), {"workers": "warn"}),
-        (reporting(lanes=[STUCK]), {"lanes": "fail"}),
-        (replace(WELL, lanes=(LaneState(0, A), LaneState(1, None))), {"lanes": "fail"}),
-        (replace(WELL, lanes=(LaneState(0, A), LaneState(1, B))), {"lanes": "warn"}),
-        (replace(WELL, lanes=(LaneState(0, A, trouble="its consumer is missing"),)), {"lanes": "fail"}),
+        (snapshot(workers=frozenset(), reports={}), {"workers": "fail", "lanes": "warn"}),
+        (snapshot(workers=frozenset({WORKER, OTHER})), {"workers": "warn"}),
+        (snapshot(report(missing=["the Facilitator is away"])), {"workers": "fail"}),
+        (snapshot(may_ask_workers=False, reports={}), {"workers": "warn"}),
+        (snapshot(report(lanes=[STUCK, *LANES[1:]])), {"lanes": "fail"}),
+        (driven_by(WORKER, None), {"lanes": "fail"}),
+        (driven_by(WORKER, OTHER), {"lanes": "warn"}),
+        (driven_by(WORKER, trouble="its consumer is missing"), {"lanes": "fail"}),
         (oldest(59.9), {}),
         (oldest(60.0), {"backlog": "warn"}),
         (oldest(600.0), {"backlog": "fail"}),
-        (replace(WELL, letters=ReasonCounts(1, 1, {"refused": 1})), {"dead letters": "warn"}),
-        (replace(WELL, advisories=1), {"advisories": "warn"}),
-        (holding(bytes=79, max_bytes=100), {}),
-        (holding(bytes=80, max_bytes=100), {"storage": "warn"}),
-        (holding(bytes=95, max_bytes=100), {"storage": "fail"}),
-        (holding(messages=95, max_messages=100), {"storage": "fail"}),
-        (holding(copies=1), {"copies": "warn"}),
-        (holding(behind=("n2",)), {"copies": "warn"}),
-        (replace(WELL, server_ahead_s=1.0), {}),
-        (replace(WELL, server_ahead_s=1.1), {"clock": "warn"}),
-        (replace(WELL, server_ahead_s=-5.0), {"clock": "warn"}),
-        (replace(WELL, server_ahead_s=5.0, clock_error_s=4.5), {}),
+        (snapshot(dead_letters=ReasonCounts(1, 1, {"refused": 1})), {"dead letters": "warn"}),
+        (snapshot(advisories=1), {"advisories": "warn"}),
+        (snapshot(stream={"bytes": 79, "max_bytes": 100}), {}),
+        (snapshot(stream={"bytes": 80, "max_bytes": 100}), {"storage": "warn"}),
+        (snapshot(stream={"bytes": 95, "max_bytes": 100}), {"storage": "fail"}),
+        (snapshot(stream={"messages": 95, "max_messages": 100}), {"storage": "fail"}),
+        (snapshot(stream={"replicas": 1}), {"copies": "warn"}),
+        (snapshot(stream={"behind": ("n2",)}), {"copies": "warn"}),
+        (snapshot(server_ahead_s=1.0), {}),
+        (snapshot(server_ahead_s=1.1), {"clock": "warn"}),
+        (snapshot(server_ahead_s=-5.0), {"clock": "warn"}),
+        (snapshot(server_ahead_s=5.0, clock_error_s=4.5), {}),
     ],
 )
-def test_verdicts(seen, expected):
-    """Each fault is found by its own check and by no other, as grave as it is, from its threshold on."""
-    assert expected == verdicts(seen)
+def test_levels(seen, expected):
+    """Each fault is found by its own check and by no other, at its level, from its threshold on."""
+    findings = sorted(check_state(seen), key=lambda finding: [*Level].index(finding.level))
+    assert expected == {finding.check: str(finding.level) for finding in findings if finding.level is not Level.OK}
 
 
-@pytest.mark.parametrize("seen", [WELL, oldest(700.0), holding(copies=1), reporting(missing=["x"])])
+@pytest.mark.parametrize(
+    "seen", [WELL, oldest(700.0), snapshot(stream={"replicas": 1}), snapshot(report(missing=["x"])), driven_by(OTHER)]
+)
 def test_remedies(seen):
-    """Whatever is not ok says what to do."""
-    assert [] == [finding for finding in judge(seen) if (finding.verdict == "ok") != (finding.remedy == "")]
+    """Every finding that is not ok says what to do."""
+    assert [] == [finding for finding in check_state(seen) if (finding.level == "ok") != (finding.remedy == "")]
 
 
 def test_backlog_in_words():
-    """What is not settled is counted, with the oldest, its lane, and when JetStream will remove it."""
-    assert "5 not settled, the oldest for 6 d (lane 0); JetStream removes it in 24 h, relayed or not" == told(
-        oldest(6 * 86_400.0), "backlog"
-    )
+    """What is not settled is counted, with the age of the oldest, its lane, and when JetStream will remove it."""
+    expected = "5 not settled, the oldest for 6 d (lane 0); JetStream removes it in 24 h, relayed or not"
+    assert expected == found(oldest(6 * 86_400.0), "backlog")
 
 
 def test_dead_letters_in_words():
-    """Dead letters are counted by reason; if there are too many to look at all, it says of how many it speaks."""
-    seen = replace(WELL, letters=ReasonCounts(70_000, 10_000, {"refused": 9_999, "": 1}))
-    assert "70000 in JOB_DLQ: of the newest 10000: refused 9999, without a reason 1" == told(seen, "dead letters")
+    """Dead letters are counted by reason; if only the newest were counted, it says how many."""
+    seen = snapshot(dead_letters=ReasonCounts(70_000, 10_000, {"refused": 9_999, "": 1}))
+    assert "70000 in JOB_DLQ: of the newest 10000: refused 9999, without a reason 1" == found(seen, "dead letters")
 
 
-def test_shares_in_words():
-    """It is said who drives which lanes."""
-    seen = replace(WELL, lanes=(LaneState(0, A), LaneState(1, B), LaneState(2, A)), workers=frozenset({A, B}))
-    assert f"3 lanes, each driven: lanes 0, 2 by {A}; lane 1 by {B}" == told(seen, "lanes")
+def test_owners_in_words():
+    """It says which worker drives which lanes."""
+    seen = replace(driven_by(WORKER, OTHER, WORKER), workers=frozenset({WORKER, OTHER}), reports={})
+    expected = Finding("lanes", Level.OK, f"3 lanes, each driven: lanes 0, 2 by {WORKER}; lane 1 by {OTHER}")
+    assert expected in check_state(seen)
 
 
-def test_clock_in_words():
-    """The direction of a wrong clock is said, as seen from this machine."""
-    assert "this machine's is 5.0 s ahead of that of NATS" in told(replace(WELL, server_ahead_s=-5.0), "clock")
-    assert "this machine's is 5.0 s behind that of NATS" in told(replace(WELL, server_ahead_s=5.0), "clock")
+@pytest.mark.parametrize(("ahead_s", "expected"), [(-5.0, "5.0 s ahead of"), (5.0, "5.0 s behind")])
+def test_clock_in_words(ahead_s, expected):
+    """It says in which direction the clock of this machine is wrong."""
+    assert f"this machine's clock is {expected} that of NATS" in found(snapshot(server_ahead_s=ahead_s), "clock")

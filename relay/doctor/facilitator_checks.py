@@ -1,7 +1,7 @@
-"""Can the Facilitator be reached, and does it let this validator in?
+"""The checks of the hotkey and of the Facilitator: can it be reached, and does it let this validator in?
 
-Signing in once more is harmless: a validator may have many connections, and what the Facilitator pushes meanwhile
-goes to each of them. Without a heartbeat, which is not sent here, it routes no job to a validator on our account.
+Another sign-in does no harm: a validator may have many connections, and the Facilitator sends its pushes to each of
+them. It routes jobs only to connections that send heartbeats, and this one sends none.
 """
 
 import asyncio
@@ -21,16 +21,14 @@ from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 
 HOTKEY: Final = "hotkey"
 FACILITATOR: Final = "facilitator"
-_OPEN_TIMEOUT_S: Final = 4.0
-_ANSWER_TIMEOUT_S: Final = 3.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 
 def check_hotkey(settings: FacilitatorSettings) -> tuple[Finding, str | None]:
-    """Whether the hotkey can sign, and the message that signs in with it; None if it cannot or need not.
+    """Whether the hotkey can sign, and the sign-in message made with it; None if there is none.
 
-    To be called before the event loop runs, as `load_signer`.
+    Call it before the event loop runs, as `load_signer`.
     """
     if settings.auth == "none":
         return ok(HOTKEY, "none is used (RELAY_FACILITATOR_AUTH=none)"), None
@@ -45,8 +43,14 @@ def check_hotkey(settings: FacilitatorSettings) -> tuple[Finding, str | None]:
     return ok(HOTKEY, f"it can sign; its public key is {signer.public_key_hex}"), authentication
 
 
-async def check_facilitator(settings: FacilitatorSettings, authentication: str | None) -> Finding:
-    """Connect as the relay does, and sign in if there is an `authentication`."""
+async def check_facilitator(
+    settings: FacilitatorSettings,
+    authentication: str | None,
+    *,
+    open_timeout_s: float = 4.0,
+    answer_timeout_s: float = 3.0,
+) -> Finding:
+    """Connect as the relay does, and sign in with `authentication` if it is given."""
     if not settings.url:
         return unchecked(FACILITATOR, "RELAY_FACILITATOR_URL is not set")
     where = redact_url(settings.url)
@@ -54,7 +58,7 @@ async def check_facilitator(settings: FacilitatorSettings, authentication: str |
         websocket = await connect(
             settings.url,
             max_size=_MAX_FRAME_BYTES,
-            open_timeout_s=_OPEN_TIMEOUT_S,
+            open_timeout_s=open_timeout_s,
             close_timeout_s=_CLOSE_TIMEOUT_S,
             on_writable=lambda: None,
         )
@@ -62,7 +66,7 @@ async def check_facilitator(settings: FacilitatorSettings, authentication: str |
         return fail(FACILITATOR, f"cannot connect to {where}: {str(error) or 'no answer in time'}", _remedy(error))
     try:
         if authentication is not None:
-            return await _sign_in(websocket, authentication, where)
+            return await _sign_in(websocket, authentication, where, answer_timeout_s)
     finally:
         await websocket.close()
     if settings.auth == "none":
@@ -70,14 +74,14 @@ async def check_facilitator(settings: FacilitatorSettings, authentication: str |
     return unchecked(FACILITATOR, f"without a hotkey nobody can sign in ({where} itself can be reached)")
 
 
-async def _sign_in(websocket: WebSocket, authentication: str, where: str) -> Finding:
+async def _sign_in(websocket: WebSocket, authentication: str, where: str, timeout_s: float) -> Finding:
     try:
-        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             websocket.send(authentication.encode())
             websocket.flush()
             reply = await _reply(websocket)
     except TimeoutError:
-        found = f"{where} does not answer the sign-in within {_ANSWER_TIMEOUT_S:g} s"
+        found = f"{where} does not answer the sign-in within {timeout_s:g} s"
         return fail(FACILITATOR, found, "ask those who run the Facilitator")
     except ConnectionClosed as closed:
         remedy = "its database or cache may be down: ask those who run it; the relay goes on trying"
@@ -98,9 +102,9 @@ async def _reply(websocket: WebSocket) -> Reply:
 def _remedy(error: Exception) -> str:
     match error:
         case InvalidHandshake():
-            return "somebody else answers there: check host and path of RELAY_FACILITATOR_URL"
+            return "another server answers there: check host and path of RELAY_FACILITATOR_URL"
         case ssl.SSLError():
-            return "its certificate must be one that this machine trusts: mend it there, or the time of this machine"
+            return "this machine does not trust its certificate: fix the certificate, or this machine's clock"
         case socket.gaierror():
             return "check the host name in RELAY_FACILITATOR_URL, and DNS"
         case _:

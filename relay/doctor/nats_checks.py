@@ -1,4 +1,4 @@
-"""Can NATS be reached, server by server, and does it have what the relay needs?"""
+"""The checks of NATS: is each server reachable and suitable, and is all provisioned that the relay needs?"""
 
 import asyncio
 from typing import Any, Final
@@ -8,33 +8,35 @@ from nats.aio.client import Client
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer
 from relay.contract.settings import DeliverySettings, NatsSettings
 from relay.contract.text import format_size, redact_url
-from relay.doctor.findings import Finding, Verdict, fail, ok, warn
-from relay.doctor.state import FULL, NEARLY_FULL
+from relay.doctor.findings import Finding, Level, fail, graded, ok, warn
+from relay.doctor.state_checks import FULL, NEARLY_FULL
 from relay.nats.connection import api_request, close, connect, require_server
 from relay.topology.provision import check, topology_of
 
 NATS: Final = "nats"
 TOPOLOGY: Final = "topology"
 ACCOUNT: Final = "account"
-_CONNECT_TIMEOUT_S: Final = 3.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 
 
-async def open_client(settings: NatsSettings) -> Client:
-    """A connection for the doctor. Raises BrokerUnavailable, in bounded time, and ConfigurationError."""
+async def open_client(settings: NatsSettings, timeout_s: float) -> Client:
+    """A connection for the doctor.
+
+    Raises BrokerUnavailable if there is none within `timeout_s`, and ConfigurationError as `connect` does.
+    """
     try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return await connect(settings, name="relay-doctor")
     except TimeoutError as error:
         servers = list(map(redact_url, settings.urls))
-        raise BrokerUnavailable(servers, f"no connection within {_CONNECT_TIMEOUT_S:g} s") from error
+        raise BrokerUnavailable(servers, f"no connection within {timeout_s:g} s") from error
 
 
-async def check_server(settings: NatsSettings, url: str) -> Finding:
-    """One server of the list: reachable, let in, new enough, with JetStream."""
+async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Finding:
+    """One server of the list: does it let us in, is it new enough, does it run JetStream?"""
     where = redact_url(url)
     try:
-        client = await open_client(settings.model_copy(update={"urls": (url,)}))
+        client = await open_client(settings.model_copy(update={"urls": (url,)}), timeout_s)
     except (BrokerUnavailable, ConfigurationError) as error:
         cause = error.cause if isinstance(error, BrokerUnavailable) else str(error)
         return fail(NATS, f"{where}: {cause}", "check RELAY_NATS_URL, that server, and the NATS credentials")
@@ -43,7 +45,7 @@ async def check_server(settings: NatsSettings, url: str) -> Finding:
     except UnsuitableServer as error:
         return fail(NATS, error.problem, error.remedy)
     except BrokerUnavailable as error:
-        return fail(NATS, f"{where}: {error.cause}", "look after that server, and whether this user may use JetStream")
+        return fail(NATS, f"{where}: {error.cause}", "check that server, and whether this user may use JetStream")
     else:
         server = client.connected_server_version
         version = f"{server.major}.{server.minor}.{server.patch}"
@@ -54,27 +56,26 @@ async def check_server(settings: NatsSettings, url: str) -> Finding:
         await close(client, _CLOSE_TIMEOUT_S)
 
 
-def judge_servers(findings: list[Finding]) -> list[Finding]:
-    """With one server at work, that others are away is no failure yet."""
-    if all(finding.verdict is Verdict.FAIL for finding in findings):
+def soften_server_failures(findings: list[Finding]) -> list[Finding]:
+    """The findings about all servers: while one server works, the failure of another is only a warning."""
+    if all(finding.level is Level.FAIL for finding in findings):
         return findings
     return [
-        warn(NATS, finding.found, finding.remedy) if finding.verdict is Verdict.FAIL else finding
-        for finding in findings
+        warn(NATS, finding.found, finding.remedy) if finding.level is Level.FAIL else finding for finding in findings
     ]
 
 
 async def check_topology(client: Client, settings: DeliverySettings) -> Finding:
-    """What `relay provision --check` finds."""
+    """Are streams and consumers as these settings ask? The same comparison as `relay provision --check`."""
     plan = await check(client, topology_of(settings))
     if plan.in_place:
         return ok(TOPOLOGY, "streams, consumers and the lease bucket are as these settings ask")
-    remedy = "run `relay provision`, with the settings that the relays have"
+    remedy = "run `relay provision` with the settings of the relays"
     return fail(TOPOLOGY, "; ".join(plan.differences), remedy)
 
 
 async def check_account(client: Client) -> Finding:
-    """What the NATS account may store, and how much of that is used."""
+    """How much of the storage of the NATS account is used?"""
     info: dict[str, Any] = await api_request(client, "$JS.API.INFO")
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
     if limit <= 0:
@@ -82,7 +83,5 @@ async def check_account(client: Client) -> Finding:
             ACCOUNT, f"{format_size(used)} stored; it has no limit of its own, the server's shows in its configuration"
         )
     found = f"{format_size(used)} of {format_size(limit)} stored ({used / limit:.0%})"
-    if used < NEARLY_FULL * limit:
-        return ok(ACCOUNT, found)
-    verdict = Verdict.FAIL if used >= FULL * limit else Verdict.WARN
-    return Finding(ACCOUNT, verdict, found, "when it is full, publishes are refused: raise the limit, or make room")
+    remedy = "when it is full, publishes are refused: raise the limit, or make room"
+    return graded(ACCOUNT, used / limit, (NEARLY_FULL, FULL), found, remedy)

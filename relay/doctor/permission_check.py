@@ -1,4 +1,4 @@
-"""What the relay's NATS user must be allowed to do."""
+"""The check of the NATS permissions: what the relay's NATS user must be allowed to do."""
 
 from typing import Final
 
@@ -32,11 +32,11 @@ from relay.nats.permission import ELSEWHERE, Need, refused
 
 PERMISSIONS: Final = "permissions"
 _NOBODY: Final = "relay-doctor"
-"""Stands where a job's UUID or a worker would."""
+"""In the place of a job's UUID or a worker's id."""
 
 
 def own_work() -> list[Need]:
-    """What nobody does but the relay: acknowledge, dead-letter, hold leases."""
+    """What only the relay does: acknowledge, dead-letter, hold leases."""
     return [
         Need(ack_of_nothing(STATUS_STREAM, lane_consumer(0)), body=b"+WPI"),
         Need(dlq_subject(_NOBODY), body=b"", headers=ELSEWHERE),
@@ -47,7 +47,7 @@ def own_work() -> list[Need]:
 def needs() -> list[Need]:
     """What `relay serve` does, as far as it can be tried without effect.
 
-    Not tried is what others would notice: `job.request.*`, `job.cheated.*` and `job.relayed.*`.
+    `job.request.*`, `job.cheated.*` and `job.relayed.*` are left out, because their subscribers would notice.
     """
     consumer = lane_consumer(0)
     streams = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, LEASE_STREAM)
@@ -70,7 +70,7 @@ def needs() -> list[Need]:
 
 
 async def check_permissions(client: Client) -> Finding:
-    """Try all of it. Raises nats.errors.Error if the connection does not last that long."""
+    """Try everything that `needs` lists. Raises nats.errors.Error if the connection is lost meanwhile."""
     wanted = needs()
     missing = await refused(client, wanted)
     if not missing:

@@ -1,0 +1,178 @@
+"""The checks of a snapshot, without I/O: is every lane driven, how long do updates wait, is anything full."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, STATUS_STREAM
+from relay.contract.text import format_counts, format_duration, format_size
+from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
+from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
+
+OLD_S: Final = 60.0
+TOO_OLD_S: Final = 600.0
+NEARLY_FULL: Final = 0.8
+FULL: Final = 0.95
+CLOCK_S: Final = 1.0
+PAGE: Final = "docs/debugging.md"
+STATE_CHECKS: Final = (*("workers", "lanes", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),)
+"""The checks that `check_state` makes, in its order."""
+
+
+def check_state(snapshot: Snapshot) -> list[Finding]:
+    """The findings about the state of the relay: at least one for each of STATE_CHECKS."""
+    streams = snapshot.streams.values()
+    return [
+        *(_worker_problems(snapshot) or [_workers_ok(snapshot)]),
+        *(_lane_problems(snapshot) or [_lanes_ok(snapshot.lanes)]),
+        _backlog(snapshot),
+        _dead_letters(snapshot),
+        _advisories(snapshot),
+        *(_storage_problems(streams) or [_storage_ok(streams)]),
+        *(_copy_problems(streams) or [ok("copies", "each stream has its copies, all up to date")]),
+        _clock(snapshot),
+    ]
+
+
+def _worker_problems(snapshot: Snapshot) -> list[Finding]:
+    if not snapshot.workers:
+        found = "no worker is alive: nothing is relayed, JetStream keeps what is published"
+        return [fail("workers", found, "start `relay serve`; if it runs, its log and /readyz say what it waits for")]
+    if not snapshot.may_ask_workers:
+        why = f"this NATS user may not ask the {len(snapshot.workers)} that are alive (relay.report)"
+        return [unchecked("workers", why)]
+    findings = [
+        fail("workers", f"{worker}: {'; '.join(report.missing)}", "fix that; the worker then continues by itself")
+        for worker, report in sorted(snapshot.reports.items())
+        if report.missing
+    ]
+    if silent := sorted(snapshot.workers - snapshot.reports.keys()):
+        remedy = "if it is not just starting or stopping, look at its log; a worker of an older version never answers"
+        findings.append(warn("workers", f"no report from {', '.join(silent)}", remedy))
+    return findings
+
+
+def _workers_ok(snapshot: Snapshot) -> Finding:
+    versions = ", ".join(sorted({report.version for report in snapshot.reports.values()}))
+    found = f"{len(snapshot.workers)} alive, version {versions}, connected to the Facilitator, nothing is missing"
+    return ok("workers", found)
+
+
+def _lane_problems(snapshot: Snapshot) -> list[Finding]:
+    findings = [fail("lanes", f"lane {lane.lane}: {lane.trouble}", "run it") for lane in snapshot.lanes if lane.trouble]
+    if free := [lane.lane for lane in snapshot.lanes if lane.owner is None]:
+        remedy = "start `relay serve`; if workers are alive, wait for RELAY_LEASE_TTL, then look at their logs"
+        findings.append(fail("lanes", f"nobody drives {_numbered(free)}: updates wait there", remedy))
+    if leaving := [lane.lane for lane in snapshot.lanes if lane.owner and lane.owner not in snapshot.workers]:
+        remedy = "run this again after RELAY_LEASE_TTL: another worker should have taken over"
+        findings.append(warn("lanes", f"the owner of {_numbered(leaving)} is stopping, or dead", remedy))
+    return findings + [
+        fail(
+            "lanes",
+            f"lane {lane.lane}, driven by {worker}: {lane.trouble}",
+            "fix that; the lane then continues by itself",
+        )
+        for worker, report in sorted(snapshot.reports.items())
+        for lane in report.lanes
+        if lane.trouble
+    ]
+
+
+def _lanes_ok(lanes: Collection[LaneSnapshot]) -> Finding:
+    by_owner: dict[str, list[int]] = defaultdict(list)
+    for lane in lanes:
+        by_owner[str(lane.owner)].append(lane.lane)
+    shares = "; ".join(f"{_numbered(numbers)} by {owner}" for owner, numbers in sorted(by_owner.items()))
+    return ok("lanes", f"{len(lanes)} lanes, each driven: {shares}")
+
+
+def _numbered(lanes: list[int]) -> str:
+    return f"{'lane' if len(lanes) == 1 else 'lanes'} {', '.join(map(str, lanes))}"
+
+
+def _backlog(snapshot: Snapshot) -> Finding:
+    waiting = [lane for lane in snapshot.lanes if lane.unsettled]
+    if not waiting:
+        but = " or was given up: see advisories" if snapshot.advisories else ""
+        return ok("backlog", f"every stored update is settled{but}")
+    oldest = max(waiting, key=lambda lane: lane.oldest_s or 0.0)
+    age_s = oldest.oldest_s or 0.0
+    count = sum(lane.unsettled for lane in waiting)
+    found = f"{count} not settled, the oldest for {format_duration(age_s)} (lane {oldest.lane})"
+    max_age_s = snapshot.streams[STATUS_STREAM].max_age_s
+    if age_s >= TOO_OLD_S and max_age_s > 0:
+        found += f"; JetStream removes it in {format_duration(max(0.0, max_age_s - age_s))}, relayed or not"
+    remedy = f"the lines on workers, lanes and facilitator say what holds it up; else {PAGE}"
+    return graded("backlog", age_s, (OLD_S, TOO_OLD_S), found, remedy)
+
+
+def _dead_letters(snapshot: Snapshot) -> Finding:
+    counts = snapshot.dead_letters
+    if not counts.total:
+        return ok("dead letters", f"none in {DLQ_STREAM}")
+    newest = f"of the newest {counts.counted}: " if counts.counted < counts.total else ""
+    detail = " (this NATS user may not count them by reason)"
+    if counts.reasons:
+        detail = f": {newest}{format_counts(counts.reasons)}"
+    remedy = "`relay dlq list` and `relay dlq show SEQ` say why; docs/dead-letters.md says what to do about each reason"
+    return warn("dead letters", f"{counts.total} in {DLQ_STREAM}{detail}", remedy)
+
+
+def _advisories(snapshot: Snapshot) -> Finding:
+    if not snapshot.advisories:
+        return ok("advisories", f"none in {ADVISORY_STREAM}")
+    found = f"updates that reached RELAY_MAX_DELIVER and are not dead-lettered yet: {snapshot.advisories}"
+    return warn(
+        "advisories", found, "the owner of their lane dead-letters them within seconds; if they stay, its log says why"
+    )
+
+
+def _storage_problems(streams: Iterable[StreamSnapshot]) -> list[Finding]:
+    shares = [
+        (stream.name, unit, held, limit)
+        for stream in streams
+        for unit, held, limit in (
+            ("messages", stream.messages, stream.max_messages),
+            ("bytes", stream.bytes, stream.max_bytes),
+        )
+        if limit > 0 and held >= NEARLY_FULL * limit
+    ]
+    return [
+        graded(
+            "storage",
+            held / limit,
+            (NEARLY_FULL, FULL),
+            f"{name} holds {held} of {limit} {unit} ({held / limit:.0%})",
+            f"raise the limit (`nats stream edit {name}`), or make room",
+        )
+        for name, unit, held, limit in shares
+    ]
+
+
+def _storage_ok(streams: Iterable[StreamSnapshot]) -> Finding:
+    held = ", ".join(f"{stream.name} {format_size(stream.bytes)}" for stream in streams if stream.messages)
+    return ok("storage", f"no stream is near a limit of its own ({held or 'all are empty'})")
+
+
+def _copy_problems(streams: Collection[StreamSnapshot]) -> list[Finding]:
+    findings = [
+        warn("copies", f"stream {stream.name}: {', '.join(stream.behind)} is away or behind", "check that server")
+        for stream in streams
+        if stream.behind
+    ]
+    if single := [stream.name for stream in streams if stream.replicas == 1]:
+        which = "each stream" if len(single) == len(streams) else ", ".join(single)
+        found = f"one copy of {which}: with its server, or its power, the latest updates may be lost"
+        remedy = "fine for a workshop; production wants three servers and RELAY_REPLICAS=3"
+        findings.append(warn("copies", found, remedy))
+    return findings
+
+
+def _clock(snapshot: Snapshot) -> Finding:
+    off_s = abs(snapshot.server_ahead_s)
+    if off_s - snapshot.clock_error_s < CLOCK_S:
+        return ok("clock", f"within {max(off_s, snapshot.clock_error_s) * 1000:.0f} ms of that of NATS")
+    where = "behind" if snapshot.server_ahead_s > 0 else "ahead of"
+    found = f"this machine's clock is {format_duration(off_s)} {where} that of NATS: latencies and ages are wrong by it"
+    remedy = "synchronise both (NTP); nothing is lost or reordered by it, because leases use monotonic clocks"
+    return warn("clock", found, remedy)

@@ -1,0 +1,151 @@
+"""Reading a snapshot of the relay over NATS alone: streams, lanes, leases, dead letters and the workers' reports."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned, UnsuitableServer
+from relay.contract.subjects import (
+    ADVISORY_STREAM,
+    DLQ_STREAM,
+    LEASE_STREAM,
+    REPORT_SUBJECT,
+    REQUEST_STREAM,
+    STATUS_STREAM,
+    api_stream_info,
+    lane_consumer,
+    lanes_of_transform,
+)
+from relay.contract.text import describe
+from relay.dead_letters.reasons import SUBJECTS_TO_COUNT, ReasonCounter, ReasonCounts
+from relay.leases.leases import Leases
+from relay.nats.connection import api_request
+from relay.nats.err_codes import STREAM_NOT_FOUND
+from relay.nats.permission import Need, refused
+from relay.overview.reports import gather_reports
+from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
+from relay.topology.consumer_state import find_consumer_state, oldest_unsettled_s
+
+_NS_PER_S: Final = 1_000_000_000
+_TIMEOUT_S: Final = 3.0
+_STREAMS: Final = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, LEASE_STREAM)
+
+
+@dataclass(frozen=True, slots=True)
+class _Permissions:
+    """What this NATS user may do beyond reading JetStream's state."""
+
+    count_reasons: bool
+    """Make a consumer to count the dead letters by reason."""
+    ask_workers: bool
+    """Ask the workers for their reports."""
+
+
+class SnapshotReader:
+    """Reads snapshots through `client`. Dead letters that were counted for one snapshot are not read for the next."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._leases = Leases(client, "", 3 * _TIMEOUT_S)
+        self._reasons = ReasonCounter(client)
+        self._permissions: _Permissions | None = None
+
+    async def check_permissions(self) -> None:
+        """Find out what this NATS user may read; otherwise the first `read` does it.
+
+        Nothing else may use the connection meanwhile. Raises BrokerUnavailable.
+        """
+        self._permissions = await self._find_permissions()
+
+    async def read(self) -> Snapshot:
+        """The state now. Counts by reason and reports are missing if this NATS user may not read them.
+
+        Safe to cancel. Raises NotProvisioned if a stream is missing, BrokerUnavailable, UnsuitableServer and
+        JetStreamError as `api_request` does.
+        """
+        permissions = self._permissions = self._permissions or await self._find_permissions()
+        asked_s, began_s = time.time(), time.monotonic()
+        status = await self._stream_info(STATUS_STREAM)
+        half_s = (time.monotonic() - began_s) / 2
+        others = await asyncio.gather(*map(self._stream_info, _STREAMS[1:]))
+        streams = {name: _stream(name, info) for name, info in zip(_STREAMS, (status, *others), strict=True)}
+        lane_count = _lane_count(status)
+        view = await self._leases.view()
+        dead_letters = await self._count_dead_letters(streams[DLQ_STREAM].messages, permissions)
+        lanes, reports = await asyncio.gather(
+            asyncio.gather(*(self._lane(lane, view.owners.get(lane)) for lane in range(lane_count))),
+            gather_reports(self._client, len(view.workers) if permissions.ask_workers else 0),
+        )
+        return Snapshot(
+            taken_s=time.monotonic(),
+            server_ahead_s=dt.datetime.fromisoformat(status["ts"]).timestamp() - (asked_s + half_s),
+            clock_error_s=half_s,
+            lanes=tuple(lanes),
+            streams=streams,
+            workers=view.workers,
+            reports=reports,
+            may_ask_workers=permissions.ask_workers,
+            dead_letters=dead_letters,
+        )
+
+    async def _find_permissions(self) -> _Permissions:
+        count, ask = [Need(subject) for subject in SUBJECTS_TO_COUNT], Need(REPORT_SUBJECT)
+        try:
+            missing = await refused(self._client, [*count, ask])
+        except (nats.errors.Error, OSError) as error:
+            raise BrokerUnavailable(["NATS"], describe(error)) from error
+        return _Permissions(not any(need in missing for need in count), ask not in missing)
+
+    async def _stream_info(self, stream: str) -> dict[str, Any]:
+        try:
+            return await api_request(self._client, api_stream_info(stream), timeout_s=_TIMEOUT_S)
+        except JetStreamError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise NotProvisioned([f"stream {stream} is missing"]) from error
+            raise
+
+    async def _count_dead_letters(self, total: int, permissions: _Permissions) -> ReasonCounts:
+        if permissions.count_reasons:
+            with contextlib.suppress(UnsuitableServer):  # this account has no JetStream API for making consumers
+                return await self._reasons.count()
+        return ReasonCounts(total)
+
+    async def _lane(self, lane: int, owner: str | None) -> LaneSnapshot:
+        state = await find_consumer_state(self._client, lane, timeout_s=_TIMEOUT_S)
+        if state is None:
+            return LaneSnapshot(
+                lane, owner, trouble=f"consumer {lane_consumer(lane)} is missing: run `relay provision`"
+            )
+        oldest_s = await oldest_unsettled_s(self._client, state, timeout_s=_TIMEOUT_S)
+        return LaneSnapshot(lane, owner, state.waiting, state.delivered, state.deliveries, oldest_s)
+
+
+def _lane_count(status_info: Mapping[str, Any]) -> int:
+    lanes = lanes_of_transform(status_info["config"].get("subject_transform"))
+    if lanes is None:
+        raise NotProvisioned([f"stream {STATUS_STREAM} has no lanes"])
+    return lanes
+
+
+def _stream(name: str, info: Mapping[str, Any]) -> StreamSnapshot:
+    config, state = info["config"], info["state"]
+    cluster: dict[str, Any] = info.get("cluster") or {}
+    followers: list[dict[str, Any]] = cluster.get("replicas") or []
+    return StreamSnapshot(
+        name=name,
+        messages=state["messages"],
+        bytes=state["bytes"],
+        last_sequence=state["last_seq"],
+        max_messages=config["max_msgs"],
+        max_bytes=config["max_bytes"],
+        max_age_s=config["max_age"] / _NS_PER_S,
+        replicas=config["num_replicas"],
+        behind=tuple(each["name"] for each in followers if each.get("offline") or not each.get("current")),
+    )

@@ -1,0 +1,63 @@
+"""Asking the workers over NATS for their reports."""
+
+import asyncio
+import contextlib
+from typing import Final
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.report import Report
+from relay.contract.subjects import REPORT_SUBJECT
+from relay.contract.text import describe
+
+REPORT_TIMEOUT_S: Final = 1.0
+_NO_RESPONDERS: Final = "503"
+
+
+async def gather_reports(client: Client, expected: int, timeout_s: float = REPORT_TIMEOUT_S) -> dict[str, Report]:
+    """The workers' reports by worker: the first `expected`, or those that arrive within `timeout_s`.
+
+    With `expected` 0 nothing is sent. The reports of workers of another version that cannot be decoded are left out.
+    Safe to cancel. Raises BrokerUnavailable if there is no connection.
+    """
+    collector = _ReportCollector(expected)
+    if not expected:
+        return collector.reports
+    inbox = client.new_inbox()
+    try:
+        subscription: Subscription = await client.subscribe(inbox, cb=collector.receive)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        try:
+            await client.publish(REPORT_SUBJECT, b"", reply=inbox)
+            with contextlib.suppress(TimeoutError):  # workers that have not answered are missing in the result
+                async with asyncio.timeout(timeout_s):
+                    await collector.complete.wait()
+        finally:
+            if not client.is_closed:
+                await subscription.unsubscribe()
+    except (nats.errors.Error, OSError) as error:
+        raise BrokerUnavailable(["NATS"], f"{REPORT_SUBJECT}: {describe(error)}") from error
+    return collector.reports
+
+
+class _ReportCollector:
+    """Collects the answers to one question."""
+
+    def __init__(self, expected: int) -> None:
+        self.reports: dict[str, Report] = {}
+        self.complete = asyncio.Event()
+        self._left = expected
+
+    async def receive(self, message: Msg) -> None:
+        nobody_listens = (message.headers or {}).get("Status") == _NO_RESPONDERS
+        if not nobody_listens:
+            with contextlib.suppress(msgspec.DecodeError):
+                report = msgspec.json.decode(message.data, type=Report)
+                self.reports[report.worker] = report
+            self._left -= 1
+        if nobody_listens or self._left <= 0:
+            self.complete.set()
