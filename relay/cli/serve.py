@@ -19,8 +19,8 @@ from relay.core.backoff import Backoff
 from relay.facilitator.identity import load_signer
 from relay.observability import logs
 from relay.service.app import Relay
-from relay.service.health import HealthServer
-from relay.service.supervisor import CHANNEL_VARIABLE, Supervisor
+from relay.service.health import HealthServer, listen
+from relay.service.supervisor import LISTENER_VARIABLE, Supervisor
 from relay.service.worker_probes import WorkerProbes
 
 _log = logs.get_logger(__name__)
@@ -43,13 +43,13 @@ def serve(
 ) -> None:
     """Relay updates, until told to stop.
 
-    SIGTERM and SIGINT finish what is under way and exit 0; a second one ends at once. That NATS or the Facilitator is
-    away, or that streams and consumers are missing, ends nothing: /readyz says what is missing until it is there.
+    SIGTERM and SIGINT finish what is under way and exit 0; a second one ends at once. Losing NATS or the Facilitator
+    does not end the process, nor do missing streams and consumers: /readyz says what is missing until it is there.
 
-    With several workers the parent starts again the one that dies, and gives up if it dies 5 times within a minute
+    With several workers the parent restarts a worker that dies, and gives up if it dies 5 times within a minute
     (exit 1) or cannot use its configuration (exit 2). Send signals to the parent alone: it passes them on. It also
-    answers probes and metrics for all of them, on RELAY_HTTP_PORT: each series has the label worker, from 0. A parent
-    that is killed takes its workers along on Linux; elsewhere they go on relaying until each is told to stop.
+    answers probes and metrics for all of them, on RELAY_HTTP_PORT: each series has the label worker, from 0. If the
+    parent is killed, Linux kills its workers too; elsewhere they go on relaying until each is told to stop.
     """
     settings = load_settings().require_facilitator()
     on_terminal = sys.stderr.isatty()
@@ -64,10 +64,10 @@ def serve(
 async def _serve(settings: Settings, authentication: str | None, *, provision_first: bool) -> None:
     stop = asyncio.Event()
     _stop_on_signals(stop)
-    descriptor = os.environ.get(CHANNEL_VARIABLE)
-    channel = socket.socket(fileno=int(descriptor)) if descriptor else None
-    relay = Relay(settings, authentication, provision_first=provision_first, channel=channel)
-    if channel is None:
+    descriptor = os.environ.get(LISTENER_VARIABLE)
+    listener = socket.socket(fileno=int(descriptor)) if descriptor else None
+    relay = Relay(settings, authentication, provision_first=provision_first, listener=listener)
+    if listener is None:
         _log.info("probes and metrics", host=settings.http.host, port=relay.http_port)
     # What was loaded until now stays to the end. Looking through it for garbage takes 20 ms, and stops everything.
     gc.collect()
@@ -78,9 +78,9 @@ async def _serve(settings: Settings, authentication: str | None, *, provision_fi
 async def _supervise(settings: Settings, workers: int, *, provision_first: bool) -> int:
     command = [sys.executable, "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
     backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
-    fleet = WorkerProbes(workers)
-    supervisor = Supervisor(command, workers, fleet, backoff)
-    health = HealthServer(settings.http.host, settings.http.port, fleet)
+    probes = WorkerProbes(workers)
+    supervisor = Supervisor(command, workers, probes, backoff)
+    health = HealthServer(listen(settings.http.host, settings.http.port), probes)
     _log.info("probes and metrics", host=settings.http.host, port=health.port)
     for number in _STOPPING:
         asyncio.get_running_loop().add_signal_handler(number, supervisor.stop)

@@ -1,6 +1,6 @@
 """What the path of an update works with, whoever made it: the ports of the core, as Protocols."""
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from relay.core.continuity import ConsumerState
@@ -86,18 +86,6 @@ class SettlementObserver(Protocol):
     """Where it is told what became of updates; see broker/receipts.py, tracing.py. It must neither wait nor raise."""
 
     def settled(self, update: InFlight, outcome: Outcome) -> None: ...
-
-
-class Probed(Protocol):
-    """A worker, as those see it who ask how it is: health.py, channel.py."""
-
-    def missing(self) -> Sequence[str]:
-        """What keeps updates from flowing, in words; empty if nothing does."""
-        ...
-
-    async def exposition(self) -> bytes:
-        """Its metrics in Prometheus' text format."""
-        ...
 
 
 WatchAdvisories = Callable[[Lane[DeliveryLike]], Coroutine[Any, Any, None]]

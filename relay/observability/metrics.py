@@ -13,9 +13,8 @@ from prometheus_client.registry import Collector
 
 from relay.contract.report import Timing
 from relay.contract.subjects import Reason
-from relay.contract.wire import Repair
+from relay.contract.wire import PushKind, Repair
 
-PushKind = Literal["request", "cheated", "other"]
 Taken = Literal["handed_over", "expired", "free"]
 """How a worker came by a lane: its owner gave it up, the owner's lease ran out, or nobody is known to have had it."""
 Left = Literal["given_up", "given_up_undrained", "lost"]
@@ -66,9 +65,7 @@ class Metrics:
         )
         self._dead_letters = self._counters("relay_dead_letters", "Updates dead-lettered, by reason.", "reason", Reason)
         self._repairs = self._counters("relay_repairs", "Repairs made to updates, by rule.", "rule", Repair)
-        self._pushes = self._counters(
-            "relay_pushes", "Messages pushed by the Facilitator.", "kind", ("request", "cheated", "other")
-        )
+        self._pushes = self._counters("relay_pushes", "Messages pushed by the Facilitator.", "kind", PushKind)
         connections = self._counters(
             "relay_facilitator_connections",
             "Connections to the Facilitator: opened (signed in), lost after that, or refused before it.",
@@ -257,17 +254,17 @@ class Metrics:
 
     def pieces(self) -> Iterator[bytes]:
         """The text exposition metric by metric, each in a fraction of a millisecond, for who has work to do between."""
-        return (generate_latest(_Single(metric)) for metric in self._registry.collect())
+        return (generate_latest(Collected([metric])) for metric in self._registry.collect())
 
 
-class _Single(Collector):
-    """One metric as it was collected, for an encoder that wants a registry."""
+class Collected(Collector):
+    """Metrics as they were collected, for an encoder that wants a registry."""
 
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
 
-    def collect(self) -> Iterator[Metric]:
-        yield self._metric
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 class _Timing(Collector):

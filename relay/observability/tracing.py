@@ -60,8 +60,9 @@ def open_tracing(settings: TracingSettings, *, worker: str, version: str) -> "Tr
 class Tracing:
     """Where the worker says what became of updates, to make spans of it; see SettlementObserver in core/ports.py."""
 
-    def __init__(self, provider: "TracerProvider", version: str) -> None:
+    def __init__(self, provider: "TracerProvider", version: str, *, last_spans_s: float = _LAST_SPANS_S) -> None:
         self._provider = provider
+        self._last_spans_s = last_spans_s
         self._tracer = provider.get_tracer("relay", version)
 
     def settled(self, update: InFlight, outcome: Outcome) -> None:
@@ -82,7 +83,7 @@ class Tracing:
         span.end(ended_ns)
 
     async def close(self) -> None:
-        """Export what is left, for at most 3 seconds."""
+        """Export what is left, for at most `last_spans_s` seconds."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def export() -> None:
@@ -93,10 +94,10 @@ class Tracing:
         # Not one of the loop's threads: those have to end before the process can.
         threading.Thread(target=export, name="last spans", daemon=True).start()
         try:
-            async with asyncio.timeout(_LAST_SPANS_S):
+            async with asyncio.timeout(self._last_spans_s):
                 await done.wait()
         except TimeoutError:
-            _log.warning("the last spans could not be exported in time, and are lost", waited_s=_LAST_SPANS_S)
+            _log.warning("the last spans could not be exported in time, and are lost", waited_s=self._last_spans_s)
 
 
 def _provider(worker: str, version: str) -> "TracerProvider":

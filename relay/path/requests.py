@@ -52,7 +52,7 @@ class Requests:
         while True:
             pushed = await self._queue.get()
             await self._publish(pushed)
-            self._metrics.pushed(pushed.push.kind.value)
+            self._metrics.pushed(pushed.push.kind)
             self._queue.task_done()
 
     async def _publish(self, pushed: Pushed) -> None:

@@ -42,8 +42,7 @@ from relay.query.archive import Archive
 from relay.query.progress_sources import ProgressSources
 from relay.query.responders import ReportingDriver, serve_reports
 from relay.query.service import StatusService
-from relay.service.channel import ProbeChannel
-from relay.service.health import HealthServer, OneWorker
+from relay.service.health import HealthServer, listen
 from relay.service.worker_status import Line, WorkerStatus
 from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of
 
@@ -64,7 +63,7 @@ class Relay:
         settings: must have passed `require_facilitator`.
         authentication: the first message to the Facilitator, or None if it wants none.
         provision_first: bring streams and consumers to the wanted state instead of waiting until somebody does.
-        channel: to answer probes to a parent instead of to whoever asks on a port of ours; see channel.py.
+        listener: where to answer probes, instead of on RELAY_HTTP_HOST and RELAY_HTTP_PORT.
 
     Raises ConfigurationError if the port for probes and metrics is taken, or tracing is wanted and cannot be had.
     """
@@ -75,7 +74,7 @@ class Relay:
         authentication: str | None,
         *,
         provision_first: bool = False,
-        channel: socket.socket | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
         self.metrics = Metrics(settings.delivery.lanes)
         self.ready = asyncio.Event()
@@ -95,16 +94,11 @@ class Relay:
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None
         self._closed = asyncio.Event()
-        self._health = (
-            HealthServer(settings.http.host, settings.http.port, OneWorker(self.worker_status))
-            if channel is None
-            else ProbeChannel(channel, self.worker_status)
-        )
+        self._health = HealthServer(listener or listen(settings.http.host, settings.http.port), self.worker_status)
 
     @property
     def http_port(self) -> int:
-        """The port of probes and metrics, unless a parent answers them."""
-        assert isinstance(self._health, HealthServer), "whoever gave us a channel does not ask for a port"
+        """The port of probes and metrics."""
         return self._health.port
 
     async def run(self, stop: asyncio.Event) -> None:

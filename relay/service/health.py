@@ -1,31 +1,40 @@
-"""Probes and metrics over HTTP, in the event loop that does the work: if it stands still, so do they."""
+"""Probes and metrics over HTTP, answered in the event loop that does the work: if it stands still, so do they.
+
+Built on h11, which parses and writes HTTP and leaves the connections to us. A web server would bring what is not
+needed (routes, middleware, keep-alive) and lacks what is: uvicorn limits neither the duration of a request nor, above
+its limit of connections, does it prefer the newest client; and its `serve` takes over the signals of the process.
+"""
 
 import asyncio
+import contextlib
 import errno
+import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple, Protocol
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import h11
 
 from relay.contract.errors import ConfigurationError
-from relay.core.ports import Probed
+from relay.observability.logs import get_logger
 from relay.observability.metrics import CONTENT_TYPE
 
+_log = get_logger(__name__)
+
 _MAX_CONNECTIONS: Final = 64
-_PATIENCE_S: Final = 10.0
-"""How long a connection may take from its first byte to the last of its answer."""
-_GRACE_S: Final = 1
+_TIMEOUT_S: Final = 10.0
+_GRACE_S: Final = 1.0
+_CHUNK_BYTES: Final = 65536
+_TEXT: Final = "text/plain; charset=utf-8"
+_METHODS: Final = ("GET", "HEAD")
+_INVALID: Final = "Invalid HTTP request received."
 
 
-class Answers(Protocol):
-    """What the probes answer with."""
+class ProbeAnswers(Protocol):
+    """What the probes answer with: that of a worker, or of all workers of a parent."""
 
     def hung(self) -> Sequence[str]:
         """What stands still, in words; empty if nothing does."""
@@ -36,25 +45,8 @@ class Answers(Protocol):
         ...
 
     async def exposition(self) -> bytes:
-        """The metrics, in the form of relay.metrics.CONTENT_TYPE."""
+        """The metrics in Prometheus' text format, of relay.observability.metrics.CONTENT_TYPE."""
         ...
-
-
-class OneWorker:
-    """The answers of a worker that serves its own probes."""
-
-    def __init__(self, probed: Probed) -> None:
-        self._probed = probed
-
-    def hung(self) -> Sequence[str]:
-        return ()  # or nobody would call this
-
-    async def readiness(self) -> Mapping[str, Any]:
-        missing = list(self._probed.missing())
-        return {"ready": not missing, "missing": missing}
-
-    async def exposition(self) -> bytes:
-        return await self._probed.exposition()
 
 
 class HealthServer:
@@ -63,112 +55,148 @@ class HealthServer:
     `/livez` is 200 as long as the event loop runs and `answers` names nothing that hangs, else 503. `/readyz` is 200,
     or 503 if it is not `ready`, with the body that `answers` gives.
 
-    Each connection is good for one request, and for 10 seconds; of more than 64 the oldest is closed for the newest.
-    So clients that connect and send nothing, or send slowly, keep nobody else from being answered.
+    Each connection carries one request and lasts at most `timeout_s` seconds. Above 64 connections the oldest is
+    closed for the newest. So clients that send nothing, or send slowly, do not keep others from being answered.
 
-    The constructor listens at once (port 0 takes a free one, see `port`), so that a port in use is known before
-    anything else starts. Raises ConfigurationError, naming RELAY_HTTP_HOST or RELAY_HTTP_PORT, if it cannot.
+    Args:
+        listener: a socket that listens, over TCP (see `listen`) or a Unix socket. It is closed when `serve` ends.
     """
 
-    def __init__(self, host: str, port: int, answers: Answers) -> None:
-        self._socket = _listen(host, port)
-        self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                _application(answers),
-                http=cast("type[asyncio.Protocol]", _Connections().make_protocol),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                date_header=False,
-                server_header=False,
-                headers=[("connection", "close")],
-                timeout_graceful_shutdown=_GRACE_S,
-            )
-        )
+    def __init__(self, listener: socket.socket, answers: ProbeAnswers, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self._listener = listener
+        self._address = listener.getsockname()
+        self._answers = answers
+        self._timeout_s = timeout_s
+        self._paths = {b"/livez": self._livez, b"/readyz": self._readyz, b"/metrics": self._metrics}
+        self._open: dict[asyncio.Task[None], bool] = {}
+        """The connections, oldest first, and whether the request has been read."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port on which it listens."""
+        return self._address[1]
 
     def close(self) -> None:
-        """Give up the port. Only needed if `serve` is never reached."""
-        self._socket.close()
+        """Close the listener. Only needed if `serve` is never reached."""
+        self._listener.close()
 
     async def serve(self) -> None:
-        """Serve until cancelled; then finish the answers under way, for at most a second, and close the port."""
-        # Not uvicorn's own serve(): that takes over the signals of the process, and polls for its end.
-        server = self._server
-        server.config.load()
-        server.lifespan = server.config.lifespan_class(server.config)
-        server.server_state.default_headers = server.config.encoded_headers
-        try:
-            await server.startup(sockets=[self._socket])
-            await asyncio.get_running_loop().create_future()
-        finally:
-            await server.shutdown(sockets=[self._socket])
+        """Serve until cancelled; then finish the answers under way, for at most a second, and close the listener."""
+        start = asyncio.start_unix_server if self._listener.family == socket.AF_UNIX else asyncio.start_server
+        with self._listener:
+            server = await start(
+                self._on_connection, sock=self._listener, backlog=_MAX_CONNECTIONS, start_serving=False
+            )
+            try:
+                await server.start_serving()
+                await asyncio.get_running_loop().create_future()
+            finally:
+                server.close()
+                await self._finish()
 
+    async def _finish(self) -> None:
+        for connection, answering in self._open.items():
+            if not answering:
+                connection.cancel()
+        if self._open:
+            _, late = await asyncio.wait(self._open, timeout=_GRACE_S)
+            for connection in late:
+                connection.cancel()
 
-class _Connections:
-    """The connections that are open, oldest first: how many and how long is bounded here, because uvicorn does not.
-
-    uvicorn gives up on a client only between two requests, and beyond its own limit it turns away the newest.
-    """
-
-    def __init__(self) -> None:
-        self._open: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
-
-    def make_protocol(self, *args: Any, **kwargs: Any) -> asyncio.Protocol:
-        """What uvicorn calls for each connection."""
-        return _Connection(H11Protocol(*args, **kwargs), self)
-
-    def opened(self, transport: asyncio.Transport) -> None:
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) >= _MAX_CONNECTIONS:
-            oldest = cast("asyncio.Transport", next(iter(self._open)))
-            self.closed(oldest)
-            oldest.abort()
-        self._open[transport] = asyncio.get_running_loop().call_later(_PATIENCE_S, transport.abort)
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.cancel()
+        connection = asyncio.create_task(self._converse(reader, writer))
+        self._open[connection] = False
+        connection.add_done_callback(partial(self._ended, writer))
 
-    def closed(self, transport: asyncio.BaseTransport) -> None:
-        if (patience := self._open.pop(transport, None)) is not None:
-            patience.cancel()
+    def _ended(self, writer: asyncio.StreamWriter, connection: asyncio.Task[None]) -> None:
+        self._open.pop(connection, None)
+        writer.transport.abort()  # a no-op if the answer was sent and the transport closed
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the client is gone, or its time is over
+            async with asyncio.timeout(self._timeout_s):
+                writer.write(await self._answer(reader))
+                writer.close()
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        http = h11.Connection(h11.SERVER)
+        try:
+            request = await _read_request(http, reader)
+        except h11.RemoteProtocolError:
+            _log.warning(_INVALID)
+            return _serialized(http, _plain(HTTPStatus.BAD_REQUEST, _INVALID))
+        if request is None:
+            return b""
+        connection = asyncio.current_task()
+        assert connection is not None, "_on_connection makes a task for each connection"
+        self._open[connection] = True
+        return _serialized(http, await self._respond(request), with_body=request.method != b"HEAD")
+
+    async def _respond(self, request: h11.Request) -> "_Response":
+        path = request.target.partition(b"?")[0].removesuffix(b"/")
+        answer: Callable[[], Awaitable[_Response]] | None = self._paths.get(path)
+        if answer is None:
+            return _plain(HTTPStatus.NOT_FOUND)
+        if request.method.decode() not in _METHODS:
+            return _plain(HTTPStatus.METHOD_NOT_ALLOWED)
+        try:
+            return await answer()
+        except Exception:  # noqa: BLE001 - logged; the next probe may be answered
+            _log.exception("a probe could not be answered", path=path.decode())
+            return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    async def _livez(self) -> "_Response":
+        hung = self._answers.hung()
+        text = "".join(f"{each}\n" for each in hung) or "ok\n"
+        return _plain(HTTPStatus.SERVICE_UNAVAILABLE if hung else HTTPStatus.OK, text)
+
+    async def _readyz(self) -> "_Response":
+        readiness = await self._answers.readiness()
+        status = HTTPStatus.OK if readiness["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
+        body = json.dumps(readiness, ensure_ascii=False, separators=(",", ":")).encode()
+        return _Response(status, "application/json", body)
+
+    async def _metrics(self) -> "_Response":
+        return _Response(HTTPStatus.OK, CONTENT_TYPE, await self._answers.exposition())
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: uvicorn's protocol, watched."""
-
-    def __init__(self, inner: H11Protocol, connections: _Connections) -> None:
-        self._inner = inner
-        self._connections = connections
-        self.data_received = inner.data_received
-        self.eof_received = inner.eof_received
-        self.pause_writing = inner.pause_writing
-        self.resume_writing = inner.resume_writing
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._connections.opened(cast("asyncio.Transport", transport))
-        self._inner.connection_made(cast("asyncio.Transport", transport))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.closed(self._inner.transport)
-        self._inner.connection_lost(exc)
+class _Response(NamedTuple):
+    status: HTTPStatus
+    content_type: str
+    body: bytes
 
 
-def _application(answers: Answers) -> Starlette:
-    # Coroutines although some await nothing: Starlette would run plain functions in threads, which say
-    # nothing about the event loop.
-    async def livez(_request: Request) -> Response:
-        hung = answers.hung()
-        return PlainTextResponse("".join(f"{each}\n" for each in hung) or "ok\n", status_code=503 if hung else 200)
-
-    async def readyz(_request: Request) -> Response:
-        readiness = await answers.readiness()
-        return JSONResponse(readiness, status_code=200 if readiness["ready"] else 503)
-
-    async def metrics(_request: Request) -> Response:
-        return Response(await answers.exposition(), headers={"content-type": CONTENT_TYPE})
-
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+def _plain(status: HTTPStatus, text: str | None = None) -> _Response:
+    return _Response(status, _TEXT, (text or status.phrase).encode())
 
 
-def _listen(host: str, port: int) -> socket.socket:
+async def _read_request(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+    """The request without its body, or None if the client sent none. Raises h11.RemoteProtocolError."""
+    while (event := http.next_event()) is h11.NEED_DATA:
+        http.receive_data(await reader.read(_CHUNK_BYTES))
+    return event if isinstance(event, h11.Request) else None
+
+
+def _serialized(http: h11.Connection, response: _Response, *, with_body: bool = True) -> bytes:
+    headers = [("connection", "close"), ("content-length", str(len(response.body)))]
+    headers.append(("content-type", response.content_type))
+    if response.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append(("allow", ", ".join(_METHODS)))
+    head = h11.Response(status_code=response.status, reason=response.status.phrase, headers=headers)
+    parts = [head, *([h11.Data(data=response.body)] if with_body else []), h11.EndOfMessage()]
+    return b"".join(http.send(part) or b"" for part in parts)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one.
+
+    Raises ConfigurationError, naming RELAY_HTTP_HOST or RELAY_HTTP_PORT, if it cannot.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)

@@ -4,8 +4,8 @@
        ▲                      ├─────► too often within a minute ──────────────────────────────────► all stop, exit 1
        └────── backoff ◄──────┘
 
-The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes. It answers
-the probes of all of them; see fleet.py.
+The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes. The parent
+answers the probes of all: each worker inherits a Unix socket, on which it answers the parent; see worker_probes.py.
 """
 
 import asyncio
@@ -13,22 +13,23 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from relay.core.backoff import Backoff
 from relay.observability.logs import get_logger
-from relay.service.channel import WorkerChannel
 from relay.service.children import die_with_parent
 from relay.service.worker_probes import WorkerProbes
 
 _log = get_logger(__name__)
 
-CHANNEL_VARIABLE: Final = "_RELAY_CHANNEL"
-"""Tells a worker the file descriptor of its end of the channel; no setting of anybody's."""
+LISTENER_VARIABLE: Final = "_RELAY_LISTENER"
+"""Tells a worker the file descriptor of the socket on which it answers its parent. Not a setting."""
 _MOST_DEATHS: Final = 5
 _WITHIN_S: Final = 60.0
 _FAILED: Final = 1
@@ -41,13 +42,13 @@ class Supervisor:
     On Linux the workers are killed when the parent is. Elsewhere they go on without it, and SIGTERM ends them.
 
     Args:
-        command: the program and arguments of a worker. It finds its end of the channel by CHANNEL_VARIABLE.
+        command: the program and arguments of a worker. It finds its socket by LISTENER_VARIABLE.
     """
 
-    def __init__(self, command: Sequence[str], workers: int, fleet: WorkerProbes, backoff: Backoff) -> None:
+    def __init__(self, command: Sequence[str], workers: int, probes: WorkerProbes, backoff: Backoff) -> None:
         self._command = command
         self._workers = workers
-        self._fleet = fleet
+        self._probes = probes
         self._backoff = backoff
         self._running: dict[int, Process] = {}
         self._stopping = asyncio.Event()
@@ -72,7 +73,7 @@ class Supervisor:
         deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
         while not self._stopping.is_set():
             if deaths:
-                self._fleet.restarted(worker)
+                self._probes.restarted(worker)
             status = await self._run(worker)
             if self._stopping.is_set():
                 self._stopped(worker, status)
@@ -91,29 +92,28 @@ class Supervisor:
                 await self._pause(delay_s)
 
     async def _run(self, worker: int) -> int:
-        """One life of a worker; returns its exit status, or minus the signal that ended it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await self._start(theirs)
-        watching = asyncio.create_task(self._fleet.watch(worker, WorkerChannel(ours)))
-        self._running[worker] = process
-        try:
-            if self._stopping.is_set():  # while it was being started
-                _terminate(process)
-            _log.info("worker started", worker=worker, pid=process.pid)
-            return await process.wait()
-        finally:
-            del self._running[worker]
-            watching.cancel()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        """Run a worker until it ends; returns its exit status, or minus the signal that ended it."""
+        with private_listener() as listener:
+            process = await self._start(listener)
+            watching = asyncio.create_task(self._probes.watch(worker, listener.getsockname()))
+            self._running[worker] = process
+            try:
+                if self._stopping.is_set():  # while it was being started
+                    _terminate(process)
+                _log.info("worker started", worker=worker, pid=process.pid)
+                return await process.wait()
+            finally:
+                del self._running[worker]
+                watching.cancel()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
 
-    async def _start(self, channel: socket.socket) -> Process:
+    async def _start(self, listener: socket.socket) -> Process:
         return await asyncio.create_subprocess_exec(
             *self._command,
-            env=os.environ | {CHANNEL_VARIABLE: str(channel.fileno())},
-            pass_fds=[channel.fileno()],
+            env=os.environ | {LISTENER_VARIABLE: str(listener.fileno())},
+            pass_fds=[listener.fileno()],
             # Away from the terminal: Ctrl-C there would reach the worker twice, and the second signal ends it at once.
             start_new_session=True,
             preexec_fn=die_with_parent(),
@@ -136,6 +136,19 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+@contextlib.contextmanager
+def private_listener() -> Generator[socket.socket]:
+    """A Unix socket that listens: questions asked before the worker is up wait there."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        if sys.platform == "linux":
+            listener.bind("")  # the kernel gives it a name outside the file system, which may be read-only
+        else:
+            listener.bind(stack.enter_context(TemporaryDirectory(prefix="relay-")) + "/probes")
+        listener.listen()
+        yield listener
 
 
 def _terminate(process: Process) -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from nats.aio.client import Client
 
@@ -59,8 +59,15 @@ class WorkerStatus:
         driving = [facilitator for dispatcher, facilitator in self._lines if dispatcher.drives]
         return missing + [each.trouble for each in driving if each.trouble is not None]
 
+    def hung(self) -> Sequence[str]:
+        return ()  # if the event loop stood still, it would not be asked
+
+    async def readiness(self) -> Mapping[str, Any]:
+        missing = self.missing()
+        return {"ready": not missing, "missing": missing}
+
     async def exposition(self) -> bytes:
-        """The metrics, in the form of relay.metrics.CONTENT_TYPE; made slowly, to let updates through."""
+        """The metrics, made slowly to let updates through."""
         self.refresh_metrics()
         pieces: list[bytes] = []
         for piece in self._metrics.pieces():

@@ -30,7 +30,7 @@ from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
-from relay.service.health import HealthServer, OneWorker
+from relay.service.health import HealthServer, listen
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 5
@@ -177,11 +177,14 @@ async def ask(port, request):
     return answer
 
 
-class _Probed:
-    """A worker that lacks nothing."""
+class _Answers:
+    """Of a worker that lacks nothing."""
 
-    def missing(self) -> tuple[str, ...]:
+    def hung(self) -> tuple[str, ...]:
         return ()
+
+    async def readiness(self) -> dict[str, bool]:
+        return {"ready": True}
 
     async def exposition(self) -> bytes:
         return b"relay_x 1\n"
@@ -189,7 +192,7 @@ class _Probed:
 
 async def test_probes():
     """Whatever is sent to the port of the probes, no answer is long, and the next probe is answered."""
-    server = HealthServer(HOST, 0, OneWorker(_Probed()))
+    server = HealthServer(listen(HOST, 0), _Answers())
     serving = asyncio.create_task(server.serve())
     rng = Random(7)
     noise = [http_noise(rng) for _ in range(EXAMPLES)]

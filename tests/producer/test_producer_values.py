@@ -16,8 +16,8 @@ from relay.producer.tracing import trace_headers
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 PAYLOAD = {"uuid": JOB, "status": "completed", "metadata": {"miner_response": None}}
 SERVER_PARTS = (
-    *("bittensor_wallet", "prometheus_client", "pydantic_settings", "rich", "starlette", "structlog", "typer"),
-    *("uvicorn", "uvloop", "websockets", "opentelemetry"),
+    *("bittensor_wallet", "prometheus_client", "h11", "pydantic_settings", "rich", "structlog", "typer"),
+    *("uvloop", "websockets", "opentelemetry"),
 )
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SPAN = SpanContext(

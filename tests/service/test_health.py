@@ -4,44 +4,41 @@ import http.client
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.contract.errors import ConfigurationError
 from relay.contract.subjects import Reason
-from relay.contract.wire import Repair
+from relay.contract.wire import PushKind, Repair
 from relay.observability.metrics import Metrics
-from relay.service.health import HealthServer, OneWorker
+from relay.service.health import HealthServer, ProbeAnswers, listen
 
 HOST = "127.0.0.1"
 
 
-def everything_there() -> Sequence[str]:
-    return ()
+class Answers:
+    """Of a worker that lacks what `missing` says."""
 
+    def __init__(self, missing: Sequence[str] = (), metrics: Metrics | None = None) -> None:
+        self.missing: Sequence[str] | None = missing
+        self._metrics = metrics or Metrics(lanes=1)
 
-class Worker:
-    """A worker of which only this is real: what it lacks, and its metrics."""
+    def hung(self) -> Sequence[str]:
+        return ()
 
-    def __init__(self, missing: Callable[[], Sequence[str]] = everything_there, metrics: Metrics | None = None) -> None:
-        self.missing = missing
-        self.metrics = metrics or Metrics(lanes=1)
+    async def readiness(self) -> dict[str, Any]:
+        return {"ready": not self.missing, "missing": list(self.missing)}
 
     async def exposition(self) -> bytes:
-        return self.metrics.render()
-
-
-def health_server(host: str = HOST, port: int = 0) -> HealthServer:
-    return HealthServer(host, port, OneWorker(Worker()))
+        return self._metrics.render()
 
 
 @contextlib.asynccontextmanager
-async def serving(
-    readiness: Callable[[], Sequence[str]] = everything_there, metrics: Metrics | None = None
-) -> AsyncIterator[HealthServer]:
-    server = HealthServer(HOST, 0, OneWorker(Worker(readiness, metrics)))
+async def serving(answers: ProbeAnswers | None = None, **options: float) -> AsyncIterator[HealthServer]:
+    server = HealthServer(listen(HOST, 0), answers or Answers(), **options)
     task = asyncio.create_task(server.serve())
     try:
         yield server
@@ -73,14 +70,14 @@ def series(exposition: bytes) -> Iterator[tuple[str, float]]:
 
 async def test_livez():
     """The liveness probe answers 200 while the loop runs, ready or not."""
-    async with serving(lambda: ["no NATS connection"]) as server:
+    async with serving(Answers(["no NATS connection"])) as server:
         assert await get(server, "/livez") == (200, "text/plain; charset=utf-8", b"ok\n")
 
 
 async def test_readyz_follows_readiness():
     """The readiness probe asks anew each time: 503 with what is missing, 200 once nothing is."""
     missing = ["no NATS connection", "no lane is held"]
-    async with serving(lambda: missing) as server:
+    async with serving(Answers(missing)) as server:
         status, kind, body = await get(server, "/readyz")
         assert (status, kind) == (503, "application/json")
         assert json.loads(body) == {"ready": False, "missing": ["no NATS connection", "no lane is held"]}
@@ -100,7 +97,7 @@ async def test_unknown_path():
 async def test_metrics_count_what_happened():
     """Every event shows in its series on /metrics, and nothing else moves."""
     metrics = Metrics(lanes=2)
-    async with serving(metrics=metrics) as server:
+    async with serving(Answers(metrics=metrics)) as server:
         status, kind, body = await get(server, "/metrics")
         assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
         before = dict(series(body))
@@ -109,7 +106,7 @@ async def test_metrics_count_what_happened():
         metrics.dead_lettered(Reason.JOB_NOT_FOUND)
         metrics.retried()
         metrics.repaired(Repair.NUL_REPLACED)
-        metrics.pushed("request")
+        metrics.pushed(PushKind.REQUEST)
         metrics.connection_opened()
         metrics.connection_lost()
         metrics.connection_refused()
@@ -212,7 +209,7 @@ async def test_ends_promptly_when_cancelled():
 @pytest.mark.parametrize("turns", [1, 2, 3])
 async def test_cancelled_while_starting(turns):
     """Cancelled before it is up, after any number of turns of the loop, it gives the port back too."""
-    server = health_server()
+    server = HealthServer(listen(HOST, 0), Answers())
     task = asyncio.create_task(server.serve())
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -224,7 +221,7 @@ async def test_cancelled_while_starting(turns):
 
 def test_never_served():
     """A server that is closed before it serves gives the port back."""
-    server = health_server()
+    server = HealthServer(listen(HOST, 0), Answers())
     server.close()
     socket.create_server((HOST, server.port)).close()
 
@@ -242,7 +239,7 @@ def test_port_in_use():
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError) as caught:
-            health_server(port=port)
+            listen(HOST, port)
     assert (caught.value.variable, caught.value.value) == ("RELAY_HTTP_PORT", str(port))
     expected = (
         f"RELAY_HTTP_PORT='{port}' is not allowed: Address already in use on 127.0.0.1; "
@@ -255,18 +252,14 @@ def test_port_in_use():
 def test_host_of_another_machine(host):
     """A host that cannot be, that is unknown, or that is not of this machine is refused by name."""
     with pytest.raises(ConfigurationError) as caught:
-        health_server(host)
+        listen(host, 0)
     assert (caught.value.variable, caught.value.value) == ("RELAY_HTTP_HOST", host)
     assert caught.value.allowed.split("; ")[-1] == "give a host name or address of this machine"
 
 
 async def test_broken_readiness_is_an_error():
     """A readiness check that fails answers 500, and the server lives on."""
-
-    def broken() -> Sequence[str]:
-        raise RuntimeError
-
-    async with serving(broken) as server:
+    async with serving(Answers(missing=None)) as server:
         assert (await get(server, "/readyz"))[0] == 500
         assert (await get(server, "/livez"))[0] == 200
 
@@ -290,11 +283,10 @@ async def test_idle_connections_starve_nobody():
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nhost: "])
-async def test_patience_with_a_connection(sent, monkeypatch):
+async def test_slow_request(sent):
     """A client that does not come to the end of its request is hung up on when its time is over, and only then."""
-    monkeypatch.setattr("relay.service.health._PATIENCE_S", 0.3)
     loop = asyncio.get_running_loop()
-    async with serving() as server:
+    async with serving(timeout_s=0.3) as server:
         began_s = loop.time()
         reader, writer = await asyncio.open_connection(HOST, server.port)
         writer.write(sent)

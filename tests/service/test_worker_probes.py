@@ -1,69 +1,82 @@
-"""What a parent says of its workers, over their private channels; the workers are made up, and in this process."""
+"""What a parent says of its workers; the workers are made up, and in this process."""
 
 import asyncio
 import contextlib
-import socket
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
-from relay.service import worker_probes as fleet
-from relay.service.channel import METRICS, MISSING, NoAnswer, ProbeChannel, WorkerChannel
-from relay.service.worker_probes import WorkerProbes
+from relay.observability.metrics import Metrics
+from relay.service.health import HealthServer
+from relay.service.supervisor import private_listener
+from relay.service.worker_probes import Timeouts, WorkerProbes, merge
 
-EXPOSITION = b"# HELP relay_x x\n# TYPE relay_x gauge\nrelay_x 1\n"
-MERGED = '# HELP relay_x x\n# TYPE relay_x gauge\nrelay_x{worker="%d"} 1\n'
+EXPOSITION = "# HELP relay_x x\n# TYPE relay_x gauge\nrelay_x 1.0\n"
+IMPATIENT = Timeouts(readiness_s=0.05, metrics_s=0.05)
 
 
 class Worker:
-    """It answers once it may. `size` is that of its metrics, in bytes, if it must have a certain size."""
+    """The answers of a worker, and its process: a socket, with a health server on it while `runs`."""
 
-    def __init__(self, *missing: str, size: int = 0) -> None:
-        self.lacks = missing
-        self.may, self.asked = asyncio.Event(), asyncio.Event()
+    def __init__(self, *missing: str, exposition: str = EXPOSITION) -> None:
+        self.may = asyncio.Event()
         self.may.set()
-        self._size = size
+        self._missing = missing
+        self._exposition = exposition
+        self._process = contextlib.ExitStack()
+        self.listener = self._process.enter_context(private_listener())
 
-    def missing(self) -> tuple[str, ...]:
-        return self.lacks
+    def hung(self):
+        return ()
 
-    async def exposition(self) -> bytes:
-        self.asked.set()
+    async def readiness(self):
+        return {"ready": not self._missing, "missing": self._missing}
+
+    async def exposition(self):
         await self.may.wait()
-        return EXPOSITION + b"#" * (self._size - len(EXPOSITION))
+        return self._exposition.encode()
 
-
-class Parent:
-    """A fleet of made up workers."""
-
-    def __init__(self, *workers: Worker | None) -> None:
-        self.fleet = WorkerProbes(len(workers))
-        self._workers = workers
-        self.lives: list[asyncio.Task[None]] = []
-        self._serving: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self):
-        for number, worker in enumerate(self._workers):
-            if worker is not None:
-                ours, theirs = socket.socketpair()
-                self._serving.append(asyncio.create_task(ProbeChannel(theirs, worker).serve()))
-                self.lives.append(asyncio.create_task(self.fleet.watch(number, WorkerChannel(ours))))
-        await asyncio.sleep(0)  # the lives begin
+    def runs(self):
+        self._serving = asyncio.create_task(HealthServer(self.listener.dup(), self).serve())
         return self
 
-    async def __aexit__(self, *exc_info):
-        for task in self.lives + self._serving:
-            await ended(task)
+    async def hangs(self):
+        await ended(self._serving)
+
+    def ends(self):
+        self._process.close()
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """The clock that a fleet goes by; `now` in seconds. And nobody waits long for an answer."""
-    monkeypatch.setattr(fleet, "_ANSWER_WITHIN_S", 0.05)
-    monkeypatch.setattr(fleet, "_METRICS_WITHIN_S", 0.05)
-    stopped = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: stopped.now))
-    return stopped
+async def parent():
+    """`await parent(worker, None, ...)`: the probes of a parent whose workers these are; None does not run."""
+    watching, started = [], []
+
+    async def probes_of(*workers, **options):
+        probes = WorkerProbes(len(workers), **options)
+        for number, worker in enumerate(workers):
+            if worker is not None:
+                started.append(worker)
+                watching.append(asyncio.create_task(probes.watch(number, worker.listener.getsockname())))
+        await asyncio.sleep(0)  # the watching begins
+        return probes
+
+    yield probes_of
+    for task in watching:
+        await ended(task)
+    for worker in started:
+        worker.ends()
+
+
+@pytest.fixture
+def clock():
+    """A clock that stands still at `now_s`."""
+    return SimpleNamespace(now_s=0.0)
 
 
 async def ended(task):
@@ -72,115 +85,121 @@ async def ended(task):
         await task
 
 
-async def test_merged_readiness():
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+async def test_merged_readiness(parent, monkeypatch, platform):
     """/readyz has everything that any worker lacks, after its number, and every worker by itself."""
-    async with Parent(Worker(), Worker("no NATS", "no lane"), None) as parent:
-        not_running = "it is not running; the parent starts it again"
-        assert {
-            "ready": False,
-            "missing": ["worker 1: no NATS", "worker 1: no lane", f"worker 2: {not_running}"],
-            "workers": [
-                {"worker": 0, "ready": True, "missing": []},
-                {"worker": 1, "ready": False, "missing": ["no NATS", "no lane"]},
-                {"worker": 2, "ready": False, "missing": [not_running]},
-            ],
-        } == await parent.fleet.readiness()
-        assert [] == parent.fleet.hung()
+    monkeypatch.setattr("relay.service.supervisor.sys", SimpleNamespace(platform=platform))
+    probes = await parent(Worker().runs(), Worker("no NATS", "no lane").runs(), None)
+    not_running = "it is not running; the parent starts it again"
+    assert {
+        "ready": False,
+        "missing": ["worker 1: no NATS", "worker 1: no lane", f"worker 2: {not_running}"],
+        "workers": [
+            {"worker": 0, "ready": True, "missing": []},
+            {"worker": 1, "ready": False, "missing": ["no NATS", "no lane"]},
+            {"worker": 2, "ready": False, "missing": [not_running]},
+        ],
+    } == await probes.readiness()
+    assert [] == probes.hung()
 
 
-async def test_merged_metrics():
-    """/metrics has the series of every worker that runs, and says which do."""
-    async with Parent(Worker(), None, Worker()) as parent:
-        body = (await parent.fleet.exposition()).decode()
-        up = [f'relay_worker_up{{worker="{number}"}} {value}' for number, value in enumerate(("1.0", "0.0", "1.0"))]
-        assert up == [line for line in body.splitlines() if line.startswith("relay_worker_up{")]
-        assert body.endswith(MERGED % 0 + 'relay_x{worker="2"} 1\n')
+async def test_merged_metrics(parent):
+    """/metrics has the series of every worker that answers, however many there are, and says which workers do."""
+    large = EXPOSITION.replace("x\n", "x" * 1_000_000 + "\n", 1)
+    probes = await parent(Worker(exposition=large).runs(), None, Worker().runs())
+    body = (await probes.exposition()).decode()
+    assert [1, 0, 1] == [body.count(f'\nrelay_worker_up{{worker="{number}"}} 1.0\n') for number in range(3)]
+    assert body.endswith('\nrelay_x{worker="0"} 1.0\nrelay_x{worker="2"} 1.0\n')
 
 
-async def test_slow_worker(monkeypatch):
-    """A worker that does not answer in time is left out; its late answer is not taken for that to a later question."""
-    monkeypatch.setattr(fleet, "_ANSWER_WITHIN_S", 0.05)
-    monkeypatch.setattr(fleet, "_METRICS_WITHIN_S", 0.05)
-    slow = Worker("something")
+async def test_slow_worker(parent):
+    """A worker that does not answer in time is left out, and is back with its next answer."""
+    slow = Worker().runs()
     slow.may.clear()
-    async with Parent(slow, Worker()) as parent:
-        assert b'relay_worker_up{worker="0"} 0.0' in await parent.fleet.exposition()
-        assert ["worker 0: no answer within 0.05 s"] == (await parent.fleet.readiness())["missing"]
-        slow.may.set()
-        monkeypatch.setattr(fleet, "_ANSWER_WITHIN_S", 5)
-        monkeypatch.setattr(fleet, "_METRICS_WITHIN_S", 5)
-        assert ["worker 0: something"] == (await parent.fleet.readiness())["missing"]
-        assert b'relay_worker_up{worker="0"} 1.0' in await parent.fleet.exposition()
+    probes = await parent(slow, timeouts=IMPATIENT)
+    assert b'relay_worker_up{worker="0"} 0.0' in await probes.exposition()
+    slow.may.set()
+    assert b'relay_worker_up{worker="0"} 1.0' in await probes.exposition()
 
 
-async def test_hung_worker(clock):
-    """A worker that has answered and then stands still is named by /livez after 10 s, and until it answers again."""
-    hung = Worker()
-    async with Parent(Worker(), hung) as parent:
-        await parent.fleet.readiness()
-        hung.may.clear()
-        asking = asyncio.create_task(parent.fleet.exposition())
-        await hung.asked.wait()
-        clock.now += 10
-        assert [] == parent.fleet.hung()
-        clock.now += 1
-        await asking
-        assert ["worker 1: no answer for 11 s; its event loop stands still"] == parent.fleet.hung()
-        hung.may.set()
-        await parent.fleet.readiness()
-        assert [] == parent.fleet.hung()
-
-
-async def test_worker_that_starts(clock):
-    """Until its first answer a worker has a minute, and no more."""
-    parent = WorkerProbes(1)
-    ours, theirs = socket.socketpair()
-    with theirs:
-        life = asyncio.create_task(parent.watch(0, WorkerChannel(ours)))
-        assert ["worker 0: no answer within 0.05 s"] == (await parent.readiness())["missing"]
-        clock.now += 60
-        assert [] == parent.hung()
-        clock.now += 1
-        assert ["worker 0: no answer for 61 s; its event loop stands still"] == parent.hung()
-        await ended(life)
-    assert [] == parent.hung()
-
-
-async def test_questions_are_bounded():
-    """A worker that answers nothing any more is not asked on and on."""
-    silent = Worker("something")
-    silent.may.clear()
-    ours, theirs = socket.socketpair()
-    channel = WorkerChannel(ours)
-    tasks = [asyncio.create_task(ProbeChannel(theirs, silent).serve()), asyncio.create_task(channel.run())]
-    assert b'["something"]' == await channel.ask(MISSING, 5)
-    for _ in range(16):
-        with pytest.raises(NoAnswer, match=r"no answer within 0\.001 s"):
-            await channel.ask(METRICS, 0.001)
-    with pytest.raises(NoAnswer, match="it has left 16 questions unanswered"):
-        await channel.ask(MISSING, 5)
-    for task in tasks:
-        await ended(task)
-
-
-async def test_worker_that_ends():
-    """Whoever waits for an answer is told at once that the worker has ended."""
+async def test_worker_that_hangs(parent, clock):
+    """/livez names a worker that has not answered for 10 s, or for a minute if it never has, until it answers."""
     worker = Worker()
-    worker.may.clear()
-    ours, theirs = socket.socketpair()
-    channel = WorkerChannel(ours)
-    serving, running = asyncio.create_task(ProbeChannel(theirs, worker).serve()), asyncio.create_task(channel.run())
-    asking = asyncio.create_task(channel.ask(METRICS, 10))
-    await worker.asked.wait()
-    await ended(serving)
-    with pytest.raises(NoAnswer, match="it has ended"):
-        await asking
-    await running
-    with pytest.raises(NoAnswer, match="it has ended"):
-        await channel.ask(METRICS, 10)
+    probes = await parent(worker, timeouts=IMPATIENT, clock=lambda: clock.now_s)
+    for allowed_s in (60, 10):
+        assert ["worker 0: no answer within 0.05 s"] == (await probes.readiness())["missing"]
+        clock.now_s += allowed_s
+        assert [] == probes.hung()
+        clock.now_s += 1
+        assert [f"worker 0: no answer for {allowed_s + 1} s; its event loop stands still"] == probes.hung()
+        worker.runs()
+        while not (await probes.readiness())["ready"]:
+            pass
+        assert [] == probes.hung()
+        await worker.hangs()
+    assert (await probes.readiness())["missing"] == ["worker 0: no answer within 0.05 s"]
 
 
-async def test_large_answer():
-    """Metrics of any size come through whole."""
-    async with Parent(Worker(size=1_000_000)) as parent:
-        assert 1_000_000 < len(await parent.fleet.exposition())
+async def test_questions_are_bounded(parent):
+    """A worker that answers nothing any more is not asked on and on."""
+    probes = await parent(Worker(), timeouts=Timeouts(readiness_s=0.001))
+    while (missing := (await probes.readiness())["missing"]) == ["worker 0: no answer within 0.001 s"]:
+        pass
+    assert ["worker 0: it has left too many questions unanswered"] == missing
+
+
+async def test_worker_that_ends(parent):
+    """Whoever waits for an answer is told at once that the worker has ended, and so is whoever asks it then."""
+    worker = Worker()
+    probes = await parent(worker)
+    asking = asyncio.create_task(probes.readiness())
+    worker.listener.settimeout(0)
+    for _ in range(2):  # the parent's own question and that of the test
+        connection, _ = await asyncio.get_running_loop().sock_accept(worker.listener)
+        connection.close()
+    assert ["worker 0: it has ended"] == (await asking)["missing"]
+    worker.ends()
+    assert ["worker 0: it has ended"] == (await probes.readiness())["missing"]
+
+
+def parsed(text):
+    """Every sample with its family, labels and value; and how often each family occurs."""
+    families = list(text_string_to_metric_families(text))
+    samples = [
+        (family.name, family.type, family.documentation, sample.name, sorted(sample.labels.items()), sample.value)
+        for family in families
+        for sample in family.samples
+    ]
+    return samples, Counter(family.name for family in families)
+
+
+@pytest.mark.parametrize("workers", [(), (0,), (3, 10, 0)])
+def test_everything_once_with_its_worker(workers):
+    """Of several workers' metrics every sample is there with its worker's number, and every family once."""
+    texts = {}
+    for worker in workers:
+        metrics = Metrics(lanes=2 + worker)  # that there are series which only one has does no harm
+        metrics.acknowledged(0.001 * worker)
+        metrics.at_hand(1, worker)
+        texts[worker] = metrics.render().decode()
+    samples, families = parsed(merge(texts).decode())
+    expected = [
+        (*rest, sorted([*labels, ("worker", str(worker))]), value)
+        for worker, text in texts.items()
+        for *rest, labels, value in parsed(text)[0]
+    ]
+    assert sorted(expected) == sorted(samples)
+    assert set(families.values()) <= {1}
+
+
+def test_awkward_text():
+    """Braces, quotes, commas, blanks and line ends in help and label values stay what they are."""
+    registry = CollectorRegistry()
+    awkward = 'a "b", {c} \\ # HELP x y\n# TYPE x z\nd 1'
+    Gauge("g", awkward, ["l"], registry=registry).labels(awkward).set(2)
+    PrometheusCounter("plain", "without labels", registry=registry).inc()
+    samples, _ = parsed(merge({7: generate_latest(registry).decode()}).decode())
+    assert [
+        ("g", "gauge", awkward, "g", [("l", awkward), ("worker", "7")], 2),
+        ("plain", "counter", "without labels", "plain_total", [("worker", "7")], 1),
+    ] == [sample for sample in samples if not sample[3].endswith("_created")]
