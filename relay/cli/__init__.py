@@ -15,18 +15,21 @@ from relay.cli.console import complain
 from relay.contract.errors import ConfigurationError, IdentityError, RelayError
 
 COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq")
-"""Each is what its module here is named after."""
+"""Each is defined in the module of its name in this package."""
 
 
 def program(commands: Sequence[str] = COMMANDS) -> typer.Typer:
-    """The command `relay` with these subcommands. No others are imported: all of them take longer than one needs."""
+    """The command `relay` with these subcommands. Only their modules are imported, so that a command starts fast."""
     app = typer.Typer(
         name="relay",
-        help="Carry job status updates from NATS JetStream to the Facilitator. Settings come from RELAY_* variables.",
+        help=(
+            "Carry job status updates from NATS JetStream to the Facilitator. "
+            "Settings come from RELAY_* environment variables."
+        ),
         no_args_is_help=True,
         add_completion=False,
         callback=_options,
-        # Its tracebacks print local variables, and those may hold secrets.
+        # Typer's tracebacks print local variables, which may hold secrets.
         pretty_exceptions_enable=False,
     )
     for name in commands:
@@ -54,7 +57,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; expected errors are one line on standard error, anything else is a traceback."""
+    """Run the command. Expected errors are printed as one line each; any other exception is a traceback."""
     asked = [name for name in sys.argv[1:2] if name in COMMANDS]
     try:
         program(asked or COMMANDS)()
@@ -69,7 +72,7 @@ def main() -> None:
 
 
 def _leaves(raised: Exception) -> Iterator[Exception]:
-    """The exceptions in a group of groups, as TaskGroups raise them."""
+    """The exceptions in nested groups, as TaskGroups raise them."""
     if isinstance(raised, ExceptionGroup):
         for inner in cast("ExceptionGroup[Exception]", raised).exceptions:
             yield from _leaves(inner)

@@ -1,4 +1,4 @@
-"""What the commands have in common: how they run, complain and reach NATS."""
+"""What the commands share: printing a problem, running a coroutine, connecting to NATS."""
 
 import asyncio
 import contextlib
@@ -21,12 +21,12 @@ R = TypeVar("R")
 
 
 def complain(problem: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     typer.echo(f"relay: {problem}", err=True)
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:
-    """Run `work` to its end: on uvloop, or on asyncio's own event loop where there is no uvloop."""
+    """Run `work` to its end, on uvloop if it is installed."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(work)
 
@@ -34,7 +34,7 @@ def run(work: Coroutine[Any, Any, R]) -> R:
 @contextlib.asynccontextmanager
 async def nats_client(settings: NatsSettings) -> AsyncGenerator[FrameClient]:
     """A connection for one command. Raises BrokerUnavailable and ConfigurationError as `connect` does."""
-    logs.configure("warning", "console")  # a command answers on standard output; its log is for trouble alone
+    logs.configure("warning", "console")  # results go to standard output; the log is only for trouble
     client = await connect(settings, name="relay-cli")
     try:
         yield client

@@ -22,88 +22,89 @@ from relay.local.display import directions, jobs_by_status, live, summary
 from relay.local.tally import Result
 from relay.observability import logs
 
-_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
-"""Told to end, or the terminal was closed."""
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP comes when the terminal is closed."""
 _EXIT_AT_SIGTERM: Final = 128 + signal.SIGTERM
 
 
 def demo(
     *,
-    keep: Annotated[bool, typer.Option("--keep", help="Stay up after the summary, for a closer look.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the servers running after the summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="How many jobs to relay the updates of.")] = 350,
-    rate: Annotated[float, typer.Option(min=0.1, help="Updates to publish per second.")] = 200.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of jobs to simulate.")] = 350,
+    rate: Annotated[float, typer.Option(min=0.1, help="Updates published per second.")] = 200.0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same jobs.")] = 1,
 ) -> None:
     """Relay a few hundred simulated jobs from an embedded nats-server to a simulated Facilitator.
 
-    Some of the updates must fail. At the end, what was published is compared with what the Facilitator stored and with
-    the dead letters: exit 1 if anything was lost or reordered. Needs no settings and reads none.
+    Some updates are made to fail. At the end the demo compares what was published with what the Facilitator stored
+    and with the dead letters. Exit code 1 if anything was lost or reordered. It needs no settings and reads none.
     """
     console = Console(quiet=as_json, highlight=False, soft_wrap=True)
     try:
         with _folder() as folder:
-            output = _Output(console, folder / "relay.log", as_json=as_json, keep=keep)
-            if not _relay(Plan(jobs, rate, seed), output).kept_the_promise:
+            display = _Display(console, folder / "relay.log", as_json=as_json, keep=keep)
+            if not _relay(Plan(jobs, rate, seed), display).kept_the_promise:
                 raise typer.Exit(1)
     except asyncio.CancelledError:
         raise typer.Exit(_EXIT_AT_SIGTERM) from None
 
 
 @dataclass(frozen=True, slots=True)
-class _Output:
-    """Where the demo tells its story, and whether it stays up after the end."""
+class _Display:
+    """Prints the result. `keep` says whether the servers stay up after it."""
 
     console: Console
     log: Path
     as_json: bool
     keep: bool
 
-    def report(self, under_way: Demo, result: Result) -> None:
+    def report(self, running: Demo, result: Result) -> None:
         """Print the result, on standard output."""
         if self.as_json:
             typer.echo(json.dumps(dataclasses.asdict(result)))
             return
-        self.console.print(jobs_by_status(under_way.tally), summary(result, under_way.tally.repeated), sep="\n")
+        self.console.print(jobs_by_status(running.tally), summary(result, running.tally.repeated), sep="\n")
         if self.keep:
             self.console.print(f"Up until Ctrl-C; the relay's log is {self.log}. To look further, in another terminal:")
         else:
             self.console.print("To look further, run `relay demo --keep`; with the addresses that it prints:")
-        self.console.print(directions(under_way.nats_url, under_way.http_port))
+        self.console.print(directions(running.nats_url, running.http_port))
 
 
-def _relay(plan: Plan, output: _Output) -> Result:
-    with output.log.open("w") as log:
-        with contextlib.redirect_stderr(log):  # what `configure` takes for standard error, it keeps
+def _relay(plan: Plan, display: _Display) -> Result:
+    with display.log.open("w") as log:
+        with contextlib.redirect_stderr(log):  # `configure` keeps the standard error that it finds
             logs.configure("info", "console")
-        signer = make_hotkey(output.log.parent)
-        return run(_demonstrate(signer, plan, output))
+        signer = make_hotkey(display.log.parent)
+        return run(_run_demo(signer, plan, display))
 
 
-async def _demonstrate(signer: Signer, plan: Plan, output: _Output) -> Result:
+async def _run_demo(signer: Signer, plan: Plan, display: _Display) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "a coroutine runs in a task"
-    endings = [each for each in _ENDINGS if signal.getsignal(each) is signal.SIG_DFL]  # nohup, for one, ignores SIGHUP
-    for number in endings:
-        loop.add_signal_handler(number, task.cancel)  # so that the servers are ended, too
-    output.console.print(f"Relaying {plan.jobs} jobs at {plan.rate_per_s:g} updates a second ...")
-    async with open_demo(signer) as under_way:
-        async with live(output.console, under_way.tally):
-            result = await under_way.relay_all(plan)
+    # nohup, for example, has SIGHUP ignored: leave it so.
+    stop_signals = [each for each in _STOP_SIGNALS if signal.getsignal(each) is signal.SIG_DFL]
+    for number in stop_signals:
+        loop.add_signal_handler(number, task.cancel)  # the servers are then stopped, too
+    display.console.print(f"Relaying {plan.jobs} jobs at {plan.rate_per_s:g} updates a second ...")
+    async with open_demo(signer) as running:
+        async with live(display.console, running.tally):
+            result = await running.relay_all(plan)
         stop = asyncio.Event()
-        if output.keep:
-            for number in (signal.SIGINT, *endings):
+        if display.keep:
+            for number in (signal.SIGINT, *stop_signals):
                 loop.add_signal_handler(number, stop.set)
         else:
             stop.set()
-        output.report(under_way, result)
+        display.report(running, result)
         await stop.wait()
     return result
 
 
 @contextlib.contextmanager
 def _folder() -> Generator[Path]:
-    """A new folder that goes away, unless something went wrong that the log in it may explain."""
+    """A new folder, removed at the end unless an error occurred, which the log in it may explain."""
     folder = Path(tempfile.mkdtemp(prefix="relay-demo-"))
     try:
         yield folder

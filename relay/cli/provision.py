@@ -17,13 +17,13 @@ from relay.topology.provision import topology_of
 def provision(
     *,
     check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; exit 1 if anything is to be changed.")
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if anything would change.")
     ] = False,
 ) -> None:
-    """Make or change streams and consumers as the settings ask.
+    """Create or change the streams and consumers as the settings ask.
 
-    Prints what was created, changed, deleted or left. Refuses, with the reasons and without changing anything, what
-    could lose or reorder updates.
+    Prints what was created, changed, deleted or left as it was. If a change could lose or reorder updates, it is
+    refused with the reasons, and nothing is changed.
     """
     settings = load_settings()
     if check:

@@ -1,13 +1,14 @@
 """`relay query` beside a relay at work."""
 
 import asyncio
+import functools
 import json
 
 import pytest
 from cli_kit import TIMEOUT_S, make_command
 from relay_kit import Scene
 
-from relay.cli import query
+from relay.cli.query import follow_job
 from relay.contract.subjects import Reason
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
@@ -18,13 +19,7 @@ JOB = "123e4567-e89b-42d3-a456-426614174000"
 @pytest.fixture
 def command(monkeypatch, tmp_path, nats_server):
     """Runs `relay query ...` against `nats_server`."""
-    run = make_command(monkeypatch, tmp_path)
-    monkeypatch.setattr(query, "_ASK_AGAIN_S", 0.2)
-
-    async def command(*arguments: str, **settings: str):
-        return await run("query", *arguments, **{"NATS_URL": nats_server.url} | settings)
-
-    return command
+    return functools.partial(make_command(monkeypatch, tmp_path), "query", NATS_URL=nats_server.url)
 
 
 @pytest.fixture
@@ -90,57 +85,58 @@ async def test_nobody_answers(command):
     assert (1, "", expected) == ended
 
 
+class Following:
+    """`follow_job` in a task of its own; `shown` is what it has shown so far."""
+
+    def __init__(self, client) -> None:
+        self.shown: list[tuple[int, str | None, str]] = []
+        self._task = asyncio.create_task(follow_job(client, JOB, self._show, ask_again_s=0.1))
+
+    def _show(self, update) -> None:
+        self.shown.append((update.sequence, update.status, str(update.progress)))
+
+    async def ended(self) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._task
+
+    async def asks_three_times(self, client) -> None:
+        """Wait until it has asked so often, and has not ended."""
+        asked = await client.subscribe(f"job.history.{JOB}")
+        for _ in range(3):
+            await asked.next_msg(timeout=TIMEOUT_S)
+        await asked.unsubscribe()
+        assert not self._task.done()
+
+
 @pytest.mark.parametrize("receipts", ["true", "false"])
-async def test_follow(command, scene, receipts):
-    """It shows each update when it is seen and again when it is settled, and ends with the job, receipts or not."""
+async def test_follow(connect, scene, receipts):
+    """It shows each update as it is stored and again when it is settled, and ends with the job, receipts or not."""
     async with scene.relay(RECEIPTS=receipts):
         await scene.settled(await scene.publish(JOB, "received"))
         with scene.facilitator.inject(stall()):
             last = await scene.publish(JOB, "completed", {})
-            following = asyncio.create_task(command(JOB, "--follow", "--json"))
-            await scene.nc.subscribe(f"job.history.{JOB}", cb=(asked := Counted()).hear)
-            await asked.three_times()
-            assert not following.done()
+            following = Following(await connect(scene.server.url))
+            await following.asks_three_times(scene.nc)
         await scene.settled(last)
-        async with asyncio.timeout(TIMEOUT_S):
-            ended = await following
-    assert (0, "") == (ended.code, ended.err)
+        await following.ended()
     expected = [(1, "received", "acknowledged"), (2, "completed", "pending"), (2, "completed", "acknowledged")]
-    assert expected == lines(ended.out)
+    assert expected == following.shown
 
 
-async def test_follow_from_the_start(command, scene):
-    """A job that is not known yet is waited for."""
+async def test_follow_from_the_start(connect, scene, capsys):
+    """A job that is not known yet is waited for, and that is said once."""
     async with scene.relay():
-        await scene.nc.subscribe(f"job.history.{JOB}", cb=(asked := Counted()).hear)
-        following = asyncio.create_task(command(JOB, "--follow", "--json"))
-        await asked.three_times()
+        following = Following(await connect(scene.server.url))
+        await following.asks_three_times(scene.nc)
         await scene.publish_life(JOB)
-        async with asyncio.timeout(TIMEOUT_S):
-            ended = await following
-    assert (0, 1) == (ended.code, ended.err.count("\n"))
-    assert ended.err.endswith("; still asking\n")
-    settled = [sequence for sequence, _, progress in lines(ended.out) if progress == "acknowledged"]
-    assert [1, 2, 3, 4, 5, 6] == settled
-
-
-class Counted:
-    """Hears how often a question is asked."""
-
-    def __init__(self) -> None:
-        self._asked: asyncio.Queue[object] = asyncio.Queue()
-
-    async def hear(self, question: object) -> None:
-        self._asked.put_nowait(question)
-
-    async def three_times(self) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            for _ in range(3):
-                await self._asked.get()
+        await following.ended()
+    said = capsys.readouterr().err
+    assert (1, True) == (said.count("\n"), said.endswith("; still asking\n"))
+    assert [1, 2, 3, 4, 5, 6] == [sequence for sequence, _, progress in following.shown if progress == "acknowledged"]
 
 
 async def test_follow_before_any_relay(command, scene):
-    """Begun before any relay is there, it goes on asking until one is, and ends as it would."""
+    """The command may be started before any relay: it asks until one answers, and ends with the job."""
     await scene.publish(JOB, "completed", {})
     following = asyncio.create_task(command(JOB, "--follow", "--json"))
     async with scene.relay(), asyncio.timeout(TIMEOUT_S):

@@ -1,0 +1,53 @@
+"""A job's update as text: a row of its history, all about it, or JSON."""
+
+import datetime as dt
+from typing import Final
+
+import msgspec
+
+from relay.contract.subjects import STATUS_STREAM
+from relay.contract.text import escape, format_duration
+from relay.query.replies import Progress, UpdateReply
+
+_MEANINGS: Final = {
+    Progress.PENDING: "it is not settled yet",
+    Progress.ACKNOWLEDGED: "the Facilitator has it",
+    Progress.DEAD_LETTERED: "`relay dlq show {sequence}` says why",
+}
+
+
+def as_json(update: UpdateReply) -> str:
+    """One line of JSON, as the relay answered it."""
+    return msgspec.json.encode(update).decode()
+
+
+def row(update: UpdateReply) -> str:
+    """One line of a history."""
+    status = update.status or "unreadable"
+    return escape(f"{update.sequence:>8}  {_time(update)}  {status:15}  {_progress(update)}")
+
+
+def details(update: UpdateReply, now: dt.datetime) -> str:
+    """All about one update, in four lines."""
+    status = update.status or f"unreadable ({update.unreadable})"
+    age_s = max(0.0, (now - dt.datetime.fromisoformat(update.published)).total_seconds())
+    published = f"{_time(update)} UTC ({format_duration(age_s)} ago)"
+    meaning = _MEANINGS[update.progress].format(sequence=update.dead_letter)
+    lines = (
+        f"job        {update.uuid}",
+        f"status     {status}{', with which the job ends' if update.terminal else ''}",
+        f"published  {published}, {STATUS_STREAM} sequence {update.sequence}",
+        f"relayed    {_progress(update)}: {meaning}",
+    )
+    return "\n".join(map(escape, lines))
+
+
+def _progress(update: UpdateReply) -> str:
+    if update.progress is not Progress.DEAD_LETTERED:
+        return update.progress
+    return f"{update.progress} ({update.reason}, dead letter {update.dead_letter})"
+
+
+def _time(update: UpdateReply) -> str:
+    """When it was stored, UTC, to the millisecond."""
+    return dt.datetime.fromisoformat(update.published).astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
