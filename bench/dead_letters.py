@@ -35,7 +35,7 @@ from bench.ending import end_in_order
 from bench.request_floor import measure, publish, removal
 from relay.contract.environment import load_settings
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, dlq_subject, job_filter, status_subject
-from relay.dead_letters import flow
+from relay.dead_letters import window
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect, publish_confirmed
@@ -128,7 +128,7 @@ async def measure_list(letters: int) -> dict[str, Any]:
     }
 
 
-async def bury(nc: Client, count: int) -> list[str]:
+async def write_dead_letters(nc: Client, count: int) -> list[str]:
     """So many dead letters, each of a job of its own, and their updates under the same sequences; returns the jobs."""
     jobs = [str(uuid.uuid4()) for _ in range(count)]
     # One after another: the sequence of each has to be known.
@@ -147,7 +147,7 @@ async def require_moved(nc: Client, count: int) -> None:
 
 async def measure_floor(count: int, servers: int) -> dict[str, Any]:
     async with provisioned(servers) as (nc, environment):
-        jobs = await bury(nc, count)
+        jobs = await write_dead_letters(nc, count)
         marks = {"Nats-Msg-Id": "", "Relay-Replayed-From": "1", "Relay-History": "job_not_found 5 2026-11-22T00:00:00Z"}
         work = [
             (
@@ -157,7 +157,7 @@ async def measure_floor(count: int, servers: int) -> dict[str, Any]:
             for sequence, job in enumerate(jobs, 1)
         ]
         used_s = server_processor_s(environment)
-        took_s = await measure(environment["RELAY_NATS_URL"], work, flow.WINDOW)
+        took_s = await measure(environment["RELAY_NATS_URL"], work, window.WINDOW)
         used_s = server_processor_s(environment) - used_s
         await require_moved(nc, count)
     return {"floor_per_s": round(count / took_s), "floor_server_us": round(used_s / count * 1e6)}
@@ -166,7 +166,7 @@ async def measure_floor(count: int, servers: int) -> dict[str, Any]:
 async def measure_replay(replays: int, servers: int) -> dict[str, Any]:
     async with provisioned(servers) as (nc, environment):
         _, _, idle_s = await relay(environment, "dlq", "replay", "--all")
-        await bury(nc, replays)
+        await write_dead_letters(nc, replays)
         server_s = server_processor_s(environment)
         took_s, peak_mib, processor_s = await relay(environment, "dlq", "replay", "--all")
         server_s = server_processor_s(environment) - server_s

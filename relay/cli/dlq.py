@@ -12,12 +12,13 @@ import typer
 
 from relay.cli.console import complain, nats_client, run
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
-from relay.cli.dlq_purge import Found, remove, survey
-from relay.cli.dlq_replay import Source, replay_selected
+from relay.cli.dlq_purge import PurgePlan, plan_purge, remove
+from relay.cli.dlq_replay import ReplayOptions, replay_selected
 from relay.contract.environment import load_settings
 from relay.contract.subjects import DLQ_STREAM, Reason
-from relay.dead_letters.store import DeadLetterStore
-from relay.dead_letters.stored import Selection, parse_since
+from relay.dead_letters import stream
+from relay.dead_letters.moments import parse_since
+from relay.dead_letters.selection import Selection
 
 dlq = typer.Typer(name="dlq", help="Look into dead letters, send them again, or remove them.", no_args_is_help=True)
 
@@ -83,8 +84,8 @@ def replay(
             raise typer.BadParameter("--from FILE replays all that is in the file: give no other selection")
     else:
         _require_choice(selected, everything=everything)
-    source = Source(selected, from_file, dry_run=dry_run, rate_per_s=rate)
-    if not run(_replay(source)):
+    options = ReplayOptions(selected, from_file, dry_run=dry_run, rate_per_s=rate)
+    if not run(_replay(options)):
         raise typer.Exit(1)
 
 
@@ -110,23 +111,23 @@ def purge(
     _require_choice(selected, everything=everything)
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask at: give --yes")
-    found = run(_survey(selected, export))
+    plan = run(_plan(selected, export))
     if export is not None:
-        typer.echo(f"exported {found.reasons.total()} to {export}")
+        typer.echo(f"exported {plan.reasons.total()} to {export}")
     if selected.sequences:
-        _require_all_found(selected, found)
-    if not found.reasons:
+        _require_all_found(selected, plan)
+    if not plan.reasons:
         typer.echo("nothing to remove")
         return
-    # Asked between two connections: one that nobody serves while somebody thinks would be closed by the server.
+    # Ask between two connections: the server would close one that answers no pings while the operator thinks.
     if not yes:
-        typer.echo(count_line(found.reasons, limited=False))
+        typer.echo(count_line(plan.reasons, limited=False))
         typer.confirm("Remove them for good?", abort=True)
-    typer.echo(f"removed {run(_remove(selected, found.last_sequence))}")
+    typer.echo(f"removed {run(_remove(selected, plan.last_sequence))}")
 
 
-def _require_all_found(selection: Selection, found: Found) -> None:
-    if missing := len(set(selection.sequences)) - found.reasons.total():
+def _require_all_found(selection: Selection, plan: PurgePlan) -> None:
+    if missing := len(set(selection.sequences)) - plan.reasons.total():
         complain(f"of the sequences given, {missing} are not in {DLQ_STREAM}; nothing was removed")
         raise typer.Exit(1)
 
@@ -154,7 +155,7 @@ def _selection(
 
 
 def _require_choice(selection: Selection, *, everything: bool) -> None:
-    # None at all must not mean all of them, and all of them and some others is a slip.
+    # No condition must not mean all of them, and --all with a condition is a mistake.
     if everything == (selection != Selection()):
         raise typer.BadParameter("say which: SEQ..., or any of --job, --reason, --since and --limit, or --all alone")
 
@@ -163,8 +164,8 @@ async def _list(selection: Selection, *, as_json: bool) -> None:
     reasons: Counter[str] = Counter()
     width = shutil.get_terminal_size(_WIDTH_UNKNOWN).columns
     async with nats_client(load_settings().nats) as client:
-        store = DeadLetterStore(client)
-        async with contextlib.aclosing(store.read(selection, await store.last_sequence())) as letters:
+        up_to = await stream.last_sequence(client)
+        async with contextlib.aclosing(stream.read(client, selection, up_to)) as letters:
             async for letter in letters:
                 if not reasons and not as_json:
                     typer.echo(heading(width))
@@ -177,7 +178,7 @@ async def _list(selection: Selection, *, as_json: bool) -> None:
 
 async def _show(sequence: int, *, full: bool) -> None:
     async with nats_client(load_settings().nats) as client:
-        letter = await DeadLetterStore(client).get(sequence)
+        letter = await stream.find(client, sequence)
     if letter is None:
         gone = "it was replayed or purged, or there never was one"
         complain(f"there is no dead letter {sequence} in {DLQ_STREAM}: {gone}; `relay dlq list` shows what is there")
@@ -186,14 +187,14 @@ async def _show(sequence: int, *, full: bool) -> None:
         typer.echo(line)
 
 
-async def _replay(source: Source) -> bool:
+async def _replay(options: ReplayOptions) -> bool:
     async with nats_client(load_settings().nats) as client:
-        return await replay_selected(client, source)
+        return await replay_selected(client, options)
 
 
-async def _survey(selection: Selection, export: Path | None) -> Found:
+async def _plan(selection: Selection, export: Path | None) -> PurgePlan:
     async with nats_client(load_settings().nats) as client:
-        return await survey(DeadLetterStore(client), selection, export)
+        return await plan_purge(client, selection, export)
 
 
 async def _remove(selection: Selection, up_to: int) -> int:

@@ -1,4 +1,4 @@
-"""Dead letters in words: a row, a table, and everything about one. Nothing of them steers a terminal."""
+"""Dead letters as text: a table, JSON lines, and everything about one. No character of theirs controls a terminal."""
 
 import datetime as dt
 import json
@@ -11,6 +11,7 @@ import msgspec
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape, format_counts, format_duration
 from relay.contract.wire import Fault, decode
+from relay.dead_letters.replay_message import original_headers
 from relay.dead_letters.runbook import ADVICE, PAGE
 from relay.dead_letters.stored import StoredDeadLetter, number_of
 
@@ -53,9 +54,9 @@ def json_row(letter: StoredDeadLetter) -> str:
             "job": letter.job,
             "status": letter.status or None,
             "source_subject": letter.source_subject,
-            "source_sequence": number_of(letter.source_sequence),
+            "source_sequence": letter.source_sequence or None,
             "replayed_from": number_of(letter.replayed_from),
-            "history": [str(ending) for ending in letter.history],
+            "history": [str(failure) for failure in letter.history],
             "bytes": len(letter.body),
         }
     )
@@ -73,21 +74,21 @@ def count_line(reasons: Counter[str], *, limited: bool) -> str:
 def details(letter: StoredDeadLetter, now: dt.datetime, *, full: bool) -> Iterator[str]:
     """Everything about one dead letter, line by line; the body is cut off unless `full`."""
     yield f"dead letter {letter.sequence} in {DLQ_STREAM}"
-    yield from _told(letter, now)
-    for name, value in letter.own_headers.items():
+    yield from _summary(letter, now)
+    for name, value in original_headers(letter).items():
         yield _entry("header", f"{name}: {value}")
     text, problem = _pretty(letter.body)
     yield _entry("body", f"{len(letter.body)} bytes" + (f"; it cannot be parsed: {problem}" if problem else ""))
-    verdict = decode(letter.body, letter.job)
-    if isinstance(verdict, Fault):
-        same = verdict.error == letter.error
-        how = "in the same way" if same else f"with {verdict.reason}: {verdict.error}"
+    fault = decode(letter.body, letter.job)
+    if isinstance(fault, Fault):
+        same = fault.error == letter.error
+        how = "in the same way" if same else f"with {fault.reason}: {fault.error}"
         yield _entry("now", f"as it is, a replay would fail again, {how}")
     yield ""
     yield from _body_lines(text, full=full)
 
 
-def _told(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
+def _summary(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
     age_s = max(0.0, (now - letter.stored_at).total_seconds())
     advice = ADVICE.get(letter.reason)
     yield _entry("reason", f"{letter.reason or 'none'}{': ' + advice.meaning if advice else ''}")
@@ -99,11 +100,11 @@ def _told(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
     yield _entry("status", letter.status or "none")
     yield _entry("attempts", letter.attempts)
     yield _entry("failed at", f"{letter.failed_at} ({format_duration(age_s)} ago)")
-    yield _entry("source", f"{letter.source_subject}, {STATUS_STREAM} sequence {letter.source_sequence}")
+    yield _entry("source", f"{letter.source_subject}, {STATUS_STREAM} sequence {letter.source_sequence or ''}")
     if letter.replayed_from:
         yield _entry("replay of", f"dead letter {letter.replayed_from}")
-    for ending in letter.history:
-        yield _entry("before", f"{ending.reason} after {ending.attempts} attempts, {ending.failed_at}")
+    for failure in letter.history:
+        yield _entry("before", f"{failure.reason} after {failure.attempts} attempts, {failure.failed_at}")
 
 
 def _entry(label: str, text: str) -> str:

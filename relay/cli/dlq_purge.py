@@ -1,4 +1,4 @@
-"""`relay dlq purge`: export, ask, remove."""
+"""`relay dlq purge`: count and export, then remove."""
 
 import contextlib
 import os
@@ -10,58 +10,61 @@ from typing import BinaryIO
 
 import typer
 
-from relay.dead_letters.flow import for_each
-from relay.dead_letters.sources import Sources
-from relay.dead_letters.store import DeadLetterStore
-from relay.dead_letters.stored import Selection, StoredDeadLetter, to_line
+from relay.dead_letters import stream
+from relay.dead_letters.export import to_line
+from relay.dead_letters.selection import Selection
+from relay.dead_letters.sources import SourceUpdates
+from relay.dead_letters.stored import StoredDeadLetter
+from relay.dead_letters.window import for_each
 from relay.nats.frames import FrameClient
 from relay.nats.pipeline import pipelined
 
 
 @dataclass(slots=True)
-class Found:
-    """What a selection was about when it was looked at."""
+class PurgePlan:
+    """What there is to remove."""
 
     reasons: Counter[str] = field(default_factory=Counter[str])
     last_sequence: int = 0
 
 
-async def survey(store: DeadLetterStore, selection: Selection, export: Path | None) -> Found:
-    """Count what is to be removed, and write it to the new file `export`, if that is given.
+async def plan_purge(client: FrameClient, selection: Selection, export: Path | None) -> PurgePlan:
+    """Count what there is to remove, and write it to the new file `export`, if that is given.
 
     Raises BadParameter if the file is there already or cannot be written.
     """
-    found = Found()
-    up_to = await store.last_sequence()
+    plan = PurgePlan()
+    up_to = await stream.last_sequence(client)
     with _new_file(export) as file:
-        async with contextlib.aclosing(store.read(selection, up_to)) as letters:
+        async with contextlib.aclosing(stream.read(client, selection, up_to)) as letters:
             async for letter in letters:
-                found.reasons[letter.reason] += 1
-                found.last_sequence = letter.sequence
+                plan.reasons[letter.reason] += 1
+                plan.last_sequence = letter.sequence
                 if file is not None:
                     file.write(to_line(letter))
-    return found
+    return plan
 
 
 async def remove(client: FrameClient, selection: Selection, up_to: int) -> int:
-    """Remove what `survey` found, and nothing that came later; returns how many that were still there.
+    """Remove what `plan_purge` counted, and nothing newer; returns how many of those were still there.
 
-    Each one's source goes first, so that what is interrupted is mended by being done again.
+    `up_to` is the plan's last sequence. Each source is removed before its dead letter: if this is interrupted, the next
+    purge completes it.
     """
-    store, removed = DeadLetterStore(client), 0
+    removed = 0
     async with pipelined(client) as pipeline:
-        sources = Sources(pipeline)
+        sources = SourceUpdates(pipeline)
 
         async def remove_one(letter: StoredDeadLetter) -> None:
             nonlocal removed
             await sources.remove(letter)
-            if not selection.is_plain:
-                was_there = await store.remove(letter.sequence, pipeline)
+            if not selection.is_whole_subject:
+                was_there = await stream.remove(pipeline, letter.sequence)
                 removed += was_there
 
-        async with contextlib.aclosing(store.read(selection, up_to)) as letters:
-            await for_each(letters, remove_one, turn=lambda letter: letter.sequence)
-    return await store.remove_all(selection.subject, up_to) if selection.is_plain else removed
+        async with contextlib.aclosing(stream.read(client, selection, up_to)) as letters:
+            await for_each(letters, remove_one, key=lambda letter: letter.sequence)
+    return await stream.remove_all(client, selection.subject, up_to) if selection.is_whole_subject else removed
 
 
 @contextlib.contextmanager
@@ -71,7 +74,7 @@ def _new_file(path: Path | None) -> Generator[BinaryIO | None]:
         yield None
         return
     try:
-        # It may be the only copy of somebody's dead letters soon: never in the place of another.
+        # It may soon be the only copy of these dead letters: never overwrite another one.
         with path.open("xb") as file:
             yield file
             file.flush()

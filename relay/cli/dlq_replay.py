@@ -1,4 +1,4 @@
-"""`relay dlq replay`: from the selected dead letters to the account at the end."""
+"""`relay dlq replay`: from the selected dead letters to the summary at the end."""
 
 import asyncio
 import contextlib
@@ -16,18 +16,21 @@ from relay.cli.console import complain
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape
 from relay.contract.wire import Fault, decode
-from relay.dead_letters.replay import Account, Replayed, Republisher, replay_all
-from relay.dead_letters.store import DeadLetterStore
-from relay.dead_letters.stored import Selection, StoredDeadLetter, from_line
+from relay.dead_letters import stream
+from relay.dead_letters.export import from_line
+from relay.dead_letters.replay import Replayer, ReplayResult
+from relay.dead_letters.replay_all import ReplaySummary, replay_all
+from relay.dead_letters.selection import Selection
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.frames import FrameClient
-from relay.nats.pipeline import Pipeline, pipelined
+from relay.nats.pipeline import pipelined
 
-_ALLOCATIONS_PER_SEARCH: Final = 20_000
+_ALLOCATIONS_PER_COLLECTION: Final = 20_000
 _AGAIN: Final = "run the same command again: nothing is lost, and nothing is sent twice"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ReplayOptions:
     """What to replay, and how: from the stream, or from a file if `path` is given."""
 
     selection: Selection
@@ -36,79 +39,75 @@ class Source:
     rate_per_s: float | None
 
 
-async def replay_selected(client: FrameClient, source: Source) -> bool:
-    """Replay, and print how it went; returns whether all that was selected is sent."""
-    store, selected = DeadLetterStore(client), _Selected(source)
-    if source.dry_run:
-        async with contextlib.aclosing(selected.letters(store, complain)) as letters:
+async def replay_selected(client: FrameClient, options: ReplayOptions) -> bool:
+    """Replay, and print how it went; returns whether everything that was selected is published."""
+    given = _Input(client, options)
+    if options.dry_run:
+        async with contextlib.aclosing(given.letters(complain)) as letters:
             return await _rehearse(letters)
-    total = await selected.total(store)
-    account = Account()
+    total = await given.total()
+    summary = ReplaySummary()
     try:
-        await _replay(client, selected, total, account)
+        await _replay(client, given, total, summary)
     except asyncio.CancelledError:
-        _report(account, selected, total)
+        _report(summary, given, total)
         complain(f"interrupted; to go on, {_AGAIN}")
         raise
-    _report(account, selected, total)
-    if account.failure is not None:
-        complain(f"stopped: {account.failure}; when that is mended, {_AGAIN}")
-    return not (account.failure or account.unfit or selected.missing)
+    _report(summary, given, total)
+    if summary.error is not None:
+        complain(f"stopped: {summary.error}; when that is mended, {_AGAIN}")
+    return not (summary.error or summary.problems or given.missing)
 
 
-async def _replay(client: FrameClient, selected: "_Selected", total: int | None, account: Account) -> None:
-    # What was loaded stays to the end, and letters leave nothing behind that only a search finds: a tenth of the time.
+async def _replay(client: FrameClient, given: "_Input", total: int | None, summary: ReplaySummary) -> None:
+    # What was loaded stays to the end, and replays leave no cycles behind: collecting less often saves a tenth of the
+    # time.
     gc.freeze()
-    gc.set_threshold(_ALLOCATIONS_PER_SEARCH)
+    gc.set_threshold(_ALLOCATIONS_PER_COLLECTION)
     async with pipelined(client) as pipeline:
-        await _replay_with_progress(DeadLetterStore(client), selected, pipeline, total, account)
+        replayer = Replayer(pipeline)
+        replay = replayer.move if given.options.path is None else replayer.publish
+        with _progress() as progress:
+            bar = progress.add_task("replaying", total=total)
+
+            def say(text: str) -> None:
+                # Above the bar, which this would otherwise break.
+                progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
+
+            def on_result(result: ReplayResult) -> None:
+                if not progress.disable:
+                    progress.advance(bar)
+                if result.problem:
+                    say(f"dead letter {result.letter.sequence} cannot be replayed, and is kept: {result.problem}")
+
+            rate_per_s = given.options.rate_per_s
+            async with contextlib.aclosing(given.letters(say)) as letters:
+                await replay_all(letters, replay, summary=summary, on_result=on_result, rate_per_s=rate_per_s)
 
 
-async def _replay_with_progress(
-    store: DeadLetterStore, selected: "_Selected", pipeline: Pipeline, total: int | None, account: Account
-) -> None:
-    republisher = Republisher(pipeline)
-    replay = republisher.move if selected.source.path is None else republisher.publish
-    with _progress() as progress:
-        bar = progress.add_task("replaying", total=total)
+class _Input:
+    """The dead letters to replay, from the stream or from a file."""
 
-        def say(text: str) -> None:
-            # Above the bar, where it would else write into it.
-            progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
-
-        def on_replayed(replayed: Replayed) -> None:
-            if not progress.disable:
-                progress.advance(bar)
-            if replayed.unfit:
-                say(f"dead letter {replayed.letter.sequence} cannot be replayed, and is kept: {replayed.unfit}")
-
-        rate_per_s = selected.source.rate_per_s
-        async with contextlib.aclosing(selected.letters(store, say)) as letters:
-            await replay_all(letters, replay, account=account, on_replayed=on_replayed, rate_per_s=rate_per_s)
-
-
-class _Selected:
-    """What is to be replayed, from wherever it comes."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, client: FrameClient, options: ReplayOptions) -> None:
+        self._client = client
+        self.options = options
         self.missing = 0
-        """How many sequences were asked for that are not there."""
+        """How many of the given sequences are not in the stream."""
 
-    async def total(self, store: DeadLetterStore) -> int | None:
+    async def total(self) -> int | None:
         """How many there are; None if only reading them all would tell. Raises BadParameter for a bad file."""
-        if self.source.path is not None:
-            return sum(1 for _ in _in_file(self.source.path))
-        return None if self.source.selection.reason else await store.count(self.source.selection)
+        if self.options.path is not None:
+            return sum(1 for _ in _in_file(self.options.path))
+        return None if self.options.selection.reason else await stream.count(self._client, self.options.selection)
 
-    async def letters(self, store: DeadLetterStore, say: Callable[[str], None]) -> AsyncGenerator[StoredDeadLetter]:
-        if self.source.path is not None:
-            for letter in _in_file(self.source.path):
+    async def letters(self, say: Callable[[str], None]) -> AsyncGenerator[StoredDeadLetter]:
+        if self.options.path is not None:
+            for letter in _in_file(self.options.path):
                 yield letter
             return
-        selection = self.source.selection
+        selection, up_to = self.options.selection, await stream.last_sequence(self._client)
         wanted = set(selection.sequences)
-        async with contextlib.aclosing(store.read(selection, await store.last_sequence())) as letters:
+        async with contextlib.aclosing(stream.read(self._client, selection, up_to)) as letters:
             async for letter in letters:
                 wanted.discard(letter.sequence)
                 yield letter
@@ -143,21 +142,22 @@ def _progress() -> Progress:
 
 
 async def _rehearse(letters: AsyncGenerator[StoredDeadLetter]) -> bool:
-    count = doomed = 0
+    count = invalid = 0
     async for letter in letters:
         count += 1
         typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
         fault = decode(letter.body, letter.job)
         if isinstance(fault, Fault):
-            doomed += 1
+            invalid += 1
             typer.echo(escape(f"  it would fail again, with {fault.reason}: {fault.error}"))
-    typer.echo(f"{count} would be replayed" + (f", of which {doomed} would fail again as they are" if doomed else ""))
+    typer.echo(f"{count} would be replayed" + (f", of which {invalid} would fail again as they are" if invalid else ""))
     return True
 
 
-def _report(account: Account, selected: _Selected, total: int | None) -> None:
-    typer.echo(f"replayed {account.replayed}")
-    if account.were_there:
-        typer.echo(f"{account.were_there} had been replayed before: {STATUS_STREAM} has them, they were not sent again")
-    if total is not None and (left := total - selected.missing - account.replayed - account.were_there) > 0:
+def _report(summary: ReplaySummary, given: _Input, total: int | None) -> None:
+    stored = summary.already_stored
+    typer.echo(f"replayed {summary.replayed}")
+    if stored:
+        typer.echo(f"{stored} had been replayed before: {STATUS_STREAM} has them, they were not sent again")
+    if total is not None and (left := total - given.missing - summary.replayed - stored) > 0:
         typer.echo(f"left {left}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 import typer
-from nats.aio.client import Client
 from rich.console import Console
 from rich.live import Live
 
@@ -23,6 +22,7 @@ from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.text import redact_url
 from relay.nats.connection import close, connect
+from relay.nats.frames import FrameClient
 from relay.observability import logs
 from relay.overview.reader import SnapshotReader
 from relay.overview.snapshot import Snapshot, between
@@ -85,7 +85,7 @@ class _Display:
 
 
 @contextlib.asynccontextmanager
-async def _connected(settings: NatsSettings) -> AsyncGenerator[Client]:
+async def _connected(settings: NatsSettings) -> AsyncGenerator[FrameClient]:
     logs.configure("error", "console")  # the view says when NATS is away; a log line would disturb the screen
     client = await connect(settings, name="relay-top")
     try:

@@ -1,7 +1,7 @@
-"""Which updates have a dead letter already, asked of the dead-letter stream itself.
+"""Which updates have a dead letter already, looked up in the dead-letter stream.
 
-Clocks that differ are not allowed for: in doubt an update is tried again, which the promise allows, and not dropped
-for another one's dead letter, which it does not.
+Ages are compared without an allowance for clocks that differ. If in doubt, an update is tried again, which the promise
+allows, and never dropped for the dead letter of another one, which it forbids.
 """
 
 from collections.abc import Mapping
@@ -14,22 +14,21 @@ from relay.contract.errors import JetStreamError
 from relay.contract.subjects import (
     DLQ_STREAM,
     dlq_subject,
-    published_subject,
     token_of_stored,
 )
 from relay.core.ports import UpdateLike
-from relay.dead_letters.burial import Burial
+from relay.dead_letters.stored import StoredDeadLetter, source_subject_of
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.messages import find_message
 
-_LOOK_TIMEOUT_S: Final = 1.0
+_LOOKUP_TIMEOUT_S: Final = 1.0
 """How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
-_LETTERS_REMEMBERED: Final = 65_536
-"""When so many were read, the next job's make room by having all forgotten: that costs another look."""
+_MOST_REMEMBERED: Final = 65_536
+"""When so many dead letters were read, all are forgotten before the next job's are: that costs another lookup."""
 
 
 @dataclass(slots=True)
-class _Trail:
+class _JobIndex:
     """The dead letters of one job, as far as they were read."""
 
     read_up_to: int = 0
@@ -39,77 +38,64 @@ class _Trail:
 
 
 class DeadLetterIndex:
-    """Looks updates up in the dead-letter stream. Every look raises RelayError if nobody can tell now."""
+    """Looks updates up in the dead-letter stream. Every lookup raises RelayError if the server gives no answer."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._trails: dict[bytes, _Trail] = {}
+        self._jobs: dict[str, _JobIndex] = {}
         self._remembered = 0
 
     def forget(self) -> None:
-        """Read everything anew: somebody else may have written since."""
-        self._trails.clear()
+        """Read everything anew: another worker may have written since."""
+        self._jobs.clear()
         self._remembered = 0
 
-    async def last(self, subject: str) -> Burial | None:
+    async def last(self, subject: str) -> StoredDeadLetter | None:
         """The newest dead letter on a subject."""
-        return await self._get({"last_by_subj": subject})
+        return await self._find({"last_by_subj": subject})
 
-    async def at(self, sequence: int) -> Burial | None:
+    async def at(self, sequence: int) -> StoredDeadLetter | None:
         """The dead letter with this sequence."""
-        return await self._get({"seq": sequence})
+        return await self._find({"seq": sequence})
 
     async def holds(self, update: UpdateLike) -> bool:
         """Whether there is a dead letter of an update.
 
-        Mostly the last one of the job tells. If that is younger than the update and another's, all of the job's are
-        read, once: a consumer that was made anew delivers again what was settled long ago.
+        Mostly the last one of the job tells. If it is younger than the update and another update's, all of the job's
+        are read, once: a consumer that was made anew delivers again what was settled long ago.
         """
         subject = dlq_subject(token_of_stored(update.subject))
         last = await self.last(subject)
-        if last is None or last.stored_at_s < update.stored_at_s:
+        if last is None or last.is_older_than(update.stored_at_s, skew_s=0.0):
             return False
-        return is_of(last, update) or await self._is_in_trail(update, subject, last.sequence)
+        return last.is_of(update) or await self._is_among_all(update, subject, last.sequence)
 
-    async def _is_in_trail(self, update: UpdateLike, subject: str, up_to: int) -> bool:
-        trail = self._trail(_source_subject(update), up_to)
-        while trail.read_up_to < up_to:
-            found = await self._get({"next_by_subj": subject, "seq": trail.read_up_to + 1})
+    async def _is_among_all(self, update: UpdateLike, subject: str, up_to: int) -> bool:
+        source_subject = source_subject_of(update)
+        job = self._job(source_subject, up_to)
+        while job.read_up_to < up_to:
+            found = await self._find({"next_by_subj": subject, "seq": job.read_up_to + 1})
             if found is None:
                 break  # replayed or purged meanwhile
-            trail.read_up_to = found.sequence
+            job.read_up_to = found.sequence
             self._remembered += 1
-            if found.source_subject == _source_subject(update):
-                trail.stored_at_s[found.source_sequence] = found.stored_at_s
-        return trail.stored_at_s.get(update.sequence, 0.0) >= update.stored_at_s
+            if found.source_subject == source_subject:
+                job.stored_at_s[found.source_sequence] = found.stored_at.timestamp()
+        return job.stored_at_s.get(update.sequence, 0.0) >= update.stored_at_s
 
-    def _trail(self, source_subject: bytes, up_to: int) -> _Trail:
-        trail = self._trails.get(source_subject)
-        if trail is None or trail.read_up_to > up_to:  # the dead-letter stream was made anew
-            if self._remembered > _LETTERS_REMEMBERED:
+    def _job(self, source_subject: str, up_to: int) -> _JobIndex:
+        job = self._jobs.get(source_subject)
+        if job is None or job.read_up_to > up_to:  # the dead-letter stream was made anew
+            if self._remembered > _MOST_REMEMBERED:
                 self.forget()
-            trail = self._trails[source_subject] = _Trail()
-        return trail
+            job = self._jobs[source_subject] = _JobIndex()
+        return job
 
-    async def _get(self, request: Mapping[str, Any]) -> Burial | None:
+    async def _find(self, request: Mapping[str, Any]) -> StoredDeadLetter | None:
         try:
-            message = await find_message(self._client, DLQ_STREAM, request, timeout_s=_LOOK_TIMEOUT_S)
+            message = await find_message(self._client, DLQ_STREAM, request, timeout_s=_LOOKUP_TIMEOUT_S)
         except JetStreamError as error:
             if error.err_code == STREAM_NOT_FOUND:
-                return None  # and whatever was in it is gone
+                return None  # and all dead letters are gone with it
             raise
-        return None if message is None else Burial.parse(message)
-
-
-def is_of(burial: Burial, update: UpdateLike) -> bool:
-    """Whether a dead letter is an update's."""
-    return (
-        burial.source_sequence == update.sequence
-        and burial.source_subject == _source_subject(update)
-        and not burial.is_older_than(update.stored_at_s, skew_s=0.0)
-    )
-
-
-def _source_subject(update: UpdateLike) -> bytes:
-    """As the client writes it into a header."""
-    return published_subject(update.subject).strip().encode()
+        return None if message is None else StoredDeadLetter.of(message)

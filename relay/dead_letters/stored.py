@@ -1,59 +1,37 @@
-"""Dead letters as values: what one says, which ones are meant, and what a replay of one is.
+"""One message of the dead-letter stream, as a value."""
 
-A replay is published with the message id `relay-replay:<sequence>:<stored at>:<digest>`, which no two dead letters
-share, also not those of two streams of one name, and which changes with the body. So the status stream itself says
-whether a dead letter was replayed before, however long ago (see broker/replay.py).
-"""
-
-import base64
 import datetime as dt
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
 from relay.contract.subjects import (
     ATTEMPTS_HEADER,
-    DLQ_SUBJECTS,
     ERROR_HEADER,
     FAILED_AT_HEADER,
     HISTORY_HEADER,
-    MSG_ID_HEADER,
     REASON_HEADER,
     REPLAYED_FROM_HEADER,
     SOURCE_SEQUENCE_HEADER,
     SOURCE_SUBJECT_HEADER,
-    Reason,
-    dlq_subject,
-    status_subject,
+    published_subject,
 )
+from relay.core.ports import UpdateLike
+from relay.nats.messages import StoredMessage
 
-_HISTORY_LENGTH: Final = 20
-"""How many earlier endings are kept: together they must fit into the room that a dead letter has for headers."""
-_REPLAY_ID_PREFIX: Final = "relay-replay:"
-_REPLAY_ID: Final = re.compile(_REPLAY_ID_PREFIX + r"([0-9]{1,19}):([0-9]{1,17}):")
-"""Sequence, and microseconds that are within all calendars."""
-_OWN_HEADERS: Final = ("relay-", "nats-")
-"""In any case of letters: what the relay wrote for people, and what would steer the server."""
 _JOBS_REMEMBERED: Final = 4096
-_HEADERS_REMEMBERED: Final = 256
 _STATUS_SUBJECT: Final = re.compile(r"job\.status\.([^\s.*>]+)")
-_AGE: Final = re.compile(r"(\d+)([smhd])")
-_AGE_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_MICROSECOND: Final = dt.timedelta(microseconds=1)
 _MOST_DIGITS: Final = 19
 """Of a sequence. Python refuses to read a number of thousands of digits."""
-_EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """One way in which an update ended as a dead letter. `failed_at` is ISO 8601, as the relay wrote it."""
+class PastFailure:
+    """How an update failed before it was replayed. `failed_at` is ISO 8601, as the relay wrote it."""
 
     reason: str
     attempts: str
@@ -74,6 +52,11 @@ class StoredDeadLetter:
     headers: Mapping[str, str]
     body: bytes
 
+    @classmethod
+    def of(cls, message: StoredMessage) -> Self:
+        """From a message that was looked up in the dead-letter stream."""
+        return cls(message.sequence, message.stored_at, message.headers, message.body)
+
     @property
     def reason(self) -> str:
         return self.headers.get(REASON_HEADER, "")
@@ -92,14 +75,17 @@ class StoredDeadLetter:
 
     @property
     def source_subject(self) -> str:
+        """The subject that the update was published on."""
         return self.headers.get(SOURCE_SUBJECT_HEADER, "")
 
     @property
-    def source_sequence(self) -> str:
-        return self.headers.get(SOURCE_SEQUENCE_HEADER, "")
+    def source_sequence(self) -> int:
+        """The sequence that the update had in JOB_STATUS; 0 if it does not say."""
+        return number_of(self.headers.get(SOURCE_SEQUENCE_HEADER, "")) or 0
 
     @property
     def replayed_from(self) -> str:
+        """The sequence of the dead letter that its update was replayed from; empty if it never was."""
         return self.headers.get(REPLAYED_FROM_HEADER, "")
 
     @property
@@ -118,17 +104,39 @@ class StoredDeadLetter:
         return status if isinstance(status, str) else ""
 
     @property
-    def history(self) -> tuple[Ending, ...]:
-        """How the update ended before it was replayed, oldest first; empty if it never was."""
+    def history(self) -> tuple[PastFailure, ...]:
+        """How the update failed before it was replayed, oldest first; empty if it never was."""
         if not (text := self.headers.get(HISTORY_HEADER)):
             return ()
         parts = (part.split(" ") for part in text.split("; "))
-        return tuple(Ending(*part) for part in parts if len(part) == 3)  # noqa: PLR2004 - the fields of Ending
+        return tuple(PastFailure(*part) for part in parts if len(part) == 3)  # noqa: PLR2004 - the fields of PastFailure
 
-    @property
-    def own_headers(self) -> dict[str, str]:
-        """The original's headers, without those that steer the server and without the relay's."""
-        return {name: value for name, value in self.headers.items() if not _is_ours(name)}
+    def is_of(self, update: UpdateLike) -> bool:
+        """Whether it is the update's dead letter, by its source and by its age."""
+        return (
+            self.source_sequence == update.sequence
+            and self.source_subject == source_subject_of(update)
+            and not self.is_older_than(update.stored_at_s, skew_s=0.0)
+        )
+
+    def is_older_than(self, stored_at_s: float, *, skew_s: float) -> bool:
+        """Whether it was stored before what was stored at `stored_at_s` (Unix time), by clocks that may differ.
+
+        A status stream that was deleted and made anew counts from 1 again, so an update can have the source sequence of
+        a dead letter that is older than the update. The two streams can have their leaders on two servers, whose clocks
+        differ by `skew_s` at most: the caller decides which error is the worse one.
+        """
+        return self.stored_at.timestamp() < stored_at_s - skew_s
+
+
+def source_subject_of(update: UpdateLike) -> str:
+    """What the dead letter of an update has as its `source_subject`. The client strips the values of headers."""
+    return published_subject(update.subject).strip()
+
+
+def number_of(text: str) -> int | None:
+    """The number that a header's text is; None if it is none, or larger than any that the relay writes."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 @functools.lru_cache(maxsize=_JOBS_REMEMBERED)
@@ -137,169 +145,9 @@ def _job_of(subject: str) -> str:
     return match[1] if match else ""
 
 
-@functools.lru_cache(maxsize=_HEADERS_REMEMBERED)
-def _is_ours(header: str) -> bool:
-    return header.lower().startswith(_OWN_HEADERS)
-
-
 class _Peek(msgspec.Struct, gc=False):
     status: Any = None
     payload: "_Peek | None" = None
 
 
 _PEEK: Final = msgspec.json.Decoder(_Peek).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which dead letters are meant: those that meet every condition that is set, in stream order."""
-
-    sequences: tuple[int, ...] = ()
-    job: str | None = None
-    reason: Reason | None = None
-    since: dt.datetime | None = None
-    limit: int | None = None
-
-    @property
-    def subject(self) -> str:
-        """The subjects to look at."""
-        return dlq_subject(self.job) if self.job is not None else DLQ_SUBJECTS
-
-    def takes(self, letter: StoredDeadLetter) -> bool:
-        """Whether a dead letter on `subject` is meant; the limit is the reader's to count."""
-        return (
-            (not self.sequences or letter.sequence in self.sequences)
-            and (self.reason is None or letter.reason == self.reason)
-            and (self.since is None or letter.stored_at >= self.since)
-        )
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the subject alone says which ones are meant."""
-        return not (self.sequences or self.reason or self.since or self.limit)
-
-
-class Replay(msgspec.Struct, frozen=True):
-    """A dead letter made fit to be published as an update again. `headers` have `message_id` and the marks."""
-
-    job: str
-    subject: str
-    headers: dict[str, str]
-    body: bytes
-    message_id: str
-    guess: int
-    """The sequence of the job's last stored update, if nothing was stored since this one failed."""
-
-    def without_history(self) -> "Replay":
-        """The same with as few bytes of headers as can be, where the server says that it is too large."""
-        headers = {name: value for name, value in self.headers.items() if name != HISTORY_HEADER}
-        return msgspec.structs.replace(self, headers=headers)
-
-
-def replay_of(letter: StoredDeadLetter) -> Replay | None:
-    """What to publish; None if the dead letter does not say on which subject."""
-    if not (job := letter.job):
-        return None
-    endings = (*letter.history, Ending(letter.reason, letter.attempts, letter.failed_at))[-_HISTORY_LENGTH:]
-    message_id = _replay_id(letter)
-    marks = {
-        MSG_ID_HEADER: message_id,
-        REPLAYED_FROM_HEADER: str(letter.sequence),
-        HISTORY_HEADER: "; ".join(map(str, endings)),
-    }
-    guess = number_of(letter.source_sequence) or 0
-    return Replay(job, status_subject(job), letter.own_headers | marks, letter.body, message_id, guess)
-
-
-def number_of(text: str) -> int | None:
-    """The number that a header's text is; None if it is none, or larger than any that the relay writes."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
-
-
-def is_replay_id(message_id: str) -> bool:
-    """Whether `message_id` is one that a replay was published with."""
-    return message_id.startswith(_REPLAY_ID_PREFIX)
-
-
-def origin_of_replay(message_id: str) -> tuple[int, dt.datetime] | None:
-    """The sequence of the dead letter that a replay with this id was made of, and when it was stored."""
-    match = _REPLAY_ID.match(message_id)
-    return (int(match[1]), _EPOCH + int(match[2]) * _MICROSECOND) if match else None
-
-
-def _replay_id(letter: StoredDeadLetter) -> str:
-    stored_us = (letter.stored_at - _EPOCH) // _MICROSECOND
-    digest = hashlib.blake2b(letter.body, digest_size=8).hexdigest()
-    return f"{_REPLAY_ID_PREFIX}{letter.sequence}:{stored_us}:{digest}"
-
-
-def parse_since(text: str, now: dt.datetime) -> dt.datetime:
-    """The moment that `text` names: an age (`90s`, `15m`, `2h`, `3d`) or an ISO 8601 time, UTC if it does not say.
-
-    Raises ValueError if it is neither.
-    """
-    if (age := _AGE.fullmatch(text)) is not None:
-        try:
-            return now - dt.timedelta(seconds=int(age[1]) * _AGE_UNITS_S[age[2]])
-        except OverflowError:
-            raise ValueError(f"{text} ago was before all calendars") from None
-    moment = dt.datetime.fromisoformat(text)
-    return _in_utc(moment) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-
-
-def _in_utc(moment: dt.datetime) -> dt.datetime:
-    try:
-        return moment.astimezone(dt.UTC)
-    except OverflowError:
-        raise ValueError(f"{moment.isoformat()} is outside of all calendars in UTC") from None
-
-
-def moment_of(nanoseconds: int) -> dt.datetime:
-    """Unix time in nanoseconds, as the server gives it, to the microsecond."""
-    return _EPOCH + nanoseconds // 1000 * _MICROSECOND
-
-
-class _Exported(msgspec.Struct):
-    """A dead letter in a file. The body is in `body` if it is text, else in `body_base64`."""
-
-    sequence: Annotated[int, msgspec.Meta(ge=1)]
-    stored_at: dt.datetime
-    headers: dict[str, str]
-    body: str | None = None
-    body_base64: str | None = None
-
-
-_IMPORT: Final = msgspec.json.Decoder(_Exported).decode
-
-
-def to_line(letter: StoredDeadLetter) -> bytes:
-    """A dead letter as one line of JSON, bytes safe, with the end of the line."""
-    try:
-        body = {"body": letter.body.decode()}
-    except UnicodeDecodeError:
-        body = {"body_base64": base64.b64encode(letter.body).decode()}
-    document = {
-        "sequence": letter.sequence,
-        "stored_at": letter.stored_at.isoformat(),
-        **body,
-        "headers": dict(letter.headers),
-    }
-    # In ASCII, so that no editor takes anything in it for the end of a line.
-    return json.dumps(document).encode() + b"\n"
-
-
-def from_line(line: bytes) -> StoredDeadLetter:
-    """The dead letter in a line that `to_line` wrote, edited or not. Raises ValueError, with what is wrong."""
-    try:
-        found = _IMPORT(line)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    if (found.body is None) == (found.body_base64 is None):
-        raise ValueError("it needs either `body` or `body_base64`")
-    if found.stored_at.tzinfo is None:
-        raise ValueError("`stored_at` needs its offset from UTC")
-    body = found.body.encode() if found.body is not None else base64.b64decode(found.body_base64 or "", validate=True)
-    letter = StoredDeadLetter(found.sequence, _in_utc(found.stored_at), found.headers, body)
-    if not letter.job:
-        raise ValueError(f"the header {SOURCE_SUBJECT_HEADER} names no subject job.status.<uuid>")
-    return letter

@@ -30,7 +30,7 @@ from relay.contract.subjects import (
 from relay.contract.text import one_line
 from relay.core.ports import DeliveryLike, UpdateLike
 from relay.core.verdict import DeadLetter
-from relay.dead_letters.index import DeadLetterIndex, is_of
+from relay.dead_letters.index import DeadLetterIndex
 from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
 
@@ -48,44 +48,46 @@ _UNSAFE_IN_NAME: Final = re.compile(r"[^0-9A-Za-z!#$%&'*+.^_`|~-]")
 
 
 class DeadLetterWriter:
-    """The dead-letter stream, to write to."""
+    """Writes dead letters, and knows whether an update has one already."""
 
-    def __init__(self, nc: Client) -> None:
-        self._nc = nc
-        self._buried = DeadLetterIndex(nc)
-        self._found_s = self._newest_s = math.inf
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._index = DeadLetterIndex(client)
+        self._newest_before_s = self._newest_s = math.inf
+        """When the newest dead letter was stored: that from before `look`, and that of now. Unix time."""
 
     async def look(self) -> None:
-        """See how old the newest dead letter is, for `may_hold`: to be called before a lane is driven."""
-        self._buried.forget()
+        """Find out how old the newest dead letter is, for `may_hold`: to be called before a lane is driven."""
+        self._index.forget()
         try:
-            newest = await self._buried.last(DLQ_SUBJECTS)
+            newest = await self._index.last(DLQ_SUBJECTS)
         except RelayError:
-            self._found_s = math.inf
+            self._newest_before_s = math.inf
         else:
-            self._found_s = newest.stored_at_s if newest else -math.inf
-        self._newest_s = self._found_s
+            self._newest_before_s = newest.stored_at.timestamp() if newest else -math.inf
+        self._newest_s = self._newest_before_s
 
     def may_hold(self, delivery: DeliveryLike, made_at_s: float) -> bool:
-        """Whether it takes a look to know about an update of a consumer that was made at `made_at_s` (Unix time).
+        """Whether an update may have a dead letter already, so that `holds` has to be asked.
 
-        A dead letter is never older than its update. Of an update that is delivered for the first time there is one
-        only if a consumer before this one had delivered it, and then it was there before us.
+        `made_at_s` is when the update's consumer was made, in Unix time. A dead letter is never older than its update.
+        An update that is delivered for the first time has one only if an earlier consumer had delivered it; then the
+        dead letter was there before this consumer, and before `look`.
         """
-        until_s = self._newest_s if delivery.deliveries > 1 else min(self._found_s, made_at_s)
+        until_s = self._newest_s if delivery.deliveries > 1 else min(self._newest_before_s, made_at_s)
         return delivery.stored_at_s <= until_s + _CLOCK_SKEW_S
 
     async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
 
-        Written again with the same `Nats-Msg-Id` it is stored once, as long as the stream's duplicate window lasts.
+        If it is written again within the stream's duplicate window it is still stored once.
 
         Raises:
             JetStreamError: the server refused it, for instance because the stream is full.
-            PublishUnconfirmed: it may or may not be stored.
+            PublishUnconfirmed: it may or may not be stored, as after a cancellation.
         """
         carried = _carried(delivery.headers)
-        told = {
+        added = {
             MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, delivery.sequence),
             REASON_HEADER: letter.reason.value,
             ERROR_HEADER: _bounded(one_line(letter.error)),
@@ -95,36 +97,36 @@ class DeadLetterWriter:
             FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         }
         try:
-            await self._store(delivery, carried | told)
+            await self._store(delivery, carried | added)
         except JetStreamError as error:
             if error.err_code != TOO_LARGE:
                 raise
-            # Made safe, headers can outgrow the room that is left for them. Better without them than never.
+            # Headers that were made safe can be larger than those of the update: better without them than not at all.
             kept = {name: value for name, value in carried.items() if name in _REPLAY_HEADERS}
-            told[ERROR_HEADER] += _HEADERS_LEFT_OUT
-            await self._store(delivery, kept | told)
+            added[ERROR_HEADER] += _HEADERS_LEFT_OUT
+            await self._store(delivery, kept | added)
         self._newest_s = max(self._newest_s, delivery.stored_at_s)
 
     async def _store(self, update: UpdateLike, headers: dict[str, str]) -> None:
         subject = dlq_subject(token_of_stored(update.subject))
-        ack = await publish_confirmed(self._nc, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
-        if ack.duplicate and not ((there := await self._buried.at(ack.sequence)) and is_of(there, update)):
-            # The status stream was made anew and counts from 1 again: the id was an older update's.
+        ack = await publish_confirmed(self._client, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
+        if ack.duplicate and not ((stored := await self._index.at(ack.sequence)) and stored.is_of(update)):
+            # The status stream was made anew and counts from 1 again: the id was that of an older update.
             headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{round(update.stored_at_s * 1e6)}"}
-            await publish_confirmed(self._nc, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
+            await publish_confirmed(self._client, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
 
     async def holds(self, update: UpdateLike) -> bool:
-        """Whether the update is a dead letter already: `may_hold` says whether to ask.
+        """Whether the update has a dead letter already; ask only if `may_hold` says so, because this is a request.
 
-        A worker died before it could end the update, or the update comes from a consumer that was made anew. Raises
-        RelayError if nobody can tell now.
+        That is so if a worker died before it could terminate the update, or if its consumer was made anew. Raises
+        RelayError if the server gives no answer.
         """
-        return await self._buried.holds(update)
+        return await self._index.holds(update)
 
 
 def _carried(headers: Mapping[str, str]) -> dict[str, str]:
-    """The original's headers as they travel in the copy: safe to send, to show, and for the server to read."""
-    # Those that steered a replay are no producer's.
+    """The update's headers as the dead letter has them: safe to send and to show, and without effect on the server."""
+    # Control headers of a replay are the relay's, not the producer's.
     was_replayed = REPLAYED_FROM_HEADER in headers
     return {
         (ORIGINAL_HEADER_PREFIX if _is_control(name) else "") + _UNSAFE_IN_NAME.sub("_", name): one_line(value)

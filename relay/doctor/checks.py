@@ -6,7 +6,6 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 import nats.errors
-from nats.aio.client import Client
 
 from relay.contract.errors import NotProvisioned, RelayError
 from relay.contract.settings import NatsSettings, Settings
@@ -26,6 +25,7 @@ from relay.doctor.nats_checks import (
 from relay.doctor.permission_check import PERMISSIONS, check_permissions
 from relay.doctor.state_checks import STATE_CHECKS, check_state
 from relay.nats.connection import close
+from relay.nats.frames import FrameClient
 from relay.observability.logs import get_logger
 from relay.overview.reader import SnapshotReader
 
@@ -75,7 +75,7 @@ async def _check_servers(settings: NatsSettings, timeout_s: float, connect_timeo
     return soften_server_failures([*itertools.chain(*await asyncio.gather(*checks))])
 
 
-async def _check_relay(client: Client, settings: Settings, timeout_s: float) -> list[Finding]:
+async def _check_relay(client: FrameClient, settings: Settings, timeout_s: float) -> list[Finding]:
     reader = SnapshotReader(client)
     # The permissions first and alone: a refusal shows as the connection's last error.
     permissions = await _isolated(PERMISSIONS, _check_permissions(client, reader), timeout_s)
@@ -87,7 +87,7 @@ async def _check_relay(client: Client, settings: Settings, timeout_s: float) -> 
     return [*permissions, *itertools.chain(*found)]
 
 
-async def _check_permissions(client: Client, reader: SnapshotReader) -> Finding:
+async def _check_permissions(client: FrameClient, reader: SnapshotReader) -> Finding:
     finding = await check_permissions(client)
     await reader.check_permissions()
     return finding

@@ -11,6 +11,7 @@ from relay.contract.text import format_size, redact_url
 from relay.doctor.findings import Finding, Level, fail, graded, ok, warn
 from relay.doctor.state_checks import FULL, NEARLY_FULL
 from relay.nats.connection import api_request, close, connect, require_server
+from relay.nats.frames import FrameClient
 from relay.topology.provision import check, topology_of
 
 NATS: Final = "nats"
@@ -19,7 +20,7 @@ ACCOUNT: Final = "account"
 _CLOSE_TIMEOUT_S: Final = 1.0
 
 
-async def open_client(settings: NatsSettings, timeout_s: float) -> Client:
+async def open_client(settings: NatsSettings, timeout_s: float) -> FrameClient:
     """A connection for the doctor.
 
     Raises BrokerUnavailable if there is none within `timeout_s`, and ConfigurationError as `connect` does.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import nats.errors
-from nats.aio.client import Client
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned, UnsuitableServer
 from relay.contract.subjects import (
@@ -28,6 +27,7 @@ from relay.dead_letters.reasons import SUBJECTS_TO_COUNT, ReasonCounter, ReasonC
 from relay.leases.leases import Leases
 from relay.nats.connection import api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
+from relay.nats.frames import FrameClient
 from relay.nats.permission import Need, refused
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
@@ -51,7 +51,7 @@ class _Permissions:
 class SnapshotReader:
     """Reads snapshots through `client`. Dead letters that were counted for one snapshot are not read for the next."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FrameClient) -> None:
         self._client = client
         self._leases = Leases(client, "", 3 * _TIMEOUT_S)
         self._reasons = ReasonCounter(client)

@@ -19,7 +19,7 @@ from msgspec import UNSET, Raw
 from relay.contract.model import JobStatus
 from relay.contract.subjects import is_job_uuid, lane_of
 from relay.contract.wire import Fault, decode
-from relay.dead_letters.burial import Burial
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.query.archive import Archive, StoredUpdate
 from relay.query.progress_sources import Evidence, ProgressSources
 from relay.query.replies import HistoryReply, HistoryRequest, Progress, QueryRequest, UpdateReply
@@ -30,6 +30,8 @@ BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
 _ROOM_BYTES: Final = 2048
 """What a reply needs beside its updates, and what NATS needs beside the reply."""
+_NO_REASON: Final = "unknown"
+"""Of a dead letter that somebody else wrote."""
 _NULL: Final = Raw(b"null")
 _MOST_ECHO_CHARS: Final = 60
 _CLOCK_SKEW_S: Final = 60.0
@@ -45,28 +47,15 @@ class Refused(Exception):  # noqa: N818 - an answer to whoever asked, not a fail
         super().__init__(f"{code}: {why}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Burials:
-    """Dead letters of a job; `complete` if these are all."""
-
-    known: Sequence[Burial] = ()
-    complete: bool = True
-
-    def of(self, update: StoredUpdate) -> Burial | None:
-        return next((burial for burial in self.known if _is_of(burial, update)), None)
-
-    def may_have(self, update: StoredUpdate) -> bool:
-        """Whether the dead letter of an update can be among those that are not known."""
-        return not all(_is_older(burial, update) for burial in self.known)
-
-
 @dataclass(slots=True)
 class _Page:
     """Updates as they were read, and what is known of each."""
 
     updates: list[StoredUpdate] = field(default_factory=list[StoredUpdate])
     next: int | None = None
-    burials: _Burials = _Burials()
+    dead_letters: Sequence[StoredDeadLetter] = ()
+    """Of the job: all, or its last one."""
+    all_dead_letters: bool = True
     evidence: dict[int, Evidence] = field(default_factory=dict[int, Evidence])
     """By lane."""
 
@@ -86,12 +75,17 @@ class _Page:
         """The lanes that more must be known of."""
         return {update.lane for update in self.updates if self.settled(update) is None}
 
+    def dead_letter_of(self, update: StoredUpdate) -> StoredDeadLetter | None:
+        return next((letter for letter in self.dead_letters if _is_of(letter, update)), None)
+
     @property
-    def unburied(self) -> bool:
-        """Whether an update would count as acknowledged, although not all dead letters are known."""
-        burials = self.burials
-        return not burials.complete and any(
-            self.settled(update) and burials.of(update) is None and burials.may_have(update) for update in self.updates
+    def lacks_dead_letters(self) -> bool:
+        """Whether an update would count as acknowledged, although its dead letter can be one that was not read."""
+        return not self.all_dead_letters and any(
+            self.settled(update)
+            and self.dead_letter_of(update) is None
+            and not all(_is_older(letter, update) for letter in self.dead_letters)
+            for update in self.updates
         )
 
 
@@ -151,11 +145,11 @@ class Answers:
 
     async def _look(self, job: str, page: _Page, read: _Read) -> None:
         """Dead letters first, then updates; mostly the last dead letter is enough to know."""
-        last = await self._archive.last_burial(job)
-        page.burials = _Burials() if last is None else _Burials([last], complete=False)
+        last = await self._archive.last_dead_letter(job)
+        page.dead_letters, page.all_dead_letters = ([], True) if last is None else ([last], False)
         await read(page)
-        if last is not None and page.unburied:
-            page.burials = _Burials(await self._archive.burials(job, last))
+        if last is not None and page.lacks_dead_letters:
+            page.dead_letters, page.all_dead_letters = await self._archive.dead_letters(job, last), True
             await read(page)
 
     async def _read_page(self, job: str, wanted: HistoryRequest, page: _Page) -> None:
@@ -190,20 +184,20 @@ class Answers:
         return msgspec.json.encode(msgspec.structs.replace(reply, body=_NULL))
 
 
-def _is_of(burial: Burial, update: StoredUpdate) -> bool:
+def _is_of(letter: StoredDeadLetter, update: StoredUpdate) -> bool:
     """Whether an update has become a dead letter of its job."""
-    return burial.source_sequence == update.sequence and not _is_older(burial, update)
+    return letter.source_sequence == update.sequence and not _is_older(letter, update)
 
 
-def _is_older(burial: Burial, update: StoredUpdate) -> bool:
+def _is_older(letter: StoredDeadLetter, update: StoredUpdate) -> bool:
     """Whether a dead letter was there before the update was, by any clock: then so were all dead letters before it."""
-    return burial.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S)
+    return letter.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S)
 
 
 def _reply(job: str, page: _Page, update: StoredUpdate, *, metadata: bool) -> UpdateReply:
-    burial = page.burials.of(update)
+    letter = page.dead_letter_of(update)
     progress = Progress.PENDING
-    if burial is not None:
+    if letter is not None:
         progress = Progress.DEAD_LETTERED
     elif page.settled(update):
         progress = Progress.ACKNOWLEDGED
@@ -216,8 +210,8 @@ def _reply(job: str, page: _Page, update: StoredUpdate, *, metadata: bool) -> Up
         sequence=update.sequence,
         published=update.published,
         progress=progress,
-        reason=burial.reason if burial else None,
-        dead_letter=burial.sequence if burial else None,
+        reason=letter.reason or _NO_REASON if letter else None,
+        dead_letter=letter.sequence if letter else None,
         unreadable=None if readable else f"{content.reason}: {content.error}",
         body=UNSET if not metadata else Raw(content.text) if readable else _as_base64(update.body),
     )

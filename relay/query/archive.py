@@ -17,7 +17,7 @@ from relay.contract.subjects import (
     lane_consumer,
     lane_of_stored,
 )
-from relay.dead_letters.burial import Burial
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.messages import StoredMessage, find_message
@@ -63,21 +63,20 @@ class Archive:
         """The job's first update with a sequence above `after`."""
         return _update(await self._get(STATUS_STREAM, {"next_by_subj": job_filter(job), "seq": after + 1}))
 
-    async def last_burial(self, job: str) -> Burial | None:
+    async def last_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The job's last dead letter."""
-        return _burial(await self._get(DLQ_STREAM, {"last_by_subj": dlq_subject(job)}))
+        return await self._dead_letter({"last_by_subj": dlq_subject(job)})
 
-    async def burials(self, job: str, last: Burial) -> list[Burial]:
+    async def dead_letters(self, job: str, last: StoredDeadLetter) -> list[StoredDeadLetter]:
         """All dead letters of the job up to `last`: one request for each but that."""
-        found: list[Burial] = []
+        found: list[StoredDeadLetter] = []
         after = 0
         while after < last.sequence:
-            request = {"next_by_subj": dlq_subject(job), "seq": after + 1}
-            burial = _burial(await self._get(DLQ_STREAM, request))
-            if burial is None:
+            letter = await self._dead_letter({"next_by_subj": dlq_subject(job), "seq": after + 1})
+            if letter is None:
                 break  # replayed or purged meanwhile
-            after = burial.sequence
-            found.append(burial)
+            after = letter.sequence
+            found.append(letter)
         return found
 
     async def floor(self, lane: int) -> Floor | None:
@@ -96,6 +95,10 @@ class Archive:
         request = {"last_by_subj": advisory_subject(lane_consumer(lane))}
         return await self._get(ADVISORY_STREAM, request) is not None
 
+    async def _dead_letter(self, request: Mapping[str, Any]) -> StoredDeadLetter | None:
+        message = await self._get(DLQ_STREAM, request)
+        return None if message is None else StoredDeadLetter.of(message)
+
     async def _get(self, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
         return await find_message(self._client, stream, request, timeout_s=_TIMEOUT_S)
 
@@ -110,7 +113,3 @@ def _update(message: StoredMessage | None) -> StoredUpdate | None:
         stored_at_s=message.stored_at_s,
         body=message.body,
     )
-
-
-def _burial(message: StoredMessage | None) -> Burial | None:
-    return None if message is None else Burial.parse(message)

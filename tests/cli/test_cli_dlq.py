@@ -1,31 +1,31 @@
 """`relay dlq` as an operator meets it: real processes, on a terminal and off it."""
 
 import asyncio
-import contextlib
-import fcntl
-import itertools
 import json
-import os
-import pty
 import signal
-import struct
 import sys
-import termios
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_kit import Ended, make_command
-from test_dead_letters import JOB, OTHER, all_of, bury, change, sequences, stored
+from cli_kit import TIMEOUT_S, Ended, environment, make_command, on_terminal
+from dead_letter_kit import (
+    JOB,
+    OTHER,
+    change_stream,
+    dead_letter,
+    sequences,
+    stored_updates,
+    updates_published,
+)
 from typer.testing import CliRunner
 
 from relay.cli import program
-from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, STATUS_SUBJECTS, Reason, status_subject
-from relay.dead_letters import store as dead_letter_store
+from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, status_subject
+from relay.dead_letters import stream
 from relay.local.server import NatsServer
 from relay.nats.connection import publish_confirmed
 
-TIMEOUT_S = 30
 BAD = json.dumps({"uuid": JOB, "status": "finished", "metadata": {"n": [1, 2]}}).encode()
 
 
@@ -42,50 +42,22 @@ def relay(nats_server, tmp_path, monkeypatch) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def terminal(nats_server, tmp_path) -> Callable[..., Any]:
+def terminal(nats_server) -> Callable[..., Any]:
     """Runs `relay ...` on a terminal of 160 columns, with something typed; returns its exit code and the screen."""
 
-    async def terminal(*arguments: str, typed: bytes = b"") -> tuple[int, str]:
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "relay", *arguments),
-            cwd=tmp_path,
-            env=environment(nats_server.url) | {"TERM": "dumb", "PYTHONFAULTHANDLER": "1"},
-            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
-        )
-        os.close(theirs)
-        os.write(ours, typed)
-        reading = asyncio.create_task(asyncio.to_thread(_read_to_the_end, ours))
-        done, _ = await asyncio.wait({reading}, timeout=TIMEOUT_S)
-        if not done:
-            process.send_signal(signal.SIGABRT)  # its last words are where it stood
-        screen = await reading
-        os.close(ours)
-        assert done, screen.decode()
-        return await process.wait(), screen.decode().replace("\r\n", "\n")
+    async def terminal(*arguments: str, typed: str = "") -> tuple[int, str]:
+        async with on_terminal(*arguments, columns=160, lines=50, kind="dumb", NATS_URL=nats_server.url) as shown:
+            shown.type(typed)
+            return await shown.finished(), shown.screen
 
     return terminal
 
 
-def _read_to_the_end(terminal: int) -> bytes:
-    screen = b""
-    with contextlib.suppress(OSError):  # that is how a terminal ends
-        while chunk := os.read(terminal, 65536):
-            screen += chunk
-    return screen
-
-
-def environment(url: str, **settings: str) -> dict[str, str]:
-    given = {f"RELAY_{name}": value for name, value in settings.items()}
-    return {"PATH": os.environ["PATH"], "NO_COLOR": "1", "COLUMNS": "160", "RELAY_NATS_URL": url, **given}
-
-
 async def test_list_off_a_terminal(relay, provisioned):
     """Elsewhere than on a terminal each dead letter is a line of JSON, and the count by reason is apart from them."""
-    await bury(provisioned, body=b'{"status": "accepted"}')
-    await bury(provisioned, OTHER, reason=Reason.TOO_LARGE)
-    await bury(provisioned)
+    await dead_letter(provisioned, body=b'{"status": "accepted"}')
+    await dead_letter(provisioned, OTHER, reason=Reason.TOO_LARGE)
+    await dead_letter(provisioned)
     ended = await relay("dlq", "list")
     rows = [json.loads(line) for line in ended.out.splitlines()]
     assert (0, "3 dead letters: refused 2, too_large 1\n") == (ended.code, ended.err)
@@ -103,8 +75,8 @@ async def test_list_off_a_terminal(relay, provisioned):
 
 async def test_list_on_a_terminal(terminal, provisioned):
     """On a terminal there is a table, and the count by reason at its end."""
-    await bury(provisioned, body=b'{"status": "accepted"}')
-    await bury(provisioned, OTHER, reason=Reason.TOO_LARGE)
+    await dead_letter(provisioned, body=b'{"status": "accepted"}')
+    await dead_letter(provisioned, OTHER, reason=Reason.TOO_LARGE)
     _, screen = await terminal("dlq", "list", "--limit", "1")
     heading, row, count = screen.splitlines()
     assert ["seq", "failed", "at", "(UTC)", "reason", "job", "status", "error"] == heading.split()
@@ -117,7 +89,7 @@ async def test_list_on_a_terminal(terminal, provisioned):
 
 async def test_show(relay, provisioned):
     """Everything about one dead letter is told: why, what to do, where it came from, its headers, its body."""
-    source = await bury(provisioned, body=BAD, reason=Reason.UNKNOWN_STATUS, X_Trace="7b")
+    source = await dead_letter(provisioned, body=BAD, reason=Reason.UNKNOWN_STATUS, X_Trace="7b")
     ended = await relay("dlq", "show", "1")
     assert (0, "") == (ended.code, ended.err)
     for told in (
@@ -141,7 +113,7 @@ async def test_show(relay, provisioned):
 async def test_show_history(relay, provisioned):
     """A dead letter that was replayed shows how it ended before."""
     history = "job_not_found 5 2026-11-22T01:00:00.000+00:00; refused 1 2026-11-22T02:00:00.000+00:00"
-    await bury(provisioned, **{"Relay-Replayed-From": "17", "Relay-History": history})
+    await dead_letter(provisioned, **{"Relay-Replayed-From": "17", "Relay-History": history})
     out = (await relay("dlq", "show", "1")).out
     assert "replay of   dead letter 17\n" in out
     assert "before      job_not_found after 5 attempts, 2026-11-22T01:00:00.000+00:00\n" in out
@@ -151,7 +123,7 @@ async def test_show_history(relay, provisioned):
 async def test_show_truncates(relay, provisioned):
     """A long body is cut off, and the output says how much is missing and how to see it."""
     body = b'["' + b"x" * 5000 + b'"]'
-    await bury(provisioned, body=body)
+    await dead_letter(provisioned, body=body)
     short, full = await relay("dlq", "show", "1"), await relay("dlq", "show", "1", "--full")
     assert 5000 == full.out.count("x" * 10) * 10
     assert short.out.endswith("x\n... and 3008 characters more: --full shows them\n")
@@ -174,7 +146,7 @@ async def test_what_is_shown_steers_no_terminal(relay, terminal, provisioned):
 
 async def test_nothing_there(relay, provisioned):
     """A sequence that is not there is said to be so, exit 1; the others are dealt with."""
-    await bury(provisioned)
+    await dead_letter(provisioned)
     ended = await relay("dlq", "show", "9")
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: there is no dead letter 9 in JOB_DLQ: ")
@@ -185,10 +157,10 @@ async def test_nothing_there(relay, provisioned):
 
 async def test_dry_run(relay, provisioned):
     """A dry run changes nothing, and says what would be replayed and what would fail again."""
-    await bury(provisioned, body=BAD)
+    await dead_letter(provisioned, body=BAD)
     good = json.dumps({"uuid": OTHER, "status": "accepted"}).encode()
-    await bury(provisioned, OTHER, body=good)
-    before = await stored(provisioned)
+    await dead_letter(provisioned, OTHER, body=good)
+    before = await stored_updates(provisioned)
     ended = await relay("dlq", "replay", "--all", "--dry-run")
     assert 0 == ended.code
     first, why, second, count = ended.out.splitlines()
@@ -196,20 +168,20 @@ async def test_dry_run(relay, provisioned):
     assert why.startswith("  it would fail again, with unknown_status: ")
     assert f"would replay 2 (refused) on {status_subject(OTHER)}" == second
     assert "2 would be replayed, of which 1 would fail again as they are" == count
-    assert (before, [1, 2]) == (await stored(provisioned), await sequences(provisioned))
+    assert (before, [1, 2]) == (await stored_updates(provisioned), await sequences(provisioned))
 
 
 async def test_stopped_replay(relay, terminal, provisioned):
     """A replay that the server stops says how many went, how many are left and how to go on, and so it goes on."""
     for _ in range(5):
-        await bury(provisioned)
+        await dead_letter(provisioned)
     await provisioned.jetstream().purge_stream(STATUS_STREAM)  # else each source that leaves makes room
-    await change(provisioned, STATUS_STREAM, max_msgs=2)
+    await change_stream(provisioned, STATUS_STREAM, max_msgs=2)
     ended = await relay("dlq", "replay", "--all")
     assert (1, "replayed 2\nleft 3\n", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: stopped: publish on job.status.")
     assert ended.err.endswith("run the same command again: nothing is lost, and nothing is sent twice\n")
-    await change(provisioned, STATUS_STREAM, max_msgs=-1)
+    await change_stream(provisioned, STATUS_STREAM, max_msgs=-1)
     code, screen = await terminal("dlq", "replay", "--all")
     assert (0, "replayed 3") == (code, screen.splitlines()[-1])
 
@@ -217,19 +189,11 @@ async def test_stopped_replay(relay, terminal, provisioned):
 async def test_interrupted_replay(provisioned, nats_server):
     """Ctrl-C ends a replay with an account of what went and what is left, which is what the stream holds."""
     for _ in range(30):
-        await bury(provisioned)
-    third = asyncio.Event()
-    seen = itertools.count(1)
-
-    async def watch(_: object) -> None:
-        if next(seen) == 3:
-            third.set()
-
-    await provisioned.subscribe(STATUS_SUBJECTS, cb=watch)
-    await provisioned.flush()
+        await dead_letter(provisioned)
+    third = await updates_published(provisioned, 3)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", "dlq", "replay", "--all", "--rate", "20"),
-        env=environment(nats_server.url),
+        env=environment(NATS_URL=nats_server.url),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -248,15 +212,15 @@ async def test_interrupted_replay(provisioned, nats_server):
 async def test_purge_asks(relay, terminal, provisioned):
     """Before anything is removed somebody says yes: at the terminal, or with --yes where there is none."""
     for _ in range(2):
-        await bury(provisioned)
+        await dead_letter(provisioned)
     refused = await relay("dlq", "purge", "--all")
     assert (2, "") == (refused.code, refused.out)
     assert "--yes" in refused.err
-    code, screen = await terminal("dlq", "purge", "--all", typed=b"n\n")
+    code, screen = await terminal("dlq", "purge", "--all", typed="n\n")
     assert 1 == code
     assert "2 dead letters: refused 2\nRemove them for good? [y/N]: " in screen
     assert [1, 2] == await sequences(provisioned)
-    code, screen = await terminal("dlq", "purge", "1", typed=b"y\n")
+    code, screen = await terminal("dlq", "purge", "1", typed="y\n")
     assert (0, "removed 1") == (code, screen.splitlines()[-1].rpartition(": ")[2])
     assert Ended(0, "removed 1\n", "") == await relay("dlq", "purge", "--all", "--yes")
     assert Ended(0, "nothing to remove\n", "") == await relay("dlq", "purge", "--all", "--yes")
@@ -264,8 +228,8 @@ async def test_purge_asks(relay, terminal, provisioned):
 
 async def test_export_mend_replay(relay, provisioned, tmp_path):
     """What a purge exported can be mended and put back: it is published where it came from, once."""
-    await bury(provisioned, body=BAD, X_Trace="7b")
-    await bury(provisioned, body=b"\xff")
+    await dead_letter(provisioned, body=BAD, X_Trace="7b")
+    await dead_letter(provisioned, body=b"\xff")
     ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
     assert Ended(0, "exported 2 to letters\nremoved 2\n", "") == ended
     path = tmp_path / "letters"
@@ -274,7 +238,7 @@ async def test_export_mend_replay(relay, provisioned, tmp_path):
     again = await relay("dlq", "replay", "--from", "letters")
     assert (0, "replayed 0") == (again.code, again.out.splitlines()[0])
     assert "2 had been replayed before" in again.out
-    (_, mended, headers), (_, raw, _) = await stored(provisioned, 3)
+    (_, mended, headers), (_, raw, _) = await stored_updates(provisioned, 3)
     assert (BAD.replace(b"finished", b"completed"), b"\xff") == (mended, raw)
     assert ("7b", "1") == (headers["X-Trace"], headers["Relay-Replayed-From"])
     path.write_text(path.read_text().replace("completed", "failed"))
@@ -284,19 +248,19 @@ async def test_export_mend_replay(relay, provisioned, tmp_path):
 
 async def test_bad_files(relay, provisioned, tmp_path):
     """A file that is no export is refused whole with the line at fault; an export overwrites nothing. Both exit 2."""
-    await bury(provisioned)
+    await dead_letter(provisioned)
     await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
-    await bury(provisioned)
+    await dead_letter(provisioned)
     with (tmp_path / "letters").open("a") as file:
         file.write("{}\n")
     ended = await relay("dlq", "replay", "--from", "letters")
     assert 2 == ended.code
     assert "line 2: " in ended.err
-    assert 1 == len(await stored(provisioned)), "nothing was replayed"
+    assert 1 == len(await stored_updates(provisioned)), "nothing was replayed"
     assert 2 == (await relay("dlq", "replay", "--from", "nowhere")).code
     ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
     assert (2, "") == (ended.code, ended.out)
-    assert [2] == [letter.sequence for letter in await all_of(provisioned)]
+    assert [2] == await sequences(provisioned)
 
 
 @pytest.mark.parametrize("command", ["list", "show 1", "replay 1", "replay --all", "purge --all --yes"])
@@ -317,7 +281,7 @@ async def test_nats_away(relay):
 
 async def test_not_permitted(relay, monkeypatch):
     """Where the account may not do it, the error names what is not permitted and what to do."""
-    monkeypatch.setattr(dead_letter_store, "_ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(stream, "_ANSWER_TIMEOUT_S", 0.3)
     user = '{user: u, password: p, permissions: {publish: "$JS.API.INFO"}}'
     users = f"accounts {{A {{jetstream: enabled, users: [{user}]}}}}"
     async with NatsServer(extra_config=users) as server:

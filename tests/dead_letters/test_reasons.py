@@ -31,14 +31,14 @@ async def test_written_while_counting(provisioned, monkeypatch):
     count = ReasonCounter(provisioned)
     jetstream = provisioned.jetstream()
     await jetstream.publish(dlq_subject("x"), b"", headers={REASON_HEADER: Reason.REFUSED})
-    extent = count._extent
+    state = count._state
 
-    async def extent_and_one_more():
-        found = await extent()
+    async def state_and_one_more():
+        found = await state()
         await jetstream.publish(dlq_subject("x"), b"", headers={REASON_HEADER: Reason.TOO_LARGE})
         return found
 
-    monkeypatch.setattr(count, "_extent", extent_and_one_more)
+    monkeypatch.setattr(count, "_state", state_and_one_more)
     assert ReasonCounts(1, 1, {"refused": 1}) == await count.count()
-    monkeypatch.setattr(count, "_extent", extent)
+    monkeypatch.setattr(count, "_state", state)
     assert ReasonCounts(2, 2, {"refused": 1, "too_large": 1}) == await count.count()

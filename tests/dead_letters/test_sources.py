@@ -1,17 +1,30 @@
-"""An update leaves the status stream with its dead letter, and nothing else leaves with it."""
+"""An update is deleted from the status stream with its dead letter, and no other update is."""
 
 import asyncio
 import datetime as dt
 from dataclasses import replace
 
 import pytest
+from dead_letter_kit import (
+    JOB,
+    OTHER,
+    change_stream,
+    dead_letter,
+    each,
+    purge_selected,
+    read_all,
+    recreate_status_stream,
+    replay,
+    replay_selected,
+    sequences,
+    stored_sequences,
+    stored_updates,
+    write_dead_letter,
+)
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from relay_kit import ACKED, Scene, new_job
-from test_dead_letters import JOB, OTHER, all_of, bury, change, replay_letters, replay_selected, sequences, stored
-from update_kit import GivenUpdate
 
-from relay.cli.dlq_purge import remove
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import (
     STATUS_STREAM,
@@ -22,37 +35,22 @@ from relay.contract.subjects import (
     lane_consumer,
     status_subject,
 )
-from relay.core.verdict import DeadLetter
 from relay.dead_letters import sources
-from relay.dead_letters.replay import Account, Republisher
-from relay.dead_letters.sources import Sources
-from relay.dead_letters.stored import Selection
-from relay.dead_letters.writer import DeadLetterWriter
+from relay.dead_letters.replay import Replayer
+from relay.dead_letters.replay_all import ReplaySummary
+from relay.dead_letters.selection import Selection
+from relay.dead_letters.sources import SourceUpdates
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.connection import publish_confirmed
+
+both_ways = pytest.mark.parametrize("take", [replay_selected, purge_selected])
 
 
-async def purge_selected(nc: Client, selection: Selection | None = None) -> None:
-    await remove(nc, selection or Selection(), 2**40)
+# What is deleted
 
 
-async def stored_sequences(nc: Client) -> list[int]:
-    """Which sequences the status stream has."""
-    state = (await api_request(nc, api_stream_info(STATUS_STREAM), {"deleted_details": True}))["state"]
-    return sorted(set(range(state["first_seq"], state["last_seq"] + 1)) - set(state.get("deleted", [])))
-
-
-async def status_stream_made_anew(nc: Client) -> None:
-    config = (await api_request(nc, api_stream_info(STATUS_STREAM)))["config"]
-    await nc.jetstream().delete_stream(STATUS_STREAM)
-    await api_request(nc, f"$JS.API.STREAM.CREATE.{STATUS_STREAM}", config)
-
-
-# What leaves
-
-
-@pytest.mark.parametrize("take", [replay_selected, purge_selected])
+@both_ways
 @pytest.mark.parametrize(
     ("selection", "left"),
     [
@@ -62,40 +60,39 @@ async def status_stream_made_anew(nc: Client) -> None:
         (Selection(sequences=(1,)), [2, 3, 4]),
     ],
 )
-async def test_source_leaves_with_its_letter(provisioned, take, selection, left):
-    """The sources of the dead letters that are replayed or purged leave with them; of all the rest none does."""
-    await bury(provisioned)
-    await bury(provisioned, OTHER, reason=Reason.TOO_LARGE)
+async def test_source_goes_with_its_dead_letter(provisioned, take, selection, left):
+    """The sources of the dead letters that are replayed or purged are deleted with them, and no other update is."""
+    await dead_letter(provisioned)
+    await dead_letter(provisioned, OTHER, reason=Reason.TOO_LARGE)
     await publish_confirmed(provisioned, status_subject(JOB), b"{}")
-    await bury(provisioned)
+    await dead_letter(provisioned)
     await take(provisioned, selection)
     assert left == [sequence for sequence in await stored_sequences(provisioned) if sequence <= 4]
-    assert sorted({1, 2, 4} & set(left)) == [int(each.source_sequence) for each in await all_of(provisioned)]
+    assert sorted({1, 2, 4} & set(left)) == [each.source_sequence for each in await read_all(provisioned)]
 
 
-@pytest.mark.parametrize("take", [replay_selected, purge_selected])
+@both_ways
 async def test_stream_made_anew_keeps_its_updates(provisioned, take):
-    """Of a status stream that was made anew no update leaves, though it has the job and sequence of a dead letter."""
-    await bury(provisioned)
-    await bury(provisioned, OTHER)
-    await status_stream_made_anew(provisioned)
+    """After the status stream was made anew, an update is kept that has the job and the sequence of a dead letter."""
+    await dead_letter(provisioned)
+    await dead_letter(provisioned, OTHER)
+    await recreate_status_stream(provisioned)
     for job in (JOB, OTHER):
         await publish_confirmed(provisioned, status_subject(job), b"new")
     await take(provisioned)
-    assert [b"new", b"new"] == [body for _, body, _ in await stored(provisioned)][:2]
+    assert [b"new", b"new"] == [body for _, body, _ in await stored_updates(provisioned)][:2]
     assert [] == await sequences(provisioned)
 
 
 @pytest.mark.parametrize("stride", [1, 64], ids=["look ahead", "look at each"])
-@pytest.mark.parametrize("take", [replay_selected, purge_selected])
+@both_ways
 async def test_anothers_update_stays(provisioned, monkeypatch, take, stride):
-    """A dead letter that names the sequence of another job's update, or of a younger one, takes none with it."""
+    """The update that a dead letter names is kept if it is another job's, or younger than the dead letter."""
     monkeypatch.setattr(sources, "_STRIDE", stride)
     for _ in range(2):
         await publish_confirmed(provisioned, status_subject(JOB), b"")
-    for subject, sequence in ((f"job.status.0.{OTHER}", 1), (f"job.status.0.{JOB}", 3)):
-        update = GivenUpdate(subject, sequence, {}, b"{}", 0.0)
-        await DeadLetterWriter(provisioned).write(update, DeadLetter(Reason.REFUSED, "told"), 5)
+    for job, sequence in ((OTHER, 1), (JOB, 3)):
+        await write_dead_letter(provisioned, job, sequence)
     await publish_confirmed(provisioned, status_subject(JOB), b"")
     for _ in range(2):
         await publish_confirmed(provisioned, status_subject(new_job()), b"")
@@ -106,26 +103,26 @@ async def test_anothers_update_stays(provisioned, monkeypatch, take, stride):
 
 async def test_purge_without_a_status_stream(provisioned):
     """Dead letters can be purged when the status stream is gone."""
-    await bury(provisioned)
+    await dead_letter(provisioned)
     await provisioned.jetstream().delete_stream(STATUS_STREAM)
     await purge_selected(provisioned)
     assert [] == await sequences(provisioned)
 
 
 async def test_what_may_not_be_deleted(provisioned):
-    """Where the source may not be deleted its dead letter stays, and so it can be done again."""
-    await bury(provisioned)
-    await change(provisioned, STATUS_STREAM, deny_delete=True)
-    account, _ = await replay_selected(provisioned)
-    assert isinstance(account.failure, JetStreamError)
+    """If the source may not be deleted, its dead letter stays, so that it can be done again."""
+    await dead_letter(provisioned)
+    await change_stream(provisioned, STATUS_STREAM, deny_delete=True)
+    summary, _ = await replay_selected(provisioned)
+    assert isinstance(summary.error, JetStreamError)
     with pytest.raises(ExceptionGroup) as raised:
         await asyncio.create_task(purge_selected(provisioned))  # before Python 3.13 a group leaves its task cancelling
-    assert account.failure.err_code == raised.value.exceptions[0].err_code
+    assert summary.error.err_code == raised.value.exceptions[0].err_code
     assert [1] == await sequences(provisioned)
 
 
 async def test_sources_that_are_older_than_their_dead_letters(provisioned, monkeypatch):
-    """Of many sources that are old enough few are looked at: their bodies are not fetched to be removed."""
+    """Many sources that are old enough cost few lookups: their bodies are not fetched to be deleted."""
     monkeypatch.setattr(sources, "_STRIDE", 10)
     looks = []
 
@@ -133,16 +130,16 @@ async def test_sources_that_are_older_than_their_dead_letters(provisioned, monke
         looks.append(message.subject)
 
     for count in range(40):
-        await bury(provisioned, new_job(), str(count).encode())
+        await dead_letter(provisioned, new_job(), str(count).encode())
     for _ in range(10):
         await publish_confirmed(provisioned, status_subject(new_job()), b"")
     # As after an outage: all dead letters are younger than all updates.
-    letters = await all_of(provisioned)
+    letters = await read_all(provisioned)
     later = [replace(letter, stored_at=letter.stored_at + dt.timedelta(hours=1)) for letter in letters]
     for subject in (api_message_get(STATUS_STREAM), api_stream_info(STATUS_STREAM)):
         await provisioned.subscribe(subject, cb=look)
-    account, _ = await replay_letters(provisioned, *later)
-    assert Account(replayed=40) == account
+    summary, _ = await replay(provisioned, each(*later))
+    assert ReplaySummary(replayed=40) == summary
     assert 1 == looks.count(api_stream_info(STATUS_STREAM))
     assert 1 <= looks.count(api_message_get(STATUS_STREAM)) <= 5
     assert list(range(41, 51)) == [sequence for sequence in await stored_sequences(provisioned) if sequence <= 50]
@@ -151,29 +148,28 @@ async def test_sources_that_are_older_than_their_dead_letters(provisioned, monke
 # What is interrupted
 
 
-@pytest.mark.parametrize("take", [replay_selected, purge_selected])
+@both_ways
 async def test_interrupted_before_the_letter(provisioned, take):
     """A dead letter whose source is gone already is removed like any other, and nothing else is."""
-    await bury(provisioned)
-    await bury(provisioned)
-    first, _ = await all_of(provisioned)
-    await Sources(provisioned).remove(first)
+    await dead_letter(provisioned)
+    await dead_letter(provisioned)
+    first, _ = await read_all(provisioned)
+    await SourceUpdates(provisioned).remove(first)
     await take(provisioned)
     assert [] == [sequence for sequence in await stored_sequences(provisioned) if sequence <= 2]
     assert [] == await sequences(provisioned)
 
 
 async def test_interrupted_replay_that_failed_again(provisioned):
-    """A replay that was interrupted before the removal, and failed again, is not doubled: the dead letter that is left
-    of the first time goes with that of the second, in whatever order they are replayed, and so do both sources.
+    """A replay that was interrupted before the removal, and failed again, is not doubled: the first dead letter, which
+    is still there, goes with the second one, and so do both sources.
     """
-    await bury(provisioned)
-    [first] = await all_of(provisioned)
-    copy = (await Republisher(provisioned).publish(first)).sequence
+    await dead_letter(provisioned)
+    [first] = await read_all(provisioned)
+    copy = (await Replayer(provisioned).publish(first)).sequence
     raw = await provisioned.jetstream().get_msg(STATUS_STREAM, copy)
-    again = GivenUpdate(raw.subject, copy, raw.headers, raw.data, 0.0)
-    await DeadLetterWriter(provisioned).write(again, DeadLetter(Reason.REFUSED, "again"), 5)
-    assert Account(replayed=1) == (await replay_selected(provisioned, Selection(sequences=(2,))))[0]
+    await write_dead_letter(provisioned, JOB, copy, raw.data, raw.headers)
+    assert ReplaySummary(replayed=1) == (await replay_selected(provisioned, Selection(sequences=(2,))))[0]
     assert [] == await sequences(provisioned)
     assert [3] == await stored_sequences(provisioned)
 
@@ -181,24 +177,23 @@ async def test_interrupted_replay_that_failed_again(provisioned):
 # Beside a relay that runs
 
 
-async def take_in_hand(nc: Client, job: str) -> int:
-    """Publish an update, and be the worker that has its dead letter stored and dies before it can end the update."""
-    inbox = await nc.subscribe(nc.new_inbox())
-    await nc.publish(api_pull(STATUS_STREAM, lane_consumer(0)), b"", reply=inbox.subject)
-    ack = await publish_confirmed(nc, status_subject(job), b"bad")
+async def die_before_terminating(client: Client, job: str) -> None:
+    """Publish an update, and be the worker that writes its dead letter and dies before it can terminate the update."""
+    inbox = await client.subscribe(client.new_inbox())
+    await client.publish(api_pull(STATUS_STREAM, lane_consumer(0)), b"", reply=inbox.subject)
+    ack = await publish_confirmed(client, status_subject(job), b"bad")
     message = await inbox.next_msg(5)
     await inbox.unsubscribe()
-    update = GivenUpdate(message.subject, ack.sequence, {}, message.data, message.metadata.timestamp.timestamp())
-    await DeadLetterWriter(nc).write(update, DeadLetter(Reason.INVALID_JSON, "told"), 0)
-    return ack.sequence
+    stored_at_s = message.metadata.timestamp.timestamp()
+    await write_dead_letter(client, job, ack.sequence, b"bad", reason=Reason.INVALID_JSON, stored_at_s=stored_at_s)
 
 
 @pytest.mark.parametrize(
     ("take", "moment"), [(replay_selected, "before"), (replay_selected, "during"), (purge_selected, "before")]
 )
-async def test_source_that_was_not_ended(take, moment):
-    """A source may leave before its worker, which died, could end it: the next one takes the lane over all the same,
-    and neither sends it nor writes its dead letter again.
+async def test_source_that_was_not_terminated(take, moment):
+    """If a source is deleted before its worker, which died, could terminate it, the next worker takes the lane over
+    all the same, and neither sends the update nor writes its dead letter again.
     """
     async with (
         NatsServer() as server,
@@ -206,7 +201,7 @@ async def test_source_that_was_not_ended(take, moment):
         Scene(server, facilitator, ACK_WAIT="0.5") as scene,
     ):
         job = new_job(0)
-        await take_in_hand(scene.nc, job)
+        await die_before_terminating(scene.nc, job)
         if moment == "before":
             await take(scene.nc)
         async with scene.relay():

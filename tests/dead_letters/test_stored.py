@@ -8,17 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.contract.subjects import Reason
+from relay.dead_letters.export import from_line, to_line
+from relay.dead_letters.moments import moment_of_us, parse_since
+from relay.dead_letters.replay_message import is_replay_id, replay_message_of
 from relay.dead_letters.runbook import ADVICE
-from relay.dead_letters.stored import (
-    Selection,
-    StoredDeadLetter,
-    from_line,
-    is_replay_id,
-    moment_of,
-    parse_since,
-    replay_of,
-    to_line,
-)
+from relay.dead_letters.selection import Selection
+from relay.dead_letters.stored import StoredDeadLetter
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 NOW = dt.datetime(2026, 11, 22, 3, tzinfo=dt.UTC)
@@ -40,8 +35,10 @@ def letter(body: bytes = b"{}", **headers: str) -> StoredDeadLetter:
 
 def test_replay_is_the_update_and_its_marks():
     """A replay has the original's subject, body and headers, and says what it is; nothing else travels along."""
-    made = replay_of(letter(b"\xff", X_Trace="1", Nats_TTL="5", nats_rollup="all", Relay_Original_Nats_Msg_Id="x"))
-    assert (JOB, f"job.status.{JOB}", b"\xff", 41) == (made.job, made.subject, made.body, made.guess)
+    made = replay_message_of(
+        letter(b"\xff", X_Trace="1", Nats_TTL="5", nats_rollup="all", Relay_Original_Nats_Msg_Id="x")
+    )
+    assert (JOB, f"job.status.{JOB}", b"\xff", 41) == (made.job, made.subject, made.body, made.likely_last)
     assert {
         "X-Trace": "1",
         "Nats-Msg-Id": made.message_id,
@@ -51,13 +48,13 @@ def test_replay_is_the_update_and_its_marks():
 
 
 def test_history_grows_and_is_bounded():
-    """Each replay adds one ending to the history, and the oldest give way to the twentieth."""
+    """Each replay adds one failure to the history, which keeps the last twenty."""
     current = letter()
     for count in range(1, 25):
-        made = replay_of(current)
+        made = replay_message_of(current)
         current = letter(Relay_History=made.headers["Relay-History"], Relay_Attempts=str(count))
         assert min(count, 20) == len(current.history)
-    assert [str(attempts) for attempts in range(4, 24)] == [ending.attempts for ending in current.history]
+    assert [str(attempts) for attempts in range(4, 24)] == [failure.attempts for failure in current.history]
 
 
 @pytest.mark.parametrize("history", ["", "nonsense", "; ;", "a b c d"])
@@ -71,10 +68,10 @@ def test_replay_ids_differ():
     one = letter()
     others = [
         StoredDeadLetter(8, NOW, one.headers, b"{}"),
-        StoredDeadLetter(7, moment_of(1), one.headers, b"{}"),
+        StoredDeadLetter(7, moment_of_us(1), one.headers, b"{}"),
         letter(b"{} "),
     ]
-    ids = {replay_of(each).message_id for each in (one, *others)}
+    ids = {replay_message_of(each).message_id for each in (one, *others)}
     assert 4 == len(ids)
     assert all(map(is_replay_id, ids))
     assert not is_replay_id("123e4567-accepted")
@@ -83,7 +80,7 @@ def test_replay_ids_differ():
 @pytest.mark.parametrize("subject", ["", "job.status.", "job.status.a.b", "job.status.*", "job.status.>", "job.dlq.a"])
 def test_no_replay_without_a_subject(subject):
     """A dead letter that names no subject of one job cannot be replayed."""
-    assert None is replay_of(letter(Relay_Source_Subject=subject))
+    assert None is replay_message_of(letter(Relay_Source_Subject=subject))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +95,7 @@ def test_no_replay_without_a_subject(subject):
     ],
 )
 def test_status(body, status):
-    """The status is read out of any body that has one, and its absence hurts nobody."""
+    """The status is read from any body that has one; of any other body it is empty."""
     assert status == letter(body).status
 
 
@@ -123,8 +120,8 @@ def test_export_and_import(sequence, stored_at, headers, body):
         ({"body": None, "body_base64": "!"}, "base64|padding"),
     ],
 )
-def test_import_of_what_is_none(change, problem):
-    """A line that is no dead letter is refused, and the error names what is wrong."""
+def test_import_of_another_line(change, problem):
+    """A line that is not a dead letter is refused, and the error names what is wrong."""
     line = json.dumps(json.loads(to_line(letter())) | change).encode()
     with pytest.raises(ValueError, match=problem):
         from_line(line)

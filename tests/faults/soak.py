@@ -28,7 +28,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import uvloop
-from nats.aio.client import Client
 
 from bench import machine
 from bench.ending import end_in_order
@@ -40,9 +39,11 @@ from bench.systems import RELAY
 from relay.contract.environment import load_settings
 from relay.contract.settings import Settings
 from relay.contract.subjects import DLQ_SUBJECTS, STATUS_STREAM, Reason, api_consumer_info, lane_consumer
-from relay.dead_letters.store import DeadLetterStore
-from relay.dead_letters.stored import Selection, StoredDeadLetter
+from relay.dead_letters import stream
+from relay.dead_letters.selection import Selection
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import api_request, close, connect
+from relay.nats.frames import FrameClient
 from relay.observability import logs
 
 LIVE_JOBS: Final = 1000
@@ -183,7 +184,7 @@ class DeadLetterCount:
         self._count = 0
         self._news = asyncio.Event()
 
-    async def watch(self, client: Client) -> None:
+    async def watch(self, client: FrameClient) -> None:
         async def heard(_: Any) -> None:
             self._count += 1
             self._news.set()
@@ -201,7 +202,7 @@ class DeadLetterCount:
 
 
 @contextlib.asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Client]:
+async def connected(settings: Settings) -> AsyncIterator[FrameClient]:
     client = await connect(settings.nats, name="soak")
     try:
         yield client
@@ -275,11 +276,11 @@ def longest_still_s(arrived_ns: Sequence[int]) -> float:
     return max((later - earlier for earlier, later in pairwise(arrived_ns)), default=0) / 1e9
 
 
-async def _problems(account: Account, numbers: Sequence[int], client: Client, lanes: int) -> list[str]:
+async def _problems(account: Account, numbers: Sequence[int], client: FrameClient, lanes: int) -> list[str]:
     arrived = list(dict.fromkeys(numbers))  # the first time counts
     expected = set(range(1, len(account.jobs))) - account.dooms.keys()
     # There was one publisher and nothing before it, so an update's number is its sequence.
-    letters = {int(letter.source_sequence): letter.reason async for letter in _dead_letters(client)}
+    letters = {letter.source_sequence: letter.reason async for letter in _dead_letters(client)}
     untrue = {number for number, reason in letters.items() if account.dooms.get(number) != reason}
     return [
         *_named("did not arrive", expected - set(arrived)),
@@ -291,13 +292,12 @@ async def _problems(account: Account, numbers: Sequence[int], client: Client, la
     ]
 
 
-async def _dead_letters(client: Client) -> AsyncIterator[StoredDeadLetter]:
-    store = DeadLetterStore(client)
-    async for letter in store.read(Selection(), await store.last_sequence()):
+async def _dead_letters(client: FrameClient) -> AsyncIterator[StoredDeadLetter]:
+    async for letter in stream.read(client, Selection(), await stream.last_sequence(client)):
         yield letter
 
 
-async def _left(client: Client, lane: int) -> int:
+async def _left(client: FrameClient, lane: int) -> int:
     info = await api_request(client, api_consumer_info(STATUS_STREAM, lane_consumer(lane)))
     return info["num_pending"] + info["num_ack_pending"]
 

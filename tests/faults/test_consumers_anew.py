@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from dead_letter_kit import change_stream
 from nats.aio.client import Client
 from relay_kit import ACKED, TERMED, Scene, new_job
-from test_dead_letters import change
 
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason, api_consumer_delete, api_pull, lane_consumer
 from relay.local.facilitator import FacilitatorSimulator
@@ -46,7 +46,7 @@ async def test_dead_letters_outlive_their_consumer(taken):
     async with scene_with() as scene:
         job = new_job(0)
         async with scene.relay():
-            await change(scene.nc, DLQ_STREAM, duplicate_window=100_000_000)  # so that a second one would be seen
+            await change_stream(scene.nc, DLQ_STREAM, duplicate_window=100_000_000)
             scene.facilitator.unknown_jobs.add(job)
             doomed = [
                 await scene.publish(job, status, doom=Reason.JOB_NOT_FOUND) for status in ("received", "accepted")

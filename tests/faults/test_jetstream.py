@@ -10,9 +10,9 @@ import time
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
+from dead_letter_kit import change_stream
 from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, update
 from test_cluster import load
-from test_dead_letters import change
 from test_leases import steadily_published
 
 from relay.contract.environment import load_settings
@@ -99,10 +99,10 @@ async def test_status_stream_full():
     """
     wanted = [(job, status) for job in [new_job() for _ in range(20)] for status in STATUSES]
     async with scene_with() as scene, scene.relay():
-        await change(scene.nc, STATUS_STREAM, max_msgs=100)
+        await change_stream(scene.nc, STATUS_STREAM, max_msgs=100)
         refused, codes = await publish_what_fits(scene, wanted)
         broken_while_full = await scene.broken_promises()
-        await change(scene.nc, STATUS_STREAM, max_msgs=-1)
+        await change_stream(scene.nc, STATUS_STREAM, max_msgs=-1)
         refused_again, _ = await publish_what_fits(scene, refused)
         broken = await scene.broken_promises()
     assert (wanted[100:], STREAM_FULL, []) == (refused, codes, refused_again)

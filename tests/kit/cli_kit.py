@@ -68,6 +68,7 @@ class Terminal:
         self.screen = ""
         self._reader = reader
         self._news = asyncio.Event()
+        self._ended = False
         asyncio.get_running_loop().add_reader(reader, self._read)
 
     async def shows(self, text: str, after: int = 0) -> None:
@@ -79,6 +80,17 @@ class Terminal:
                     await self._news.wait()
         except TimeoutError:
             raise TimeoutError(f"no {text!r} in {self.screen[after:]!r}") from None
+
+    def type(self, text: str) -> None:
+        os.write(self._reader, text.encode())
+
+    async def finished(self) -> int:
+        """Wait until the process has written all and ended; returns its exit code."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not self._ended:
+                self._news.clear()
+                await self._news.wait()
+            return await self.process.wait()
 
     def resize(self, columns: int, lines: int) -> None:
         """Give the terminal another size, which the process learns of by SIGWINCH."""
@@ -92,18 +104,21 @@ class Terminal:
             chunk = b""
         if not chunk:
             asyncio.get_running_loop().remove_reader(self._reader)
+            self._ended = True
         self.screen += chunk.decode(errors="replace").replace("\r\n", "\n")
         self._news.set()
 
 
 @contextlib.asynccontextmanager
-async def on_terminal(*arguments: str, columns: int = 80, lines: int = 24, **settings: str) -> AsyncIterator[Terminal]:
+async def on_terminal(
+    *arguments: str, columns: int = 80, lines: int = 24, kind: str = "xterm", **settings: str
+) -> AsyncIterator[Terminal]:
     """`relay ...` on a terminal of so many columns and lines; killed at the end if it still runs."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", *arguments),
-        env=environment(**settings) | {"TERM": "xterm"},
+        env=environment(**settings) | {"TERM": kind},
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
     )
     os.close(theirs)

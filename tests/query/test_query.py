@@ -28,7 +28,7 @@ from relay.contract.subjects import (
     query_subject,
     status_subject,
 )
-from relay.dead_letters.burial import Burial
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import UNTIL_LIFTED, refuse, stall
@@ -367,10 +367,10 @@ async def test_stream_made_anew(scene, facilitator):
 async def test_settled_meanwhile(scene, facilitator, monkeypatch):
     """An update that is dead-lettered while the service looks for its dead letter is still pending then."""
     job = new_job()
-    look = Archive.last_burial
+    look = Archive.last_dead_letter
     refusal = facilitator.inject(replace(refuse("extra_forbidden"), hold_s=UNTIL_LIFTED), uuid=job)
 
-    async def look_too_early(archive: Archive, job: str) -> Burial | None:
+    async def look_too_early(archive: Archive, job: str) -> StoredDeadLetter | None:
         found = await look(archive, job)
         refusal.lift()
         assert [TERMED] == await scene.settled(published)
@@ -381,7 +381,7 @@ async def test_settled_meanwhile(scene, facilitator, monkeypatch):
         await facilitator.wait_for(lambda _: refusal.hits == 1)
         with monkeypatch.context() as patch:
             patch.setattr(ProgressSources, "owner", lambda witnesses, lane, _: witnesses.server(lane))
-            patch.setattr(Archive, "last_burial", look_too_early)
+            patch.setattr(Archive, "last_dead_letter", look_too_early)
             before = await progress_without_owners(scene, job)
         after = await progress(scene, job)
     assert ("pending", "dead_lettered") == (before, after)
@@ -390,19 +390,19 @@ async def test_settled_meanwhile(scene, facilitator, monkeypatch):
 async def test_purged_meanwhile(scene, monkeypatch):
     """An update whose dead letter is purged just before the service looks for it is not called acknowledged."""
     job = new_job()
-    look = Archive.last_burial
+    look = Archive.last_dead_letter
 
-    async def look_too_late(archive: Archive, job: str) -> Burial | None:
-        burial = await look(archive, job)
-        assert burial is not None
+    async def look_too_late(archive: Archive, job: str) -> StoredDeadLetter | None:
+        letter = await look(archive, job)
+        assert letter is not None
         await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": published.sequence})
-        await api_request(scene.nc, api_message_delete(DLQ_STREAM), {"seq": burial.sequence})
+        await api_request(scene.nc, api_message_delete(DLQ_STREAM), {"seq": letter.sequence})
         return await look(archive, job)
 
     async with serving(scene):
         published = await scene.publish_body(job, b"{")
         await scene.settled(published)
-        monkeypatch.setattr(Archive, "last_burial", look_too_late)
+        monkeypatch.setattr(Archive, "last_dead_letter", look_too_late)
         error = error_of(await scene.nc.request(query_subject(job), timeout=5))
     assert "404" == (error or ("none",))[0]
 

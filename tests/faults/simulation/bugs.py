@@ -255,7 +255,7 @@ def one_dead_letter_for_each_job() -> Iterator[None]:
     async def never(*_: Any) -> bool:
         return False
 
-    with mock.patch.object(DeadLetterIndex, "_is_in_trail", never):
+    with mock.patch.object(DeadLetterIndex, "_is_among_all", never):
         yield
 
 

@@ -1,30 +1,27 @@
-"""Dead letters that cannot be written, and originals that would spoil them."""
+"""Dead letters that cannot be written now, and headers that would spoil them."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
+from dead_letter_kit import JOB, change_stream, read_all, write_dead_letter
 from relay_kit import ACKED, TERMED, Scene, new_job
-from test_dead_letters import JOB, all_of, change
-from update_kit import GivenUpdate
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, api_stream_info, status_subject
-from relay.core.verdict import DeadLetter
-from relay.dead_letters import writer as dead_letters
-from relay.dead_letters.writer import DeadLetterWriter
+from relay.dead_letters import writer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request
-from relay.path import dead_letter_worker as dead_lettering
+from relay.path import dead_letter_worker
 
 Restore = Callable[[], Awaitable[object]]
 
 
 @pytest.fixture
 async def scene(monkeypatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(dead_lettering, "_RETRY_S", 0.2)
-    monkeypatch.setattr(dead_letters, "_WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(dead_letter_worker, "_RETRY_S", 0.2)
+    monkeypatch.setattr(writer, "_WRITE_TIMEOUT_S", 0.3)
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
@@ -40,11 +37,11 @@ async def missing(scene: Scene) -> Restore:
 
 
 async def full(scene: Scene) -> Restore:
-    await change(scene.nc, DLQ_STREAM, max_msgs=1)
+    await change_stream(scene.nc, DLQ_STREAM, max_msgs=1)
     await scene.nc.jetstream().publish("job.dlq.other", b"")
 
     async def restore() -> None:
-        await change(scene.nc, DLQ_STREAM, max_msgs=-1)
+        await change_stream(scene.nc, DLQ_STREAM, max_msgs=-1)
         await scene.nc.jetstream().delete_msg(DLQ_STREAM, 1)
 
     return restore
@@ -76,24 +73,23 @@ TROUBLES = {
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
-    """Then bad updates are neither acknowledged nor ended, the log says why, other jobs go on; later all is made up.
-
-    There are more bad updates than writers of dead letters, so that all of those are busy with the trouble.
+    """Then bad updates are neither acknowledged nor terminated, the log says why, and other jobs go on; later all is
+    made up for. There are more bad updates than writers of dead letters, so that all writers are stuck.
     """
     restore = await trouble(scene)
     jobs = [new_job() for _ in range(8)]
-    doomed = [await scene.publish_body(job, b"bad", doom=Reason.INVALID_JSON) for job in jobs]
+    bad = [await scene.publish_body(job, b"bad", doom=Reason.INVALID_JSON) for job in jobs]
     held = [await scene.publish(job, "completed", {}) for job in jobs]
     others = [await scene.publish(new_job(), "accepted") for _ in range(20)]
     assert [ACKED] * 20 == await scene.settled(*others)
     for _ in range(2):
-        await asyncio.gather(*(scene.kept(update) for update in doomed + held))
+        await asyncio.gather(*(scene.kept(update) for update in bad + held))
     assert 16 == await scene.unsettled()
     logged = [line for line in capsys.readouterr().out.splitlines() if "the dead letters cannot be reached" in line]
     assert logged
     assert [] == [line for line in logged if TROUBLES[trouble] not in line]
     await restore()
-    assert [TERMED] * 8 + [ACKED] * 8 == await scene.settled(*doomed, *held)
+    assert [TERMED] * 8 + [ACKED] * 8 == await scene.settled(*bad, *held)
     assert [] == await scene.broken_promises()
 
 
@@ -127,60 +123,61 @@ async def test_headers_are_made_safe(scene):
     await publish_raw(scene.server, job, headers, b"bad")
     last = await scene.publish(job, "accepted")
     assert [ACKED] == await scene.settled(last)
-    [letter] = await all_of(scene.nc)
-    told = {name: value for name, value in letter.headers.items() if name not in dead_letter_headers()}
+    [letter] = await read_all(scene.nc)
     assert {
         "X__31m": "name",
         "X-Value": "a ]0;b",
         "X-Bytes": "\ufffd\ufffd",
         "Relay-Original-Nats-Expected-Stream": STATUS_STREAM,
         "X-Lines": "one two",
-    } == told
+    } == carried(letter.headers)
 
 
-def dead_letter_headers() -> set[str]:
-    return {
-        "Nats-Msg-Id",
-        *(f"Relay-{name}" for name in ("Reason", "Error", "Attempts", "Failed-At")),
-        *("Relay-Source-Subject", "Relay-Source-Sequence"),
-    }
+def carried(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a dead letter that come from its update."""
+    return {name: value for name, value in headers.items() if name not in ADDED}
 
 
-async def write(scene: Scene, headers: dict[str, str], body: bytes) -> dict[str, str]:
-    """Write a dead letter of an update with these headers; returns those of the dead letter that are not told apart."""
-    sequence = len(await all_of(scene.nc)) + 1
-    stored = GivenUpdate(f"job.status.0.{JOB}", sequence, headers, body, 0.0)
-    await DeadLetterWriter(scene.nc).write(stored, DeadLetter(Reason.INVALID_JSON, "told"), 0)
-    return dict((await all_of(scene.nc))[-1].headers)
-
-
-async def test_control_headers_are_renamed(scene):
-    """Headers that would steer the server, in any case of letters, are carried under names that do not."""
-    headers = {"Nats-TTL": "1h", "nats-rollup": "all", "NATS-Expected-Stream": "NOWHERE", "X-Nats": "kept"}
-    written = await write(scene, headers, b"")
-    assert {
-        "Relay-Original-Nats-TTL": "1h",
-        "Relay-Original-nats-rollup": "all",
-        "Relay-Original-NATS-Expected-Stream": "NOWHERE",
-        "X-Nats": "kept",
-    } == {name: value for name, value in written.items() if name not in dead_letter_headers()}
-
-
-async def test_headers_of_a_replay_are_no_originals(scene):
-    """What steered a replay is not taken for the producer's when the update fails again; its marks are kept."""
-    marks = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T02:59:00.000+00:00", "X": "kept"}
-    written = await write(scene, marks | {"Nats-Msg-Id": "relay-replay:7:1:ab", "Nats-Expected-Stream": "x"}, b"")
-    assert marks == {name: value for name, value in written.items() if name not in dead_letter_headers()}
-
-
+ADDED = {
+    "Nats-Msg-Id",
+    *(f"Relay-{name}" for name in ("Reason", "Error", "Attempts", "Failed-At", "Source-Subject", "Source-Sequence")),
+}
 REPLAYED = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T02:59:00.000+00:00"}
 
 
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (
+            {"Nats-TTL": "1h", "nats-rollup": "all", "NATS-Expected-Stream": "NOWHERE", "X-Nats": "kept"},
+            {
+                "Relay-Original-Nats-TTL": "1h",
+                "Relay-Original-nats-rollup": "all",
+                "Relay-Original-NATS-Expected-Stream": "NOWHERE",
+                "X-Nats": "kept",
+            },
+        ),
+        (
+            REPLAYED | {"X": "kept", "Nats-Msg-Id": "relay-replay:7:1:ab", "Nats-Expected-Stream": "x"},
+            REPLAYED | {"X": "kept"},
+        ),
+    ],
+    ids=["producer's", "replay's"],
+)
+async def test_control_headers(provisioned, headers, expected):
+    """Headers that would steer the server, in any case of letters, are renamed; those that steered a replay, which are
+    not the producer's, are left out, and its marks are kept.
+    """
+    await write_dead_letter(provisioned, JOB, 1, headers=headers)
+    assert expected == carried((await read_all(provisioned))[0].headers)
+
+
 @pytest.mark.parametrize("marks", [{}, REPLAYED], ids=["first time", "replayed"])
-async def test_headers_that_outgrow_their_room(scene, marks):
-    """Headers that do not fit beside the body are left out and said to be; what a replay needs is kept."""
-    config = (await api_request(scene.nc, api_stream_info(STATUS_STREAM)))["config"]
+async def test_headers_that_outgrow_their_room(provisioned, marks):
+    """Headers that do not fit beside the body are left out, which the error says; what a replay needs is kept."""
+    config = (await api_request(provisioned, api_stream_info(STATUS_STREAM)))["config"]
     body = b"x" * (config["max_msg_size"] - 60_000)
-    written = await write(scene, marks | {"X": "x" * 80_000}, body)
-    assert marks == {name: value for name, value in written.items() if name not in dead_letter_headers()}
-    assert "told (the headers of the original were too large, and were left out)" == written["Relay-Error"]
+    await write_dead_letter(provisioned, JOB, 1, body, marks | {"X": "x" * 80_000})
+    [letter] = await read_all(provisioned)
+    assert marks == carried(letter.headers)
+    assert "told (the headers of the original were too large, and were left out)" == letter.error

@@ -1,0 +1,90 @@
+"""Replaying many dead letters: in which order, how fast, and what stops it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from relay.contract.errors import RelayError
+from relay.dead_letters.replay import ReplayResult
+from relay.dead_letters.stored import StoredDeadLetter
+from relay.dead_letters.window import for_each
+
+
+@dataclass(slots=True)
+class ReplaySummary:
+    """How a replay of many ended, or how far it has got."""
+
+    replayed: int = 0
+    already_stored: int = 0
+    problems: int = 0
+    """How many cannot be replayed as they are."""
+    error: RelayError | None = None
+    """What stopped it, if anything did."""
+
+    def count(self, result: ReplayResult) -> None:
+        if result.problem:
+            self.problems += 1
+        elif result.already_stored:
+            self.already_stored += 1
+        else:
+            self.replayed += 1
+
+
+async def replay_all(
+    letters: AsyncIterator[StoredDeadLetter],
+    replay: Callable[[StoredDeadLetter], Coroutine[Any, Any, ReplayResult]],
+    *,
+    summary: ReplaySummary,
+    on_result: Callable[[ReplayResult], None],
+    rate_per_s: float | None = None,
+) -> None:
+    """Replay `letters` in their order, as many at a time as the window holds, but one job's one after another.
+
+    The first error stops it: no more are begun, those under way are finished, and `summary` has the error. If this is
+    cancelled, those under way are cancelled; `summary` then has what is known.
+    """
+
+    async def replay_one(letter: StoredDeadLetter) -> None:
+        if summary.error is not None:
+            return  # a later one of this job must not overtake the one that failed
+        try:
+            result = await replay(letter)
+        except RelayError as error:
+            summary.error = summary.error or error
+            return
+        summary.count(result)
+        on_result(result)
+
+    async with contextlib.aclosing(_until_error(letters, summary, _RateLimit(rate_per_s))) as begun:
+        await for_each(begun, replay_one, key=lambda letter: letter.job)
+
+
+async def _until_error(
+    letters: AsyncIterator[StoredDeadLetter], summary: ReplaySummary, rate_limit: "_RateLimit"
+) -> AsyncGenerator[StoredDeadLetter]:
+    try:
+        async for letter in letters:
+            await rate_limit.wait()
+            if summary.error is not None:
+                return
+            yield letter
+    except RelayError as error:
+        summary.error = summary.error or error
+
+
+class _RateLimit:
+    """So many a second at most; None for no limit."""
+
+    def __init__(self, rate_per_s: float | None) -> None:
+        self._interval_s = 1 / rate_per_s if rate_per_s else 0.0
+        self._next_s = 0.0
+
+    async def wait(self) -> None:
+        if not self._interval_s:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if self._next_s > now_s:
+            await asyncio.sleep(self._next_s - now_s)
+        self._next_s = max(now_s, self._next_s) + self._interval_s

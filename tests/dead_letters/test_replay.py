@@ -1,0 +1,221 @@
+"""Dead letters are published again: once, in order, and until it is done."""
+
+import asyncio
+import signal
+import sys
+
+import pytest
+from dead_letter_kit import (
+    JOB,
+    OTHER,
+    TIMEOUT_S,
+    change_stream,
+    dead_letter,
+    read_all,
+    recreate_status_stream,
+    replay_selected,
+    sequences,
+    stored_updates,
+    updates_published,
+)
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from relay_kit import TERMED, Published, Scene, counters, new_job
+
+from relay.contract.subjects import STATUS_STREAM, api_stream_info, dlq_subject, status_subject
+from relay.dead_letters.replay import Replayer
+from relay.dead_letters.replay_all import ReplaySummary
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+from relay.nats.connection import api_request, publish_confirmed
+
+
+async def test_replay(provisioned):
+    """A replay is stored as the update that it was, marked, in stream order, and its dead letter is gone."""
+    bodies = [b'{"n": 1}', b"\xff", b""]
+    for body in bodies:
+        await dead_letter(provisioned, body=body, X_Trace=str(len(body)), Nats_Msg_Id=f"id-{len(body)}")
+    letters = await read_all(provisioned)
+    summary, _ = await replay_selected(provisioned)
+    assert ReplaySummary(replayed=3) == summary
+    replays = await stored_updates(provisioned, 4)
+    assert [(JOB, body) for body in bodies] == [(job, body) for job, body, _ in replays]
+    for letter, (_, body, headers) in zip(letters, replays, strict=True):
+        assert (str(letter.sequence), str(len(body))) == (headers["Relay-Replayed-From"], headers["X-Trace"])
+        assert f"refused 5 {letter.failed_at}" == headers["Relay-History"]
+        assert {"Relay-Replayed-From", "Relay-History"} == {name for name in headers if name.startswith("Relay-")}
+    assert [] == await sequences(provisioned)
+
+
+async def forget_message_ids(client: Client) -> None:
+    """Wait until the server knows no message id any more, as after its duplicate window."""
+    await change_stream(client, STATUS_STREAM, duplicate_window=100_000_000)
+    probe = {"Nats-Msg-Id": "probe"}
+    await publish_confirmed(client, status_subject("probe"), b"", probe)
+    while (await publish_confirmed(client, status_subject("probe"), b"", probe)).duplicate:
+        pass
+
+
+@pytest.mark.parametrize("later", [0, 3], ids=["nothing since", "updates since"])
+async def test_interrupted_before_the_removal(provisioned, later):
+    """A replay that was stored is found, whatever came after it and however long ago, and not sent again."""
+    for _ in range(2):
+        await dead_letter(provisioned)
+    replayer = Replayer(provisioned)
+    sent = [(await replayer.publish(letter)).sequence for letter in await read_all(provisioned)]
+    for _ in range(later):
+        await publish_confirmed(provisioned, status_subject(JOB), b"later")
+    await forget_message_ids(provisioned)
+    before = await stored_updates(provisioned, 3)
+    summary, results = await replay_selected(provisioned)
+    assert ReplaySummary(already_stored=2) == summary
+    assert sent == [result.sequence for result in results]
+    assert before == await stored_updates(provisioned)
+    assert [] == await sequences(provisioned)
+
+
+async def test_the_status_stream_was_made_anew(provisioned):
+    """Sequences that begin again do not make a replay look as if it had been stored, nor as if it had not."""
+    for _ in range(3):
+        await publish_confirmed(provisioned, status_subject(OTHER), b"")
+    for _ in range(2):
+        await dead_letter(provisioned)
+    await recreate_status_stream(provisioned)
+    first, _ = await read_all(provisioned)
+    await Replayer(provisioned).publish(first)
+    summary, _ = await replay_selected(provisioned)
+    assert ReplaySummary(replayed=1, already_stored=1) == summary
+    assert 2 == len(await stored_updates(provisioned))
+
+
+async def test_two_replays_at_a_time(provisioned):
+    """Two operators who replay the same at the same time store each update once, each job's in order."""
+    for count in range(40):
+        await dead_letter(provisioned, JOB if count % 4 else OTHER, b"%d" % count)
+    ended = await asyncio.gather(*(replay_selected(provisioned) for _ in range(2)))
+    assert [None, None] == [summary.error for summary, _ in ended]
+    replays = [(job, int(body)) for job, body, _ in await stored_updates(provisioned, 41)]
+    assert 40 == len(replays)
+    for job in (JOB, OTHER):
+        expected = [count for count in range(40) if (count % 4 == 0) is (job == OTHER)]
+        assert expected == [count for each, count in replays if each == job]
+    assert [] == await sequences(provisioned)
+
+
+async def test_producer_goes_on_meanwhile(provisioned):
+    """Updates that a job's producer publishes meanwhile neither stop a replay nor double it."""
+    for count in range(20):
+        await dead_letter(provisioned, body=b"replay %d" % count)
+    new, seen = 0, set[bytes]()
+
+    async def produce(message: Msg) -> None:
+        nonlocal new
+        if b"replay" in message.data and message.data not in seen:
+            seen.add(message.data)  # a publish that is refused is heard of as well
+            await publish_confirmed(provisioned, status_subject(JOB), b"new")
+            new += 1
+
+    subscription = await provisioned.subscribe(status_subject(JOB), cb=produce)
+    summary, _ = await replay_selected(provisioned)
+    await subscription.drain()
+    assert (ReplaySummary(replayed=20), 20) == (summary, new)
+    replays = [body for _, body, _ in await stored_updates(provisioned, 21) if body != b"new"]
+    assert [b"replay %d" % count for count in range(20)] == replays
+
+
+async def test_killed_half_way(provisioned, nats_server):
+    """A replay that is killed and run again stores each update once, and leaves no dead letter."""
+    jobs = [new_job() for _ in range(10)]
+    for count in range(200):
+        await dead_letter(provisioned, jobs[count % 10], b"%d" % count)
+    half = await updates_published(provisioned, 100)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "dlq", "replay", "--all"),
+        env={"RELAY_NATS_URL": nats_server.url},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        await half.wait()
+        process.send_signal(signal.SIGKILL)
+        await process.communicate()
+    summary, _ = await replay_selected(provisioned)
+    assert None is summary.error
+    assert summary.replayed < 150, "it was killed too late to show anything"
+    replays = [int(body) for _, body, _ in await stored_updates(provisioned, 201)]
+    assert 200 == len(replays)
+    for job in range(10):
+        assert list(range(job, 200, 10)) == [count for count in replays if count % 10 == job]
+    assert [] == await sequences(provisioned)
+
+
+async def test_full_status_stream_stops_a_replay(provisioned):
+    """What the server refuses stops the replay with its error; the rest stays, and goes when there is room."""
+    for count in range(6):
+        await dead_letter(provisioned, body=b"%d" % count)
+    await provisioned.jetstream().purge_stream(STATUS_STREAM)  # else each source that is deleted makes room
+    await change_stream(provisioned, STATUS_STREAM, max_msgs=2)
+    summary, _ = await replay_selected(provisioned)
+    assert (2, 10077) == (summary.replayed, summary.error.err_code)
+    assert [3, 4, 5, 6] == await sequences(provisioned)
+    await change_stream(provisioned, STATUS_STREAM, max_msgs=-1)
+    assert ReplaySummary(replayed=4) == (await replay_selected(provisioned))[0]
+    assert [b"%d" % count for count in range(6)] == [body for _, body, _ in await stored_updates(provisioned, 7)]
+
+
+async def max_size(client: Client) -> int:
+    return (await api_request(client, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
+
+
+async def test_dead_letters_that_cannot_be_replayed(provisioned):
+    """They are kept, with the problem told, and the others go."""
+    await publish_confirmed(provisioned, dlq_subject("somebody"), b"by hand")
+    await dead_letter(provisioned, body=b"x" * await max_size(provisioned))
+    await dead_letter(provisioned, OTHER)
+    summary, results = await replay_selected(provisioned)
+    assert ReplaySummary(replayed=1, problems=2) == summary
+    assert [1, 2] == await sequences(provisioned)
+    problems = {result.letter.sequence: result.problem for result in results}
+    assert "on which subject" in problems[1]
+    assert "too large" in problems[2]
+
+
+async def test_history_gives_way_to_the_body(provisioned):
+    """An update that has no room for its history is replayed without it."""
+    await dead_letter(provisioned, body=b"x" * (await max_size(provisioned) - 250))
+    summary, _ = await replay_selected(provisioned)
+    assert ReplaySummary(replayed=1) == summary
+    [(_, _, headers)] = await stored_updates(provisioned, 2)
+    assert (True, False) == ("Relay-Replayed-From" in headers, "Relay-History" in headers)
+
+
+async def test_replayed_update_reaches_the_facilitator():
+    """A job that the Facilitator did not know is made there, its updates are replayed, and the Facilitator has them.
+
+    A replay that fails again has its history, and replayed updates are counted apart.
+    """
+    async with NatsServer() as server, FacilitatorSimulator() as facilitator, Scene(server, facilitator) as scene:
+        job = new_job()
+        facilitator.unknown_jobs.add(job)
+        async with scene.relay() as relay:
+            updates = [await scene.publish(job, status, {}) for status in ("accepted", "completed")]
+            await scene.settled(*updates)
+            _, results = await replay_selected(scene.nc)
+            assert [TERMED] * 2 == await scene.settled(*(Published(each.sequence, job, None) for each in results))
+            again = await read_all(scene.nc)
+            facilitator.unknown_jobs.clear()
+            assert ReplaySummary(replayed=2) == (await replay_selected(scene.nc))[0]
+            await scene.dust_settled()
+            counted = {name: count for name, count in counters(relay).items() if name.startswith("relay_replayed")}
+        assert {
+            "relay_replayed_updates acknowledged": 2,
+            "relay_replayed_updates duplicate": 0,
+            "relay_replayed_updates dead_lettered": 2,
+        } == counted
+        assert ["accepted", "completed"] == [row.status for row in facilitator.rows_of(job)]
+        assert [] == await sequences(scene.nc)
+    assert ["JOB_STATUS:3", "JOB_STATUS:4"] == [letter.headers["Nats-Msg-Id"] for letter in again]
+    assert ["1", "2"] == [letter.replayed_from for letter in again]
+    for letter in again:
+        assert [("job_not_found", "3")] == [(failure.reason, failure.attempts) for failure in letter.history]
+        assert ("job_not_found", "3") == (letter.reason, letter.attempts)
+        assert not [name for name in letter.headers if name.startswith("Relay-Original-")]

@@ -1,0 +1,222 @@
+"""Many dead letters at a time: how many, in which order, and what stops them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from dead_letter_kit import (
+    JOB,
+    OTHER,
+    dead_letter,
+    each,
+    read_all,
+    replay_selected,
+    sequences,
+    stored_sequences,
+    stored_updates,
+)
+from relay_kit import new_job
+
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.subjects import STATUS_STREAM, api_stream_info, dlq_subject, status_subject
+from relay.dead_letters.moments import moment_of_us
+from relay.dead_letters.replay import Replayer, ReplayResult
+from relay.dead_letters.replay_all import ReplaySummary, replay_all
+from relay.dead_letters.stored import StoredDeadLetter
+from relay.dead_letters.window import for_each
+from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.pipeline import Pipeline
+
+
+def made_up(sequence: int, job: str = JOB, body: bytes = b"") -> StoredDeadLetter:
+    return StoredDeadLetter(sequence, moment_of_us(0), {"Relay-Source-Subject": status_subject(job)}, body)
+
+
+def job_of(letter: StoredDeadLetter) -> str:
+    return letter.job
+
+
+async def replayed_with(
+    letters: AsyncIterator[StoredDeadLetter], replay: Callable[[StoredDeadLetter], Any], **how: Any
+) -> tuple[ReplaySummary, list[int]]:
+    summary, done = ReplaySummary(), []
+    await replay_all(
+        letters, replay, summary=summary, on_result=lambda result: done.append(result.letter.sequence), **how
+    )
+    return summary, done
+
+
+# With replays that are made up
+
+
+async def test_jobs_are_replayed_side_by_side_but_each_in_order():
+    """Dead letters of different jobs are under way together, those of one job one after another."""
+    both, began = asyncio.Barrier(2), []
+
+    async def replay(letter: StoredDeadLetter) -> ReplayResult:
+        began.append(letter.sequence)
+        if letter.sequence in (1, 2):
+            await both.wait()  # passes only if both are under way
+            assert [1, 2] == began, "the third is of the first one's job"
+        return ReplayResult(letter)
+
+    summary, done = await replayed_with(each(made_up(1), made_up(2, OTHER), made_up(3)), replay)
+    assert ReplaySummary(replayed=3) == summary
+    assert 3 == done[-1]
+
+
+async def test_error_stops_what_is_behind():
+    """After an error no more are begun, above all not of its job; those under way are finished."""
+    other_began, failed = asyncio.Event(), asyncio.Event()
+
+    async def replay(letter: StoredDeadLetter) -> ReplayResult:
+        if letter.sequence == 1:
+            await other_began.wait()
+            failed.set()
+            raise BrokerUnavailable(["nats"], "gone")
+        other_began.set()
+        await failed.wait()
+        return ReplayResult(letter)
+
+    letters = each(made_up(1), made_up(2, OTHER), made_up(3), made_up(4, OTHER))
+    summary, done = await replayed_with(letters, replay)
+    assert "gone" in str(summary.error)
+    assert [2] == done
+
+
+async def test_error_while_reading():
+    """If reading fails, those under way are finished, and the summary has the error."""
+    began, failed = asyncio.Event(), asyncio.Event()
+
+    async def broken() -> AsyncIterator[StoredDeadLetter]:
+        yield made_up(1)
+        await began.wait()
+        failed.set()
+        raise BrokerUnavailable(["nats"], "gone")
+
+    async def replay(letter: StoredDeadLetter) -> ReplayResult:
+        began.set()
+        await failed.wait()
+        return ReplayResult(letter)
+
+    summary, _ = await replayed_with(broken(), replay)
+    assert (1, "gone") == (summary.replayed, summary.error.cause)
+
+
+async def test_rate():
+    """With a rate, so many are begun a second at most, evenly: none before it is due."""
+    loop, began = asyncio.get_running_loop(), []
+
+    async def replay(letter: StoredDeadLetter) -> ReplayResult:
+        began.append(loop.time() - start)
+        return ReplayResult(letter)
+
+    letters, start = each(*(made_up(count, f"job-{count}") for count in range(1, 6))), loop.time()
+    summary, _ = await replayed_with(letters, replay, rate_per_s=50)
+    early = [count for count, since_s in enumerate(began) if since_s < count / 50 - 0.005]
+    assert (5, []) == (summary.replayed, early)
+
+
+@pytest.mark.parametrize(
+    ("window", "window_bytes", "most"), [(3, 1000, 3), (100, 40, 4), (100, 9, 1)], ids=["count", "bytes", "too large"]
+)
+async def test_the_window_is_bounded(window, window_bytes, most):
+    """No more are under way at a time than the window holds, in number and in bytes; a larger one goes alone."""
+    under_way, seen = set(), []
+
+    async def work(letter: StoredDeadLetter) -> None:
+        under_way.add(letter.sequence)
+        seen.append(len(under_way))
+        for _ in range(5):
+            await asyncio.sleep(0)  # so that others get to run
+        under_way.discard(letter.sequence)
+
+    letters = each(*(made_up(count, f"job-{count}", b"x" * 10) for count in range(1, 20)))
+    await for_each(letters, work, key=job_of, window=window, window_bytes=window_bytes)
+    assert (19, most) == (len(seen), max(seen))
+
+
+async def test_job_that_outgrows_the_window():
+    """Dead letters that wait for others of their job count as under way, and are worked on in their order."""
+    began, waited = [], 0
+
+    async def letters() -> AsyncIterator[StoredDeadLetter]:
+        nonlocal waited
+        for sequence in range(1, 31):
+            yield made_up(sequence, OTHER if sequence % 7 == 0 else JOB)
+            waited = max(waited, sequence - len(began))
+
+    async def work(letter: StoredDeadLetter) -> None:
+        await asyncio.sleep(0)
+        began.append(letter)
+
+    await for_each(letters(), work, key=job_of, window=4)
+    assert (30, True) == (len(began), waited <= 5)
+    for job in (JOB, OTHER):
+        order = [letter.sequence for letter in began if letter.job == job]
+        assert sorted(order) == order
+
+
+# With a server
+
+
+async def test_all_kinds_at_a_time(provisioned):
+    """Dead letters of every kind go side by side: each ends in its own way, and holds up no other."""
+    limit = (await api_request(provisioned, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
+    kinds = {kind: new_job() for kind in ("plain", "updated since", "source gone", "stored before", "too large")}
+    for count in range(10):
+        for job in kinds.values():
+            body = b"x" * limit if job == kinds["too large"] and not count else b"%d" % count
+            await dead_letter(provisioned, job, body)
+    await publish_confirmed(provisioned, dlq_subject("somebody"), b"by hand")
+    await publish_confirmed(provisioned, status_subject(kinds["updated since"]), b"later")
+    letters = await read_all(provisioned)
+    for letter in letters:
+        if letter.job == kinds["source gone"]:
+            await provisioned.jetstream().delete_msg(STATUS_STREAM, letter.source_sequence)
+    earlier = Replayer(provisioned)
+    before = [await earlier.publish(letter) for letter in letters if letter.job == kinds["stored before"]]
+    summary, results = await replay_selected(provisioned)
+    assert ReplaySummary(replayed=39, already_stored=10, problems=2) == summary
+    assert [each.sequence for each in before] == [each.sequence for each in results if each.already_stored]
+    assert [5, 51] == await sequences(provisioned)
+    assert [5, 51] == [sequence for sequence in await stored_sequences(provisioned) if sequence <= 51]
+    replays = [(job, body) for job, body, _ in await stored_updates(provisioned, 52)]
+    for kind, job in kinds.items():
+        expected = [b"%d" % count for count in range(kind == "too large", 10)]
+        assert expected == [body for each, body in replays if each == job], kind
+
+
+async def test_interrupted_anywhere(provisioned, monkeypatch):
+    """Whichever request of a replay is the last that is sent, one that is run again loses and doubles nothing."""
+    request, left, interrupted = Pipeline.request, 0, asyncio.Event()
+
+    def ask_while_some_are_left(pipeline: Pipeline, *asked: Any, **how: Any) -> asyncio.Future[Any]:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            return request(pipeline, *asked, **how)
+        interrupted.set()
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(Pipeline, "request", ask_while_some_are_left)
+    for last in range(14):
+        jobs = new_job(), new_job()
+        for count in range(3):
+            await dead_letter(provisioned, jobs[count % 2], b"%d" % count)
+        start, left = (await stored_sequences(provisioned))[-1] + 1, last
+        interrupted.clear()
+        replaying, waiting = (asyncio.create_task(each) for each in (replay_selected(provisioned), interrupted.wait()))
+        await asyncio.wait([replaying, waiting], return_when=asyncio.FIRST_COMPLETED)
+        replaying.cancel()
+        waiting.cancel()
+        await asyncio.wait([replaying, waiting])
+        sources = [sequence for sequence in await stored_sequences(provisioned) if start - 3 <= sequence < start]
+        letters = await read_all(provisioned)
+        assert set(sources) <= {letter.source_sequence for letter in letters}, "a source outlived its dead letter"
+        left = 10_000
+        await replay_selected(provisioned)
+        replays = [(job, body) for job, body, _ in await stored_updates(provisioned, start - 3)]
+        assert sorted([(jobs[0], b"0"), (jobs[0], b"2"), (jobs[1], b"1")]) == sorted(replays), last
+        assert [] == await sequences(provisioned)
