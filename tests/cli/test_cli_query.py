@@ -5,7 +5,7 @@ import functools
 import json
 
 import pytest
-from cli_kit import TIMEOUT_S, make_command
+from cli_kit import TIMEOUT_S
 from relay_kit import Scene
 
 from relay.cli.query import follow_job
@@ -17,9 +17,9 @@ JOB = "123e4567-e89b-42d3-a456-426614174000"
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, nats_server):
+def command(relay, nats_server):
     """Runs `relay query ...` against `nats_server`."""
-    return functools.partial(make_command(monkeypatch, tmp_path), "query", NATS_URL=nats_server.url)
+    return functools.partial(relay, "query", NATS_URL=nats_server.url)
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import datetime as dt
 import io
 import json
 import signal
-import sys
 from dataclasses import replace
 
 import pytest
-from cli_kit import TIMEOUT_S, environment, make_command, on_terminal
+from cli_kit import TIMEOUT_S, on_terminal, start_command
 from rich.console import Console
 from snapshot_kit import WORKER, report, snapshot
 
@@ -124,14 +123,10 @@ def test_document():
 # The command.
 
 
-async def test_json_through_an_outage(nats_server, provisioned):
+async def test_json_through_an_outage(nats_server, provisioned, tmp_path):
     """With --json there is an object per interval; while NATS is away it says so, and then goes on as before."""
     await provisioned.flush()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "relay", "top", "--json", "--interval", "0.2"),
-        env=environment(NATS_URL=nats_server.url),
-        stdout=asyncio.subprocess.PIPE,
-    )
+    process = await start_command(tmp_path, "top", "--json", "--interval", "0.2", NATS_URL=nats_server.url)
     try:
         async with asyncio.timeout(TIMEOUT_S):
             assert 4 == len(await told(process, lambda each: each["trouble"] is None, "lanes"))
@@ -169,10 +164,3 @@ async def test_on_a_terminal(nats_server):
         await terminal.shows("\x1b[?1049l")
         async with asyncio.timeout(TIMEOUT_S):
             assert 0 == await terminal.process.wait()
-
-
-async def test_nats_away_at_the_start(monkeypatch, tmp_path):
-    """Without NATS at the start there is one line that names where it was looked for, exit 1."""
-    ended = await make_command(monkeypatch, tmp_path)("top", "--once", NATS_URL="nats://127.0.0.1:1")
-    assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
-    assert ended.err.startswith("relay: no NATS connection to nats://127.0.0.1:1: ")

@@ -4,11 +4,10 @@ import functools
 import json
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-from bittensor_wallet import Keyfile, Keypair
-from cli_kit import make_command
+from bittensor_wallet import Keypair
+from cli_kit import hotkey_file, make_command
 from guarded_nats import ANYBODY, guarded_server, passwords, variables
 from relay_kit import Scene, new_job
 
@@ -68,12 +67,6 @@ def hotkey(tmp_path) -> str:
 async def simulator() -> AsyncIterator[FacilitatorSimulator]:
     async with FacilitatorSimulator([HOTKEY.public_key.hex()]) as simulator:
         yield simulator
-
-
-def hotkey_file(folder: Path, keypair: Keypair) -> str:
-    path = folder / f"hotkey-{keypair.ss58_address}"
-    Keyfile(str(path)).set_keypair(keypair, encrypt=False)
-    return str(path)
 
 
 def not_ok(findings: list[tuple[str, str, str]]) -> list[tuple[str, str]]:

@@ -9,12 +9,15 @@ import pty
 import signal
 import struct
 import sys
+import tempfile
 import termios
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from bittensor_wallet import Keyfile, Keypair
 
 from relay.cli import main
 from relay.observability import logs
@@ -33,20 +36,37 @@ def environment(**settings: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "NO_COLOR": "1"} | {f"RELAY_{name}": value for name, value in settings.items()}
 
 
-def make_command(monkeypatch: pytest.MonkeyPatch, folder: Any) -> Callable[..., Any]:
-    """`await command("doctor", NATS_URL=...)`: runs it to its end, off a terminal."""
+def make_command(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., Any]:
+    """`await command("doctor", NATS_URL=...)`: runs it to its end in `folder`, off a terminal, 200 columns wide."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(logs, "configure", lambda *_: None)  # it would keep the standard error of one run for good
+    monkeypatch.setenv("COLUMNS", "200")
 
-    async def command(*arguments: str, **settings: str) -> Ended:
+    async def command(*arguments: str, stdin: bytes = b"", **settings: str) -> Ended:
         for name in [name for name in os.environ if name.startswith("RELAY_")]:
             monkeypatch.delenv(name)
         for name, value in environment(**settings).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["relay", *arguments])
-        return await asyncio.to_thread(_run)
+        with _standard_input(stdin):
+            return await asyncio.to_thread(_run)
 
     return command
+
+
+@contextlib.contextmanager
+def _standard_input(content: bytes) -> Iterator[None]:
+    """The commands read the file descriptor, not `sys.stdin`."""
+    saved = os.dup(0)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 0)
+            os.close(saved)
 
 
 def _run() -> Ended:
@@ -58,6 +78,23 @@ def _run() -> Ended:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+async def start_command(folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
+    """`relay ...` as a process of its own, with pipes: for signals, and for what it prints while it runs."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", *arguments),
+        cwd=folder,
+        env=environment(**settings),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE),
+    )
+
+
+def hotkey_file(folder: Path, keypair: Keypair) -> str:
+    """An unencrypted wallet file of the hotkey, in `folder`."""
+    path = folder / f"hotkey-{keypair.ss58_address}"
+    Keyfile(str(path)).set_keypair(keypair, encrypt=False)
+    return str(path)
 
 
 class Terminal:
