@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import typer
-from nats.aio.client import Client
 from pydantic import ValidationError
 
 from relay.cli.console import complain
@@ -13,6 +12,7 @@ from relay.cli.stdin import stdin_lines
 from relay.contract.errors import RelayError
 from relay.contract.model import JobStatusUpdate
 from relay.nats.connection import PubAck
+from relay.nats.frames import FrameClient
 from relay.producer import publish_update
 
 _WINDOW: Final = 256
@@ -29,7 +29,7 @@ class _Outcome:
     problem: str = ""
 
 
-async def publish_lines(client: Client) -> bool:
+async def publish_lines(client: FrameClient) -> bool:
     """Publish each line of standard input, and print the outcomes in the order of the lines.
 
     Returns whether all are published. If it is cancelled, lines whose outcome was not printed may or may not be stored.
@@ -57,7 +57,7 @@ def problems_of(error: ValidationError) -> str:
 class _LinePublisher:
     """Publishes the updates of different jobs concurrently, and those of one job one after another."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FrameClient) -> None:
         self._client = client
         self._window: asyncio.Queue[asyncio.Future[_Outcome] | None] = asyncio.Queue(_WINDOW)
         self._last_of_job: dict[str, asyncio.Task[_Outcome]] = {}

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.cli.console import complain, nats_client, run
@@ -16,6 +15,7 @@ from relay.cli.query_display import as_json, details, row
 from relay.contract.environment import load_settings
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import is_job_uuid, receipt_subject, status_subject
+from relay.nats.frames import FrameClient
 from relay.query.replies import Progress, UpdateReply
 
 
@@ -69,7 +69,7 @@ def _details_now(update: UpdateReply) -> str:
 
 
 async def follow_job(
-    client: Client, job: str, show: Callable[[UpdateReply], None], *, ask_again_s: float = 2.0
+    client: FrameClient, job: str, show: Callable[[UpdateReply], None], *, ask_again_s: float = 2.0
 ) -> None:
     """Call `show` for each update as it is stored and again when it is settled, until the job's end is settled."""
     news = asyncio.Event()
@@ -78,7 +78,7 @@ async def follow_job(
         news.set()
 
     for subject in (status_subject(job), receipt_subject(job)):
-        await client.subscribe(subject, cb=wake)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        await client.subscribe(subject, cb=wake)
     follower = _Follower(client, job, show)
     while not await follower.ask():
         # Receipts may be switched off, and whatever is published during a reconnect is missed: so ask again anyhow.
@@ -91,7 +91,7 @@ async def follow_job(
 class _Follower:
     """Shows each update of a job once while it is pending and once when it is settled."""
 
-    def __init__(self, client: Client, job: str, show: Callable[[UpdateReply], None]) -> None:
+    def __init__(self, client: FrameClient, job: str, show: Callable[[UpdateReply], None]) -> None:
         self._client = client
         self._job = job
         self._show = show

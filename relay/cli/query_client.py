@@ -5,12 +5,11 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 
 from relay.contract.errors import RelayError
 from relay.contract.subjects import history_subject, query_subject
 from relay.contract.text import describe, escape
-from relay.nats.nats_py import stay_cancelled
+from relay.nats.frames import FrameClient
 from relay.query.replies import HistoryReply, HistoryRequest, UpdateReply
 
 _TIMEOUT_S: Final = 6.0
@@ -29,12 +28,12 @@ class QueryFailed(RelayError):  # noqa: N818 - named for what happened, as its s
         super().__init__(self.problem)
 
 
-async def ask_latest(client: Client, job: str) -> UpdateReply:
+async def ask_latest(client: FrameClient, job: str) -> UpdateReply:
     """The job's latest update. Raises QueryFailed, also if there is none."""
     return await _ask(client, query_subject(job), b"", UpdateReply)
 
 
-async def ask_updates(client: Client, job: str, after: int = 0) -> AsyncGenerator[UpdateReply]:
+async def ask_updates(client: FrameClient, job: str, after: int = 0) -> AsyncGenerator[UpdateReply]:
     """The job's updates with a sequence above `after`, oldest first. Raises QueryFailed, also if there are none."""
     next_after: int | None = after
     while next_after is not None:
@@ -45,10 +44,9 @@ async def ask_updates(client: Client, job: str, after: int = 0) -> AsyncGenerato
         next_after = page.next
 
 
-async def _ask(client: Client, subject: str, request: bytes, kind: type[R]) -> R:
+async def _ask(client: FrameClient, subject: str, request: bytes, kind: type[R]) -> R:
     try:
         answer = await client.request(subject, request, timeout=_TIMEOUT_S)
-        stay_cancelled()
     except nats.errors.NoRespondersError:
         raise QueryFailed(f"nobody answers on {subject}: no relay is running on this NATS") from None
     except (nats.errors.Error, TimeoutError, OSError) as error:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import (
     DLQ_STREAM,
@@ -19,6 +17,7 @@ from relay.contract.subjects import (
 from relay.core.ports import UpdateLike
 from relay.dead_letters.stored import StoredDeadLetter, source_subject_of
 from relay.nats.err_codes import STREAM_NOT_FOUND
+from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 
 _LOOKUP_TIMEOUT_S: Final = 1.0
@@ -40,7 +39,7 @@ class _JobIndex:
 class DeadLetterIndex:
     """Looks updates up in the dead-letter stream. Every lookup raises RelayError if the server gives no answer."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FrameClient) -> None:
         self._client = client
         self._jobs: dict[str, _JobIndex] = {}
         self._remembered = 0

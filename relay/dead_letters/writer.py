@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import (
     ATTEMPTS_HEADER,
@@ -33,6 +31,7 @@ from relay.core.verdict import DeadLetter
 from relay.dead_letters.index import DeadLetterIndex
 from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
+from relay.nats.frames import FrameClient
 
 _WRITE_TIMEOUT_S: Final = 5.0
 _CLOCK_SKEW_S: Final = 60.0
@@ -50,7 +49,7 @@ _UNSAFE_IN_NAME: Final = re.compile(r"[^0-9A-Za-z!#$%&'*+.^_`|~-]")
 class DeadLetterWriter:
     """Writes dead letters, and knows whether an update has one already."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FrameClient) -> None:
         self._client = client
         self._index = DeadLetterIndex(client)
         self._newest_before_s = self._newest_s = math.inf

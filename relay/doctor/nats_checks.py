@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any, Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer
 from relay.contract.settings import DeliverySettings, NatsSettings
 from relay.contract.text import format_size, redact_url
@@ -66,7 +64,7 @@ def soften_server_failures(findings: list[Finding]) -> list[Finding]:
     ]
 
 
-async def check_topology(client: Client, settings: DeliverySettings) -> Finding:
+async def check_topology(client: FrameClient, settings: DeliverySettings) -> Finding:
     """Are streams and consumers as these settings ask? The same comparison as `relay provision --check`."""
     plan = await check(client, topology_of(settings))
     if plan.in_place:
@@ -75,7 +73,7 @@ async def check_topology(client: Client, settings: DeliverySettings) -> Finding:
     return fail(TOPOLOGY, "; ".join(plan.differences), remedy)
 
 
-async def check_account(client: Client) -> Finding:
+async def check_account(client: FrameClient) -> Finding:
     """How much of the storage of the NATS account is used?"""
     info: dict[str, Any] = await api_request(client, "$JS.API.INFO")
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)

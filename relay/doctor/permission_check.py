@@ -2,8 +2,6 @@
 
 from typing import Final
 
-from nats.aio.client import Client
-
 from relay.contract.subjects import (
     ADVISORY_STREAM,
     DLQ_STREAM,
@@ -28,6 +26,7 @@ from relay.contract.subjects import (
 )
 from relay.doctor.findings import Finding, fail, ok, warn
 from relay.nats.ack_subject import ack_of_nothing
+from relay.nats.frames import FrameClient
 from relay.nats.permission import ELSEWHERE, Need, refused
 
 PERMISSIONS: Final = "permissions"
@@ -69,7 +68,7 @@ def needs() -> list[Need]:
     return [*map(Need, requests), *own_work(), *(Need(subject, subscribe=True) for subject in heard)]
 
 
-async def check_permissions(client: Client) -> Finding:
+async def check_permissions(client: FrameClient) -> Finding:
     """Try everything that `needs` lists. Raises nats.errors.Error if the connection is lost meanwhile."""
     wanted = needs()
     missing = await refused(client, wanted)

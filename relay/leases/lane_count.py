@@ -3,11 +3,10 @@
 import asyncio
 from typing import Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import RelayError
 from relay.contract.subjects import STATUS_STREAM, api_stream_info, lanes_of_transform
 from relay.nats.connection import api_request
+from relay.nats.frames import FrameClient
 from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)
@@ -19,7 +18,7 @@ _TIMEOUT_S: Final = 1.0
 class LaneCount:
     """Compares the lanes of the stream with `lanes`, those of the relay, again and again."""
 
-    def __init__(self, client: Client, lanes: int) -> None:
+    def __init__(self, client: FrameClient, lanes: int) -> None:
         self.trouble: str | None = None
         """How they differ and what to do, in words for an operator; None if they do not."""
         self._client = client

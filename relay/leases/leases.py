@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_stream_info, lane_key, worker_key
 from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.err_codes import WRONG_LAST_SEQUENCE
+from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.observability.logs import get_logger
 
@@ -67,7 +67,7 @@ class Leases:
         ttl_s: the bucket's time to live.
     """
 
-    def __init__(self, nc: Client, worker: str, ttl_s: float) -> None:
+    def __init__(self, nc: FrameClient, worker: str, ttl_s: float) -> None:
         self.worker = worker
         self.ttl_s = ttl_s
         self.changed = asyncio.Event()
@@ -79,7 +79,7 @@ class Leases:
 
     async def watch(self) -> None:
         """Have `changed` set from now on. What is missed while disconnected is found at the next regular look."""
-        await self._nc.subscribe(LEASE_SUBJECTS, cb=self._heard)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        await self._nc.subscribe(LEASE_SUBJECTS, cb=self._heard)
 
     async def try_elsewhere(self) -> None:
         """Connect to another server of the cluster, if one is known: this one answers, but may be cut off from it."""

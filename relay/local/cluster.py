@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.contract.errors import LocalServerError, RelayError
@@ -17,6 +16,7 @@ from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_consumer_info, api_stream_info
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect
+from relay.nats.frames import FrameClient
 
 NODES: Final = 3
 ELECTION_TIMEOUT_S: Final = 25.0
@@ -50,7 +50,7 @@ class NatsCluster:
             self._release_routes()
         self._nodes = {_name(i): NatsServer(extra_config=_config(i, ports)) for i in range(NODES)}
         self._running: set[str] = set()
-        self._observer: Client | None = None
+        self._observer: FrameClient | None = None
         self._elected = asyncio.Event()
 
     @property
@@ -112,7 +112,7 @@ class NatsCluster:
                 await self.start(node)
             await self.until_current()
             self._observer = await connect(NatsSettings(urls=self.urls), name="cluster-observer")
-            await self._observer.subscribe(_ELECTIONS, cb=self._on_election)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+            await self._observer.subscribe(_ELECTIONS, cb=self._on_election)
         except BaseException:
             await self._close()
             raise

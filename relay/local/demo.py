@@ -10,7 +10,6 @@ from random import Random
 from typing import Final
 
 from bittensor_wallet import Keyfile, Keypair
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.contract.errors import LocalServerError
@@ -32,6 +31,7 @@ from relay.local.tally import Result, Tally
 from relay.local.traffic import TrafficSource
 from relay.nats.ack_subject import all_acks, parse_ack_subject
 from relay.nats.connection import close, connect
+from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.service.app import Relay
 from relay.topology.provision import provision, topology_of
@@ -57,7 +57,7 @@ class Plan:
 class Demo:
     """A relay at work between its two neighbours; see `open_demo`."""
 
-    def __init__(self, client: Client, facilitator: FacilitatorSimulator, relay: Relay, nats_url: str) -> None:
+    def __init__(self, client: FrameClient, facilitator: FacilitatorSimulator, relay: Relay, nats_url: str) -> None:
         self.tally = Tally()
         self.nats_url = nats_url
         self.http_port = relay.http_port
@@ -73,7 +73,7 @@ class Demo:
         rng = Random(plan.seed)
         scenario = make_scenario(rng, plan.jobs)
         self._prepare(scenario)
-        await self._client.subscribe(all_acks(STATUS_STREAM), cb=self._note_acknowledgement)  # pyright: ignore[reportUnknownMemberType] - of its parameter `future`
+        await self._client.subscribe(all_acks(STATUS_STREAM), cb=self._note_acknowledgement)
         await self._client.flush()
         source = TrafficSource(self._client, scenario.jobs, rate_per_s=plan.rate_per_s, rng=rng)
         await source.run(self.tally.note_published)
@@ -136,7 +136,7 @@ async def open_demo(signer: Signer, delivery: DeliverySettings = _DELIVERY) -> A
 
 
 @contextlib.asynccontextmanager
-async def _client(settings: NatsSettings) -> AsyncGenerator[Client]:
+async def _client(settings: NatsSettings) -> AsyncGenerator[FrameClient]:
     client = await connect(settings, name="relay-demo")
     try:
         yield client
@@ -158,7 +158,7 @@ async def _at_work(relay: Relay, facilitator: FacilitatorSimulator) -> AsyncGene
             stop.set()
 
 
-async def _dead_letters(client: Client) -> dict[int, str]:
+async def _dead_letters(client: FrameClient) -> dict[int, str]:
     """What is in the dead-letter stream: the sequence of each update, and the reason."""
     letters: dict[int, str] = {}
     position = 1

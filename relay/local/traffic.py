@@ -9,11 +9,10 @@ from itertools import count
 from random import Random
 from typing import Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import PublishUnconfirmed
 from relay.local.jobs import Parcel
 from relay.nats.connection import PubAck
+from relay.nats.frames import FrameClient
 from relay.producer import publish_body
 
 _AGAIN_AFTER_S: Final = 0.1
@@ -48,7 +47,7 @@ class TrafficSource:
 
     def __init__(
         self,
-        client: Client,
+        client: FrameClient,
         jobs: Iterable[Iterable[Parcel]],
         *,
         rate_per_s: float,

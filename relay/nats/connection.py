@@ -16,7 +16,7 @@ from relay.contract.text import redact_url
 from relay.nats.credentials import sign_in
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.nats.frames import FrameClient
-from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
+from relay.nats.nats_py import abort, bound_closing, end_reconnect
 from relay.observability.logs import get_logger
 
 OLDEST_SERVER: Final = (2, 11, 0)
@@ -158,7 +158,6 @@ async def api_request(
         raise BrokerUnavailable(_servers(url), f"not connected, so {subject} was not sent")
     try:
         answer = await client.request(subject, _encode_request(body) if body else b"", timeout=timeout_s)
-        stay_cancelled()
         parsed = _decode_answer(answer.data)
     except nats.errors.NoRespondersError as error:
         raise _without_jetstream(_servers(url)) from error
@@ -200,7 +199,6 @@ async def publish_confirmed(
         raise PublishUnconfirmed(subject, "there is no connection to NATS; it was not sent")
     try:
         answer = await client.request(subject, payload, timeout=timeout_s, headers=headers)
-        stay_cancelled()
         ack = _decode_publish_answer(answer.data)
     except nats.errors.NoRespondersError as error:
         cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"

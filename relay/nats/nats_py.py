@@ -61,7 +61,7 @@ async def end_reconnect(client: Client) -> None:
 
 
 def stay_cancelled() -> None:
-    """To be called after each `client.request`, so that a cancellation is not lost.
+    """Raise CancelledError if the task is cancelled; to be called after each request of nats-py's own client.
 
     Before Python 3.12 `wait_for`, in which nats-py waits, forgets a cancellation that comes with the answer.
     """

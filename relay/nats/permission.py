@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nats.aio.client import Client
+from relay.nats.frames import FrameClient
 
 UNREADABLE: Final = b"{"
 """As the body of a request of JetStream's API: an error, if anybody were to answer. (An empty pull would be served.)"""
@@ -30,7 +30,7 @@ class Need:
         return f"{'subscribe to' if self.subscribe else 'publish on'} {self.subject}"
 
 
-async def refused(client: Client, needs: Sequence[Need]) -> list[Need]:
+async def refused(client: FrameClient, needs: Sequence[Need]) -> list[Need]:
     """Those of `needs` that the server refuses: tried all at once, and one by one if anything was refused.
 
     Nobody else may use the connection meanwhile: a refusal shows as its last error. Raises nats.errors.Error if the
@@ -41,11 +41,11 @@ async def refused(client: Client, needs: Sequence[Need]) -> list[Need]:
     return [need for need in needs if await _refuses(client, [need])]
 
 
-async def _refuses(client: Client, needs: Sequence[Need]) -> bool:
+async def _refuses(client: FrameClient, needs: Sequence[Need]) -> bool:
     before = client.last_error
     for need in needs:
         if need.subscribe:
-            subscription = await client.subscribe(need.subject)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+            subscription = await client.subscribe(need.subject)
             await subscription.unsubscribe()
         else:
             await client.publish(need.subject, need.body, headers=need.headers)

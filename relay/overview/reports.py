@@ -6,20 +6,19 @@ from typing import Final
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from relay.contract.errors import BrokerUnavailable
 from relay.contract.report import Report
 from relay.contract.subjects import REPORT_SUBJECT
 from relay.contract.text import describe
+from relay.nats.frames import FrameClient
 
 REPORT_TIMEOUT_S: Final = 1.0
 _NO_RESPONDERS: Final = "503"
 
 
-async def gather_reports(client: Client, expected: int, timeout_s: float = REPORT_TIMEOUT_S) -> dict[str, Report]:
+async def gather_reports(client: FrameClient, expected: int, timeout_s: float = REPORT_TIMEOUT_S) -> dict[str, Report]:
     """The workers' reports by worker: the first `expected`, or those that arrive within `timeout_s`.
 
     With `expected` 0 nothing is sent. The reports of workers of another version that cannot be decoded are left out.
@@ -30,7 +29,7 @@ async def gather_reports(client: Client, expected: int, timeout_s: float = REPOR
         return collector.reports
     inbox = client.new_inbox()
     try:
-        subscription: Subscription = await client.subscribe(inbox, cb=collector.receive)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        subscription = await client.subscribe(inbox, cb=collector.receive)
         try:
             await client.publish(REPORT_SUBJECT, b"", reply=inbox)
             with contextlib.suppress(TimeoutError):  # workers that have not answered are missing in the result

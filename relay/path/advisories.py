@@ -16,7 +16,6 @@ import contextlib
 from typing import Annotated, Any, Final
 
 import msgspec
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.contract.errors import RelayError
@@ -31,6 +30,7 @@ from relay.core.lane import Lane
 from relay.core.trace import traced
 from relay.core.verdict import DeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
+from relay.nats.frames import FrameClient
 from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
@@ -55,7 +55,7 @@ class Advisories:
         lane: says what is at hand and how what was at hand was settled.
     """
 
-    def __init__(self, nc: Client, lane: Lane[Any], dead_letters: DeadLetterWriter, metrics: Metrics) -> None:
+    def __init__(self, nc: FrameClient, lane: Lane[Any], dead_letters: DeadLetterWriter, metrics: Metrics) -> None:
         self._nc = nc
         self._lane = lane
         self._dead_letters = dead_letters
@@ -68,7 +68,7 @@ class Advisories:
 
     async def run(self) -> None:
         """Dead-letter what JetStream gave up on, until cancelled (which is safe at any time)."""
-        subscription = await self._nc.subscribe(self._subject, cb=self._heard)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+        subscription = await self._nc.subscribe(self._subject, cb=self._heard)
         try:
             while True:
                 self._hint.clear()

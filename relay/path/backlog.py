@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.report import LaneReport
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer, lane_filter
 from relay.nats.connection import api_request
+from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.observability.metrics import Metrics
 
@@ -37,7 +36,7 @@ class Backlog:
         lanes: how those lanes stand now.
     """
 
-    def __init__(self, client: Client, lanes: Callable[[], Sequence[LaneReport]], metrics: Metrics) -> None:
+    def __init__(self, client: FrameClient, lanes: Callable[[], Sequence[LaneReport]], metrics: Metrics) -> None:
         self._client = client
         self._lanes = lanes
         self._metrics = metrics

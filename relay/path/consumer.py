@@ -25,7 +25,6 @@ from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
 from relay.nats.headers import DESCRIPTION, STATUS, parse_headers
-from relay.nats.nats_py import stay_cancelled
 from relay.observability.logs import get_logger
 from relay.path.delivery import Delivery
 
@@ -121,7 +120,6 @@ class PullConsumer:
         subject = ack_of_nothing(self._stream, self.name)
         try:
             await self._client.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
-            stay_cancelled()
         except (nats.errors.Error, TimeoutError) as error:
             _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
 

@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 from typing import Final
 
-from nats.aio.client import Client
-
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import MSG_ID_HEADER, cheated_subject, request_subject
 from relay.contract.wire import PushKind
@@ -13,6 +11,7 @@ from relay.core.backoff import Backoff
 from relay.core.session import Pushed
 from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
+from relay.nats.frames import FrameClient
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 
@@ -25,7 +24,7 @@ _QUEUE_SIZE: Final = 1000
 class Requests:
     """Publishes pushes in the order in which they came, each until the server has it."""
 
-    def __init__(self, nc: Client, backoff: Backoff, metrics: Metrics) -> None:
+    def __init__(self, nc: FrameClient, backoff: Backoff, metrics: Metrics) -> None:
         self._nc = nc
         self._backoff = backoff
         self._metrics = metrics

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from relay.contract.model import JobStatusUpdate
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.nats.connection import PubAck, publish_confirmed
+from relay.nats.nats_py import stay_cancelled
 
 PUBLISH_TIMEOUT_S: Final = 5.0
 _ID_BYTES: Final = 16
@@ -48,7 +49,9 @@ async def publish_body(
     of 2 minutes. With None it is stored each time. Cancelling and errors are as with `publish_update`.
     """
     headers = None if message_id is None else {MSG_ID_HEADER: message_id}
-    return await publish_confirmed(client, status_subject(token), body, headers, timeout_s=timeout_s)
+    ack = await publish_confirmed(client, status_subject(token), body, headers, timeout_s=timeout_s)
+    stay_cancelled()  # the caller may have brought a client of nats-py's own
+    return ack
 
 
 def update_of(message: Mapping[str, Any]) -> JobStatusUpdate:

@@ -24,7 +24,6 @@ import nats.errors
 from relay.contract.subjects import standing_subject
 from relay.core.progress import LaneProgress, Settled
 from relay.nats.connection import Requester
-from relay.nats.nats_py import stay_cancelled
 from relay.query.archive import Archive, Floor, StoredUpdate
 
 _OWNER_TIMEOUT_S: Final = 0.5
@@ -137,7 +136,6 @@ class ProgressSources:
             answer = await self._client.request(
                 standing_subject(lane), msgspec.json.encode(Question(job)), timeout=_OWNER_TIMEOUT_S
             )
-            stay_cancelled()
             return msgspec.json.decode(answer.data, type=LaneProgress | None)
         except (nats.errors.Error, TimeoutError, msgspec.DecodeError):
             return None  # nobody drives it, or nobody who can be understood: the server is asked instead

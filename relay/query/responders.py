@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from relay.contract.report import Report
 from relay.contract.subjects import REPORT_SUBJECT, standing_subject
 from relay.core.progress import LaneProgress
+from relay.nats.frames import FrameClient
 from relay.query.progress_sources import Question
 
 
@@ -27,7 +27,7 @@ class Driver(Protocol):
 class ReportingDriver:
     """A driver that answers on `relay.lane.<n>` for as long as it drives the lane."""
 
-    def __init__(self, client: Client, driver: Driver) -> None:
+    def __init__(self, client: FrameClient, driver: Driver) -> None:
         self._client = client
         self._driver = driver
 
@@ -42,14 +42,14 @@ class ReportingDriver:
         self._driver.extend(number, ours_until_s)
 
 
-async def serve_reports(client: Client, report: Callable[[], Report]) -> None:
+async def serve_reports(client: FrameClient, report: Callable[[], Report]) -> None:
     """Answer on `relay.report` until cancelled."""
     async with _answering(client, REPORT_SUBJECT, lambda _: report()):
         await asyncio.Event().wait()
 
 
 @asynccontextmanager
-async def _answering(client: Client, subject: str, answer: Callable[[bytes], Any]) -> AsyncGenerator[None]:
+async def _answering(client: FrameClient, subject: str, answer: Callable[[bytes], Any]) -> AsyncGenerator[None]:
     async def respond(message: Msg) -> None:
         if not message.reply:
             return
@@ -57,7 +57,7 @@ async def _answering(client: Client, subject: str, answer: Callable[[bytes], Any
         with suppress(msgspec.DecodeError, RecursionError, nats.errors.Error):
             await client.publish(message.reply, msgspec.json.encode(answer(message.data)))
 
-    subscription = await client.subscribe(subject, cb=respond)  # pyright: ignore[reportUnknownMemberType] - a bare Future
+    subscription = await client.subscribe(subject, cb=respond)
     try:
         yield
     finally:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from nats.micro.service import EndpointInfo, EndpointStats, Service, ServiceConfig, ServiceInfo, ServiceStats
@@ -213,7 +212,7 @@ class StatusService:
 class _Described(Service):
     """What NATS's own tools ask about; the endpoints are not the client's."""
 
-    def __init__(self, client: Client, config: ServiceConfig, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, client: FrameClient, config: ServiceConfig, endpoints: Sequence[Endpoint]) -> None:
         super().__init__(client, config)
         self._served = endpoints
 

@@ -5,14 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from nats.aio.client import Client
-
 from relay.contract.report import ConnectionReport, LaneReport, Report
 from relay.contract.settings import Settings
 from relay.contract.text import redact_url
 from relay.facilitator.connection import Facilitator
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
+from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
 from relay.path.lanes import Dispatcher
 
@@ -33,7 +32,7 @@ class WorkerStatus:
     def __init__(self, settings: Settings, metrics: Metrics, *, worker: str, version: str) -> None:
         self.waiting_for: str | None = "starting"
         """What keeps it from relaying at all, in words for an operator; None while it relays."""
-        self.client: Client | None = None
+        self.client: FrameClient | None = None
         """The connection to NATS; None before there is one."""
         self._settings = settings
         self._metrics = metrics

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
-from nats.aio.client import Client
-
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
 from relay.contract.settings import DeliverySettings
 from relay.nats.connection import api_request, publish_confirmed, require_server
 from relay.nats.err_codes import CONSUMER_EXISTS, STREAM_NOT_FOUND, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
+from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.topology.plan import LANE_CAPACITY, Actual, Config, Kind, LaneChange, Plan, Step, Verb, Wanted, make_plan
 
@@ -47,7 +46,7 @@ def topology_of(settings: DeliverySettings) -> Topology:
     )
 
 
-async def check(client: Client, topology: Topology) -> Plan:
+async def check(client: FrameClient, topology: Topology) -> Plan:
     """Compare the server with `topology` and change nothing.
 
     Raises UnsuitableServer, JetStreamError and BrokerUnavailable, as `require_server` and `api_request` do.
@@ -57,7 +56,7 @@ async def check(client: Client, topology: Topology) -> Plan:
     return make_plan(wanted_now, await _read(client, wanted_now))
 
 
-async def provision(client: Client, topology: Topology) -> Plan:
+async def provision(client: FrameClient, topology: Topology) -> Plan:
     """Bring the server to `topology`, read back what it made of that, and return what was done.
 
     Safe to run at any time, again and by several at once. Raises UnsafeChange, with nothing changed, if that would
@@ -199,7 +198,7 @@ def _nanoseconds(seconds: float) -> int:
     return round(seconds * _NS)
 
 
-async def _read(client: Client, wanted_now: Wanted) -> Actual:
+async def _read(client: FrameClient, wanted_now: Wanted) -> Actual:
     streams = {name: info for name in wanted_now.streams if (info := await _stream_info(client, name)) is not None}
     captured_by = {
         subject: await _capturing(client, subject)
@@ -211,7 +210,7 @@ async def _read(client: Client, wanted_now: Wanted) -> Actual:
     return Actual(streams, consumers, last_stored, captured_by)
 
 
-async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
+async def _stream_info(client: FrameClient, name: str) -> dict[str, Any] | None:
     try:
         return await api_request(client, subjects.api_stream_info(name))
     except JetStreamError as error:
@@ -220,19 +219,19 @@ async def _stream_info(client: Client, name: str) -> dict[str, Any] | None:
         raise
 
 
-async def _last_sequence(client: Client, consumer: Config) -> int:
+async def _last_sequence(client: FrameClient, consumer: Config) -> int:
     if not consumer.get("filter_subject"):
         return 0
     last = await find_message(client, subjects.STATUS_STREAM, {"last_by_subj": consumer["filter_subject"]})
     return 0 if last is None else last.sequence
 
 
-async def _capturing(client: Client, subject: str) -> list[str]:
+async def _capturing(client: FrameClient, subject: str) -> list[str]:
     answer = await api_request(client, "$JS.API.STREAM.NAMES", {"subject": subject})
     return answer["streams"] or []
 
 
-async def _lane_consumers(client: Client) -> dict[str, Config]:
+async def _lane_consumers(client: FrameClient) -> dict[str, Config]:
     found: dict[str, Config] = {}
     offset = 0
     while True:
@@ -245,7 +244,7 @@ async def _lane_consumers(client: Client) -> dict[str, Config]:
             return found
 
 
-async def _change_lanes(client: Client, step: Step, change: LaneChange) -> None:
+async def _change_lanes(client: FrameClient, step: Step, change: LaneChange) -> None:
     """Change the lanes at a moment when every stored update is settled and none can arrive.
 
     Otherwise an update filed under its job's old lane could be overtaken by a later one in the new lane. The plan saw
@@ -271,7 +270,7 @@ async def _change_lanes(client: Client, step: Step, change: LaneChange) -> None:
         await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, _LOCK_CONSUMER))
 
 
-async def _be_the_only_one(client: Client, change: LaneChange) -> None:
+async def _be_the_only_one(client: FrameClient, change: LaneChange) -> None:
     # Two of these at a time could undo each other's change and let updates in between. Of consumers of one name with
     # different configurations the server makes only the first; it goes away by itself should we be killed.
     lock = {
@@ -292,7 +291,7 @@ async def _be_the_only_one(client: Client, change: LaneChange) -> None:
         raise UnsafeChange([f"{change}: somebody else is changing the lanes at this moment; try again"]) from error
 
 
-async def _require_last_sequence(client: Client, change: LaneChange) -> None:
+async def _require_last_sequence(client: FrameClient, change: LaneChange) -> None:
     # A publish that the server must refuse. It queues up behind every update that is still on its way into the stream,
     # and the server looks at the last sequence first: an error about the message id means that the sequence is right.
     conditions = {
@@ -309,7 +308,7 @@ async def _require_last_sequence(client: Client, change: LaneChange) -> None:
     raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
 
 
-async def _apply(client: Client, step: Step) -> None:
+async def _apply(client: FrameClient, step: Step) -> None:
     match step.verb, step.kind:
         case Verb.LEFT, _:
             return

@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from relay.nats.frames import Take
+from relay.nats.nats_py import stay_cancelled
 from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
 
@@ -80,7 +81,9 @@ class Client:
     ) -> Msg:
         in_turn = subject.startswith(_WORDS)
         answer = self._link.ask(lambda: self._jetstream.request(subject, payload, headers or {}), after_words=in_turn)
-        return Msg(self, data=await _within(timeout, answer))  # type: ignore[arg-type]
+        message = Msg(self, data=await _within(timeout, answer))  # type: ignore[arg-type]
+        stay_cancelled()
+        return message
 
     # What nats-py's subscriptions ask of their client.
 
