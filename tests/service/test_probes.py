@@ -3,7 +3,7 @@
 import asyncio
 import urllib.request
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.local.ledger import DROPPED
 from relay.observability.metrics import Metrics
+from relay.path.backlog import Backlog
 from relay.service.app import Relay
 from relay.topology.provision import provision, topology_of
 
@@ -37,8 +38,6 @@ async def facilitator():
 @pytest.fixture
 def after(monkeypatch) -> Callable[..., Any]:
     """`until = after(Class.method)`: `await until(condition)` looks at the condition after every call of the method."""
-    monkeypatch.setattr("relay.path.backlog._LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("relay.leases.lane_count._LOOK_EVERY_S", 0.05)
 
     def watch(owner: type, name: str) -> Callable[..., Any]:
         called, method = asyncio.Event(), getattr(owner, name)
@@ -64,21 +63,33 @@ def after(monkeypatch) -> Callable[..., Any]:
     return watch
 
 
+async def look_until(looked_at: Backlog | LaneCount, condition: Callable[[], bool]) -> None:
+    """Look until the condition holds, as the relay does by itself every five seconds."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():
+            await looked_at._look()
+            await asyncio.sleep(0.02)
+
+
+def looking_at_backlog(scene: Scene, relay: Relay) -> Callable[..., Any]:
+    return partial(look_until, Backlog(scene.nc, relay.worker_status.lanes, relay.metrics))
+
+
 def of(relay: Relay, name: str, lanes: int = 4) -> list[float]:
     """A gauge that each lane has."""
     now = gauges(relay)
     return [now[f"{name} {lane}"] for lane in range(lanes)]
 
 
-async def test_backlog_that_is_not_pulled(nats_server, facilitator, after):
+async def test_backlog_that_is_not_pulled(nats_server, facilitator):
     """With the Facilitator away lag and age count what nobody has pulled; both are 0 when all is settled."""
-    until = after(Metrics, "backlog")
     async with Scene(nats_server, facilitator) as scene:
         await facilitator.away()
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         updates = [await scene.publish(new_job(lane)) for lane in (1, 1, 3)]
         async with scene.relay() as relay:
+            until = looking_at_backlog(scene, relay)
             await until(lambda: of(relay, "relay_lag") == [0, 2, 0, 1])
             # The age goes by the server's clock, which is this machine's, and by milliseconds.
             oldest_s = of(relay, "relay_oldest_unrelayed_seconds")
@@ -93,10 +104,10 @@ async def test_backlog_that_is_not_pulled(nats_server, facilitator, after):
             assert of(relay, "relay_oldest_unrelayed_seconds") == [0, 0, 0, 0]
 
 
-async def test_one_stuck_job(nats_server, facilitator, after):
+async def test_one_stuck_job(nats_server, facilitator):
     """A job that is tried again and again is the whole lag, and its age that of the lane, while others go past it."""
-    until = after(Metrics, "backlog")
     async with Scene(nats_server, facilitator, MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
+        until = looking_at_backlog(scene, relay)
         stuck = new_job(0)
         facilitator.unknown_jobs.add(stuck)
         await scene.publish(stuck)
@@ -109,10 +120,10 @@ async def test_one_stuck_job(nats_server, facilitator, after):
         await until(lambda: of(relay, "relay_lag") == [0, 0, 0, 0])
 
 
-async def test_age_while_nats_is_away(nats_server, facilitator, after):
+async def test_age_while_nats_is_away(nats_server, facilitator):
     """As long as NATS cannot be asked, the oldest update of a lane grows older, and what is settled stays settled."""
-    until = after(Metrics, "backlog")
     async with Scene(nats_server, facilitator, LEASE_TTL="60", MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
+        until = looking_at_backlog(scene, relay)
         stuck = new_job(2)
         facilitator.unknown_jobs.add(stuck)
         await scene.publish(stuck)
@@ -179,26 +190,25 @@ async def test_lanes_change_hands(nats_server, facilitator, after):
 
 
 @pytest.mark.parametrize("lanes", ["4", "1"])
-async def test_lanes_changed_meanwhile(nats_server, facilitator, after, capsys, lanes):
+async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
     """A relay under which the number of lanes was changed lives on and is not ready, and says once in its log what that
     means and what to do; it is ready when it is the right number again.
     """
-    looked = after(LaneCount, "_look")
     async with Scene(nats_server, facilitator, LANES="2") as scene, scene.relay() as relay:
-        await looked(lambda: relay.worker_status.missing() == [])
+        until = partial(look_until, relay.worker_status._lane_count)
+        await until(lambda: relay.worker_status.missing() == [])
         await provision(scene.nc, topology_of(load_settings(scene.environment | {"RELAY_LANES": lanes}, None).delivery))
         said = (
             f"stream JOB_STATUS has {lanes} lanes now, and this relay goes by 2: {LANES_CHANGED_TO[lanes]}; "
             f"restart every relay with RELAY_LANES={lanes}"
         )
-        await looked(lambda: said in relay.worker_status.missing())
+        await until(lambda: said in relay.worker_status.missing())
         livez = f"http://127.0.0.1:{relay.http_port}/livez"
         assert 200 == (await asyncio.to_thread(urllib.request.urlopen, livez)).status
         assert 0 == gauges(relay)["relay_ready"]
-        looks = count()
-        await looked(lambda: next(looks) == 2)
+        await relay.worker_status._lane_count._look()  # and still so
         await scene.provision()
-        await looked(lambda: relay.worker_status.missing() == [])
+        await until(lambda: relay.worker_status.missing() == [])
     assert 1 == capsys.readouterr().out.count(said)
 
 

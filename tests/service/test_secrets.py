@@ -159,8 +159,10 @@ async def answer_of(port, path):
     return await asyncio.to_thread(get)
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
-@pytest.mark.parametrize(("validator", "outcome"), [(HOTKEY, "connected to the"), (STRANGER, "refuses this validator")])
+@pytest.mark.parametrize(
+    ("form", "validator", "outcome"),
+    [("json", HOTKEY, "connected to the"), ("console", STRANGER, "refuses this validator")],
+)
 async def test_serve(tmp_path, planted, form, validator, outcome):
     """Let in or refused, and when NATS goes away, no line at any level and no probe shows a secret or the sign-in."""
     allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
@@ -178,6 +180,8 @@ async def test_serve(tmp_path, planted, form, validator, outcome):
             await server.stop()
             await relay.says("disconnected from NATS")
             probes = [await answer_of(port, path) for path in ("/livez", "/readyz", "/metrics")]
+            await server.start()
+            await relay.says("connected to NATS again")
             relay.process.terminate()
             assert 0 == await relay.ended()
             signature = json.loads(facilitator.received[0])["signature"]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -15,9 +16,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from relay_kit import Scene, new_job
 
+from relay.core.backoff import Backoff
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.local.server import NatsServer
+from relay.service.supervisor import Supervisor
+from relay.service.worker_probes import WorkerProbes
 
 DUPLICATE = "job.integrity_error"
 TIMEOUT_S = 30
@@ -157,8 +161,10 @@ async def in_each_lane(scene: Scene) -> None:
 
 
 async def test_one_port_answers_for_all():
-    """On one port /livez and /readyz speak for every worker, and /metrics has the series of each with its number."""
-    async with relayed() as (scene, parent, _):
+    """On one port /livez and /readyz speak for every worker, and /metrics has the series of each with its number. A
+    worker that stands still is named by /readyz and left out of the metrics.
+    """
+    async with relayed() as (scene, parent, started):
         await in_each_lane(scene)
         assert (200, "ok\n") == await parent.probe("/livez")
         both = [{"worker": number, "ready": True, "missing": []} for number in (0, 1)]
@@ -172,19 +178,14 @@ async def test_one_port_answers_for_all():
         assert [] == [sample for family in families for sample in family.samples if "worker" not in sample.labels]
         assert len(families) == len({family.name for family in families})
 
-
-async def test_worker_that_hangs():
-    """A worker that stands still is left out of the metrics and named by /readyz, the others are not disturbed."""
-    async with relayed() as (scene, parent, started):
-        await in_each_lane(scene)
         hanging = started[0]
+        hung, other = str(hanging["worker"]), str(1 - hanging["worker"])
         os.kill(hanging["pid"], signal.SIGSTOP)
         try:
-            status, body = await parent.probe("/readyz")
-            assert (503, [f"worker {hanging['worker']}: no answer within 1 s"]) == (status, json.loads(body)["missing"])
-            _, body = await parent.probe("/metrics")
-            assert {str(hanging["worker"]): 0, str(1 - hanging["worker"]): 1} == series(body, "relay_worker_up")
-            assert {str(1 - hanging["worker"])} == series(body, "relay_ready").keys()
+            (status, body), (_, metrics) = await asyncio.gather(parent.probe("/readyz"), parent.probe("/metrics"))
+            assert (503, [f"worker {hung}: no answer within 1 s"]) == (status, json.loads(body)["missing"])
+            assert {hung: 0, other: 1} == series(metrics, "relay_worker_up")
+            assert {other} == series(metrics, "relay_ready").keys()
         finally:
             os.kill(hanging["pid"], signal.SIGCONT)
 
@@ -237,19 +238,8 @@ async def test_port_in_use():
     assert parent.of("RELAY_HTTP_PORT")
 
 
-async def test_worker_that_keeps_dying():
+async def test_worker_that_keeps_dying(capsys):
     """A worker that dies again and again ends all with 1 and one line that says so."""
-    async with NatsServer(jetstream=False) as server:
-        environment = {
-            "RELAY_NATS_URL": server.url,
-            "RELAY_FACILITATOR_URL": NOBODY,
-            "RELAY_FACILITATOR_AUTH": "none",
-            "RELAY_BACKOFF_INITIAL": "0.05",
-            "RELAY_BACKOFF_MAX": "0.1",
-            "RELAY_HTTP_PORT": "0",
-            "RELAY_LOG_FORMAT": "json",
-        }
-        async with supervised(environment) as parent:
-            assert 1 == await parent.ended()
-    given_up = [line["event"] for line in parent.of("giving up")]
-    assert ["a worker ended 5 times within 60 s, with exit status 1; giving up"] == given_up
+    backoff = Backoff(0.01, 0.02, random.random)
+    assert 1 == await Supervisor(["false"], 2, WorkerProbes(2), backoff).run()
+    assert 1 == capsys.readouterr().out.count("a worker ended 5 times within 60 s, with exit status 1; giving up")
