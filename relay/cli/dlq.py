@@ -20,16 +20,20 @@ from relay.dead_letters import stream
 from relay.dead_letters.moments import parse_since
 from relay.dead_letters.selection import Selection
 
-dlq = typer.Typer(name="dlq", help="Look into dead letters, send them again, or remove them.", no_args_is_help=True)
+dlq = typer.Typer(name="dlq", help="List dead letters, publish them again, or remove them.", no_args_is_help=True)
 
 _WIDTH_UNKNOWN: Final = (120, 24)
 
-Sequences = Annotated[list[int] | None, typer.Argument(metavar="[SEQ]...", help="Their sequences, as `list` shows.")]
-Job = Annotated[str | None, typer.Option(help="Those of one job: its UUID.")]
-ForReason = Annotated[Reason | None, typer.Option(help="Those with one reason.")]
-Since = Annotated[str | None, typer.Option(help="Those of the last 90s, 15m, 2h or 3d, or since an ISO 8601 time.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="So many at most: the oldest.")]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
+Sequences = Annotated[
+    list[int] | None, typer.Argument(metavar="[SEQ]...", help="Their sequences in JOB_DLQ, which `list` shows.")
+]
+Job = Annotated[str | None, typer.Option(help="Only those of one job: its UUID.")]
+ForReason = Annotated[Reason | None, typer.Option(help="Only those with this reason.")]
+Since = Annotated[
+    str | None, typer.Option(help="Only those of the last 90s, 15m, 2h or 3d, or since an ISO 8601 time.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many, the oldest first.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
 @dlq.command("list")
@@ -43,7 +47,8 @@ def list_letters(
 ) -> None:
     """Print dead letters, oldest first, and how many there are of each reason.
 
-    A table on a terminal; JSON lines with --json or elsewhere, and then the count goes to standard error.
+    On a terminal they are a table. With --json, or if the output is not a terminal, they are one JSON object per line,
+    and the counts go to standard error.
     """
     selection = _selection(job=job, reason=reason, since=since, limit=limit)
     run(_list(selection, as_json=as_json or not sys.stdout.isatty()))
@@ -51,7 +56,7 @@ def list_letters(
 
 @dlq.command()
 def show(
-    sequence: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Its sequence, as `list` shows.")],
+    sequence: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Its sequence in JOB_DLQ, which `list` shows.")],
     *,
     full: Annotated[bool, typer.Option("--full", help="Print the whole body.")] = False,
 ) -> None:
@@ -69,14 +74,14 @@ def replay(
     limit: Limit = None,
     everything: All = False,
     from_file: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Those in a file that `purge --export` wrote.")
+        Path | None, typer.Option("--from", metavar="FILE", help="All in a file that `purge --export` wrote.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")] = False,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="So many a second at most.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Publish at most this many per second.")] = None,
 ) -> None:
-    """Publish dead letters again as they were, in their order, each removed after its PubAck.
+    """Publish dead letters again, unchanged and in their order, and remove each after its PubAck.
 
-    Interrupted and run again it neither loses nor doubles an update. Exit 1 if something is left that was to be sent.
+    If it is interrupted, run it again: no update is lost or sent twice. Exit code 1 if any that you selected is left.
     """
     selected = _selection(sequences, job=job, reason=reason, since=since, limit=limit)
     if from_file is not None:
@@ -99,13 +104,13 @@ def purge(
     limit: Limit = None,
     everything: All = False,
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write them to a new file before, as JSON lines.")
+        Path | None, typer.Option(metavar="FILE", help="First write them to a new file, as JSON lines.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove dead letters and their updates for good, after asking.
 
-    What --export writes, `replay --from` puts back; it is on the disk before anything is removed.
+    `replay --from` publishes what --export wrote. The file is on disk before anything is removed.
     """
     selected = _selection(sequences, job=job, reason=reason, since=since, limit=limit)
     _require_choice(selected, everything=everything)

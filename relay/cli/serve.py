@@ -32,24 +32,25 @@ _MOST_WORKERS: Final = 64
 def serve(
     *,
     provision: Annotated[
-        bool, typer.Option("--provision", help="Make or change streams and consumers first, as `relay provision`.")
+        bool, typer.Option("--provision", help="Create or change streams and consumers first, as `relay provision`.")
     ] = False,
     workers: Annotated[
         int,
         typer.Option(
-            "--workers", min=1, max=_MOST_WORKERS, help="Processes that share the lanes; above 1 under a parent."
+            "--workers", min=1, max=_MOST_WORKERS, help="Processes that share the lanes, with a parent if above 1."
         ),
     ] = 1,
 ) -> None:
-    """Relay updates, until told to stop.
+    """Relay updates until SIGTERM or SIGINT.
 
-    SIGTERM and SIGINT finish what is under way and exit 0; a second one ends at once. Losing NATS or the Facilitator
-    does not end the process, nor do missing streams and consumers: /readyz says what is missing until it is there.
+    The signal lets the updates in progress finish, and the exit code is 0; a second signal ends the process at once.
+    Losing NATS or the Facilitator does not end the process, nor do missing streams and consumers: /readyz says what is
+    missing until it is there.
 
-    With several workers the parent restarts a worker that dies, and gives up if it dies 5 times within a minute
-    (exit 1) or cannot use its configuration (exit 2). Send signals to the parent alone: it passes them on. It also
-    answers probes and metrics for all of them, on RELAY_HTTP_PORT: each series has the label worker, from 0. If the
-    parent is killed, Linux kills its workers too; elsewhere they go on relaying until each is told to stop.
+    With --workers above 1 a parent process restarts a worker that dies. It gives up if a worker dies 5 times within a
+    minute (exit code 1) or cannot use its configuration (exit code 2). Send signals only to the parent, which passes
+    them on. It also answers probes and metrics for all workers on RELAY_HTTP_PORT: each series has the label worker,
+    from 0. If the parent is killed, Linux kills its workers too; elsewhere they go on relaying until told to stop.
     """
     settings = load_settings().require_facilitator()
     on_terminal = sys.stderr.isatty()
