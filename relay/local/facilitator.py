@@ -28,7 +28,6 @@ from relay.local.faults import DROP_BEFORE_STORING, EVERY_MESSAGE, Fault, FaultP
 from relay.local.ledger import (
     DROPPED,
     INACTIVE,
-    NOTHING,
     Answer,
     Conversation,
     Heartbeat,
@@ -313,30 +312,25 @@ class FacilitatorSimulator:
         await injection.hold(fault.hold_s)
         if isinstance(message, Update) and self.service_time_s > 0:
             await asyncio.sleep(self.service_time_s)
-        answer = self._judge(session, message, arrived_s) if fault.store else NOTHING
+        answer = self._answer(session, message, fault, arrived_s)
         await injection.hold(fault.late_s)
-        await self._reply(session, fault, answer)
-        return answer.end_code if fault.end_code is None else fault.end_code
+        if answer.reply is not None:
+            for _ in range(fault.answers):
+                await session.connection.send(answer.reply)
+                self.replies[answer.kind] += 1
+                self._changed()
+        return answer.end_code
 
-    def _judge(self, session: _Session, message: Message | Answer, arrived_s: float) -> Answer:
+    def _answer(self, session: _Session, message: Message | Answer, fault: Fault, arrived_s: float) -> Answer:
         stored = len(self.rows)
-        answer = session.conversation.answer(message, arrived_s)
-        if isinstance(message, Heartbeat) and session.conversation.authenticated:
+        answer = fault.answer(session.conversation, message, arrived_s)
+        if fault.store and isinstance(message, Heartbeat) and session.conversation.authenticated:
             self.heartbeats += 1
             session.deadline.reschedule(asyncio.get_running_loop().time() + self.heartbeat_limit_s)
         if self.on_row is not None and len(self.rows) > stored:
             self.on_row(self.rows[-1])
         self._changed()
         return answer
-
-    async def _reply(self, session: _Session, fault: Fault, answer: Answer) -> None:
-        text = answer.reply if fault.reply is None else fault.reply
-        if text is None:
-            return
-        for _ in range(fault.answers):
-            await session.connection.send(text)
-            self.replies[answer.kind if fault.reply is None else "injected"] += 1
-            self._changed()
 
     async def _push(self, message: dict[str, Any]) -> int:
         text = json.dumps(message)

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Self
 
-from relay.local.ledger import DROPPED, Answer, Authentication, Heartbeat, Message, Update
+from relay.local.ledger import (
+    DROPPED,
+    NOTHING,
+    Answer,
+    Authentication,
+    Conversation,
+    Heartbeat,
+    Message,
+    Update,
+)
 
 
 class Moment(Enum):
@@ -51,7 +60,18 @@ class Fault:
     reply: str | None = None
     end_code: int | None = None
 
+    def answer(self, conversation: Conversation, message: Message | Answer, arrived_s: float) -> Answer:
+        """What the message leads to: what the rules say, which may store an update, changed by this fault.
 
+        The waits, and sending the reply `answers` times, are left to the caller.
+        """
+        ruled = conversation.answer(message, arrived_s) if self.store else NOTHING
+        kind, reply = (ruled.kind, ruled.reply) if self.reply is None else ("injected", self.reply)
+        end_code = ruled.end_code if self.end_code is None else self.end_code
+        return Answer(kind, reply if self.answers else None, end_code)
+
+
+NO_FAULT: Final = Fault()
 DROP_BEFORE_STORING: Final = Fault(store=False, end_code=DROPPED)
 DROP_AFTER_STORING: Final = Fault(answers=0, end_code=DROPPED)
 NEVER_ANSWER: Final = Fault(answers=0)
@@ -138,7 +158,7 @@ class Injection:
                     await self._lifted.wait()
 
 
-NO_INJECTION: Final = Injection(Fault())
+NO_INJECTION: Final = Injection(NO_FAULT)
 """What befalls a message when nothing was injected: the rule."""
 
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
 
@@ -236,8 +237,7 @@ class Ledger:
     def authenticate(self, request: Authentication) -> Answer:
         """Verify the signature, then look the validator up."""
         try:
-            public_key = bytes.fromhex(request.public_key)
-            signed = Keypair(public_key=public_key.hex()).verify(public_key, request.signature)
+            signed = _is_signed(request.public_key, request.signature)
         except ValueError:
             return _DROP
         if not signed:
@@ -294,6 +294,13 @@ class Conversation:
             self.authenticated = True
             self.public_key = request.public_key.lower()
         return answer
+
+
+@lru_cache(maxsize=64)
+def _is_signed(public_key_hex: str, signature: str) -> bool:
+    """Whether it is the key's own signature of the key. ValueError if one of them cannot be read."""
+    public_key = bytes.fromhex(public_key_hex)
+    return Keypair(public_key=public_key.hex()).verify(public_key, signature)
 
 
 def _usual_spelling(uuid: str) -> str | None:

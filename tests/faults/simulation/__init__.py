@@ -11,7 +11,7 @@ client.py       the model of the NATS client, with nats-py's own subscriptions a
 jetstream.py    the model of nats-server, by its subjects: the status stream, the dead-letter stream
 consumer.py     the model of a lane's consumer: pulls, deliveries, acknowledgements
 leases.py       the model of the lease bucket, and what stands for relay/broker/leases.py
-facilitator.py  the model of the Facilitator
+facilitator.py  the Facilitator: the rules and faults of relay/local, in virtual time
 seam.py         the only place that reaches into relay/: clock, log, and the Facilitator's socket
 bugs.py         bugs to plant, which the simulation must find
 """

@@ -1,31 +1,52 @@
-"""The model of the Facilitator: one row per job and status, answers in order, and every way of breaking off."""
+"""The Facilitator in virtual time: the simulator's rules and faults (relay/local), and every way of breaking off."""
 
-import enum
 import json
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
+from bittensor_wallet import Keypair
+
+from relay.local.faults import (
+    DROP_AFTER_STORING,
+    DROP_BEFORE_STORING,
+    NO_FAULT,
+    UNTIL_LIFTED,
+    Fault,
+    refuse,
+    stall,
+)
+from relay.local.ledger import DROPPED, Answer, Authentication, Conversation, Ledger, Message, Update, parse
 from simulation.blame import Line
 from simulation.book import Book
 from simulation.clock import Clock
 from simulation.network import Pipe
 from simulation.schedule import Publish, Temper
 
-AUTHENTICATION = "let me in"
-SUCCESS = '{"status":"success","errors":[]}'
+_HOTKEY = Keypair.create_from_uri("//Alice")
+_VALIDATOR = _HOTKEY.public_key.hex()
+AUTHENTICATION = json.dumps(
+    {
+        "message_type": "V0AuthenticationRequest",
+        "public_key": _VALIDATOR,
+        "signature": "0x" + _HOTKEY.sign(_HOTKEY.public_key).hex(),
+    }
+)
 PUSH = '{"message_type":"V2JobRequest","type":"job.new","uuid":"123"}'
+_FAULTS = {
+    Temper.REFUSED: (refuse("missing"), math.inf),
+    Temper.FLAKY: (refuse("job.confused"), 2),
+    Temper.POISON: (DROP_BEFORE_STORING, math.inf),
+    Temper.DROPS: (DROP_BEFORE_STORING, 1),
+    Temper.DROPS_STORED: (DROP_AFTER_STORING, math.inf),
+    Temper.MUTE: (stall(), 1),
+}
+"""What goes wrong with an update of each temper, and how often."""
 _SERVICE_S = 0.004
 _PUSHES = 0.05
 """How many answers are preceded by a push."""
-
-
-class _Break(enum.Enum):
-    """Answers that are none."""
-
-    DROP = enum.auto()
-    MUTE = enum.auto()
 
 
 class Socket(Protocol):
@@ -36,7 +57,7 @@ class Socket(Protocol):
 
 
 class Facilitator:
-    """What all connections share: the rows, and how the Facilitator feels.
+    """What all connections share: the rows, and what goes wrong.
 
     Args:
         sent: called with the worker's name and the update, whenever a worker sends one.
@@ -45,22 +66,21 @@ class Facilitator:
     def __init__(self, clock: Clock, book: Book, rng: random.Random, sent: Callable[[str, Publish], None]) -> None:
         self.away_until_s = self.down_until_s = self.refuses_until_s = self.stalled_until_s = 0.0
         self.connections: list[Connection] = []
+        self.ledger = Ledger([_VALIDATOR])
         self.clock = clock
         self.book = book
         self.rng = rng
         self.sent = sent
-        self._began_s = clock.now
         self._lines: dict[tuple[str, str], Line] = {}
         self._updates: dict[str, Publish] = {}
         self._seen: Counter[str] = Counter()
 
-    @property
-    def is_down(self) -> bool:
-        return self.clock.now < self.down_until_s
-
     def expect(self, update: Publish) -> None:
-        """This may come."""
+        """This update may come; its job is unknown until `known_from_s`."""
         self._updates[update.name] = update
+        if update.known_from_s:
+            self.ledger.unknown_jobs.add(update.job)
+            self.clock.after(update.known_from_s, self.ledger.unknown_jobs.discard, update.job)
 
     def connect(self, owner: str, url: str, pipes: tuple[Pipe, Pipe], socket: Socket) -> "Connection | None":
         """A new connection, up and down; None if it is refused."""
@@ -71,37 +91,32 @@ class Facilitator:
         self.connections.append(Connection(self, owner, line, pipes, socket))
         return self.connections[-1]
 
-    def update_of(self, message: str) -> Publish | None:
-        """The update in a message; None if it is something else."""
-        content = json.loads(message) if message.startswith("{") else {}
-        name = (content.get("metadata") or {}).get("name")
-        return self._updates[name] if name else None
+    def update_of(self, message: Message | Answer) -> Publish | None:
+        """The update that a message is; None if it is something else."""
+        metadata = message.metadata if isinstance(message, Update) else None
+        return self._updates[metadata.model_extra["name"]] if metadata and metadata.model_extra else None
 
-    def judge(self, update: Publish) -> str | _Break:
-        """The answer to an update that comes in; it is stored if the answer says so."""
+    def fault_of(self, message: Message | Answer) -> Fault:
+        """What goes wrong with a message that comes in."""
+        if self.clock.now < self.down_until_s:
+            return DROP_BEFORE_STORING
+        if (update := self.update_of(message)) is None:
+            return NO_FAULT
         self._seen[update.name] += 1
-        times = self._seen[update.name]
-        match update.temper:
-            case Temper.REFUSED:
-                return _error("missing")
-            case Temper.POISON:
-                return _Break.DROP
-            case Temper.FLAKY if times <= 2:
-                return _error("job.confused")
-            case Temper.DROPS if times == 1:
-                return _Break.DROP
-            case Temper.MUTE if times == 1:
-                return _Break.MUTE
-            case _:
-                return self._store(update)
+        fault, times = _FAULTS.get(update.temper, (NO_FAULT, 0))
+        if fault is DROP_AFTER_STORING and (self.book.has(update) or update.job in self.ledger.unknown_jobs):
+            return NO_FAULT  # nothing would be stored
+        return fault if self._seen[update.name] <= times else NO_FAULT
 
-    def _store(self, update: Publish) -> str | _Break:
-        if self.clock.now - self._began_s < update.known_from_s:
-            return _error("job.not_found")
-        if self.book.has(update):
-            return _error("job.integrity_error")
-        self.book.stored(update)
-        return _Break.DROP if update.temper is Temper.DROPS_STORED else SUCCESS
+    def answer(self, conversation: Conversation, message: Message | Answer, fault: Fault) -> Answer:
+        """What a message leads to; an update that it stores is noted in the book."""
+        self.ledger.validators = set() if self.clock.now < self.refuses_until_s else {_VALIDATOR}
+        stored = len(self.ledger.rows)
+        answer = fault.answer(conversation, message, self.clock.now)
+        update = self.update_of(message)
+        if update is not None and len(self.ledger.rows) > stored:
+            self.book.stored(update)
+        return answer
 
 
 class Connection:
@@ -117,14 +132,15 @@ class Connection:
         self._line = line
         self._up, self._down = pipes
         self._socket = socket
-        self._known = False
+        self._conversation = Conversation(facilitator.ledger, 1)
         self._let_in = False
-        """The relay knows that it is known."""
+        """The relay knows that it is authenticated."""
         self._busy = False
-        self._waiting: deque[str] = deque()
+        self._waiting: deque[Message | Answer] = deque()
 
-    def send(self, message: str) -> None:
+    def send(self, text: str) -> None:
         """The relay sends something."""
+        message = parse(text)
         if (update := self._facilitator.update_of(message)) is not None:
             self._note("sends", update.name)
             self.unanswered.append(update)
@@ -161,7 +177,7 @@ class Connection:
             self._line.failed()
         self._socket.closed(code)
 
-    def _receive(self, message: str) -> None:
+    def _receive(self, message: Message | Answer) -> None:
         self._waiting.append(message)
         if not self._busy:
             self._busy = True
@@ -180,43 +196,35 @@ class Connection:
         if self not in self._facilitator.connections:
             return
         message = self._waiting.popleft()
-        answer = self._answer_to(message)
-        match answer:
-            case _Break.DROP:
-                self.drop(None)
-            case _Break.MUTE:
-                pass  # and stays busy for ever
-            case None:
-                self._work()
-            case str():
-                self._reply(message, answer)
-                self._work()
+        fault = self._facilitator.fault_of(message)
+        if fault.hold_s == UNTIL_LIFTED:
+            return  # and stays busy for ever
+        authenticated = self._conversation.authenticated or isinstance(message, Authentication)
+        assert authenticated or not fault.store, "the relay must sign in first"
+        answer = self._facilitator.answer(self._conversation, message, fault)
+        if answer.reply is not None:
+            self._reply(message, answer.reply)
+        if answer.end_code is not None:
+            self.drop(None if answer.end_code == DROPPED else answer.end_code)
+        else:
+            self._work()
 
-    def _answer_to(self, message: str) -> str | _Break | None:
-        if self._facilitator.is_down:
-            return _Break.DROP
-        if message == AUTHENTICATION:
-            self._known = self._facilitator.clock.now >= self._facilitator.refuses_until_s
-            return SUCCESS if self._known else _error("auth.validator_not_found")
-        assert self._known, "the relay must sign in first"
-        update = self._facilitator.update_of(message)
-        return None if update is None else self._facilitator.judge(update)
-
-    def _reply(self, message: str, answer: str) -> None:
+    def _reply(self, message: Message | Answer, reply: str) -> None:
         if self._facilitator.rng.random() < _PUSHES:
             self._down.send(self._socket.arrived, PUSH)
-        self._down.send(self._deliver, self._facilitator.update_of(message), answer)
+        self._down.send(self._deliver, self._facilitator.update_of(message), reply)
 
     def _deliver(self, update: Publish | None, answer: str) -> None:
         """An answer comes to the relay."""
+        errors = json.loads(answer)["errors"]
+        error = errors[0]["type"] if errors else None
         if update is None:
-            self._let_in = answer == SUCCESS
+            self._let_in = error is None
             (self._line.signed_in if self._let_in else self._line.failed)()
         else:
             assert self.unanswered.popleft() is update
             self._line.answered(update)
-            error = "" if answer == SUCCESS else json.loads(answer)["errors"][0]["type"]
-            if error in ("", "job.integrity_error"):
+            if error in (None, "job.integrity_error"):
                 self._note("is told that it has", update.name)
             else:
                 self._facilitator.book.refused(update, error)
@@ -231,7 +239,3 @@ class Connection:
 
     def _note(self, what: str, about: str) -> None:
         self._facilitator.book.note(self.owner, f"{what} {about}")
-
-
-def _error(kind: str) -> str:
-    return json.dumps({"status": "error", "errors": [{"type": kind, "msg": "no"}]})
