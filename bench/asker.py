@@ -24,7 +24,7 @@ from bench.nats_line import NatsLine
 from bench.publisher import wake_up_in_time
 from relay.contract.subjects import STATUS_STREAM, api_message_get, job_filter, query_subject
 from relay.nats.frames import publication
-from relay.query.replies import Progress
+from relay.query.replies import UpdateProgress
 
 _PATIENCE_S: Final = 5.0
 """How long to wait for the last answers."""
@@ -37,7 +37,7 @@ _NO_ANSWER: Final = f"no answer within {_PATIENCE_S:g} s"
 class _Answer(msgspec.Struct):
     """As much of either's answer as is looked at."""
 
-    progress: Progress | None = None
+    progress: UpdateProgress | None = None
     error: Any = None
 
 
@@ -101,7 +101,7 @@ class Asker:
             answer = _decode(content)
             if answer.error is not None:
                 refused[str(answer.error)] += 1
-            elif answer.progress is Progress.PENDING:
+            elif answer.progress is UpdateProgress.PENDING:
                 pending += 1
         if missing := asked - len(self._answers):
             refused[_NO_ANSWER] = missing

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from relay_kit import Scene
 
 from relay.contract.settings import NatsSettings
+from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats import connection
 from relay.topology.provision import Topology, provision
@@ -135,6 +137,20 @@ async def proxied(nats_server: NatsServer) -> AsyncIterator[TcpProxy]:
     """A proxy in front of `nats_server`."""
     async with TcpProxy(nats_server.port).serving() as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
+    """A simulated Facilitator that runs."""
+    async with FacilitatorSimulator() as facilitator:
+        yield facilitator
+
+
+@pytest.fixture
+async def scene(nats_server: NatsServer, facilitator: FacilitatorSimulator) -> AsyncIterator[Scene]:
+    """Both of them, provisioned, for relays to run in between."""
+    async with Scene(nats_server, facilitator) as scene:
+        yield scene
 
 
 @pytest.fixture(scope="session")

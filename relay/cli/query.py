@@ -16,7 +16,7 @@ from relay.contract.environment import load_settings
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import is_job_uuid, receipt_subject, status_subject
 from relay.nats.frames import FrameClient
-from relay.query.replies import Progress, UpdateReply
+from relay.query.replies import UpdateProgress, UpdateReply
 
 
 def query(
@@ -107,7 +107,7 @@ class _Follower:
             async with contextlib.aclosing(ask_updates(self._client, self._job, self._settled_up_to)) as updates:
                 async for update in updates:
                     self._show_if_new(update)
-                    settled = update.progress is not Progress.PENDING
+                    settled = update.progress is not UpdateProgress.PENDING
                     all_settled = all_settled and settled
                     if all_settled:
                         self._settled_up_to = update.sequence
@@ -119,7 +119,7 @@ class _Follower:
         return ended
 
     def _show_if_new(self, update: UpdateReply) -> None:
-        if update.progress is not Progress.PENDING:
+        if update.progress is not UpdateProgress.PENDING:
             self._pending.discard(update.sequence)
         elif update.sequence in self._pending:
             return

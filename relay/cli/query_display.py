@@ -7,12 +7,12 @@ import msgspec
 
 from relay.contract.subjects import STATUS_STREAM
 from relay.contract.text import escape, format_duration
-from relay.query.replies import Progress, UpdateReply
+from relay.query.replies import UpdateProgress, UpdateReply
 
 _MEANINGS: Final = {
-    Progress.PENDING: "it is not settled yet",
-    Progress.ACKNOWLEDGED: "the Facilitator has it",
-    Progress.DEAD_LETTERED: "`relay dlq show {sequence}` says why",
+    UpdateProgress.PENDING: "it is not settled yet",
+    UpdateProgress.ACKNOWLEDGED: "the Facilitator has it",
+    UpdateProgress.DEAD_LETTERED: "`relay dlq show {sequence}` says why",
 }
 
 
@@ -43,7 +43,7 @@ def details(update: UpdateReply, now: dt.datetime) -> str:
 
 
 def _progress(update: UpdateReply) -> str:
-    if update.progress is not Progress.DEAD_LETTERED:
+    if update.progress is not UpdateProgress.DEAD_LETTERED:
         return update.progress
     return f"{update.progress} ({update.reason}, dead letter {update.dead_letter})"
 

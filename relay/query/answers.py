@@ -1,10 +1,10 @@
-"""The answers of the status service: what is stored of a job, put together with how far each update got.
+"""Answers requests about jobs: reads what is stored of a job and how far each update got, and makes the reply.
 
-    evidence of what is settled ──► the job's updates ──► the evidence tells all of them: that is the answer
-                                                      └─► else: the job's dead letters ──► its updates again
+    what the lane's owner knows ──► the job's updates ──► it is certain about all of them: done
+                                                      └─► otherwise the job's dead letters ──► the updates again
 
-Why in this order, evidence.py says. If the lane's owner cannot tell, the server is asked, and dead letters and updates
-are read once more after that.
+progress_sources.py says why in this order. If the owner does not know, the server is asked, and then dead letters and
+updates are read once more.
 """
 
 import base64
@@ -17,190 +17,201 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from relay.contract.model import JobStatus
-from relay.contract.subjects import is_job_uuid, lane_of
+from relay.contract.subjects import is_job_uuid, lane_of, lane_of_stored
 from relay.contract.wire import Fault, decode
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.query.archive import Archive, StoredUpdate
-from relay.query.progress_sources import Evidence, ProgressSources
-from relay.query.replies import HistoryReply, HistoryRequest, Progress, QueryRequest, UpdateReply
+from relay.nats.messages import StoredMessage
+from relay.query.archive import Archive
+from relay.query.progress_sources import Known, OwnerProgress, ProgressSources, ServerProgress
+from relay.query.replies import HistoryReply, HistoryRequest, QueryRequest, UpdateProgress, UpdateReply
 
 R = TypeVar("R", QueryRequest, HistoryRequest)
 
 BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
-_ROOM_BYTES: Final = 2048
-"""What a reply needs beside its updates, and what NATS needs beside the reply."""
+_OVERHEAD_BYTES: Final = 2048
+"""What a reply needs beside its updates, and NATS beside the reply."""
 _NO_REASON: Final = "unknown"
-"""Of a dead letter that somebody else wrote."""
+"""Of a dead letter that has none, because another program wrote it."""
 _NULL: Final = Raw(b"null")
 _MOST_ECHO_CHARS: Final = 60
 _CLOCK_SKEW_S: Final = 60.0
-"""By how much the clocks of two servers may differ. In doubt an update is dead-lettered, and never acknowledged."""
+"""By how much the clocks of two servers may differ. In doubt an update counts as dead-lettered, not as acknowledged."""
 
 
-class Refused(Exception):  # noqa: N818 - an answer to whoever asked, not a failure of ours
-    """The request has no answer: a status code as of HTTP, and why in words."""
+class QueryError(Exception):
+    """A request that cannot be answered: a status code as in HTTP, and the reason for the client to read."""
 
-    def __init__(self, code: int, why: str) -> None:
+    def __init__(self, code: int, reason: str) -> None:
         self.code = code
-        self.why = why
-        super().__init__(f"{code}: {why}")
+        self.reason = reason
+        super().__init__(f"{code}: {reason}")
 
 
 @dataclass(slots=True)
 class _Page:
-    """Updates as they were read, and what is known of each."""
+    """Updates as they were read last, and what is known of them."""
 
-    updates: list[StoredUpdate] = field(default_factory=list[StoredUpdate])
+    sources: dict[int, OwnerProgress | ServerProgress]
+    """By lane."""
+    updates: list[StoredMessage] = field(default_factory=list[StoredMessage])
     next: int | None = None
     dead_letters: Sequence[StoredDeadLetter] = ()
-    """Of the job: all, or its last one."""
-    all_dead_letters: bool = True
-    evidence: dict[int, Evidence] = field(default_factory=dict[int, Evidence])
-    """By lane."""
+    """Of the job, oldest first."""
+    has_all_dead_letters: bool = True
+    """False if `dead_letters` has only the job's last one."""
 
-    def settled(self, update: StoredUpdate) -> bool | None:
-        evidence = self.evidence.get(update.lane)
-        return None if evidence is None else evidence.settled(update)
+    def known(self, update: StoredMessage) -> Known:
+        source = self.sources.get(lane_of_stored(update.subject))
+        return Known.UNKNOWN if source is None else source.known(update)
 
-    @property
-    def told(self) -> bool:
-        """Whether the evidence is all that is needed."""
-        return all(
-            update.lane in self.evidence and self.evidence[update.lane].is_all(update) for update in self.updates
+    def dead_letter(self, update: StoredMessage) -> StoredDeadLetter | None:
+        """The one that the update became. One that is older names an update of a stream that was deleted."""
+        return next(
+            (
+                letter
+                for letter in self.dead_letters
+                if letter.source_sequence == update.sequence and not _is_older(letter, update)
+            ),
+            None,
         )
 
-    @property
-    def unsure(self) -> set[int]:
-        """The lanes that more must be known of."""
-        return {update.lane for update in self.updates if self.settled(update) is None}
-
-    def dead_letter_of(self, update: StoredUpdate) -> StoredDeadLetter | None:
-        return next((letter for letter in self.dead_letters if _is_of(letter, update)), None)
+    def progress(self, update: StoredMessage) -> UpdateProgress:
+        if self.dead_letter(update) is not None:
+            return UpdateProgress.DEAD_LETTERED
+        is_acknowledged = self.known(update) in (Known.ACKNOWLEDGED, Known.SETTLED)
+        return UpdateProgress.ACKNOWLEDGED if is_acknowledged else UpdateProgress.PENDING
 
     @property
-    def lacks_dead_letters(self) -> bool:
-        """Whether an update would count as acknowledged, although its dead letter can be one that was not read."""
-        return not self.all_dead_letters and any(
-            self.settled(update)
-            and self.dead_letter_of(update) is None
+    def is_certain(self) -> bool:
+        """Whether dead letters need not be read."""
+        return all(self.known(update) in (Known.PENDING, Known.ACKNOWLEDGED) for update in self.updates)
+
+    @property
+    def unknown_lanes(self) -> set[int]:
+        """The lanes about which the server has to be asked."""
+        return {lane_of_stored(update.subject) for update in self.updates if self.known(update) is Known.UNKNOWN}
+
+    @property
+    def needs_all_dead_letters(self) -> bool:
+        """Whether an update counts as acknowledged whose dead letter may be among those that were not read."""
+        # A dead letter older than the update came before it, and so did all dead letters before that one.
+        return not self.has_all_dead_letters and any(
+            self.progress(update) is UpdateProgress.ACKNOWLEDGED
             and not all(_is_older(letter, update) for letter in self.dead_letters)
             for update in self.updates
         )
 
 
 _Read = Callable[[_Page], Awaitable[None]]
+"""Reads the updates of a page anew."""
 
 
 class Answers:
     """Answers requests about jobs.
 
     Args:
-        witnesses: know what is settled.
-        lanes: how many lanes there are.
-        room: the most bytes that a reply may have now.
+        lanes: the number of lanes.
+        max_payload: how many bytes a message may have now.
     """
 
-    def __init__(self, archive: Archive, witnesses: ProgressSources, lanes: int, room: Callable[[], int]) -> None:
+    def __init__(self, archive: Archive, sources: ProgressSources, lanes: int, max_payload: Callable[[], int]) -> None:
         self._archive = archive
-        self._witnesses = witnesses
+        self._sources = sources
         self._lanes = lanes
-        self._room = room
+        self._max_payload = max_payload
 
     async def latest(self, job: str, request: bytes) -> bytes:
-        """The job's last update, as an UpdateReply. Raises Refused, and RelayError if nobody can tell now."""
-        wanted = _request(job, request, QueryRequest)
+        """The job's last update, as an UpdateReply. Raises QueryError, and RelayError if NATS cannot tell now."""
+        wanted = _decode_request(job, request, QueryRequest)
 
         async def read(page: _Page) -> None:
-            found = await self._archive.latest(job)
-            page.updates = [] if found is None else [found]
+            last = await self._archive.last_update(job)
+            page.updates = [] if last is None else [last]
 
         page = await self._read(job, read)
         if not page.updates:
-            raise _unknown(job)
-        return self._fitting(job, page, page.updates[0], self._room() - _ROOM_BYTES, metadata=wanted.metadata)
+            raise _unknown_job(job)
+        return _encode_update(job, page, page.updates[0], self._room, metadata=wanted.metadata)
 
     async def history(self, job: str, request: bytes) -> bytes:
-        """The job's updates, as a HistoryReply. Raises Refused, and RelayError if nobody can tell now."""
-        wanted = _request(job, request, HistoryRequest)
+        """The job's updates, as a HistoryReply. Raises QueryError, and RelayError if NATS cannot tell now."""
+        wanted = _decode_request(job, request, HistoryRequest)
 
         async def read(page: _Page) -> None:
-            await self._read_page(job, wanted, page)
+            await self._read_updates(job, wanted, page)
 
         page = await self._read(job, read)
-        return self._history_reply(job, page, metadata=wanted.metadata)
+        return self._encode_history(job, page, metadata=wanted.metadata)
+
+    @property
+    def _room(self) -> int:
+        """How many bytes the updates of a reply may have."""
+        return self._max_payload() - _OVERHEAD_BYTES
 
     async def _read(self, job: str, read: _Read) -> _Page:
         lane = lane_of(job, self._lanes)
-        page = _Page(evidence={lane: await self._witnesses.owner(lane, job)})
+        page = _Page({lane: await self._sources.owner(lane, job)})
         await read(page)
-        if page.told:
+        if page.is_certain:
             return page
-        await self._look(job, page, read)
-        if unsure := page.unsure:
-            for each in unsure:
-                page.evidence[each] = await self._witnesses.server(each)
-            await self._look(job, page, read)
+        await self._read_dead_letters(job, page, read)
+        if lanes := page.unknown_lanes:
+            for each in lanes:
+                page.sources[each] = await self._sources.server(each)
+            await self._read_dead_letters(job, page, read)
         return page
 
-    async def _look(self, job: str, page: _Page, read: _Read) -> None:
-        """Dead letters first, then updates; mostly the last dead letter is enough to know."""
+    async def _read_dead_letters(self, job: str, page: _Page, read: _Read) -> None:
+        """Read dead letters, then the updates again. Mostly the last dead letter is enough."""
         last = await self._archive.last_dead_letter(job)
-        page.dead_letters, page.all_dead_letters = ([], True) if last is None else ([last], False)
+        page.dead_letters, page.has_all_dead_letters = ([], True) if last is None else ([last], False)
         await read(page)
-        if last is not None and page.lacks_dead_letters:
-            page.dead_letters, page.all_dead_letters = await self._archive.dead_letters(job, last), True
+        if last is not None and page.needs_all_dead_letters:
+            page.dead_letters, page.has_all_dead_letters = await self._archive.dead_letters(job, last), True
             await read(page)
 
-    async def _read_page(self, job: str, wanted: HistoryRequest, page: _Page) -> None:
-        last = await self._archive.latest(job)
+    async def _read_updates(self, job: str, wanted: HistoryRequest, page: _Page) -> None:
+        last = await self._archive.last_update(job)
         if last is None:
-            raise _unknown(job)
+            raise _unknown_job(job)
         page.updates, page.next = [], None
-        after, size, room = wanted.after, 0, self._room()
+        after, size, most = wanted.after, 0, self._max_payload()
         while after < last.sequence:
-            found = await self._archive.following(job, after)
+            found = await self._archive.next_update(job, after)
             if found is None:
                 return  # removed meanwhile
             size += len(found.body)
-            if page.updates and (len(page.updates) == wanted.limit or size > room):
+            if page.updates and (len(page.updates) == wanted.limit or size > most):
                 page.next = after
                 return
             page.updates.append(found)
             after = found.sequence
 
-    def _history_reply(self, job: str, page: _Page, *, metadata: bool) -> bytes:
-        room = self._room() - _ROOM_BYTES
-        replies = [self._fitting(job, page, update, room, metadata=metadata) for update in page.updates]
+    def _encode_history(self, job: str, page: _Page, *, metadata: bool) -> bytes:
+        room = self._room
+        replies = [_encode_update(job, page, update, room, metadata=metadata) for update in page.updates]
         count = sum(size <= room for size in accumulate(len(reply) + 1 for reply in replies))
         after = page.next if count == len(replies) else page.updates[count - 1].sequence
         return msgspec.json.encode(HistoryReply(job, [Raw(reply) for reply in replies[:count]], after))
 
-    def _fitting(self, job: str, page: _Page, update: StoredUpdate, room: int, *, metadata: bool) -> bytes:
-        reply = _reply(job, page, update, metadata=metadata)
-        encoded = msgspec.json.encode(reply)
-        if len(encoded) < room:
-            return encoded
-        return msgspec.json.encode(msgspec.structs.replace(reply, body=_NULL))
 
-
-def _is_of(letter: StoredDeadLetter, update: StoredUpdate) -> bool:
-    """Whether an update has become a dead letter of its job."""
-    return letter.source_sequence == update.sequence and not _is_older(letter, update)
-
-
-def _is_older(letter: StoredDeadLetter, update: StoredUpdate) -> bool:
-    """Whether a dead letter was there before the update was, by any clock: then so were all dead letters before it."""
+def _is_older(letter: StoredDeadLetter, update: StoredMessage) -> bool:
+    """Whether a dead letter was stored before the update was, however far apart the clocks of the two servers are."""
     return letter.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S)
 
 
-def _reply(job: str, page: _Page, update: StoredUpdate, *, metadata: bool) -> UpdateReply:
-    letter = page.dead_letter_of(update)
-    progress = Progress.PENDING
-    if letter is not None:
-        progress = Progress.DEAD_LETTERED
-    elif page.settled(update):
-        progress = Progress.ACKNOWLEDGED
+def _encode_update(job: str, page: _Page, update: StoredMessage, room: int, *, metadata: bool) -> bytes:
+    """The UpdateReply, with its body if `metadata`; null in place of the body if it would not fit into `room` bytes."""
+    reply = _update_reply(job, page, update, metadata=metadata)
+    encoded = msgspec.json.encode(reply)
+    if len(encoded) < room:
+        return encoded
+    return msgspec.json.encode(msgspec.structs.replace(reply, body=_NULL))
+
+
+def _update_reply(job: str, page: _Page, update: StoredMessage, *, metadata: bool) -> UpdateReply:
+    letter = page.dead_letter(update)
     content = decode(update.body, job)
     readable = not isinstance(content, Fault)
     return UpdateReply(
@@ -208,8 +219,8 @@ def _reply(job: str, page: _Page, update: StoredUpdate, *, metadata: bool) -> Up
         status=content.status if readable else None,
         terminal=readable and JobStatus(content.status).terminal,
         sequence=update.sequence,
-        published=update.published,
-        progress=progress,
+        published=update.time,
+        progress=page.progress(update),
         reason=letter.reason or _NO_REASON if letter else None,
         dead_letter=letter.sequence if letter else None,
         unreadable=None if readable else f"{content.reason}: {content.error}",
@@ -221,17 +232,17 @@ def _as_base64(body: bytes) -> Raw:
     return Raw(b'"' + base64.b64encode(body) + b'"')
 
 
-def _request(job: str, request: bytes, kind: type[R]) -> R:
+def _decode_request(job: str, request: bytes, kind: type[R]) -> R:
     if not is_job_uuid(job):
         shown = job if len(job) <= _MOST_ECHO_CHARS else job[:_MOST_ECHO_CHARS] + "..."
-        raise Refused(BAD_REQUEST, f"'{shown}' is not a UUID in lower case with hyphens")
+        raise QueryError(BAD_REQUEST, f"'{shown}' is not a UUID in lower case with hyphens")
     if not request.strip():
         return kind()
     try:
         return msgspec.json.decode(request, type=kind)
     except msgspec.DecodeError as error:  # a ValidationError is one as well
-        raise Refused(BAD_REQUEST, f"the request cannot be read: {error}") from None
+        raise QueryError(BAD_REQUEST, f"the request cannot be read: {error}") from None
 
 
-def _unknown(job: str) -> Refused:
-    return Refused(NOT_FOUND, f"no update of job {job} is stored: none was published in the last 7 days")
+def _unknown_job(job: str) -> QueryError:
+    return QueryError(NOT_FOUND, f"no update of job {job} is stored: none was published in the last 7 days")

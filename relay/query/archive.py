@@ -1,4 +1,7 @@
-"""What the streams hold of a job, and how far its lane is settled: from the leaders, which know the last write."""
+"""What the streams hold about a job, and how far its lane is settled.
+
+The leaders of streams and consumers are asked, so that the last write is always seen.
+"""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -15,7 +18,6 @@ from relay.contract.subjects import (
     dlq_subject,
     job_filter,
     lane_consumer,
-    lane_of_stored,
 )
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import Requester, api_request
@@ -23,64 +25,51 @@ from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.messages import StoredMessage, find_message
 
 _TIMEOUT_S: Final = 1.0
-"""How long to wait for a leader: one that just died never answers, the next one does at once."""
+"""How long to wait for a leader. One that has just died never answers; the next one answers at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class StoredUpdate:
-    """An update as JOB_STATUS keeps it."""
-
-    lane: int
-    """Of its stored subject: with another number of lanes it may have been another one."""
-    sequence: int
-    published: str
-    """When the stream stored it, as the server writes it: RFC 3339, UTC, nanoseconds."""
-    stored_at_s: float
-    """The same in Unix time."""
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """Up to where everything of a lane has left its consumer."""
+class AckFloor:
+    """The sequence up to which everything in a lane has left its consumer."""
 
     sequence: int
     told_at_s: float
-    """When the server said so, in Unix time."""
+    """When the server said so: Unix time, on the server's clock."""
 
 
 class Archive:
-    """Reads what is asked about. Every method raises RelayError if nobody can tell now."""
+    """Reads what answers are made of. Every method raises RelayError if NATS cannot tell now, and may be cancelled."""
 
     def __init__(self, client: Requester) -> None:
         self._client = client
 
-    async def latest(self, job: str) -> StoredUpdate | None:
+    async def last_update(self, job: str) -> StoredMessage | None:
         """The job's last update."""
-        return _update(await self._get(STATUS_STREAM, {"last_by_subj": job_filter(job)}))
+        return await self._find(STATUS_STREAM, {"last_by_subj": job_filter(job)})
 
-    async def following(self, job: str, after: int) -> StoredUpdate | None:
+    async def next_update(self, job: str, after: int) -> StoredMessage | None:
         """The job's first update with a sequence above `after`."""
-        return _update(await self._get(STATUS_STREAM, {"next_by_subj": job_filter(job), "seq": after + 1}))
+        return await self._find(STATUS_STREAM, {"next_by_subj": job_filter(job), "seq": after + 1})
 
     async def last_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The job's last dead letter."""
-        return await self._dead_letter({"last_by_subj": dlq_subject(job)})
+        message = await self._find(DLQ_STREAM, {"last_by_subj": dlq_subject(job)})
+        return None if message is None else StoredDeadLetter.of(message)
 
     async def dead_letters(self, job: str, last: StoredDeadLetter) -> list[StoredDeadLetter]:
-        """All dead letters of the job up to `last`: one request for each but that."""
+        """All dead letters of the job up to `last`, oldest first, with one request for each."""
         found: list[StoredDeadLetter] = []
         after = 0
         while after < last.sequence:
-            letter = await self._dead_letter({"next_by_subj": dlq_subject(job), "seq": after + 1})
-            if letter is None:
+            message = await self._find(DLQ_STREAM, {"next_by_subj": dlq_subject(job), "seq": after + 1})
+            if message is None:
                 break  # replayed or purged meanwhile
-            after = letter.sequence
-            found.append(letter)
+            after = message.sequence
+            found.append(StoredDeadLetter.of(message))
         return found
 
-    async def floor(self, lane: int) -> Floor | None:
-        """Where the lane's consumer stands, or None if there is no such consumer."""
+    async def ack_floor(self, lane: int) -> AckFloor | None:
+        """The ack floor of the lane's consumer; None if there is no such consumer."""
         request = api_consumer_info(STATUS_STREAM, lane_consumer(lane))
         try:
             info = await api_request(self._client, request, timeout_s=_TIMEOUT_S)
@@ -88,28 +77,11 @@ class Archive:
             if error.err_code == CONSUMER_NOT_FOUND:
                 return None
             raise
-        return Floor(info["ack_floor"]["stream_seq"], dt.datetime.fromisoformat(info["ts"]).timestamp())
+        return AckFloor(info["ack_floor"]["stream_seq"], dt.datetime.fromisoformat(info["ts"]).timestamp())
 
     async def has_given_up(self, lane: int) -> bool:
-        """Whether there are updates of the lane that JetStream gave up on and whose dead letters may be missing."""
-        request = {"last_by_subj": advisory_subject(lane_consumer(lane))}
-        return await self._get(ADVISORY_STREAM, request) is not None
+        """Whether JetStream gave up on updates of the lane whose dead letters may still have to be written."""
+        return await self._find(ADVISORY_STREAM, {"last_by_subj": advisory_subject(lane_consumer(lane))}) is not None
 
-    async def _dead_letter(self, request: Mapping[str, Any]) -> StoredDeadLetter | None:
-        message = await self._get(DLQ_STREAM, request)
-        return None if message is None else StoredDeadLetter.of(message)
-
-    async def _get(self, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
+    async def _find(self, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
         return await find_message(self._client, stream, request, timeout_s=_TIMEOUT_S)
-
-
-def _update(message: StoredMessage | None) -> StoredUpdate | None:
-    if message is None:
-        return None
-    return StoredUpdate(
-        lane=lane_of_stored(message.subject),
-        sequence=message.sequence,
-        published=message.time,
-        stored_at_s=message.stored_at_s,
-        body=message.body,
-    )

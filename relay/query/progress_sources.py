@@ -1,22 +1,23 @@
-"""Whether an update is settled: asked of whoever drives its lane, else of the server.
+"""How far an update got, asked of the owner of its lane, or else of the server.
 
-    driven by this worker ────────────────────────────► its memory
-    driven by another ──── relay.lane.<n> ────────────► that one's memory
-    driven by nobody, or not known there ─────────────► the consumer's ack floor
+    the lane's owner is this worker ─────────────────────► its own memory
+    the owner is another worker ──── relay.lane.<n> ─────► that worker's memory
+    there is no owner, or it does not know ──────────────► the ack floor of the lane's consumer
 
-What the owner settled itself, it knows all about. What it did not, and what lies below the ack floor, has left its
-consumer; it may have done so because JetStream gave up on it. An advisory then tells of it until its dead letter is
-written. So without a look at the advisories none of that counts as settled.
+An owner knows what became of the updates that it settled itself. Other updates that it does not have at hand, and
+those below the ack floor, have left the consumer. That may be because JetStream gave up on them; then an advisory is
+stored until their dead letters are written. So none of these updates counts as settled while there are advisories.
 
-Where the owner does not know it all, evidence must be had before dead letters are looked up, and those before the
-update itself is read: a dead letter is there before its update is settled, and an update is removed before its dead
-letter. Only in this order does "settled, and no dead letter" mean that the Facilitator has it.
+For these updates the order of reading matters: first the source, then dead letters, then the update itself. A dead
+letter is written before its update is settled, and an update is removed before its dead letter is. Only in this order
+does "settled, and no dead letter" mean that the Facilitator has acknowledged the update.
 """
 
+import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import nats.errors
@@ -24,118 +25,117 @@ import nats.errors
 from relay.contract.subjects import standing_subject
 from relay.core.progress import LaneProgress, Settled
 from relay.nats.connection import Requester
-from relay.query.archive import Archive, Floor, StoredUpdate
+from relay.nats.messages import StoredMessage
+from relay.query.archive import AckFloor, Archive
 
 _OWNER_TIMEOUT_S: Final = 0.5
-"""How long to wait for a lane's owner, who may have died a moment ago."""
+"""How long to wait for a lane's owner, which may have died a moment ago."""
+_ALL_SETTLED: Final = AckFloor(2**63, math.inf)
+"""Of a lane beyond the number of lanes: provisioning lowers that number only when such lanes are settled."""
 
 
-_ABOLISHED: Final = Floor(2**63, math.inf)
-"""Of a lane that is gone since the number of lanes was lowered: provisioning does that to a settled lane only."""
-
-
-class Question(msgspec.Struct, frozen=True):
-    """What is asked on `relay.lane.<n>`; the answer is a LaneProgress, or null from who has just let go of the lane."""
+class ProgressRequest(msgspec.Struct, frozen=True):
+    """A request on `relay.lane.<n>`. The reply is a LaneProgress, or null if the worker has just released the lane."""
 
     job: str
 
 
-class Evidence(Protocol):
-    """What is known of a lane at one moment."""
+class Known(enum.Enum):
+    """What a source knows of one update."""
 
-    def settled(self, update: StoredUpdate) -> bool | None:
-        """Whether the update is settled for certain; None if the server might know more."""
-        ...
-
-    def is_all(self, update: StoredUpdate) -> bool:
-        """Whether nothing else is needed to tell how far the update got."""
-        ...
+    PENDING = enum.auto()
+    """It is not settled."""
+    ACKNOWLEDGED = enum.auto()
+    """The Facilitator has acknowledged it."""
+    SETTLED = enum.auto()
+    """It is dead-lettered if it has a dead letter; otherwise the Facilitator has acknowledged it."""
+    UNCERTAIN = enum.auto()
+    """It is dead-lettered if it has a dead letter; otherwise it counts as pending."""
+    UNKNOWN = enum.auto()
+    """The lane's owner does not know. The server may."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerProgress:
-    """What the lane's owner knows."""
+    """What the owner of a lane knew when it was asked."""
 
-    standing: LaneProgress
+    progress: LaneProgress
     given_up: bool
-    """JetStream may have given up on what the owner inherited."""
+    """Whether JetStream may have given up on updates that were delivered to the owner before."""
 
-    def settled(self, update: StoredUpdate) -> bool | None:
-        match self.standing.settled(update.sequence, update.stored_at_s):
-            case Settled.ACKNOWLEDGED | Settled.DEAD_LETTERED:
-                return True
-            case Settled.UNLESS_GIVEN_UP:
-                return not self.given_up
+    def known(self, update: StoredMessage) -> Known:
+        match self.progress.settled(update.sequence, update.stored_at_s):
             case Settled.NO:
-                return False
+                return Known.PENDING
+            case Settled.ACKNOWLEDGED:
+                return Known.ACKNOWLEDGED
+            case Settled.DEAD_LETTERED:
+                return Known.SETTLED
+            case Settled.UNLESS_GIVEN_UP:
+                return Known.UNCERTAIN if self.given_up else Known.SETTLED
             case Settled.UNKNOWN:
-                return None
-
-    def is_all(self, update: StoredUpdate) -> bool:
-        settled = self.standing.settled(update.sequence, update.stored_at_s)
-        return settled in (Settled.ACKNOWLEDGED, Settled.NO)
+                return Known.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class ServerProgress:
-    """Where the lane's consumer stands; without one nothing is known."""
+    """How far a lane's consumer was when the server was asked; without a consumer nothing is known."""
 
-    floor: Floor | None
+    ack_floor: AckFloor | None
     given_up: bool
 
-    def settled(self, update: StoredUpdate) -> bool:
-        floor = self.floor
+    def known(self, update: StoredMessage) -> Known:
+        floor = self.ack_floor
         if floor is None or self.given_up:
-            return False
-        # An update that is younger is of a stream that was made anew, and counts from 1 again.
-        return update.sequence <= floor.sequence and update.stored_at_s <= floor.told_at_s
-
-    def is_all(self, update: StoredUpdate) -> bool:  # noqa: ARG002 - it never knows why something is settled
-        return False
+            return Known.UNCERTAIN
+        # A younger update belongs to a stream that was deleted and made again: its sequences start at 1 again.
+        is_below = update.sequence <= floor.sequence and update.stored_at_s <= floor.told_at_s
+        return Known.SETTLED if is_below else Known.UNCERTAIN
 
 
 class ProgressSources:
-    """Finds out what is known of a lane.
+    """Asks how far updates got.
 
     Args:
-        here: what is known if the lane is driven by this worker, else None.
-        lanes: how many lanes there are.
+        own: what this worker knows of a job in a lane; None if it is not the lane's owner.
+        lanes: the number of lanes.
     """
 
     def __init__(
-        self, client: Requester, archive: Archive, here: Callable[[int, str], LaneProgress | None], lanes: int
+        self, client: Requester, archive: Archive, own: Callable[[int, str], LaneProgress | None], lanes: int
     ) -> None:
         self._client = client
         self._archive = archive
-        self._here = here
+        self._own = own
         self._lanes = lanes
-        # Once nothing of what an owner inherited is given up, nothing of it ever will be: it is not pending any more.
-        self._cleared: dict[int, float] = {}
+        self._nothing_given_up: dict[int, float] = {}
+        """By lane, the `since_s` of an owner. What was delivered before that owner came is not pending any more, so
+        once JetStream has given up on none of it, it never will."""
 
-    async def owner(self, lane: int, job: str) -> Evidence:
-        """What the lane's owner knows of a job, or the server if there is no owner. Raises RelayError."""
-        standing = self._here(lane, job) or await self._elsewhere(lane, job)
-        if standing is None:
+    async def owner(self, lane: int, job: str) -> OwnerProgress | ServerProgress:
+        """What the lane's owner knows of a job; what the server knows if there is no owner. Raises RelayError."""
+        progress = self._own(lane, job) or await self._ask_owner(lane, job)
+        if progress is None:
             return await self.server(lane)
         given_up = False
-        if standing.inherited_up_to and self._cleared.get(lane) != standing.since_s:
+        if progress.inherited_up_to and self._nothing_given_up.get(lane) != progress.since_s:
             given_up = await self._archive.has_given_up(lane)
             if not given_up:
-                self._cleared[lane] = standing.since_s
-        return OwnerProgress(standing, given_up)
+                self._nothing_given_up[lane] = progress.since_s
+        return OwnerProgress(progress, given_up)
 
     async def server(self, lane: int) -> ServerProgress:
         """What the server knows. Raises RelayError."""
-        floor = await self._archive.floor(lane)
+        floor = await self._archive.ack_floor(lane)
         if floor is None and lane >= self._lanes:
-            return ServerProgress(_ABOLISHED, given_up=False)
-        return ServerProgress(floor, floor is not None and await self._archive.has_given_up(lane))
+            return ServerProgress(_ALL_SETTLED, given_up=False)
+        return ServerProgress(floor, given_up=floor is not None and await self._archive.has_given_up(lane))
 
-    async def _elsewhere(self, lane: int, job: str) -> LaneProgress | None:
+    async def _ask_owner(self, lane: int, job: str) -> LaneProgress | None:
         try:
-            answer = await self._client.request(
-                standing_subject(lane), msgspec.json.encode(Question(job)), timeout=_OWNER_TIMEOUT_S
+            reply = await self._client.request(
+                standing_subject(lane), msgspec.json.encode(ProgressRequest(job)), timeout=_OWNER_TIMEOUT_S
             )
-            return msgspec.json.decode(answer.data, type=LaneProgress | None)
+            return msgspec.json.decode(reply.data, type=LaneProgress | None)
         except (nats.errors.Error, TimeoutError, msgspec.DecodeError):
-            return None  # nobody drives it, or nobody who can be understood: the server is asked instead
+            return None  # no owner, or a reply that cannot be read: the server is asked instead

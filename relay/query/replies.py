@@ -1,4 +1,8 @@
-"""What is asked on `job.query.<uuid>` and `job.history.<uuid>`, and what is answered: JSON."""
+"""Requests and replies on `job.query.<uuid>` and `job.history.<uuid>`, as JSON.
+
+A new field of a reply goes into UpdateReply, into `_update_reply` of answers.py, which fills it, and into the table of
+subjects.md, which tests/docs/test_subjects_md.py compares with UpdateReply.
+"""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -6,32 +10,34 @@ from typing import Annotated, Final
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 MOST_UPDATES: Final = 200
-"""In one answer on `job.history.<uuid>`."""
+"""In one reply on `job.history.<uuid>`."""
 
 
-class Progress(StrEnum):
+class UpdateProgress(StrEnum):
     """How far an update got."""
 
     PENDING = "pending"
-    """It is not settled, or nobody can say for certain that it is."""
+    """It is not settled, or nobody knows for certain that it is."""
     ACKNOWLEDGED = "acknowledged"
-    """The Facilitator has it."""
+    """The Facilitator has acknowledged it."""
     DEAD_LETTERED = "dead_lettered"
+    """It is in the dead-letter stream, and will not be sent again."""
 
 
 class QueryRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """All may be left out, and so may the whole request."""
+    """A request on `job.query.<uuid>`. An empty request has the defaults."""
 
     metadata: bool = False
-    """Whether the answer is to have the update's body."""
+    """Whether the reply is to have the update's body."""
 
 
 class HistoryRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """All may be left out, and so may the whole request."""
+    """A request on `job.history.<uuid>`. An empty request has the defaults."""
 
     metadata: bool = False
+    """Whether the reply is to have the updates' bodies."""
     after: Annotated[int, Meta(ge=0)] = 0
-    """Only updates with a higher sequence: `next` of the answer before."""
+    """Only updates with a higher sequence: `next` of the reply before."""
     limit: Annotated[int, Meta(ge=1, le=MOST_UPDATES)] = 100
 
 
@@ -47,17 +53,17 @@ class UpdateReply(Struct, frozen=True, kw_only=True):
     """In JOB_STATUS."""
     published: str
     """When JOB_STATUS stored it: RFC 3339, UTC."""
-    progress: Progress
+    progress: UpdateProgress
     reason: str | None = None
-    """Of a dead-lettered one: its `Relay-Reason`."""
+    """If it is dead-lettered: its `Relay-Reason`."""
     dead_letter: int | None = None
-    """Of a dead-lettered one: its sequence in JOB_DLQ."""
+    """If it is dead-lettered: its sequence in JOB_DLQ."""
     unreadable: str | None = None
     """Why the body cannot be read."""
     body: Raw | UnsetType = UNSET
-    """If asked for: the update as the Facilitator gets it, or a body that cannot be read as text in base64.
+    """If asked for: the update as the Facilitator gets it; a body that cannot be read, as text in base64.
 
-    Null if the answer would be too large for NATS with it.
+    Null if the reply would be too large for NATS with it.
     """
 
 
@@ -66,6 +72,6 @@ class HistoryReply(Struct, frozen=True):
 
     uuid: str
     updates: list[Raw]
-    """Each an UpdateReply."""
+    """Each is an UpdateReply."""
     next: int | None
-    """What to ask for as `after` to get those that follow; null if these are the last."""
+    """What to send as `after` to get the updates that follow; null if these are the last."""

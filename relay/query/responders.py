@@ -1,9 +1,9 @@
-"""What a worker says of itself to others: of its lanes on `relay.lane.<n>`, of all on `relay.report`."""
+"""What a worker tells other processes: about each of its lanes on `relay.lane.<n>`, about itself on `relay.report`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import nats.errors
@@ -12,28 +12,29 @@ from nats.aio.msg import Msg
 from relay.contract.report import Report
 from relay.contract.subjects import REPORT_SUBJECT, standing_subject
 from relay.core.progress import LaneProgress
+from relay.leases.ownership import Driver
 from relay.nats.frames import FrameClient
-from relay.query.progress_sources import Question
-
-
-class Driver(Protocol):
-    """Who takes a lane's updates to the Facilitator; see worker/dispatcher.py."""
-
-    async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None: ...
-    def extend(self, number: int, ours_until_s: float) -> None: ...
-    def standing(self, number: int, job: str) -> LaneProgress | None: ...
+from relay.query.progress_sources import ProgressRequest
 
 
 class ReportingDriver:
-    """A driver that answers on `relay.lane.<n>` for as long as it drives the lane."""
+    """A driver that answers on `relay.lane.<n>` for as long as it drives the lane.
 
-    def __init__(self, client: FrameClient, driver: Driver) -> None:
+    Args:
+        driver: the one that does drive the lane.
+        progress: what is known of a job in a lane; None if the driver does not drive the lane.
+    """
+
+    def __init__(
+        self, client: FrameClient, driver: Driver, progress: Callable[[int, str], LaneProgress | None]
+    ) -> None:
         self._client = client
         self._driver = driver
+        self._progress = progress
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
-        def answer(question: bytes) -> LaneProgress | None:
-            return self._driver.standing(number, msgspec.json.decode(question, type=Question).job)
+        def answer(request: bytes) -> LaneProgress | None:
+            return self._progress(number, msgspec.json.decode(request, type=ProgressRequest).job)
 
         async with _answering(self._client, standing_subject(number), answer):
             await self._driver.drive(number, ours_until_s, leaving)
@@ -43,7 +44,7 @@ class ReportingDriver:
 
 
 async def serve_reports(client: FrameClient, report: Callable[[], Report]) -> None:
-    """Answer on `relay.report` until cancelled."""
+    """Answer on `relay.report` with what `report` returns, until cancelled."""
     async with _answering(client, REPORT_SUBJECT, lambda _: report()):
         await asyncio.Event().wait()
 
@@ -53,7 +54,7 @@ async def _answering(client: FrameClient, subject: str, answer: Callable[[bytes]
     async def respond(message: Msg) -> None:
         if not message.reply:
             return
-        # A question that cannot be read is not for us; and whoever cannot be answered asks elsewhere.
+        # Who sent a request that cannot be read, or cannot be sent its reply, gets none and asks the server.
         with suppress(msgspec.DecodeError, RecursionError, nats.errors.Error):
             await client.publish(message.reply, msgspec.json.encode(answer(message.data)))
 

@@ -1,7 +1,7 @@
 """The NATS micro service `job-status`: every worker runs it, and NATS gives each request to one of them.
 
-nats-py's service makes it known to those who look for services, and no more: it would await the requests of an endpoint
-one after another. Here each is a task of its own, at most so many at a time.
+nats-py's Service only announces it to tools that look for services. It would handle the requests of an endpoint one
+after another; here each request has a task, up to a limit.
 """
 
 import asyncio
@@ -24,49 +24,57 @@ from relay.nats.connection import Requester
 from relay.nats.frames import FrameClient, publication
 from relay.nats.pipeline import Pipeline, pipelined
 from relay.observability.logs import get_logger
-from relay.query.answers import Answers, Refused
+from relay.query.answers import Answers, QueryError
 
 _log = get_logger(__name__)
 
 Answer = Callable[[str, bytes], Awaitable[bytes]]
-"""Makes the reply for a job and a request; raises Refused or RelayError if there is none."""
+"""Makes the reply for a job and a request; raises QueryError or RelayError if there is none."""
 
-
-_TOO_MANY: Final = 429
-_FAULTY: Final = 500
+_TOO_MANY_REQUESTS: Final = 429
+_INTERNAL_ERROR: Final = 500
 _UNAVAILABLE: Final = 503
 _SEMANTIC_VERSION: Final = re.compile(r"\d+\.\d+\.\d+")
 _DESCRIPTION: Final = "The status of jobs, and how far it got on its way to the Facilitator."
 _MOST_ERROR_CHARS: Final = 500
-_LAST_REQUESTS_S: Final = 0.5
-_LAST_ANSWERS_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How many requests are worked on side by side, how many more may wait, and how long one may take in all."""
+class EndpointLimits:
+    """How many requests are answered side by side, how many more may wait, and how long one may take with its wait."""
 
-    side_by_side: int
+    concurrent: int
     waiting: int
-    seconds: float
+    timeout_s: float
 
 
-QUERY_LIMITS: Final = Limits(side_by_side=32, waiting=1000, seconds=2.0)
-HISTORY_LIMITS: Final = Limits(side_by_side=4, waiting=250, seconds=5.0)
-"""A history takes many reads one after another: few at a time, so that they leave the updates their way."""
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """The limits of both endpoints, and how long a worker that ends still answers."""
+
+    query: EndpointLimits = EndpointLimits(concurrent=32, waiting=1000, timeout_s=2.0)
+    history: EndpointLimits = EndpointLimits(concurrent=4, waiting=250, timeout_s=5.0)
+    """A history takes many reads one after another. Few at a time, so that they do not slow updates down."""
+    last_requests_s: float = 0.5
+    """For requests that were sent to the worker before it ended to arrive."""
+    last_answers_s: float = 0.5
+    """For the answers that were begun."""
+
+
+_USUAL_LIMITS: Final = ServiceLimits()
 
 
 class Endpoint:
-    """The requests on one subject."""
+    """Answers the requests on one subject, and counts them."""
 
-    def __init__(self, name: str, subject: str, answer: Answer, limits: Limits, client: FrameClient) -> None:
+    def __init__(self, name: str, subject: str, answer: Answer, limits: EndpointLimits, client: FrameClient) -> None:
         self.name = name
         self.subject = subject
         self._answer = answer
         self._limits = limits
         self._client = client
-        self._slots = asyncio.Semaphore(limits.side_by_side)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(limits.concurrent)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
         self._errors = 0
         self._last_error = ""
@@ -76,22 +84,22 @@ class Endpoint:
         """Begin to answer a request."""
         self._requests += 1
         if not reply:
-            return  # it was published only
-        if len(self._under_way) == self._limits.side_by_side + self._limits.waiting:
-            why = f"{len(self._under_way)} requests are under way in this worker: ask again, and fewer at a time"
-            self._refuse(reply, _TOO_MANY, why)
+            return  # nobody waits for an answer
+        if len(self._tasks) == self._limits.concurrent + self._limits.waiting:
+            reason = f"{len(self._tasks)} requests are under way in this worker: ask again, and fewer at a time"
+            self._refuse(reply, _TOO_MANY_REQUESTS, reason)
             return
         task = asyncio.create_task(self._serve(subject.decode(errors="replace"), reply, request))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def finish(self) -> None:
-        """Wait until what was begun is answered, and drop what is not within _LAST_ANSWERS_S."""
+    async def finish(self, timeout_s: float) -> None:
+        """Wait at most `timeout_s` for the answers that were begun, and cancel the others; so does cancelling this."""
         try:
-            if self._under_way:
-                await asyncio.wait(self._under_way, timeout=_LAST_ANSWERS_S)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=timeout_s)
         finally:
-            for task in self._under_way:
+            for task in self._tasks:
                 task.cancel()
 
     def info(self) -> EndpointInfo:
@@ -113,34 +121,34 @@ class Endpoint:
         began_ns = time.perf_counter_ns()
         job = subject.split(".", 2)[2]
         try:
-            async with asyncio.timeout(self._limits.seconds), self._slots:
+            async with asyncio.timeout(self._limits.timeout_s), self._slots:
                 answer = await self._answer(job, request)
-        except Refused as refused:
-            self._refuse(reply, refused.code, refused.why)
+        except QueryError as error:
+            self._refuse(reply, error.code, error.reason)
         except TimeoutError:
-            why = f"there was no answer within {self._limits.seconds:g} s: ask again, or for less"
-            self._refuse(reply, _UNAVAILABLE, why)
+            reason = f"there was no answer within {self._limits.timeout_s:g} s: ask again, or for less"
+            self._refuse(reply, _UNAVAILABLE, reason)
         except RelayError as error:
             cause = error.cause if isinstance(error, BrokerUnavailable) else str(error)
             self._refuse(reply, _UNAVAILABLE, f"NATS cannot tell now ({cause}): ask again")
         except Exception:  # noqa: BLE001 - a bug of ours
-            # It must not end a worker that relays, and whoever asked must not see our insides.
+            # It must not end a worker that relays, and internals are not for clients to see.
             _log.exception("a status request failed", subject=subject)
-            self._refuse(reply, _FAULTY, "the relay failed over this request; its log says why")
+            self._refuse(reply, _INTERNAL_ERROR, "the relay failed over this request; its log says why")
         else:
             self._respond(reply, answer)
         finally:
             self._busy_ns += time.perf_counter_ns() - began_ns
 
-    def _refuse(self, reply: bytes, code: int, why: str) -> None:
+    def _refuse(self, reply: bytes, code: int, reason: str) -> None:
         self._errors += 1
-        self._last_error = f"{code}:{why}"
-        # It travels in a header: one line of ASCII.
-        text = one_line(why[:_MOST_ERROR_CHARS]).encode("ascii", "backslashreplace").decode("ascii")
+        self._last_error = f"{code}:{reason}"
+        # A header has one line of ASCII.
+        text = one_line(reason[:_MOST_ERROR_CHARS]).encode("ascii", "backslashreplace").decode("ascii")
         self._respond(reply, b"", {ERROR_HEADER: text, ERROR_CODE_HEADER: str(code)})
 
     def _respond(self, reply: bytes, answer: bytes, headers: Mapping[str, str] | None = None) -> None:
-        with suppress(nats.errors.Error):  # nobody waits any more
+        with suppress(nats.errors.Error):  # there is no connection: the client asks again
             self._client.write(publication(reply, answer, headers=headers))
 
 
@@ -148,10 +156,10 @@ class StatusService:
     """Serves `job.query.*` and `job.history.*`.
 
     Args:
-        make_answers: makes them from the client that they are to ask through.
-        worker: its id, shown by `nats micro info`.
+        make_answers: makes the Answers, which are to send their own requests through the given client.
+        worker: the worker's id, shown by `nats micro info`.
         version: of the relay.
-        on_serving: called when the first request may come.
+        on_serving: called when the service is subscribed.
     """
 
     def __init__(
@@ -162,25 +170,27 @@ class StatusService:
         worker: str,
         version: str,
         on_serving: Callable[[], None],
+        limits: ServiceLimits = _USUAL_LIMITS,
     ) -> None:
         self._client = client
         self._make_answers = make_answers
         self._worker = worker
         self._version = version
         self._on_serving = on_serving
+        self._limits = limits
 
     async def run(self) -> None:
-        """Answer until cancelled; then finish what was begun, if that does not take long."""
-        # What fails here fails because the client was closed for good, which ends the relay.
+        """Answer until cancelled; then finish the answers that were begun, within about a second."""
+        # These errors mean that the client was closed for good, which ends the relay elsewhere.
         with suppress(nats.errors.Error):
             async with pipelined(self._client) as pipeline:
                 await self._serve(pipeline)
 
     async def _serve(self, pipeline: Pipeline) -> None:
         answers = self._make_answers(pipeline)
-        query = Endpoint("query", QUERY_SUBJECTS, answers.latest, QUERY_LIMITS, self._client)
-        history = Endpoint("history", HISTORY_SUBJECTS, answers.history, HISTORY_LIMITS, self._client)
-        service = _Described(self._client, self._config(), (query, history))
+        query = Endpoint("query", QUERY_SUBJECTS, answers.latest, self._limits.query, self._client)
+        history = Endpoint("history", HISTORY_SUBJECTS, answers.history, self._limits.history, self._client)
+        service = _Announcement(self._client, self._config(), (query, history))
         subscriptions: list[Subscription] = []
         try:
             for endpoint in (query, history):
@@ -190,12 +200,12 @@ class StatusService:
             self._on_serving()
             await asyncio.Event().wait()
         finally:
-            if self._client.is_connected:  # else nobody waits any more
-                await _end(service, subscriptions)
-            await asyncio.gather(query.finish(), history.finish())
+            if self._client.is_connected:  # otherwise no request can come
+                await _unsubscribe(service, subscriptions, self._limits.last_requests_s)
+            await asyncio.gather(*(each.finish(self._limits.last_answers_s) for each in (query, history)))
 
     async def _begin(self, service: Service) -> None:
-        # What fails here fails because NATS is away: the client subscribes as soon as it is back, or ends for good.
+        # These errors mean that NATS is away. The client subscribes when it is back, or is closed for good.
         with suppress(nats.errors.Error):
             await service.start()  # when it returns, the server knows of all subscriptions
 
@@ -209,8 +219,8 @@ class StatusService:
         )
 
 
-class _Described(Service):
-    """What NATS's own tools ask about; the endpoints are not the client's."""
+class _Announcement(Service):
+    """Announces endpoints that nats-py does not run; its Service can be told of them only by overriding methods."""
 
     def __init__(self, client: FrameClient, config: ServiceConfig, endpoints: Sequence[Endpoint]) -> None:
         super().__init__(client, config)
@@ -223,9 +233,9 @@ class _Described(Service):
         return replace(super().stats(), endpoints=[endpoint.stats() for endpoint in self._served])
 
 
-async def _end(service: Service, subscriptions: Sequence[Subscription]) -> None:
-    """Get no more requests, but those that are on their way."""
+async def _unsubscribe(service: Service, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
+    """Take no more requests than those that were sent before and arrive within `timeout_s`."""
     with suppress(nats.errors.Error, TimeoutError):
-        async with asyncio.timeout(_LAST_REQUESTS_S):
+        async with asyncio.timeout(timeout_s):
             await service.stop()
             await asyncio.gather(*(subscription.drain() for subscription in subscriptions))

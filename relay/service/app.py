@@ -206,7 +206,7 @@ class Relay:
 
     def _make_ownership(self, nc: FrameClient) -> Ownership:
         delivery = self._settings.delivery
-        drivers = [ReportingDriver(nc, dispatcher) for dispatcher, _ in self._lines]
+        drivers = [ReportingDriver(nc, dispatcher, dispatcher.standing) for dispatcher, _ in self._lines]
 
         def driver_of(lane: int) -> ReportingDriver:
             return drivers[lane % len(drivers)]

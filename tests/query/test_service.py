@@ -1,0 +1,135 @@
+"""The status service: what becomes of requests, whatever their answers are made of. Here the test makes the answers."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nats.errors import NoRespondersError
+from structlog.testing import capture_logs
+
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.subjects import history_subject, query_subject
+from relay.query.answers import QueryError
+from relay.query.service import EndpointLimits, ServiceLimits, StatusService
+
+
+@contextlib.asynccontextmanager
+async def serving(nc, answer: Any, **limits: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """The service, with what `answer(job)` returns as each reply."""
+
+    async def reply(job: str, _request: bytes) -> bytes:
+        return await answer(job) or job.encode()
+
+    serving = asyncio.Event()
+    service = StatusService(
+        nc,
+        lambda _client: SimpleNamespace(latest=reply, history=reply),
+        worker="w",
+        version="1.2.3.dev4",
+        on_serving=serving.set,
+        limits=ServiceLimits(**limits),
+    )
+    running = asyncio.create_task(service.run())
+    await serving.wait()
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def ask(nc, job: str, subject: Any = query_subject) -> str:
+    """The reply, or the code and the text of the error."""
+    message = await nc.request(subject(job), timeout=2)
+    headers = message.headers or {"Nats-Service-Error-Code": message.data.decode(), "Nats-Service-Error": ""}
+    return f"{headers['Nats-Service-Error-Code']} {headers['Nats-Service-Error']}".strip()
+
+
+async def test_announcement(nc):
+    """NATS' own tools find the service, its version, its endpoints, and how many requests failed and why."""
+
+    async def refuse(_job: str) -> None:
+        raise QueryError(400, "no")
+
+    async with serving(nc, refuse):
+        await ask(nc, "a")
+        info, stats = [json.loads((await nc.request(f"$SRV.{verb}.job-status")).data) for verb in ("INFO", "STATS")]
+    assert ("job-status", "1.2.3", {"worker": "w"}) == tuple(info[name] for name in ("name", "version", "metadata"))
+    assert ["job.query.*", "job.history.*"] == [each["subject"] for each in info["endpoints"]]
+    counts = [(each["num_requests"], each["num_errors"], each["last_error"]) for each in stats["endpoints"]]
+    assert [(1, 1, "400:no"), (0, 0, "")] == counts
+
+
+async def test_too_many(nc):
+    """Beyond what may wait a request is refused at once, and one that waits too long is told so."""
+
+    async def never(_job: str) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(nc, never, history=EndpointLimits(concurrent=1, waiting=2, timeout_s=0.3)):
+        replies = await asyncio.gather(*(ask(nc, "a", history_subject) for _ in range(5)))
+    many = "429 3 requests are under way in this worker: ask again, and fewer at a time"
+    late = "503 there was no answer within 0.3 s: ask again, or for less"
+    assert [many] * 2 + [late] * 3 == sorted(replies)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_last_answers(nc, in_time):
+    """A worker that ends answers what it has begun to, unless that takes too long, and takes nothing new."""
+    asked, finish = asyncio.Event(), asyncio.Event()
+
+    async def answer(job: str) -> None:
+        if job == "slow":
+            asked.set()
+            await finish.wait()
+
+    async with serving(nc, answer, last_answers_s=10 if in_time else 0.1) as running:
+        asking = asyncio.create_task(ask(nc, "slow"))
+        await asked.wait()
+        running.cancel()
+        with contextlib.suppress(NoRespondersError):
+            while await ask(nc, "new"):
+                pass
+        if not in_time:
+            await asyncio.wait([running])
+        finish.set()
+        with contextlib.nullcontext() if in_time else pytest.raises(TimeoutError):
+            assert "slow" == await asking
+    assert [] == [task for task in asyncio.all_tasks() if "Endpoint" in repr(task)]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "logged"),
+    [
+        (BrokerUnavailable(["nats://a"], "gone"), "503 NATS cannot tell now (gone): ask again", []),
+        (RuntimeError("inside"), "500 the relay failed over this request; its log says why", ["job.query.a"]),
+    ],
+)
+async def test_errors(nc, error, told, logged):
+    """A bug is told to nobody but the log; after any error the service lives on."""
+
+    async def fail(job: str) -> None:
+        if job == "a":
+            raise error
+
+    with capture_logs() as lines:
+        async with serving(nc, fail):
+            assert [told, "b"] == [await ask(nc, job) for job in "ab"]
+    assert logged == [line["subject"] for line in lines if line["event"] == "a status request failed"]
+
+
+async def test_no_reply_wanted(nc):
+    """A request that wants no reply does no harm, and nothing is read for it."""
+    asked = []
+
+    async def answer(job: str) -> None:
+        asked.append(job)
+
+    async with serving(nc, answer):
+        await nc.publish(query_subject("a"))
+        await ask(nc, "b")
+    assert ["b"] == asked
