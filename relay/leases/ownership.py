@@ -17,7 +17,7 @@ from relay.contract.subjects import lane_key
 from relay.leases.leases import Lease, Leases, View
 from relay.leases.share import share_out
 from relay.observability.logs import get_logger
-from relay.observability.metrics import Left, Metrics, Taken
+from relay.observability.metrics import HowLeft, HowTaken, Metrics
 
 _log = get_logger(__name__)
 
@@ -113,7 +113,7 @@ class Ownership:
 
     async def _move_towards_shares(self, group: asyncio.TaskGroup) -> None:
         view = await self._leases.view()
-        free: dict[int, Taken] = {lane: self._how_free(lane, view) for lane in range(self._lanes)}
+        free: dict[int, HowTaken] = {lane: self._how_free(lane, view) for lane in range(self._lanes)}
         me = self._leases.worker
         for lane, worker in share_out(self._lanes, view.workers | {me}, view.owners).items():
             if worker != me and lane in self._held:
@@ -124,7 +124,7 @@ class Ownership:
                 if lease is not None:
                     self._take(lease, free[lane], group)
 
-    def _how_free(self, lane: int, view: View) -> Taken:
+    def _how_free(self, lane: int, view: View) -> HowTaken:
         """How it came that the lane has no owner in `view`, if it has none."""
         if lane in view.owners:
             self._seen_driven.add(lane)
@@ -133,7 +133,7 @@ class Ownership:
             return "handed_over"
         return "expired" if lane in self._seen_driven else "free"
 
-    def _take(self, lease: Lease, how: Taken, group: asyncio.TaskGroup) -> None:
+    def _take(self, lease: Lease, how: HowTaken, group: asyncio.TaskGroup) -> None:
         _log.info("lane taken", lane=lease.lane, worker=self._leases.worker, how=how)
         self._metrics.lane_taken(lease.lane, how)
         leaving = asyncio.Event()
@@ -151,7 +151,7 @@ class Ownership:
                 with contextlib.suppress(RelayError):  # then it is free when the lease is over
                     await self._leases.release(holding.lease)
         undrained = holding.driving.cancelled()
-        how: Left = "lost" if holding.lost else "given_up_undrained" if undrained else "given_up"
+        how: HowLeft = "lost" if holding.lost else "given_up_undrained" if undrained else "given_up"
         self._metrics.lane_left(lane, how)
         _log.info(f"lane {how.replace('_', ' ')}", lane=lane, worker=self._leases.worker)
         self._leases.changed.set()

@@ -1,0 +1,114 @@
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.contract.subjects import Reason
+from relay.contract.wire import PushKind, Repair
+from relay.observability.metrics import Metrics
+
+
+def series(metrics: Metrics) -> Iterator[tuple[str, float]]:
+    """Every sample as `name{label=value}` and its value."""
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{label}={value}" for label, value in sample.labels.items())
+            yield f"{sample.name}{{{labels}}}" if labels else sample.name, sample.value
+
+
+def test_what_happens_is_counted():
+    """Every event shows in its series, and nothing else moves."""
+    metrics = Metrics(lanes=2)
+    before = dict(series(metrics))
+    metrics.acknowledged(0.003)
+    metrics.duplicate(0.004)
+    metrics.dead_lettered(Reason.JOB_NOT_FOUND)
+    metrics.replayed("duplicate")
+    metrics.retried()
+    metrics.repaired(Repair.NUL_REPLACED)
+    metrics.pushed(PushKind.REQUEST)
+    metrics.connection_opened()
+    metrics.connection_lost()
+    metrics.connection_refused()
+    metrics.in_flight(7, 28)
+    metrics.at_hand(1, 9)
+    metrics.lane_taken(0, "expired")
+    metrics.lane_taken(1, "handed_over")
+    metrics.lane_left(0, "lost")
+    metrics.backlog(1, 11, 2.5)
+    metrics.receipt_dropped()
+    metrics.nats_reconnected()
+    metrics.traceparent_malformed()
+    metrics.state(ready=True, nats=True, facilitator=2)
+    metrics.loop_lagged(0.2)
+    metrics.sent(0.000_3)
+    metrics.answered(0.011)
+    after = dict(series(metrics))
+    changed = {
+        name: value
+        for name, value in after.items()
+        if value != before[name] and name.startswith("relay_") and "_bucket{" not in name
+    }
+    assert changed == {
+        "relay_updates_total{outcome=acknowledged}": 1,
+        "relay_updates_total{outcome=duplicate}": 1,
+        "relay_updates_total{outcome=dead_lettered}": 1,
+        "relay_dead_letters_total{reason=job_not_found}": 1,
+        "relay_replayed_updates_total{outcome=duplicate}": 1,
+        "relay_receipts_dropped_total": 1,
+        "relay_retries_total": 1,
+        "relay_repairs_total{rule=nul_replaced}": 1,
+        "relay_pushes_total{kind=request}": 1,
+        "relay_facilitator_connections_total{outcome=opened}": 1,
+        "relay_facilitator_connections_total{outcome=lost}": 1,
+        "relay_facilitator_connections_total{outcome=refused}": 1,
+        "relay_in_flight": 7,
+        "relay_window_use_ratio": 0.25,
+        "relay_lane_owned{lane=1}": 1,
+        "relay_lag{lane=1}": 11,
+        "relay_takeovers_total{how=expired}": 1,
+        "relay_takeovers_total{how=handed_over}": 1,
+        "relay_lanes_left_total{how=lost}": 1,
+        "relay_nats_reconnects_total": 1,
+        "relay_malformed_traceparents_total": 1,
+        "relay_ready": 1,
+        "relay_nats_connected": 1,
+        "relay_facilitator_connected": 2,
+        "relay_event_loop_lag_seconds_count": 1,
+        "relay_event_loop_lag_seconds_sum": 0.2,
+        "relay_at_hand{lane=1}": 9,
+        "relay_oldest_unrelayed_seconds{lane=1}": 2.5,
+        "relay_hot_path_seconds_count": 1,
+        "relay_hot_path_seconds_sum": 0.000_3,
+        "relay_end_to_end_seconds_count": 2,
+        "relay_end_to_end_seconds_sum": 0.007,
+        "relay_facilitator_round_trip_seconds_count": 1,
+        "relay_facilitator_round_trip_seconds_sum": 0.011,
+    }
+
+
+def test_every_series_exists_from_the_start():
+    """Each reason, repair and kind has its series before it first happens, so that an increase from 0 is seen."""
+    names = {name for name, _ in series(Metrics(lanes=2))}
+    expected = {
+        *(f"relay_updates_total{{outcome={outcome}}}" for outcome in ("acknowledged", "duplicate", "dead_lettered")),
+        *(f"relay_dead_letters_total{{reason={reason}}}" for reason in Reason),
+        *(f"relay_repairs_total{{rule={rule}}}" for rule in Repair),
+        *(f"relay_pushes_total{{kind={kind}}}" for kind in ("request", "cheated", "other")),
+        *(f"relay_facilitator_connections_total{{outcome={outcome}}}" for outcome in ("opened", "lost", "refused")),
+        *(f"relay_at_hand{{lane={lane}}}" for lane in range(2)),
+        *(f"relay_lag{{lane={lane}}}" for lane in range(2)),
+        *(f"relay_takeovers_total{{how={how}}}" for how in ("handed_over", "expired", "free")),
+        *(f"relay_lanes_left_total{{how={how}}}" for how in ("given_up", "given_up_undrained", "lost")),
+        "relay_retries_total",
+        "relay_in_flight",
+    }
+    assert expected - names == set()
+
+
+@pytest.mark.parametrize("name", ["hot_path", "end_to_end", "facilitator_round_trip", "event_loop_lag"])
+def test_buckets(name):
+    """Histograms resolve 50 microseconds and reach 60 seconds."""
+    prefix = f"relay_{name}_seconds_bucket{{le="
+    bounds = [key.removeprefix(prefix)[:-1] for key, _ in series(Metrics(lanes=1)) if key.startswith(prefix)]
+    assert (bounds[0], bounds[-2], bounds[-1]) == ("5e-05", "60.0", "+Inf")
