@@ -17,6 +17,7 @@ from relay.contract.settings import NatsSettings
 from relay.contract.subjects import is_job_uuid, receipt_subject, status_subject
 from relay.nats.frames import FrameClient
 from relay.query.replies import UpdateProgress, UpdateReply
+from relay.timing.waiting import set_within
 
 
 def query(
@@ -82,9 +83,7 @@ async def follow_job(
     follower = _Follower(client, job, show)
     while not await follower.ask():
         # Receipts may be switched off, and whatever is published during a reconnect is missed: so ask again anyhow.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ask_again_s):
-                await news.wait()
+        await set_within(news, ask_again_s)
         news.clear()
 
 

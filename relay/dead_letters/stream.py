@@ -37,6 +37,7 @@ from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.headers import parse_headers
 from relay.nats.messages import delete_message
+from relay.timing.waiting import set_within
 
 _MIN_BATCH_BYTES: Final = 8 * 1024 * 1024
 _ANSWER_TIMEOUT_S: Final = 5.0
@@ -191,11 +192,10 @@ class _Reading:
 
     async def batch(self) -> list[_Message]:
         """Wait for the end of the batch, or until nothing came for `silence_s`; returns what has come."""
-        with contextlib.suppress(TimeoutError):
-            while not self._ended.is_set():
-                self._heard.clear()
-                async with asyncio.timeout(self.silence_s):
-                    await self._heard.wait()
+        while not self._ended.is_set():
+            self._heard.clear()
+            if not await set_within(self._heard, self.silence_s):
+                break
         self._ended.set()
         self.stuck = self.stuck or not self._messages
         return self._messages

@@ -1,7 +1,6 @@
 """A real cluster of three nats-servers on loopback, for tests and benchmarks that end some of them."""
 
 import asyncio
-import contextlib
 import socket
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from relay.contract.subjects import api_consumer_info, api_stream_info
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect
 from relay.nats.frames import FrameClient
+from relay.timing.waiting import set_within
 
 NODES: Final = 3
 ELECTION_TIMEOUT_S: Final = 25.0
@@ -158,9 +158,7 @@ class NatsCluster:
 
     async def _pause(self) -> None:
         """Wait for an election; not for long, because the news of it is lost if the observer's node dies just then."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_AGAIN_AFTER_S):
-                await self._elected.wait()
+        await set_within(self._elected, _AGAIN_AFTER_S)
 
     async def _move(self, request: str, info: str, to: NatsServer) -> None:
         assert self._observer is not None, "enter the cluster first"

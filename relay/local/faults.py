@@ -8,7 +8,6 @@ import asyncio
 import json
 import math
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Self
@@ -23,6 +22,7 @@ from relay.local.ledger import (
     Message,
     Update,
 )
+from relay.timing.waiting import set_within
 
 
 class Moment(Enum):
@@ -153,9 +153,7 @@ class Injection:
     async def hold(self, seconds: float) -> None:
         """Wait so many seconds, or until the fault is lifted."""
         if seconds > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                    await self._lifted.wait()
+            await set_within(self._lifted, None if math.isinf(seconds) else seconds)
 
 
 NO_INJECTION: Final = Injection(NO_FAULT)

@@ -19,6 +19,7 @@ from relay.core.ports import InFlight
 from relay.core.trace import TraceContext, parse_traceparent, traceparent_of
 from relay.core.verdict import Outcome
 from relay.observability.logs import get_logger
+from relay.timing.waiting import set_within
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -93,10 +94,7 @@ class Tracing:
 
         # Not one of the loop's threads: those have to end before the process can.
         threading.Thread(target=export, name="last spans", daemon=True).start()
-        try:
-            async with asyncio.timeout(self._last_spans_s):
-                await done.wait()
-        except TimeoutError:
+        if not await set_within(done, self._last_spans_s):
             _log.warning("the last spans could not be exported in time, and are lost", waited_s=self._last_spans_s)
 
 

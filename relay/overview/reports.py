@@ -13,6 +13,7 @@ from relay.contract.report import Report
 from relay.contract.subjects import REPORT_SUBJECT
 from relay.contract.text import describe
 from relay.nats.frames import FrameClient
+from relay.timing.waiting import set_within
 
 REPORT_TIMEOUT_S: Final = 1.0
 _NO_RESPONDERS: Final = "503"
@@ -32,9 +33,7 @@ async def gather_reports(client: FrameClient, expected: int, timeout_s: float = 
         subscription = await client.subscribe(inbox, cb=collector.receive)
         try:
             await client.publish(REPORT_SUBJECT, b"", reply=inbox)
-            with contextlib.suppress(TimeoutError):  # workers that have not answered are missing in the result
-                async with asyncio.timeout(timeout_s):
-                    await collector.complete.wait()
+            await set_within(collector.complete, timeout_s)  # workers that have not answered are missing in the result
         finally:
             if not client.is_closed:
                 await subscription.unsubscribe()

@@ -11,7 +11,7 @@ from relay.core.trace import traced
 from relay.core.verdict import Outcome
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
-from relay.path.clock import now_s
+from relay.timing.clock import now_s
 
 _log = get_logger(__name__)
 

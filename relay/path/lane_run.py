@@ -14,8 +14,8 @@ from relay.core.continuity import ConsumerState, Continuity, patience_s
 from relay.core.lane import Lane
 from relay.core.ports import DeliveryLike, OpenSource
 from relay.observability.logs import get_logger
-from relay.path.clock import now_s
 from relay.path.limits import Limits
+from relay.timing.clock import now_s
 
 _log = get_logger(__name__)
 

@@ -29,10 +29,10 @@ from relay.core.trace import parse_traceparent, traced, traceparent_of
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
-from relay.path.clock import now_s
 from relay.path.dead_letter_worker import ENDED_BEFORE, DeadLetterWorker
 from relay.path.lane_run import LaneRun
 from relay.path.limits import Limits
+from relay.timing.clock import now_s
 
 _log = get_logger(__name__)
 

@@ -25,6 +25,7 @@ from relay.core.backoff import Backoff
 from relay.observability.logs import get_logger
 from relay.service.children import die_with_parent
 from relay.service.worker_probes import WorkerProbes
+from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
 
@@ -89,7 +90,7 @@ class Supervisor:
                 delay_s = self._backoff.delay_s(recent)
                 ended = f"a worker ended with {_told(status)}; starting it again"
                 _log.error(ended, worker=worker, in_s=round(delay_s, 2))
-                await self._pause(delay_s)
+                await set_within(self._stopping, delay_s)
 
     async def _run(self, worker: int) -> int:
         """Run a worker until it ends; returns its exit status, or minus the signal that ended it."""
@@ -131,11 +132,6 @@ class Supervisor:
         _log.error(problem, worker=worker, exit_status=status)
         self._status = status
         self.stop()
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ from websockets.frames import Close, CloseCode
 
 import relay.facilitator.connection
 import relay.leases.ownership
-import relay.path.clock
 import relay.path.consumer
 import relay.path.dead_letter_worker
 import relay.path.delivery
 import relay.path.lane_run
 import relay.path.lanes
+import relay.timing.clock
 from relay.facilitator.websocket import ConnectionClosed
 from simulation.book import Log
 from simulation.clock import Clock, Process
@@ -24,7 +24,7 @@ from simulation.facilitator import Connection, Facilitator
 from simulation.network import Pipe
 
 _PATH = (relay.path.lanes, relay.path.lane_run)
-_TIMED = (*_PATH, relay.path.clock, relay.facilitator.connection, relay.leases.ownership)
+_TIMED = (*_PATH, relay.timing.clock, relay.facilitator.connection, relay.leases.ownership)
 _SOURCE = (relay.path.consumer, relay.path.delivery)
 _LOGGING = (*_PATH, *_SOURCE, relay.path.dead_letter_worker, relay.facilitator.connection, relay.leases.ownership)
 _CONNECT_S = 0.005
