@@ -1,4 +1,4 @@
-"""How log lines look. Apart from logs.py, so that a job runner's program does not import structlog by the way."""
+"""How log lines look. Separate from logs.py, so that a job runner's program does not import structlog."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ _TIMESTAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
 def route(threshold: int, form: Literal["json", "console"]) -> None:
-    """Write what is at least as severe as `threshold` to standard error, the relay's own lines and its libraries'."""
+    """Write lines at least as severe as `threshold`, of the relay and its libraries, to standard error."""
     rendering = _rendering(form)
     structlog.configure(
         processors=[_logger_name, structlog.processors.add_log_level, _TIMESTAMP, *rendering],

@@ -23,14 +23,14 @@ def get_logger(name: str, *, guest: bool = False) -> "FilteringBoundLogger":
 
     `guest` is for modules that also run in job runners' programs, where the relay does not decide how to log.
 
-    Each call on it costs about a microsecond even where the level is off. A hot path keeps `get_logger(name).bind()`
-    instead, made after `configure`, where that is a quarter.
+    Each call on it takes about a microsecond, even if its level is off. On a hot path, keep the result of
+    `get_logger(name).bind()`, made after `configure`: a call on that takes a quarter.
     """
     return cast("FilteringBoundLogger", _Guest(name)) if guest else _structured(name)
 
 
 def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: A002 - named as in RELAY_LOG_FORMAT
-    """Log what is at least as severe as `level`, as JSON lines or as text for people. Call once, before logging.
+    """Log what is at least as severe as `level`, as JSON lines or as text for people. Call this once, before logging.
 
     Every line has `timestamp` (ISO 8601, UTC), `level`, `logger` and `event`; an exception is one field, `exception`.
 

@@ -8,12 +8,12 @@ from typing import Final
 _EVERY_S: Final = 0.1
 
 
-async def measure_loop_lag(lagged: Callable[[float], None]) -> None:
-    """Tell `lagged`, ten times a second, by how many seconds the loop was late in calling a timer; until cancelled.
+async def measure_loop_lag(report: Callable[[float], None]) -> None:
+    """Report, ten times a second, by how many seconds the loop was late in calling a timer; until cancelled.
 
-    uvloop's timers are good to about a millisecond.
+    uvloop's timers are accurate to about a millisecond.
     """
     while True:
         due_s = time.monotonic() + _EVERY_S
         await asyncio.sleep(_EVERY_S)
-        lagged(max(0.0, time.monotonic() - due_s))
+        report(max(0.0, time.monotonic() - due_s))

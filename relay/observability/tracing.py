@@ -1,8 +1,8 @@
 """A span for each update, for OpenTelemetry: from its delivery until it is settled, in the trace of its `traceparent`.
 
-Where spans go and which are sampled is said by OpenTelemetry's own variables, `OTEL_EXPORTER_OTLP_ENDPOINT`,
-`OTEL_TRACES_SAMPLER` and their like. A thread of the SDK exports them; what does not fit into its queue
-(`OTEL_BSP_MAX_QUEUE_SIZE`) is dropped, so a collector that is away or slow holds up no update.
+OpenTelemetry's own variables say where spans go and which are sampled: `OTEL_EXPORTER_OTLP_ENDPOINT`,
+`OTEL_TRACES_SAMPLER` and others. A thread of the SDK exports them. Spans that do not fit into its queue
+(`OTEL_BSP_MAX_QUEUE_SIZE`) are dropped, so a collector that is away or slow does not delay updates.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ _ONLY: Final = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
 }
-"""Variables of OpenTelemetry of which the relay knows one value only; unset they mean that."""
+"""Variables of OpenTelemetry for which the relay supports one value only: what they mean when they are not set."""
 
 
 def open_tracing(settings: TracingSettings, *, worker: str, version: str) -> "Tracing | None":
-    """What makes spans, or None if they are not wanted.
+    """Tracing as the settings and OpenTelemetry's variables say, or None if it is off.
 
     Raises ConfigurationError if the extra `otel` is not installed, or OpenTelemetry's variables cannot be used.
     """
@@ -59,7 +59,7 @@ def open_tracing(settings: TracingSettings, *, worker: str, version: str) -> "Tr
 
 
 class Tracing:
-    """Where the worker says what became of updates, to make spans of it; see SettlementObserver in core/ports.py."""
+    """Makes a span of each settled update: it is a SettlementObserver, see core/ports.py."""
 
     def __init__(self, provider: "TracerProvider", version: str, *, last_spans_s: float = _LAST_SPANS_S) -> None:
         self._provider = provider
@@ -67,7 +67,7 @@ class Tracing:
         self._tracer = provider.get_tracer("relay", version)
 
     def settled(self, update: InFlight, outcome: Outcome) -> None:
-        """Make the span of an update that was just settled: only now is known what is to be told of it."""
+        """Make the span of an update that was just settled: its attributes are not known earlier."""
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - where tracing is on, it is there
 
         ended_ns = time.time_ns()
@@ -84,7 +84,7 @@ class Tracing:
         span.end(ended_ns)
 
     async def close(self) -> None:
-        """Export what is left, for at most `last_spans_s` seconds."""
+        """Export the spans that are left. Gives up after `last_spans_s` seconds and logs that they are lost."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def export() -> None:

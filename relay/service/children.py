@@ -1,4 +1,4 @@
-"""Child processes, and what keeps them from outliving us."""
+"""Child processes that end with their parent."""
 
 import ctypes
 import os
@@ -13,11 +13,11 @@ _ORPHANED: Final = 1
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """What a child runs before it becomes its program (`preexec_fn`), so that it is killed as soon as we are gone.
+    """The `preexec_fn` of a child that the kernel is to kill as soon as this process is gone.
 
-    Linux only; elsewhere None, and a child outlives a parent that had no time to end it.
+    On Linux only. Elsewhere None: there a child outlives a parent that was killed.
 
-    The kernel watches the *thread* that started the child: start children from a thread that lives on.
+    The kernel watches the *thread* that started the child, so start children from a thread that lives on.
     """
     if sys.platform != "linux":
         return None

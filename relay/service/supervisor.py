@@ -57,14 +57,14 @@ class Supervisor:
         self._status = 0
 
     def stop(self) -> None:
-        """Tell the workers to drain; called again, to end at once."""
+        """Tell the workers to drain. A second call tells them to end at once."""
         self._stops += 1
         self._stopping.set()
         for process in self._running.values():
             _terminate(process)
 
     async def run(self) -> int:
-        """Returns the exit status when every worker has ended: 0 if they were told to and all have drained."""
+        """Run the workers until all have ended. Returns the exit status: 0 if they were told to stop and drained."""
         async with asyncio.TaskGroup() as group:
             for worker in range(self._workers):
                 group.create_task(self._keep_running(worker))
@@ -84,11 +84,11 @@ class Supervisor:
             if status == _MISCONFIGURED:
                 self._give_up(_MISCONFIGURED, "a worker cannot use its configuration; see its own line", worker)
             elif recent == _MOST_DEATHS:
-                problem = f"a worker ended {recent} times within {_WITHIN_S:g} s, with {_told(status)}; giving up"
+                problem = f"a worker ended {recent} times within {_WITHIN_S:g} s, with {_describe(status)}; giving up"
                 self._give_up(_FAILED, problem, worker)
             else:
                 delay_s = self._backoff.delay_s(recent)
-                ended = f"a worker ended with {_told(status)}; starting it again"
+                ended = f"a worker ended with {_describe(status)}; starting it again"
                 _log.error(ended, worker=worker, in_s=round(delay_s, 2))
                 await set_within(self._stopping, delay_s)
 
@@ -121,11 +121,11 @@ class Supervisor:
         )
 
     def _stopped(self, worker: int, status: int) -> None:
-        # One SIGTERM kills only a worker that is just starting: it had nothing in hand yet.
+        # A single SIGTERM kills a worker only while it starts, when it has nothing in hand yet.
         if status == 0 or (status == -signal.SIGTERM and self._stops == 1):
             _log.info("worker stopped", worker=worker)
         else:
-            _log.error(f"a worker ended undrained, with {_told(status)}", worker=worker)
+            _log.error(f"a worker ended undrained, with {_describe(status)}", worker=worker)
             self._status = self._status or _FAILED
 
     def _give_up(self, status: int, problem: str, worker: int) -> None:
@@ -148,10 +148,10 @@ def private_listener() -> Generator[socket.socket]:
 
 
 def _terminate(process: Process) -> None:
-    # SIGTERM whatever the parent was sent: on SIGINT a Python that is just starting would print a traceback.
+    # SIGTERM even if the parent was sent SIGINT: on SIGINT a Python that is just starting would print a traceback.
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
 
 
-def _told(status: int) -> str:
+def _describe(status: int) -> str:
     return f"exit status {status}" if status >= 0 else signal.Signals(-status).name

@@ -58,9 +58,9 @@ for name in ('debug', 'info', 'warning', 'error'):
 
 def test_library_line():
     """A line of a library that uses the standard logging comes out in the same form."""
-    (event,) = events_of("configure('info', 'json')\nlogging.getLogger('uvicorn.error').info('up on %d', 8080)")
+    (event,) = events_of("configure('info', 'json')\nlogging.getLogger('asyncio').info('up on %d', 8080)")
     del event["timestamp"]
-    assert event == {"level": "info", "logger": "uvicorn.error", "event": "up on 8080"}
+    assert event == {"level": "info", "logger": "asyncio", "event": "up on 8080"}
 
 
 def test_library_handlers_replaced():
