@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -36,7 +36,7 @@ from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.headers import parse_headers
-from relay.nats.messages import delete_message
+from relay.nats.messages import delete_message, get_message
 from relay.timing.waiting import set_within
 
 _MIN_BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -66,34 +66,36 @@ async def count(client: FrameClient, selection: Selection) -> int:
         return reading.pending if selection.limit is None else min(reading.pending, selection.limit)
 
 
-async def find(client: FrameClient, sequence: int) -> StoredDeadLetter | None:
+async def find(client: Requester, sequence: int) -> StoredDeadLetter | None:
     """One dead letter, or None if it is not there."""
-    async with contextlib.aclosing(read(client, Selection(sequences=(sequence,)), sequence)) as letters:
-        return await anext(letters, None)
+    with _as_not_provisioned():
+        message = await get_message(client, DLQ_STREAM, sequence)
+    return None if message is None else StoredDeadLetter.of(message)
 
 
 async def read(
     client: FrameClient, selection: Selection, up_to: int, *, batch_size: int = 500, silence_s: float = 5.0
 ) -> AsyncGenerator[StoredDeadLetter]:
-    """The selected dead letters, oldest first, none with a sequence above `up_to`.
+    """The selected dead letters, oldest first. Without given sequences: none with a sequence above `up_to`.
 
     A batch that pauses for `silence_s` seconds is asked for anew. Close the generator if you leave it early.
     """
     taken = 0
-    starts = sorted(set(selection.sequences)) or [1]
-    for start in starts:
-        end = start if selection.sequences else up_to
-        reading = _Reading(
-            selection.subject, end, start, since=selection.since, batch_size=batch_size, silence_s=silence_s
+    if selection.sequences:
+        candidates = _find_each(client, selection.sequences)
+    else:
+        candidates = _read(
+            client,
+            _Reading(selection.subject, up_to, since=selection.since, batch_size=batch_size, silence_s=silence_s),
         )
-        async with contextlib.aclosing(_read(client, reading)) as letters:
-            async for letter in letters:
-                if not selection.takes(letter):
-                    continue
-                yield letter
-                taken += 1
-                if taken == selection.limit:
-                    return
+    async with contextlib.aclosing(candidates) as letters:
+        async for letter in letters:
+            if not selection.takes(letter):
+                continue
+            yield letter
+            taken += 1
+            if taken == selection.limit:
+                return
 
 
 async def read_headers(
@@ -210,6 +212,12 @@ class _Reading:
         self._messages.append(_Message(told.sequence, told.stored_ns, headers, body))
         if len(self._messages) == self._wanted:
             self._ended.set()
+
+
+async def _find_each(client: Requester, sequences: Iterable[int]) -> AsyncGenerator[StoredDeadLetter]:
+    for sequence in sorted(set(sequences)):
+        if (letter := await find(client, sequence)) is not None:
+            yield letter
 
 
 async def _read(client: FrameClient, reading: _Reading) -> AsyncGenerator[StoredDeadLetter]:
