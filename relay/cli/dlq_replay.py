@@ -55,7 +55,7 @@ async def replay_selected(client: FrameClient, options: ReplayOptions) -> bool:
         raise
     _report(summary, given, total)
     if summary.error is not None:
-        complain(f"stopped: {summary.error}; when that is mended, {_AGAIN}")
+        complain(f"stopped: {summary.error}; when that is fixed, {_AGAIN}")
     return not (summary.error or summary.problems or given.missing)
 
 

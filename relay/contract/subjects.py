@@ -43,7 +43,7 @@ FAILED_AT_HEADER: Final = "Relay-Failed-At"
 REPLAYED_FROM_HEADER: Final = "Relay-Replayed-From"
 """On an update that was a dead letter and was published again: the sequence that it had in DLQ_STREAM."""
 HISTORY_HEADER: Final = "Relay-History"
-"""On a replayed update: how each of its earlier ways ended, oldest first; see core/letters.py."""
+"""On a replayed update: its earlier failures, oldest first; see `StoredDeadLetter.history`."""
 ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
 """What a dead letter puts before those headers of the original that would steer the server (`Nats-*`)."""
 
@@ -55,7 +55,10 @@ _MAX_TOKEN_CHARS: Final = 64
 
 
 class Reason(StrEnum):
-    """Why an update is in the dead-letter stream: the values of the `Relay-Reason` header."""
+    """Why an update is in the dead-letter stream: the values of the `Relay-Reason` header.
+
+    Each has its advice in dead_letters/runbook.py and its section in docs/dead-letters.md; tests fail without them.
+    """
 
     INVALID_JSON = "invalid_json"
     INVALID_SCHEMA = "invalid_schema"

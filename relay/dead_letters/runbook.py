@@ -1,4 +1,4 @@
-"""The runbook's summary for each reason: what an operator is told at once; docs/dead-letters.md has the rest."""
+"""The advice for each reason that `relay dlq show` prints; docs/dead-letters.md has the rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ class Advice:
     remedy: str
 
 
-_MEND: Final = (
-    "mend the producer; then export the dead letter, mend its body in the file, and replay the file"
+_FIX_PRODUCER: Final = (
+    "fix the producer; then export the dead letter, correct its body in the file, and replay the file"
     " (`relay dlq purge SEQ --export FILE`, `relay dlq replay --from FILE`)"
 )
 
 ADVICE: Final[Mapping[str, Advice]] = {
-    Reason.INVALID_JSON: Advice("the body is not a JSON object that every reader understands alike", _MEND),
-    Reason.INVALID_SCHEMA: Advice("a field of the body is missing, of another type, or unknown", _MEND),
-    Reason.UNKNOWN_STATUS: Advice("the status is one that the Facilitator would store as `unknown`", _MEND),
+    Reason.INVALID_JSON: Advice("the body is not a JSON object that every reader understands alike", _FIX_PRODUCER),
+    Reason.INVALID_SCHEMA: Advice("a field of the body is missing, of another type, or unknown", _FIX_PRODUCER),
+    Reason.UNKNOWN_STATUS: Advice("the status is one that the Facilitator would store as `unknown`", _FIX_PRODUCER),
     Reason.INVALID_UUID: Advice(
         "the body has no UUID, or the subject does not end in one in lower case with hyphens",
-        "mend the producer; if the subject was wrong, publish the body on the right one (`relay publish --raw UUID`)"
-        " and purge the dead letter, else export it, mend its body in the file, and replay the file",
+        "fix the producer; if the subject was wrong, publish the body on the right one (`relay publish --raw UUID`)"
+        " and purge the dead letter, else export it, correct its body in the file, and replay the file",
     ),
     Reason.UUID_MISMATCH: Advice(
         "the subject names one job and the body another",
@@ -43,20 +43,22 @@ ADVICE: Final[Mapping[str, Advice]] = {
     ),
     Reason.REFUSED: Advice(
         "the Facilitator read the update and refused it",
-        "read the error: if it was the Facilitator's trouble and is over, replay; if it is about a field, mend the"
-        " producer, export the dead letter, mend its body in the file, and replay the file",
+        "read the error: if it was the Facilitator's trouble and is over, replay; if it is about a field, fix the"
+        " producer, export the dead letter, correct its body in the file, and replay the file",
     ),
     Reason.JOB_NOT_FOUND: Advice(
         "the Facilitator did not know the job, however often it was asked",
-        "look for the job in the Facilitator: replay if it is there by now, purge if it never was its job",
+        "look for the job in the Facilitator: replay if it is there now, purge if it was never its job",
     ),
     Reason.CONNECTION_DROPPED: Advice(
         "each time that the Facilitator dropped the connection, this update was the first without an answer",
-        "read the Facilitator's log at that time: replay if it was down or was mended since, and keep the dead letter"
+        "read the Facilitator's log at that time: replay if it was down or was fixed since, and keep the dead letter"
         " for its developers if it was not",
     ),
     Reason.MAX_DELIVER: Advice(
-        "JetStream delivered the update so often without a word of what became of it that it gave up",
-        "look for workers that died or were killed at that time; replay when the cause is gone, one at first",
+        "JetStream delivered the update as often as `RELAY_MAX_DELIVER` says, and no delivery was acknowledged"
+        " or terminated",
+        "look for workers that died or were killed at that time; when the cause is gone, replay one first, then the"
+        " others",
     ),
 }

@@ -95,7 +95,7 @@ async def test_show(relay, provisioned):
     for told in (
         "reason      unknown_status: the status is one that the Facilitator would store as `unknown`",
         "error       told",
-        "what to do  mend the producer",
+        "what to do  fix the producer",
         "more        docs/dead-letters.md#unknown_status",
         f"job         {JOB}",
         "status      finished",

@@ -42,6 +42,9 @@ async def test_session(nats_server, tmp_path):
 
 
 def test_reasons():
-    """Each reason has one section, in the order of the contract, with the meaning that `relay dlq show` prints."""
-    sections = re.findall(r"^### (\w+)\n\nMeaning: (.+)\.$", TEXT.split("## The reasons\n")[1], flags=re.MULTILINE)
-    assert [(reason, ADVICE[reason].meaning) for reason in Reason] == sections
+    """Each reason has one section, in the order of the contract, with the meaning and the remedy that `show` prints."""
+    section = re.compile(r"^### (\w+)\n\nMeaning: (.+?)\.\n.+?^\*\*What to do\.\*\* (.+?)\.$", re.MULTILINE | re.DOTALL)
+    advice = [(reason, ADVICE[reason].meaning, ADVICE[reason].remedy) for reason in Reason]
+    assert [(reason, meaning, remedy[0].upper() + remedy[1:]) for reason, meaning, remedy in advice] == section.findall(
+        TEXT.split("## The reasons\n")[1]
+    )

@@ -126,12 +126,6 @@ def test_headers():
     assert sorted(constants("_HEADER", "_HEADER_PREFIX").values()) == sorted(listed)
 
 
-def test_reasons():
-    """The table of reasons has each reason once, in the order of the contract."""
-    table = PAGE.read_text().split("| reason | the update |\n| --- | --- |\n")[1].split("\n\n")[0]
-    assert list(subjects.Reason) == re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
-
-
 def test_consumer_metadata():
     """The entry of the lane consumers names the key of their metadata."""
     assert f"`{subjects.DLQ_METADATA_KEY}`" in entries()[f"{subjects.LANE_CONSUMER_PREFIX}*"]["Schema"]
