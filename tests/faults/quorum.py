@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import permutations
 
 import pytest
+from cluster_kit import ELECTION_S, LANES, flows, lead, load, scene_at
 from relay_kit import ACKED, Published, Scene, new_job, update
 from rough_proxy import RoughProxy
-from test_cluster import ELECTION_S, LANES, flows, lead, load
 
 from relay.contract.errors import PublishUnconfirmed
 from relay.contract.subjects import status_subject
@@ -22,7 +22,6 @@ from relay.local import cluster as nats_cluster
 from relay.local.cluster import NODES, NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
-from relay.local.server import NatsServer
 from relay.nats.connection import publish_confirmed
 from relay.service.app import Relay
 
@@ -72,11 +71,6 @@ class Network:
         return f"server_name: node-{number}\ncluster: {{name: local, {known_as}, routes: [{', '.join(routes)}]}}"
 
 
-def scene_at(node: NatsServer, facilitator: FacilitatorSimulator) -> Scene:
-    """A scene whose producer connects to `node`."""
-    return Scene(node, facilitator, REPLICAS="3", ACK_WAIT="1", LEASE_TTL="1")
-
-
 @pytest.fixture
 async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
     async with FacilitatorSimulator(service_time_s=0.001) as facilitator:
@@ -102,7 +96,7 @@ async def test_leader_alone(monkeypatch, facilitator):
     jobs = [new_job() for _ in range(200)]
     async with network.cluster(monkeypatch) as cluster:
         lonely, other, _ = cluster.nodes
-        async with scene_at(other, facilitator) as scene, scene.relay(NATS_URL=lonely.url):
+        async with scene_at(other, facilitator, LEASE_TTL="1") as scene, scene.relay(NATS_URL=lonely.url):
             await lead(cluster, lonely)
             stalled = facilitator.inject(stall())
             await asyncio.gather(*(scene.publish(job, "received") for job in jobs))
@@ -128,7 +122,7 @@ async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
     async with network.cluster(monkeypatch) as cluster:
         lonely, other, _ = cluster.nodes
         await cluster.until_current()
-        async with scene_at(other, facilitator) as scene, scene.relay(NATS_URL=lonely.url) as relay:
+        async with scene_at(other, facilitator, LEASE_TTL="1") as scene, scene.relay(NATS_URL=lonely.url) as relay:
             await lead(cluster, other)
             with network.cut_off(0):
                 settled = await flows(scene)
@@ -144,7 +138,7 @@ async def test_two_nodes_die(facilitator):
     """While two of three nodes are dead nothing is stored and no lane is driven; when they are back all goes on."""
     async with NatsCluster() as cluster:
         left, *victims = cluster.nodes
-        async with scene_at(left, facilitator) as scene, scene.relay() as relay:
+        async with scene_at(left, facilitator, LEASE_TTL="1") as scene, scene.relay() as relay:
             async with load(scene):
                 again = scene.published[0]  # it is only a repeat if it is stored unconfirmed
                 await asyncio.gather(*map(cluster.kill, victims))

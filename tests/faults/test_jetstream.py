@@ -10,10 +10,10 @@ import time
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
+from cluster_kit import load
 from dead_letter_kit import change_stream
+from load_kit import steadily_published
 from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, update
-from test_cluster import load
-from test_leases import steadily_published
 
 from relay.contract.environment import load_settings
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange

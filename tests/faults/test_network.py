@@ -8,9 +8,9 @@ import gc
 import random
 
 import pytest
+from load_kit import steadily_published
 from relay_kit import Scene, counters
 from rough_proxy import RoughProxy, Way, port_of
-from test_leases import steadily_published
 
 from relay.facilitator import connection as connection_to_facilitator
 from relay.local.facilitator import FacilitatorSimulator

@@ -12,9 +12,9 @@ import time
 from collections import Counter
 
 import pytest
+from load_kit import steadily_published
 from relay_kit import Scene
 from rough_proxy import RoughProxy, Way, port_of
-from test_leases import steadily_published
 from test_workers import Crew
 
 from relay.local.facilitator import FacilitatorSimulator

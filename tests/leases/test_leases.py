@@ -12,8 +12,9 @@ from functools import partial
 from unittest.mock import AsyncMock
 
 import pytest
-from conftest import TcpProxy
+from load_kit import steadily_published
 from relay_kit import ACKED, Scene, new_job
+from tcp_proxy import TcpProxy
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError
 from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS
@@ -467,27 +468,6 @@ class TestShortLeases:
 
 
 # The lease and the sending.
-
-
-@contextlib.asynccontextmanager
-async def steadily_published(scene, backlog):
-    """Updates of ever new jobs as long as the block lasts, about `backlog` of them on their way at any time."""
-
-    def wanted(facilitator) -> bool:
-        return done.is_set() or len(scene.published) - len(facilitator.rows) <= backlog
-
-    async def publish() -> None:
-        while not done.is_set():
-            await scene.publish_life(new_job())
-            await scene.facilitator.wait_for(wanted, 20)
-
-    done = asyncio.Event()
-    publishing = asyncio.create_task(publish())
-    try:
-        yield
-    finally:
-        done.set()
-        await publishing
 
 
 async def test_cut_off():

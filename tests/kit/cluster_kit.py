@@ -1,0 +1,65 @@
+"""A relay at a cluster of three nats-servers, under load."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Iterator
+
+from relay_kit import Published, Scene, new_job
+
+from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, lane_consumer
+from relay.local.cluster import NatsCluster
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.jobs import Parcel, job_uuid, life_cycle, parcel
+from relay.local.server import NatsServer
+from relay.local.traffic import TrafficSource
+
+LANES = 4
+ELECTION_S = 20
+"""What an election and whoever waits for it may take together; 4 to 9 s are usual."""
+
+
+def scene_at(node: NatsServer, facilitator: FacilitatorSimulator, **variables: str) -> Scene:
+    """A scene whose relay and producer connect to `node`, and learn of the others from it."""
+    return Scene(node, facilitator, REPLICAS="3", ACK_WAIT="1", **variables)
+
+
+async def lead(cluster: NatsCluster, leader: NatsServer, but: str = "", instead: NatsServer | None = None) -> None:
+    """Make `leader` the one who leads all that the relay works with, and `instead` the leader of `but`."""
+
+    def of(name: str) -> NatsServer:
+        return instead if name == but else leader
+
+    for stream in (STATUS_STREAM, LEASE_STREAM):
+        await cluster.move_stream(stream, of(stream))
+    for consumer in map(lane_consumer, range(LANES)):
+        await cluster.move_consumer(STATUS_STREAM, consumer, of(consumer))
+    await cluster.until_current()
+
+
+@contextlib.asynccontextmanager
+async def load(scene: Scene) -> AsyncIterator[None]:
+    """Publish 200 updates a second, each until it is stored, from when a few hundred are relayed."""
+    rng = random.Random(1)
+    enough = asyncio.Event()
+
+    def jobs() -> Iterator[list[Parcel]]:
+        while not enough.is_set():
+            yield [parcel(update) for update in life_cycle(rng, job_uuid(rng))]
+
+    source = TrafficSource(scene.nc, jobs(), rate_per_s=200, rng=rng)
+    publishing = asyncio.create_task(
+        source.run(lambda each: scene.published.append(Published(each.sequence, each.parcel.uuid, each.parcel.status)))
+    )
+    try:
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200, ELECTION_S)
+        yield
+    finally:
+        enough.set()
+        await publishing
+
+
+async def flows(scene: Scene) -> list[str]:
+    """How an update of each lane is settled that is published now."""
+    probes = await asyncio.gather(*(scene.publish(new_job(lane, LANES)) for lane in range(LANES)))
+    return await scene.settled(*probes, timeout_s=ELECTION_S)

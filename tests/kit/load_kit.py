@@ -1,0 +1,30 @@
+"""A producer that never stops."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from relay_kit import Scene, new_job
+
+from relay.local.facilitator import FacilitatorSimulator
+
+
+@contextlib.asynccontextmanager
+async def steadily_published(scene: Scene, backlog: int) -> AsyncIterator[None]:
+    """Publish the updates of new jobs during the block, about `backlog` of them on their way at any time."""
+
+    def wanted(facilitator: FacilitatorSimulator) -> bool:
+        return done.is_set() or len(scene.published) - len(facilitator.rows) <= backlog
+
+    async def publish() -> None:
+        while not done.is_set():
+            await scene.publish_life(new_job())
+            await scene.facilitator.wait_for(wanted, 20)
+
+    done = asyncio.Event()
+    publishing = asyncio.create_task(publish())
+    try:
+        yield
+    finally:
+        done.set()
+        await publishing
