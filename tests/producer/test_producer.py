@@ -47,23 +47,29 @@ async def test_jobs_do_not_wait_for_each_other(played):
     assert 2 == (await waiting[1]).sequence
 
 
-async def test_server_killed_in_mid_publish(nats_server, publisher):
-    """Whatever is published while the server dies and comes back is stored once, each job's in order."""
+@pytest.mark.usefixtures("provisioned")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+async def test_server_killed_in_mid_publish(nats_server, run):
+    """On either event loop, what is published while the server dies and comes back is stored once, in order."""
     jobs = {job: numbered(job, 100) for job in [new_job() for _ in range(5)]}
-    pub_acks: asyncio.Queue[PubAck] = asyncio.Queue()
+    loop, published = asyncio.get_running_loop(), asyncio.Semaphore(0)
 
-    async def run(updates: list[JobStatusUpdate]) -> None:
+    async def publish_in_order(publisher: StatusPublisher, updates: list[JobStatusUpdate]) -> None:
         for each in updates:
-            pub_acks.put_nowait(await publisher.publish(each))
+            await publisher.publish(each)
+            loop.call_soon_threadsafe(published.release)
 
-    async with asyncio.TaskGroup() as runners:
-        for updates in jobs.values():
-            runners.create_task(run(updates))
-        for _ in range(2):
-            for _ in range(100):
-                await pub_acks.get()
-            await nats_server.kill()
-            await nats_server.start()
+    async def publish_all() -> None:
+        async with StatusPublisher(nats_server.url) as publisher:
+            await asyncio.gather(*(publish_in_order(publisher, updates) for updates in jobs.values()))
+
+    publishing = asyncio.create_task(asyncio.to_thread(run, publish_all()))
+    for _ in range(2):
+        for _ in range(100):
+            await published.acquire()
+        await nats_server.kill()
+        await nats_server.start()
+    await publishing
     assert jobs == await stored(nats_server)
 
 
@@ -194,21 +200,3 @@ async def test_another_loop(publisher):
     for call in (publisher.publish(update(B)), publisher.close()):
         with pytest.raises(RuntimeError, match="in use in another event loop"):
             await asyncio.to_thread(asyncio.run, call)
-
-
-@pytest.mark.usefixtures("provisioned")
-async def test_uvloop(nats_server):
-    """On uvloop it works as on asyncio's own loop, over the death of the server, too."""
-    loop = asyncio.get_running_loop()
-
-    async def publish_life() -> None:
-        async with StatusPublisher(nats_server.url) as publisher:
-            for number, each in enumerate(numbered(A, 50)):
-                if number == 25:
-                    waiting = publisher.submit(each)
-                    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(nats_server.restart(), loop))
-                    await waiting
-                await publisher.publish(each)
-
-    await asyncio.to_thread(uvloop.run, publish_life())
-    assert {A: numbered(A, 50)} == await stored(nats_server)

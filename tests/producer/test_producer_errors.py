@@ -64,7 +64,9 @@ authorization { users: [
 async def test_permissions(topology, connect):
     """A job runner needs to publish and to hear its answers, nothing more; what it may not do is in the error."""
     async with NatsServer(extra_config=USERS) as server:
-        await provision(await connect(server.url, user="admin", password="pass"), topology)
+        admin = await connect(server.url, user="admin", password="pass")
+        await provision(admin, topology)
+        await admin.close()
         environ = {"RELAY_NATS_URL": server.url, "RELAY_NATS_USER": "runner", "RELAY_NATS_PASSWORD": "pass"}
         prefix = {"RELAY_NATS_INBOX_PREFIX": "_INBOX_runner"}
         async with StatusPublisher.from_environment(environ | prefix) as publisher:

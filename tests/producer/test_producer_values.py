@@ -147,7 +147,7 @@ def test_active_trace():
     assert {} == trace_headers(None)
 
 
-@pytest.mark.parametrize("text", ["", "00-1-2-3", TRACEPARENT + "\r\nA: b", TRACEPARENT.upper(), "é"])
-def test_malformed_traceparent(text):
+def test_malformed_traceparent():
     """A malformed traceparent is left out: it may come from outside, and is no reason not to publish."""
-    assert {} == trace_headers(text)
+    malformed = ("", "00-1-2-3", TRACEPARENT + "\r\nA: b", TRACEPARENT.upper(), "é")
+    assert [{}] * len(malformed) == list(map(trace_headers, malformed))

@@ -5,29 +5,24 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
-from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, serving, update
+from relay_kit import ACKED, STATUSES, Scene, new_job, serving, update
 
 from relay.contract.subjects import (
-    DLQ_STREAM,
     STATUS_STREAM,
     advisory_subject,
     api_consumer_delete,
-    api_message_delete,
     history_subject,
     lane_consumer,
-    lane_of,
     query_subject,
     status_subject,
 )
-from relay.dead_letters.stored import StoredDeadLetter
 from relay.local.cluster import NatsCluster
-from relay.local.faults import UNTIL_LIFTED, refuse, stall
+from relay.local.faults import stall
 from relay.nats.connection import api_request, publish_confirmed
 from relay.query.answers import Answers
 from relay.query.archive import Archive
@@ -82,7 +77,7 @@ async def progress_without_owners(scene: Scene, job: str) -> str:
     return json.loads(await Answers(archive, sources, LANES, lambda: MAX_PAYLOAD).latest(job, b""))["progress"]
 
 
-async def settled_job(scene: Scene, lane: int = 0) -> str:
+async def settled_job(scene: Scene, lane: int) -> str:
     """A job whose update was settled by a worker that is gone."""
     job = new_job(lane)
     async with serving(scene):
@@ -131,89 +126,62 @@ async def test_unreadable(scene):
 
 
 async def test_history(scene):
-    """The history has all updates of a job in their order, each with how far it got."""
+    """The history has all updates of a job in their order, each with how far it got, in pages of the length asked for.
+
+    A dead letter says something of its own update only.
+    """
     job = new_job()
     async with serving(scene):
         first, second = await scene.publish_life(job, STATUSES[:2])
         bad = await scene.publish_body(job, update(job, "nonsense"))
         last = await scene.publish(job, "completed", {})
         await scene.settled(first, second, bad, last)
-        answer = await history(scene, job)
+        long, short = await pages(scene, job, limit=3)
+        beyond = await history(scene, job, after=last.sequence)
     expected = [
-        (first.sequence, "received", "acknowledged", None),
-        (second.sequence, "accepted", "acknowledged", None),
-        (bad.sequence, None, "dead_lettered", "unknown_status"),
-        (last.sequence, "completed", "acknowledged", None),
+        (first.sequence, "received", "acknowledged", None, None),
+        (second.sequence, "accepted", "acknowledged", None, None),
+        (bad.sequence, None, "dead_lettered", "unknown_status", 1),
+        (last.sequence, "completed", "acknowledged", None, None),
     ]
-    assert (job, None) == (answer["uuid"], answer["next"])
-    assert expected == of_each(answer["updates"], "sequence", "status", "progress", "reason")
-
-
-async def test_pages(scene):
-    """A long history comes in pages: as long as asked for, each beginning where the one before ended."""
-    job = new_job()
-    acks = await asyncio.gather(*(publish_confirmed(scene.nc, status_subject(job), update(job)) for _ in range(450)))
-    async with serving(scene):
-        found = await pages(scene, job, limit=200)
-        beyond = await history(scene, job, after=found[-1][-1]["sequence"])
-    assert [200, 200, 50] == [len(page) for page in found]
-    assert sorted(ack.sequence for ack in acks) == [each["sequence"] for page in found for each in page]
-    assert ([], None) == (beyond["updates"], beyond["next"])
+    found = of_each([*long, *short], "sequence", "status", "progress", "reason", "dead_letter")
+    assert (3, expected) == (len(long), found)
+    assert {"uuid": job, "updates": [], "next": None} == beyond
 
 
 async def test_large_bodies(scene):
     """A page ends before it is too large for NATS, and a body that no answer has room for is left out."""
-    job, other = new_job(), new_job()
+    job, other, large = new_job(), new_job(), new_job()
     async with serving(scene):
         lives = [await scene.publish(job, status, {"text": "x" * 300_000}) for status in STATUSES[:5]]
-        large = await scene.publish_body(other, b"\xff" * 900_000)
-        await scene.settled(*lives, large)
+        unreadable = [await scene.publish_body(other, b"\xff" * 330_000) for _ in range(3)]
+        await scene.settled(*lives, *unreadable, await scene.publish_body(large, b"\xff" * 900_000))
         found = await pages(scene, job, metadata=True)
-        unreadable = await latest(scene, other, metadata=True)
-    assert [3, 2] == [len(page) for page in found]
+        in_base64 = await pages(scene, other, metadata=True)
+        without = await latest(scene, large, metadata=True)
+    assert ([3, 2], [2, 1]) == ([len(page) for page in found], [len(page) for page in in_base64])
     assert [each.status for each in lives] == [each["body"]["status"] for page in found for each in page]
-    assert (None, "dead_lettered") == (unreadable["body"], unreadable["progress"])
+    assert (None, "dead_lettered") == (without["body"], without["progress"])
 
 
 # How far an update got.
 
 
 async def test_pending(scene, facilitator):
-    """An update is pending while the Facilitator has not answered it, and acknowledged from then on."""
-    job = new_job()
-    async with serving(scene):
-        with facilitator.inject(stall(), uuid=job) as stalled:
-            published = await scene.publish(job)
-            await facilitator.wait_for(lambda _: stalled.hits == 1)
-            before = await progress(scene, job)
-        await scene.settled(published)
-        assert ("pending", "acknowledged") == (before, await progress(scene, job))
-
-
-async def test_stuck_job(scene, facilitator):
-    """A job that waits for its retry does not make the later updates of its lane look pending."""
+    """An update is pending while the Facilitator has not answered it or it waits for its retry; no other is."""
     stuck, other = new_job(lane=0), new_job(lane=0)
     facilitator.unknown_jobs.add(stuck)
     async with serving(scene, MAX_ATTEMPTS="1000"):
         await scene.publish(stuck)
         await facilitator.wait_for(lambda facilitator: facilitator.replies["job.not_found"] > 0)
-        await scene.settled(await scene.publish(other))
-        assert ("pending", "acknowledged") == (await progress(scene, stuck), await progress(scene, other))
+        with facilitator.inject(stall(), uuid=other) as stalled:
+            published = await scene.publish(other)
+            await facilitator.wait_for(lambda _: stalled.hits == 1)
+            before = await progress(scene, other)
+        await scene.settled(published)
+        after = await progress(scene, other)
+        assert ("pending", "acknowledged", "pending") == (before, after, await progress(scene, stuck))
         facilitator.unknown_jobs.clear()
-
-
-async def test_dead_letter_of_another(scene, facilitator):
-    """A dead letter says something of its own update only, whether the job went on after it or before it."""
-    job = new_job()
-    async with serving(scene):
-        await scene.settled(await scene.publish(job, "received"))
-        with facilitator.inject(refuse("extra_forbidden"), uuid=job, times=None):
-            assert [TERMED] == await scene.settled(await scene.publish(job, "accepted"))
-        refused = await latest(scene, job)
-        await scene.settled(await scene.publish(job, "completed", {}))
-        after = await latest(scene, job)
-    fields = ("progress", "reason", "dead_letter")
-    assert [("dead_lettered", "refused", 1), ("acknowledged", None, None)] == of_each([refused, after], *fields)
 
 
 async def test_late_dead_letter(scene):
@@ -243,36 +211,30 @@ async def test_last_write(facilitator, connect):
         for _ in range(100):
             published.append((await scene.publish(job)).sequence)
             read.append((await asked(client, query_subject(job)))["sequence"])
+        await client.close()
     assert published == read
 
 
 async def test_without_an_owner(scene):
-    """While nobody drives a lane, what is below its consumer's ack floor counts as settled, and nothing else."""
-    done, new = await settled_job(scene), new_job(lane=0)
+    """While nobody drives a lane, what is below its consumer's ack floor counts as settled, and nothing else.
+
+    With an advisory that JetStream gave up on something there, or with a new consumer, nothing does.
+    """
+    done, new, in_doubt, forgotten = new_job(0), new_job(0), new_job(1), new_job(2)
+    async with serving(scene):
+        await scene.settled(*[await scene.publish(job) for job in (done, in_doubt, forgotten)])
     await scene.publish(new)
-    assert "acknowledged" == await progress_without_owners(scene, done)
-    assert "pending" == await progress_without_owners(scene, new)
-
-
-async def test_consumer_made_anew(scene):
-    """With a consumer that knows nothing any more, nobody knows what is settled: it is pending."""
-    job = await settled_job(scene)
-    await api_request(scene.nc, api_consumer_delete(STATUS_STREAM, lane_consumer(0)))
-    without = await progress_without_owners(scene, job)
+    await publish_confirmed(scene.nc, advisory_subject(lane_consumer(1)), b"{}")
+    await api_request(scene.nc, api_consumer_delete(STATUS_STREAM, lane_consumer(2)))
+    said = [await progress_without_owners(scene, job) for job in (done, new, in_doubt, forgotten)]
     await scene.provision()
-    assert ("pending", "pending") == (without, await progress_without_owners(scene, job))
-
-
-async def test_given_up(scene):
-    """While an advisory that JetStream gave up on something in the lane is not dealt with, nothing there is certain."""
-    job = await settled_job(scene)
-    await publish_confirmed(scene.nc, advisory_subject(lane_consumer(0)), b"{}")
-    assert "pending" == await progress_without_owners(scene, job)
+    said.append(await progress_without_owners(scene, forgotten))
+    assert ["acknowledged", *["pending"] * 4] == said
 
 
 async def test_inherited(scene):
     """What an earlier owner settled is acknowledged, once the next owner knows that JetStream gave up on none of it."""
-    job = await settled_job(scene)
+    job = await settled_job(scene, lane=0)
     async with serving(scene):
         await scene.settled(await scene.publish(new_job(lane=0)))
         assert "acknowledged" == await progress(scene, job)
@@ -280,7 +242,7 @@ async def test_inherited(scene):
 
 async def test_fewer_lanes(scene):
     """Updates that were stored under a lane that is gone are found, and were settled before it went."""
-    job = await settled_job(scene, lane=next(lane_of(job, 4) for job in iter(new_job, None) if lane_of(job, 4) >= 2))
+    job = await settled_job(scene, lane=3)
     scene.environment["RELAY_LANES"] = "2"
     await scene.provision()
     async with serving(scene):
@@ -303,49 +265,6 @@ async def test_stream_made_anew(scene, facilitator):
             published = await publish_confirmed(scene.nc, status_subject(job), update(job))
             said = {await progress(scene, job) for _ in range(20)}
     assert (1, {"pending"}) == (published.sequence, said)
-
-
-async def test_settled_meanwhile(scene, facilitator, monkeypatch):
-    """An update that is dead-lettered while the service looks for its dead letter is still pending then."""
-    job = new_job()
-    look = Archive.last_dead_letter
-    refusal = facilitator.inject(replace(refuse("extra_forbidden"), hold_s=UNTIL_LIFTED), uuid=job)
-
-    async def look_too_early(archive: Archive, job: str) -> StoredDeadLetter | None:
-        found = await look(archive, job)
-        refusal.lift()
-        assert [TERMED] == await scene.settled(published)
-        return found
-
-    async with serving(scene):
-        published = await scene.publish(job)
-        await facilitator.wait_for(lambda _: refusal.hits == 1)
-        with monkeypatch.context() as patch:
-            patch.setattr(ProgressSources, "owner", lambda sources, lane, _: sources.server(lane))
-            patch.setattr(Archive, "last_dead_letter", look_too_early)
-            before = await progress_without_owners(scene, job)
-        after = await progress(scene, job)
-    assert ("pending", "dead_lettered") == (before, after)
-
-
-async def test_purged_meanwhile(scene, monkeypatch):
-    """An update whose dead letter is purged just before the service looks for it is not called acknowledged."""
-    job = new_job()
-    look = Archive.last_dead_letter
-
-    async def look_too_late(archive: Archive, job: str) -> StoredDeadLetter | None:
-        letter = await look(archive, job)
-        assert letter is not None
-        await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": published.sequence})
-        await api_request(scene.nc, api_message_delete(DLQ_STREAM), {"seq": letter.sequence})
-        return await look(archive, job)
-
-    async with serving(scene):
-        published = await scene.publish_body(job, b"{")
-        await scene.settled(published)
-        monkeypatch.setattr(Archive, "last_dead_letter", look_too_late)
-        error = error_of(await scene.nc.request(query_subject(job), timeout=5))
-    assert "404" == (error or ("none",))[0]
 
 
 @contextlib.asynccontextmanager
@@ -467,15 +386,3 @@ async def test_refusals(scene):
         replies = [await scene.nc.request(subject, body, timeout=5) for subject, body, _, _ in REFUSALS]
     assert [(code, text) for _, _, code, text in REFUSALS] == [error_of(reply) for reply in replies]
     assert {b""} == {reply.data for reply in replies}
-
-
-async def test_nats_trouble(scene):
-    """While NATS cannot tell, the answer is 503 and says what the matter is; updates flow on."""
-    job = new_job()
-    async with serving(scene):
-        await scene.settled(await scene.publish_body(job, b"{"))
-        await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{DLQ_STREAM}")
-        message = await scene.nc.request(query_subject(job), timeout=5)
-        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
-    cause = f"$JS.API.STREAM.MSG.GET.{DLQ_STREAM}: stream not found (err_code 10059)"
-    assert ("503", f"NATS cannot tell now ({cause}): ask again") == error_of(message)

@@ -11,7 +11,7 @@ import pytest
 from nats.errors import NoRespondersError
 from structlog.testing import capture_logs
 
-from relay.contract.errors import BrokerUnavailable
+from relay.contract.errors import BrokerUnavailable, JetStreamError
 from relay.contract.subjects import history_subject, query_subject
 from relay.query.answers import QueryError
 from relay.query.service import EndpointLimits, ServiceLimits, StatusService
@@ -95,7 +95,7 @@ async def test_last_answers(nc, in_time):
             while await ask(nc, "new"):
                 pass
         if not in_time:
-            await asyncio.wait([running])
+            assert (await asyncio.wait([running], timeout=1))[0]
         finish.set()
         with contextlib.nullcontext() if in_time else pytest.raises(TimeoutError):
             assert "slow" == await asking
@@ -106,6 +106,11 @@ async def test_last_answers(nc, in_time):
     ("error", "told", "logged"),
     [
         (BrokerUnavailable(["nats://a"], "gone"), "503 NATS cannot tell now (gone): ask again", []),
+        (
+            JetStreamError("get", 404, 10059, "none"),
+            "503 NATS cannot tell now (get: none (err_code 10059)): ask again",
+            [],
+        ),
         (RuntimeError("inside"), "500 the relay failed over this request; its log says why", ["job.query.a"]),
     ],
 )
