@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from pages import ROOT
 from promql import faults, labels_of, parse
 
 from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import STATUS_STREAM
 from relay.topology.provision import topology_of, wanted
 
-ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/kubernetes/monitoring/prometheusrule.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(RULES.read_text())
 ALERTS: dict[str, dict[str, Any]] = {
@@ -40,17 +40,6 @@ def test_expressions_ask_for_what_there_is(alert):
 
 
 @alerts
-def test_rules_are_complete(alert):
-    """Each alert says how long it must hold, how grave it is, what is the case, and where to read on."""
-    rule = ALERTS[alert]
-    assert {"alert", "expr", "for", "labels", "annotations"} == rule.keys()
-    assert re.fullmatch(r"\d+m", rule["for"])
-    assert rule["labels"] in ({"severity": "warning"}, {"severity": "critical"})
-    assert {"summary", "description", "runbook_url"} == rule["annotations"].keys()
-    assert all(rule["annotations"][key].endswith(".") for key in ("summary", "description"))
-
-
-@alerts
 def test_annotations_have_their_values(alert):
     """A template names only labels that the alert has, and only functions that Prometheus knows."""
     texts = [text for each in ALERTS[alert]["annotations"].values() for text in expanded(each)]
@@ -62,19 +51,12 @@ def test_annotations_have_their_values(alert):
 
 
 def test_runbook():
-    """Each alert links to its own section of the runbook, in the same order, and no section is for anything else."""
+    """Each alert links to its own section of the runbook, and no section is for anything else."""
     assert [f"docs/operations.md#{alert.lower()}" for alert in ALERTS] == [
         rule["annotations"]["runbook_url"] for rule in ALERTS.values()
     ]
     runbook = PAGE.read_text().split("\n## Runbook\n")[1]
     assert list(ALERTS) == re.findall(r"^### (.+)$", runbook, flags=re.MULTILINE)
-
-
-@alerts
-def test_section_of_an_alert(alert):
-    """A section says what the alert means, how to check, and what to do."""
-    section = re.split(r"\n##+ ", PAGE.read_text().split(f"\n### {alert}\n")[1])[0]
-    assert ["Means", "Check", "Do"] == re.findall(r"^\*\*(.+?)\.\*\* \S", section, flags=re.MULTILINE)
 
 
 def test_there_is_time_left_before_updates_expire():

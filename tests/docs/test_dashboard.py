@@ -2,32 +2,17 @@
 
 import json
 import re
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import ROOT
 from promql import exposed, faults, labels_of, parse
 
-ROOT = Path(__file__).parents[2]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana/job-status-relay.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-ROWS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 VARIABLES: dict[str, dict[str, Any]] = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
-TOPICS = ["The promise", "Flow", "Latency", "Facilitator", "Lanes", "Processes"]
-COLUMNS = 24
 
 panels = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-
-
-def area(panel: dict[str, Any]) -> tuple[range, range]:
-    """The columns and lines that a panel covers."""
-    place = panel["gridPos"]
-    return range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
-
-
-def meet(one: range, other: range) -> bool:
-    return max(one.start, other.start) < min(one.stop, other.stop)
 
 
 @pytest.mark.parametrize(
@@ -67,41 +52,11 @@ def test_legends_have_their_labels(panel):
         assert set() == used - labels_of(parse(target["expr"]))
 
 
-@panels
-def test_panels_say_what_they_mean(panel):
-    """Each panel has a unit, and one sentence about what it means and when to worry."""
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    assert re.fullmatch(r"[A-Z][^.]*(\.\d[^.]*)*\.", panel["description"])
-
-
 def test_titles_and_ids_are_unique():
     """No two panels have the same id or the same title."""
     for key in ("id", "title"):
         values = [panel[key] for panel in DASHBOARD["panels"]]
         assert sorted(set(values)) == sorted(values)
-
-
-def test_panels_have_room():
-    """No panel covers a part of another, and none leaves the grid."""
-    for panel in DASHBOARD["panels"]:
-        across, _ = area(panel)
-        assert 0 <= across.start < across.stop <= COLUMNS, panel["title"]
-    overlaps = [
-        (one["title"], other["title"])
-        for one, other in combinations(DASHBOARD["panels"], 2)
-        if all(map(meet, area(one), area(other)))
-    ]
-    assert [] == overlaps
-
-
-def test_rows():
-    """The rows are there, in this order, and each is open and has panels."""
-    starts = [row["gridPos"]["y"] for row in ROWS]
-    ends = [*starts[1:], max(area(panel)[1].stop for panel in PANELS)]
-    assert TOPICS == [row["title"] for row in ROWS]
-    assert {False} == {row["collapsed"] for row in ROWS}
-    for start, end in zip(starts, ends, strict=True):
-        assert [panel for panel in PANELS if start < panel["gridPos"]["y"] < end]
 
 
 def test_variables_are_used_and_made():

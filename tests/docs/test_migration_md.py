@@ -2,30 +2,23 @@
 
 import asyncio
 import json
-import os
 import re
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from pages import ROOT, between
 
 from relay import producer
 from relay.contract.errors import RelayError
 from relay.contract.model import JobStatusUpdate
-from relay.contract.settings import DeliverySettings, NatsSettings
 from relay.contract.subjects import STATUS_STREAM
 from relay.contract.wire import Frame, decode
-from relay.local.server import NatsServer
-from relay.nats.connection import close, connect
 from relay.producer import update_of
-from relay.topology.provision import provision, topology_of
 
-PAGE = Path(__file__).parents[2] / "docs/migration.md"
-TEXT = PAGE.read_text()
+TEXT = (ROOT / "docs/migration.md").read_text()
 BLOCK = r"```python\n(.*?)^```$"
 EXAMPLES: dict[str, str] = dict(re.findall(rf"<!-- example: (\w+) -->\n{BLOCK}", TEXT, re.MULTILINE | re.DOTALL))
 BEFORE: list[str] = re.findall(rf"\nBefore:\n\n{BLOCK}", TEXT, re.MULTILINE | re.DOTALL)
@@ -65,32 +58,22 @@ def shared_task(function: Any = None, **options: Any) -> Any:
     return lambda *args: function(*([None] if options.get("bind") else []), *args)
 
 
-class Stream:
-    """What is stored where the RELAY_NATS_* variables point."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def bodies(self) -> list[bytes]:
-        jetstream = self._client.jetstream()
-        last = (await jetstream.stream_info(STATUS_STREAM)).state.last_seq
-        messages = [await jetstream.get_msg(STATUS_STREAM, sequence) for sequence in range(1, last + 1)]
-        return [message.data or b"" for message in messages]
-
-    async def updates(self) -> list[JobStatusUpdate]:
-        return [JobStatusUpdate.model_validate_json(body) for body in await self.bodies()]
+async def bodies(client: Client) -> list[bytes]:
+    """What is stored in the status stream, in its order."""
+    jetstream = client.jetstream()
+    last = (await jetstream.stream_info(STATUS_STREAM)).state.last_seq
+    return [(await jetstream.get_msg(STATUS_STREAM, sequence)).data or b"" for sequence in range(1, last + 1)]
 
 
-@pytest.fixture
-async def stream(monkeypatch) -> AsyncIterator[Stream]:
-    async with NatsServer() as server:
-        monkeypatch.setenv("RELAY_NATS_URL", server.url)
-        client = await connect(NatsSettings(urls=(server.url,)), name="test")
-        try:
-            await provision(client, topology_of(DeliverySettings()))
-            yield Stream(client)
-        finally:
-            await close(client)
+async def updates(client: Client) -> list[JobStatusUpdate]:
+    return [JobStatusUpdate.model_validate_json(body) for body in await bodies(client)]
+
+
+@pytest.fixture(autouse=True)
+def nats_url(nats_server, monkeypatch) -> str:
+    """The examples find the server by the RELAY_NATS_* variables."""
+    monkeypatch.setenv("RELAY_NATS_URL", nats_server.url)
+    return nats_server.url
 
 
 async def run(code: str, call: str) -> None:
@@ -133,41 +116,41 @@ async def test_what_the_old_code_sent(layer, number, call):
     assert () == frame.repairs
 
 
-async def test_smallest_change(stream):
+async def test_smallest_change(provisioned):
     """The example with the smallest change stores the update of the old message."""
     await run(EXAMPLES["smallest"], "report(A, 'accepted')\nreport(B, 'completed', {})")
-    assert [update(A, "accepted"), update(B, "completed", {})] == await stream.updates()
+    assert [update(A, "accepted"), update(B, "completed", {})] == await updates(provisioned)
 
 
-async def test_any_client(stream):
+async def test_any_client(provisioned, nats_url):
     """The example for programs without the package stores the old message, which the relay can send."""
-    code = EXAMPLES["nats_py"].replace("nats://127.0.0.1:4222", os.environ["RELAY_NATS_URL"])
+    code = EXAMPLES["nats_py"].replace("nats://127.0.0.1:4222", nats_url)
     await run(code, f"asyncio.run(report(A, {message(A, 'accepted')!r}))")
-    (body,) = await stream.bodies()
+    (body,) = await bodies(provisioned)
     assert isinstance(decode(body, A), Frame)
 
 
-async def test_async_code(stream):
+async def test_async_code(provisioned):
     """The example for async code stores each job's updates in order."""
     await run(EXAMPLES["async"], "asyncio.run(main([A, B]))")
-    assert [
-        update(job, *rest) for job in (A, B) for rest in (("accepted",), ("completed", {}))
-    ] == await stream.updates()
+    assert [update(job, *rest) for job in (A, B) for rest in (("accepted",), ("completed", {}))] == await updates(
+        provisioned
+    )
 
 
 @pytest.mark.usefixtures("layer")
-async def test_celery_task(stream):
+async def test_celery_task(provisioned):
     """The example of a task stores its update."""
     await run(EXAMPLES["celery"], "finish_job(A)")
-    assert [update(A, "completed", {})] == await stream.updates()
+    assert [update(A, "completed", {})] == await updates(provisioned)
 
 
-async def test_both_ways(stream, layer):
+async def test_both_ways(provisioned, layer):
     """Publishing on both ways sends the same message on each; one that the relay would refuse still takes the old."""
     sent = [(f"job_status_updates__{A}", message(A, status)) for status in ("accepted", "lost", "completed")]
     await run(EXAMPLES["both"], f"for channel, message in {sent!r}: report(A, message)")
     assert sent == layer.sent
-    assert [update(A, "accepted"), update(A, "completed")] == await stream.updates()
+    assert [update(A, "accepted"), update(A, "completed")] == await updates(provisioned)
 
 
 def test_errors():
@@ -178,5 +161,5 @@ def test_errors():
         for each in exported
         if isinstance(each, type) and issubclass(each, RelayError) and each is not RelayError
     }
-    table = TEXT.split("<!-- errors: begin -->")[1].split("<!-- errors: end -->")[0]
+    table = between("errors", TEXT)
     assert sorted(errors) == sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))

@@ -10,17 +10,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from nats.aio.client import Client
 from pages import PAGES, ROOT, anchors, blocks, every_page, relay_commands, typed_commands
 from promql import exposed
 
 from relay.contract import subjects
-from relay.contract.settings import DeliverySettings
 from relay.contract.settings_table import settings_table
 from relay.contract.subjects import STATUS_STREAM, api_stream_info, lane_of, stored_subject
 from relay.contract.wire import Frame, decode
 from relay.nats.connection import api_request
-from relay.topology.provision import provision, topology_of
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 SETTINGS = {row.variable for row in settings_table()}
@@ -148,13 +145,12 @@ def test_options(command):
     assert set() == {option for option in relay_commands()[command] if option not in text}
 
 
-async def test_the_producer_example(nats_server, nc: Client):
+async def test_the_producer_example(nats_server, provisioned):
     """The Python example of the first page, run as it stands but for the address, stores updates of its job."""
     (example,) = blocks(ROOT / "README.md", "python")
-    await provision(nc, topology_of(DeliverySettings()))
     script = example.replace("nats://127.0.0.1:4222", nats_server.url)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
     assert 0 == await process.wait()
-    info = await api_request(nc, api_stream_info(STATUS_STREAM), {"subjects_filter": ">"})
+    info = await api_request(provisioned, api_stream_info(STATUS_STREAM), {"subjects_filter": ">"})
     (job,) = re.findall(r'job = "([^"]+)"', example)
     assert {stored_subject(lane_of(job, 4), job): 2} == info["state"]["subjects"]
