@@ -14,21 +14,22 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.path.dead_letter_worker import WRITERS
 
-UPDATES = 20_000
+UPDATES = 6_000
 """How many updates the random test carries."""
-SEEDS = (1,)
 CHANGES = 10
 """How often a worker joins, leaves or dies in the random test."""
 LANES = 4
-LEASE_TTL_S = 1
-SHORT = {"LEASE_TTL": f"{LEASE_TTL_S}", "ACK_WAIT": "1", "LANES": f"{LANES}"}
+LONG_S = 60
+"""For leases and ack_wait that must not be over during a test, however slow the machine is."""
+PATIENCE_S = 40
+"""How long to wait for what must come. A loaded machine needs many seconds where an idle one needs one."""
 DUPLICATE = "job.integrity_error"
 CAUGHT_IN_THE_ACT = 1
-"""A worker may be stopped between its look at the clock and the system call that sends; it finishes that when it
-wakes. Its successor has sent the same update by then, because that was the head of its job.
+"""A worker may be stopped after it looked at the clock and before the system call that sends: it sends when it wakes.
+Its successor has sent the same update by then, because that was the head of its job.
 """
-KNOCK = "union_tag_not_found"
-"""What a worker that need not sign in is answered first; see core/session.py."""
+PROBE = "union_tag_not_found"
+"""The answer to the first message of a worker that need not sign in; see core/session.py."""
 
 
 class Crew:
@@ -53,23 +54,24 @@ class Crew:
         worker.send_signal(how)
         return await worker.wait()
 
-    async def shared_out(self, timeout_s: float = 15) -> None:
+    async def shared_out(self) -> None:
         """Wait until the lanes are evenly shared by those that are alive."""
 
         def even() -> bool:
             counts = [len(self._scene.lanes_of(worker)) for worker in self.alive]
             return sum(counts) == LANES and max(counts) - min(counts) <= 1
 
-        await self._scene.owned(even, timeout_s)
+        await self._scene.owned(even, PATIENCE_S)
 
 
 @contextlib.asynccontextmanager
-async def crew_of(count, *, service_time_s=0.0, **variables):
+async def crew_of(count, *, lease_ttl_s=LONG_S, ack_wait_s=LONG_S, service_time_s=0.001, **variables):
     """A scene and its crew of `count` workers, with the lanes shared out."""
+    variables |= {"LEASE_TTL": f"{lease_ttl_s}", "ACK_WAIT": f"{ack_wait_s}", "LANES": f"{LANES}"}
     async with (
         NatsServer() as server,
         FacilitatorSimulator(service_time_s=service_time_s) as facilitator,
-        Scene(server, facilitator, **SHORT | variables) as scene,
+        Scene(server, facilitator, **variables) as scene,
         contextlib.AsyncExitStack() as stack,
     ):
         crew = Crew(scene, stack)
@@ -79,15 +81,25 @@ async def crew_of(count, *, service_time_s=0.0, **variables):
         yield scene, crew
 
 
+@contextlib.contextmanager
+def asleep(worker):
+    """The worker process stands still."""
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        worker.send_signal(signal.SIGCONT)
+
+
 def trespasses(scene, heard, worker, connection):
-    """The updates that came from `worker` in a lane after somebody else had taken it."""
+    """The updates in `heard` that came from `worker` in a lane after somebody else had taken it."""
     found = []
     for number, job, arrived_s in heard:
         if number == connection:
-            takings = [taking for taking in scene.takings if taking.lane == lane_of(job, LANES)]
-            before = [taking for taking in takings if taking.heard_s < arrived_s and taking.worker]
+            lane = lane_of(job, LANES)
+            before = [each for each in scene.takings if each.lane == lane and each.heard_s < arrived_s and each.worker]
             if before and before[-1].pid != worker.pid:
-                found.append((job, before[-1].lane, arrived_s - before[-1].heard_s))
+                found.append((job, lane, arrived_s - before[-1].heard_s))
     return found
 
 
@@ -119,101 +131,98 @@ async def some_change(crew, rng):
         assert (0 if change == signal.SIGTERM else -signal.SIGKILL) == status
 
 
+async def rows(scene, count):
+    """Wait until the Facilitator has stored so many updates."""
+    await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= count, PATIENCE_S)
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("seed", SEEDS)
-async def test_come_and_go(seed):
+async def test_come_and_go():
     """Workers that join, leave and die at random under load lose no update and reorder none."""
-    rng = random.Random(seed)
+    rng = random.Random(1)
     # A lane has a new owner before what the dead one had in hand comes back: the order is at stake.
-    async with crew_of(2, service_time_s=0.001, ACK_WAIT=f"{3 * LEASE_TTL_S}") as (scene, crew):
-        lives = UPDATES // len(STATUSES)
+    async with crew_of(2, lease_ttl_s=1, ack_wait_s=2) as (scene, crew):
         for _ in range(CHANGES):
-            publishing = asyncio.create_task(scene.publish_lives(lives // CHANGES))
-            due = len(scene.facilitator.rows) + rng.randrange(UPDATES // CHANGES)
-            await scene.facilitator.wait_for(lambda facilitator, due=due: len(facilitator.rows) >= due, 30)
+            publishing = asyncio.create_task(scene.publish_lives(UPDATES // len(STATUSES) // CHANGES))
+            await rows(scene, len(scene.facilitator.rows) + rng.randrange(UPDATES // CHANGES))
             await some_change(crew, rng)
             await publishing
-        broken = await scene.broken_promises(60)
+        broken = await scene.broken_promises(PATIENCE_S)
         await crew.shared_out()
     assert broken == []
-    assert set(scene.facilitator.replies) <= {"success", DUPLICATE, KNOCK}
+    assert set(scene.facilitator.replies) <= {"success", DUPLICATE, PROBE}
 
 
-async def test_planned_hand_over():
-    """A worker that is told to stop under load hands its lanes over, and nothing is sent twice."""
-    async with crew_of(2, service_time_s=0.001) as (scene, crew):
-        publishing = asyncio.create_task(scene.publish_lives(400))
-        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200)
-        status = await crew.end(crew.alive[0], signal.SIGTERM)
-        left_at = len(scene.facilitator.rows)
+async def leave(crew):
+    """One of two workers is told to stop, and ends well."""
+    assert 0 == await crew.end(crew.alive[0], signal.SIGTERM)
+
+
+async def join(crew):
+    await crew.join()
+    await crew.shared_out()
+
+
+@pytest.mark.parametrize(("workers", "change"), [(2, leave), (1, join)])
+async def test_planned_hand_over(workers, change):
+    """A worker that stops or joins under load hands lanes over or is given some, and nothing is sent twice."""
+    async with crew_of(workers) as (scene, crew):
+        publishing = asyncio.create_task(scene.publish_lives(300))
+        await rows(scene, 200)
+        await change(crew)
+        changed_at = len(scene.facilitator.rows)
         await publishing
-        broken = await scene.broken_promises(30)
+        broken = await scene.broken_promises(PATIENCE_S)
         await crew.shared_out()
-    assert status == 0
-    assert left_at < len(scene.published)  # otherwise this test saw nothing
+    assert changed_at < len(scene.published)  # otherwise nothing was under way at the change
     assert broken == []
-    assert {"success": len(scene.published), KNOCK: 2} == dict(scene.facilitator.replies)
+    assert {"success": len(scene.published), PROBE: 2} == dict(scene.facilitator.replies)
 
 
-async def test_joining():
-    """A worker that joins under load is given lanes, and nothing is sent twice."""
-    async with crew_of(1, service_time_s=0.001) as (scene, crew):
-        publishing = asyncio.create_task(scene.publish_lives(400))
-        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200)
-        await crew.join()
-        await crew.shared_out()
-        given_at = len(scene.facilitator.rows)
-        await publishing
-        broken = await scene.broken_promises(30)
-    assert given_at < len(scene.published)  # otherwise this test saw nothing
-    assert broken == []
-    assert {"success": len(scene.published), KNOCK: 2} == dict(scene.facilitator.replies)
-
-
+@pytest.mark.timeout(120)
 async def test_sleeper():
     """A worker that is stopped past its lease sends nothing of the lanes that it lost when it wakes, and takes part
     again; meanwhile the other one carries all lanes.
     """
-    async with crew_of(2, service_time_s=0.001) as (scene, crew):
+    async with crew_of(2, lease_ttl_s=1, ack_wait_s=1) as (scene, crew):
         heard = overhear(scene.facilitator)
         sleeper, other = crew.alive
-        publishing = asyncio.create_task(scene.publish_lives(300))
-        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 300)
-        sleeper.send_signal(signal.SIGSTOP)
-        try:
-            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
+        publishing = asyncio.create_task(scene.publish_lives(100))
+        await rows(scene, 100)
+        with asleep(sleeper):
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES, PATIENCE_S)
             await publishing
-            await scene.publish_lives(50)
-            await scene.dust_settled(15)
-        finally:
-            sleeper.send_signal(signal.SIGCONT)
-        await scene.publish_lives(200)
+            await scene.publish_lives(20)
+            await scene.dust_settled(PATIENCE_S)
+            heard.clear()
+        await scene.publish_lives(50)
         await crew.shared_out()
-        await scene.publish_lives(200)
-        broken = await scene.broken_promises(20)
+        sent_of_others = trespasses(scene, heard, sleeper, crew.connections[sleeper])
+        await scene.publish_lives(20)
+        broken = await scene.broken_promises(PATIENCE_S)
     assert broken == []
-    assert len(trespasses(scene, heard, sleeper, crew.connections[sleeper])) <= CAUGHT_IN_THE_ACT
-    assert set(scene.facilitator.replies) <= {"success", DUPLICATE, KNOCK}
+    assert len(sent_of_others) <= CAUGHT_IN_THE_ACT
+    assert set(scene.facilitator.replies) <= {"success", DUPLICATE, PROBE}
 
 
+@pytest.mark.timeout(120)
 async def test_sleeper_in_mid_work():
     """A worker that wakes up past its lease with updates in hand sends none of them."""
-    async with crew_of(2, service_time_s=0.002, FACILITATOR_WINDOW="1") as (scene, crew):
+    async with crew_of(2, lease_ttl_s=1, ack_wait_s=1, service_time_s=0.002, FACILITATOR_WINDOW="1") as (scene, crew):
         heard = overhear(scene.facilitator)
         sleeper, other = crew.alive
         mine = sorted(scene.lanes_of(sleeper))
         updates = [await scene.publish(new_job(lane), "accepted", {}) for lane in mine for _ in range(100)]
-        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 20)
-        sleeper.send_signal(signal.SIGSTOP)
-        try:
-            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
-        finally:
-            sleeper.send_signal(signal.SIGCONT)
+        await rows(scene, 20)
+        with asleep(sleeper):
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES, PATIENCE_S)
+            heard.clear()
         await crew.shared_out()
-        broken = await scene.broken_promises(20)
+        sent_of_others = trespasses(scene, heard, sleeper, crew.connections[sleeper])
+        broken = await scene.broken_promises(PATIENCE_S)
     assert len(scene.facilitator.rows) == len(updates)
     assert broken == []
-    assert len(trespasses(scene, heard, sleeper, crew.connections[sleeper])) <= CAUGHT_IN_THE_ACT
+    assert len(sent_of_others) <= CAUGHT_IN_THE_ACT
 
 
 async def test_late_renewal(monkeypatch):
@@ -246,20 +255,17 @@ async def test_late_renewal(monkeypatch):
         assert [TERMED, ACKED] == await scene.settled(last, next_one)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(120)
 async def test_sleepers_keep_nothing():
     """A worker that is stopped does not go on being given updates: the lane that it lost flows for its new owner."""
-    async with crew_of(1) as (scene, crew):
+    async with crew_of(1, lease_ttl_s=1) as (scene, crew):
         await scene.publish_lives(25)
-        await scene.dust_settled()
+        await scene.dust_settled(PATIENCE_S)
         sleeper = crew.alive[0]
-        sleeper.send_signal(signal.SIGSTOP)
-        try:
+        with asleep(sleeper):
             other = await crew.join()
-            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES)
+            await scene.owned(lambda: len(scene.lanes_of(other)) == LANES, PATIENCE_S)
             await scene.publish_life(new_job())
-            await scene.dust_settled(LEASE_TTL_S + 2)
-        finally:
-            sleeper.send_signal(signal.SIGCONT)
-        broken = await scene.broken_promises(20)
+            await scene.dust_settled(LONG_S / 2)  # what the sleeper was given would come back after LONG_S only
+        broken = await scene.broken_promises(PATIENCE_S)
     assert broken == []
