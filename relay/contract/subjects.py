@@ -1,6 +1,6 @@
-"""Every name on the wire: streams, subjects, consumers, headers, buckets. Builders and parsers, nothing else.
+"""Every name on the wire: streams, subjects, consumers, headers, buckets, with functions that build and parse them.
 
-Users type these names into `nats sub` and dashboards are built on them, so they change only with a new major version.
+Users type these names into `nats sub` and build dashboards on them, so they change only with a new major version.
 """
 
 import re
@@ -24,12 +24,13 @@ QUERY_SUBJECTS: Final = "job.query.*"
 HISTORY_SUBJECTS: Final = "job.history.*"
 """Where STATUS_SERVICE answers with all updates of a job."""
 REPORT_SUBJECT: Final = "relay.report"
-"""Where every worker answers with its report."""
+"""Where every worker answers with its Report; see report.py."""
 STATUS_SERVICE: Final = "job-status"
 """The NATS micro service of the workers, and the queue group that shares out its requests."""
 LEASE_SUBJECTS: Final = f"$KV.{LEASE_BUCKET}.>"
 LANE_CONSUMER_PREFIX: Final = "relay-lane-"
 ADVISORY_SUBJECTS: Final = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.*"
+_API: Final = "$JS.API"
 DLQ_METADATA_KEY: Final = "relay.dlq-subject"
 """Key in a lane consumer's metadata that names where its dead letters go."""
 
@@ -41,11 +42,11 @@ SOURCE_SUBJECT_HEADER: Final = "Relay-Source-Subject"
 SOURCE_SEQUENCE_HEADER: Final = "Relay-Source-Sequence"
 FAILED_AT_HEADER: Final = "Relay-Failed-At"
 REPLAYED_FROM_HEADER: Final = "Relay-Replayed-From"
-"""On an update that was a dead letter and was published again: the sequence that it had in DLQ_STREAM."""
+"""On an update that was replayed: the sequence of its dead letter in DLQ_STREAM."""
 HISTORY_HEADER: Final = "Relay-History"
 """On a replayed update: its earlier failures, oldest first; see `StoredDeadLetter.history`."""
 ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
-"""What a dead letter puts before those headers of the original that would steer the server (`Nats-*`)."""
+"""Prefix, in a dead letter, of those headers of the original update that the server would act on (`Nats-*`)."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _UNSAFE_IN_TOKEN: Final = re.compile(r"[^0-9A-Za-z_-]")
@@ -73,10 +74,10 @@ class Reason(StrEnum):
 
 
 def is_job_uuid(token: str) -> bool:
-    """Whether `token` is a UUID as the relay wants it in a subject: lower case, with hyphens.
+    """Whether `token` is a UUID in the one spelling that is allowed in a subject: lower case, with hyphens.
 
-    One spelling only, because a job's lane is computed from the letters of the token: two spellings of one
-    job could travel in two lanes and overtake each other.
+    The lane of a job is computed from the characters of the token. If two spellings were allowed, updates of one job
+    could travel in two lanes and overtake each other.
     """
     return _UUID.fullmatch(token) is not None
 
@@ -98,12 +99,12 @@ def status_subject(uuid: str) -> str:
 
 
 def lane_transform(lanes: int) -> dict[str, str]:
-    """The subject transform of STATUS_STREAM: files each job's updates under its lane."""
+    """The subject transform of STATUS_STREAM: it stores each job's updates under the job's lane."""
     return {"src": STATUS_SUBJECTS, "dest": f"job.status.{{{{partition({lanes},1)}}}}.{{{{wildcard(1)}}}}"}
 
 
 def lanes_of_transform(transform: dict[str, str] | None) -> int | None:
-    """How many lanes a stream's subject transform makes, or None if it is not one of ours."""
+    """How many lanes a stream's subject transform makes, or None if it is not the relay's."""
     match = re.fullmatch(r"job\.status\.\{\{partition\((\d+),1\)\}\}\..*", (transform or {}).get("dest", ""))
     return int(match[1]) if match else None
 
@@ -119,7 +120,7 @@ def lane_consumer(lane: int) -> str:
 
 
 def lane_of_consumer(name: str) -> int | None:
-    """The lane that a consumer drives, or None if the name is not a lane consumer's."""
+    """The lane of a consumer, or None if it is not the consumer of a lane."""
     digits = name.removeprefix(LANE_CONSUMER_PREFIX)
     return int(digits) if digits != name and digits.isascii() and digits.isdecimal() else None
 
@@ -130,7 +131,7 @@ def stored_subject(lane: int, uuid: str) -> str:
 
 
 def job_filter(token: str) -> str:
-    """Every stored subject of one job, whatever its lane is or was."""
+    """Every stored subject of one job, in any lane: the number of lanes may have changed."""
     return f"job.status.*.{token}"
 
 
@@ -145,12 +146,12 @@ def lane_of_stored(subject: str) -> int:
 
 
 def published_subject(stored: str) -> str:
-    """The subject that the producer published on, for a stored one: what a replay publishes to again."""
+    """The subject on which the producer published what is stored under `stored`; a replay publishes there again."""
     return status_subject(token_of_stored(stored))
 
 
 def safe_token(token: str) -> str:
-    """`token` made fit for a subject: a UUID stays as it is; what could break a subject becomes `_`."""
+    """`token` with `_` for each character that could break a subject, cut to 64 characters. A UUID is not changed."""
     return _UNSAFE_IN_TOKEN.sub("_", token)[:_MAX_TOKEN_CHARS] or "_"
 
 
@@ -185,7 +186,7 @@ def cheated_subject(token: str) -> str:
 
 
 def receipt_subject(token: str) -> str:
-    """Where the receipt of a settled update is published (core NATS, kept by nobody)."""
+    """Where the receipt of a settled update is published (core NATS; no stream stores it)."""
     return f"job.relayed.{safe_token(token)}"
 
 
@@ -200,7 +201,7 @@ def history_subject(uuid: str) -> str:
 
 
 def standing_subject(lane: int) -> str:
-    """Where who drives a lane says to the other workers what of a job is settled there."""
+    """Where the worker that drives a lane tells other workers how far a job's updates have got."""
     return f"relay.lane.{lane}"
 
 
@@ -209,46 +210,67 @@ def advisory_subject(consumer: str) -> str:
     return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.{consumer}"
 
 
+# --- JetStream's API: every request subject is built here, so that another prefix (of a domain, say) is one change
+
+
+def api_account_info() -> str:
+    return f"{_API}.INFO"
+
+
+def api_stream_names() -> str:
+    return f"{_API}.STREAM.NAMES"
+
+
 def api_stream_info(stream: str) -> str:
-    return f"$JS.API.STREAM.INFO.{stream}"
+    return f"{_API}.STREAM.INFO.{stream}"
 
 
 def api_stream_create(stream: str) -> str:
-    return f"$JS.API.STREAM.CREATE.{stream}"
+    return f"{_API}.STREAM.CREATE.{stream}"
 
 
 def api_stream_update(stream: str) -> str:
-    return f"$JS.API.STREAM.UPDATE.{stream}"
+    return f"{_API}.STREAM.UPDATE.{stream}"
+
+
+def api_stream_stepdown(stream: str) -> str:
+    """Where the leader of a stream is told to let another server lead."""
+    return f"{_API}.STREAM.LEADER.STEPDOWN.{stream}"
 
 
 def api_message_get(stream: str) -> str:
     """Answered by the stream's leader, so it reads what was just written."""
-    return f"$JS.API.STREAM.MSG.GET.{stream}"
+    return f"{_API}.STREAM.MSG.GET.{stream}"
 
 
 def api_message_delete(stream: str) -> str:
-    return f"$JS.API.STREAM.MSG.DELETE.{stream}"
+    return f"{_API}.STREAM.MSG.DELETE.{stream}"
 
 
 def api_stream_purge(stream: str) -> str:
-    return f"$JS.API.STREAM.PURGE.{stream}"
+    return f"{_API}.STREAM.PURGE.{stream}"
 
 
 def api_consumer_list(stream: str) -> str:
-    return f"$JS.API.CONSUMER.LIST.{stream}"
+    return f"{_API}.CONSUMER.LIST.{stream}"
 
 
 def api_consumer_info(stream: str, consumer: str) -> str:
-    return f"$JS.API.CONSUMER.INFO.{stream}.{consumer}"
+    return f"{_API}.CONSUMER.INFO.{stream}.{consumer}"
 
 
 def api_consumer_create(stream: str, consumer: str, subject: str) -> str:
-    return f"$JS.API.CONSUMER.CREATE.{stream}.{consumer}.{subject}"
+    return f"{_API}.CONSUMER.CREATE.{stream}.{consumer}.{subject}"
 
 
 def api_consumer_delete(stream: str, consumer: str) -> str:
-    return f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}"
+    return f"{_API}.CONSUMER.DELETE.{stream}.{consumer}"
 
 
 def api_pull(stream: str, consumer: str) -> str:
-    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+    return f"{_API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def api_consumer_stepdown(stream: str, consumer: str) -> str:
+    """Where the leader of a consumer is told to let another server lead."""
+    return f"{_API}.CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer
 from relay.contract.settings import DeliverySettings, NatsSettings
+from relay.contract.subjects import api_account_info
 from relay.contract.text import format_size, redact_url
 from relay.doctor.findings import Finding, Level, fail, graded, ok, warn
 from relay.doctor.state_checks import FULL, NEARLY_FULL
@@ -75,7 +76,7 @@ async def check_topology(client: FrameClient, settings: DeliverySettings) -> Fin
 
 async def check_account(client: FrameClient) -> Finding:
     """How much of the storage of the NATS account is used?"""
-    info: dict[str, Any] = await api_request(client, "$JS.API.INFO")
+    info: dict[str, Any] = await api_request(client, api_account_info())
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
     if limit <= 0:
         return ok(

@@ -11,12 +11,14 @@ from relay.contract.subjects import (
     REQUEST_STREAM,
     STATUS_STREAM,
     advisory_subject,
+    api_account_info,
     api_consumer_info,
     api_consumer_list,
     api_message_delete,
     api_message_get,
     api_pull,
     api_stream_info,
+    api_stream_names,
     dlq_subject,
     history_subject,
     lane_consumer,
@@ -51,8 +53,8 @@ def needs() -> list[Need]:
     consumer = lane_consumer(0)
     streams = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, LEASE_STREAM)
     requests = (
-        "$JS.API.INFO",
-        "$JS.API.STREAM.NAMES",
+        api_account_info(),
+        api_stream_names(),
         *map(api_stream_info, streams),
         api_consumer_list(STATUS_STREAM),
         api_consumer_info(STATUS_STREAM, consumer),

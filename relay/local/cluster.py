@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from relay.contract.errors import LocalServerError, RelayError
 from relay.contract.settings import NatsSettings
-from relay.contract.subjects import api_consumer_info, api_stream_info
+from relay.contract.subjects import api_consumer_info, api_consumer_stepdown, api_stream_info, api_stream_stepdown
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect
 from relay.nats.frames import FrameClient
@@ -99,12 +99,11 @@ class NatsCluster:
 
     async def move_stream(self, stream: str, to: NatsServer) -> None:
         """Make a node the leader of a stream, in order: the one before steps down in its favour."""
-        await self._move(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", api_stream_info(stream), to)
+        await self._move(api_stream_stepdown(stream), api_stream_info(stream), to)
 
     async def move_consumer(self, stream: str, consumer: str, to: NatsServer) -> None:
         """Make a node the leader of a consumer, in order."""
-        request = f"$JS.API.CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"
-        await self._move(request, api_consumer_info(stream, consumer), to)
+        await self._move(api_consumer_stepdown(stream, consumer), api_consumer_info(stream, consumer), to)
 
     async def __aenter__(self) -> Self:
         try:

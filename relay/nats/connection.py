@@ -12,6 +12,7 @@ from nats.aio.client import Client
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
 from relay.contract.settings import NatsSettings
+from relay.contract.subjects import api_account_info
 from relay.contract.text import redact_url
 from relay.nats.credentials import sign_in
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
@@ -233,7 +234,7 @@ async def require_server(client: Client) -> None:
             f"nats-server {found} at {', '.join(_servers(client.connected_url))} is too old",
             f"the relay needs {needed} or newer: upgrade the server",
         )
-    await api_request(client, "$JS.API.INFO")
+    await api_request(client, api_account_info())
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from uuid import uuid4
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
 from relay.contract.settings import DeliverySettings
+from relay.contract.subjects import api_stream_names
 from relay.nats.connection import api_request, publish_confirmed, require_server
 from relay.nats.err_codes import CONSUMER_EXISTS, STREAM_NOT_FOUND, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
 from relay.nats.frames import FrameClient
@@ -227,7 +228,7 @@ async def _last_sequence(client: FrameClient, consumer: Config) -> int:
 
 
 async def _capturing(client: FrameClient, subject: str) -> list[str]:
-    answer = await api_request(client, "$JS.API.STREAM.NAMES", {"subject": subject})
+    answer = await api_request(client, api_stream_names(), {"subject": subject})
     return answer["streams"] or []
 
 
