@@ -26,11 +26,16 @@ _ELECTION_S: Final = 15.0
 """Longer than a cluster takes to elect a leader. If nobody answers for that long, this server may be cut off."""
 
 
-class Driver(Protocol):
-    """Who takes a lane's updates to the Facilitator; see worker/dispatcher.py."""
+class LaneDriver(Protocol):
+    """Takes a lane's updates to the Facilitator. `ours_until_s` is on the monotonic clock."""
 
-    async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None: ...
-    def extend(self, number: int, ours_until_s: float) -> None: ...
+    async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
+        """Drive a lane until `leaving` is set and what is in flight is settled; cancelling drops the lane at once."""
+        ...
+
+    def extend(self, number: int, ours_until_s: float) -> None:
+        """The lease of a lane was renewed."""
+        ...
 
 
 @dataclass(slots=True)
@@ -55,7 +60,7 @@ class Ownership:
     """
 
     def __init__(
-        self, leases: Leases, lanes: int, driver_of: Callable[[int], Driver], *, drain_s: float, metrics: Metrics
+        self, leases: Leases, lanes: int, driver_of: Callable[[int], LaneDriver], *, drain_s: float, metrics: Metrics
     ) -> None:
         self.trouble: str | None = "the lanes are not shared out yet"
         """Why no lane can be taken, in words for an operator; None while all is well."""

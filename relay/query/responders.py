@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from relay.contract.report import Report
 from relay.contract.subjects import REPORT_SUBJECT, standing_subject
 from relay.core.progress import LaneProgress
-from relay.leases.ownership import Driver
+from relay.leases.ownership import LaneDriver
 from relay.nats.frames import FrameClient
 from relay.query.progress_sources import ProgressRequest
 
@@ -26,7 +26,7 @@ class ReportingDriver:
     """
 
     def __init__(
-        self, client: FrameClient, driver: Driver, progress: Callable[[int, str], LaneProgress | None]
+        self, client: FrameClient, driver: LaneDriver, progress: Callable[[int, str], LaneProgress | None]
     ) -> None:
         self._client = client
         self._driver = driver

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from relay_kit import new_job, update
 
 from relay.contract.subjects import stored_subject
+from relay.core.progress import Settled
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.messages import StoredMessage
 from relay.query.answers import Answers, QueryError
 from relay.query.archive import AckFloor
-from relay.query.progress_sources import Known, ServerProgress
+from relay.query.progress_sources import Known, OwnerProgress, ServerProgress
 
 JOB = new_job(lane=0)
 STORED_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -96,3 +97,20 @@ def test_ack_floor(floor):
     assert Known.SETTLED is ServerProgress(sure, given_up=False).known(UPDATE)
     assert Known.UNCERTAIN is ServerProgress(floor, given_up=False).known(UPDATE)
     assert Known.UNCERTAIN is ServerProgress(sure, given_up=True).known(UPDATE)
+
+
+@pytest.mark.parametrize(
+    ("settled", "given_up", "expected"),
+    [
+        (Settled.NO, False, Known.PENDING),
+        (Settled.ACKNOWLEDGED, True, Known.ACKNOWLEDGED),
+        (Settled.DEAD_LETTERED, True, Known.SETTLED),
+        (Settled.UNLESS_GIVEN_UP, False, Known.SETTLED),
+        (Settled.UNLESS_GIVEN_UP, True, Known.UNCERTAIN),
+        (Settled.UNKNOWN, False, Known.UNKNOWN),
+    ],
+)
+def test_owner(settled, given_up, expected):
+    """The owner is certain of what it settled itself, and the server is asked only where the owner does not know."""
+    progress: Any = SimpleNamespace(settled=lambda *_: settled)
+    assert expected is OwnerProgress(progress, given_up).known(UPDATE)

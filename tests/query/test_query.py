@@ -329,17 +329,21 @@ async def test_never_early_after_a_crash(scene, facilitator):
 # Many workers, many requests.
 
 
-async def test_any_worker_answers(scene):
-    """Requests go to all workers, and each knows what is settled in the lanes of the others."""
-    jobs = [new_job(lane) for lane in range(LANES)]
+async def test_any_worker_answers(scene, facilitator):
+    """Requests go to all workers, and each knows what is settled in the lanes of others, also behind a stuck job."""
+    stuck, jobs = ([new_job(lane) for lane in range(LANES)] for _ in range(2))
+    facilitator.unknown_jobs.update(stuck)
     inbox = scene.nc.new_inbox()
     answers = await scene.nc.subscribe(inbox)
-    async with serving(scene), serving(scene):
+    async with serving(scene, MAX_ATTEMPTS="1000"), serving(scene, MAX_ATTEMPTS="1000"):
         await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
+        for job in stuck:
+            await scene.publish(job)
         await scene.settled(*[await scene.publish(job) for job in jobs])
         said = [await progress(scene, job) for job in jobs * 8]
         await scene.nc.publish("$SRV.STATS.job-status", reply=inbox)
         stats = [json.loads((await answers.next_msg(5)).data) for _ in range(2)]
+        facilitator.unknown_jobs.clear()
     counts = [each["endpoints"][0]["num_requests"] for each in stats]
     assert ["acknowledged"] * 32 == said
     assert (32, True) == (sum(counts), min(counts) > 0)
