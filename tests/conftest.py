@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dead_letter_kit import Dlq
 from nats.aio.client import Client
 from relay_kit import Scene
 from tcp_proxy import TcpProxy
@@ -16,6 +17,7 @@ from relay.contract.settings import NatsSettings
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats import connection
+from relay.nats.frames import FrameClient
 from relay.topology.provision import Topology, provision
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -68,6 +70,12 @@ async def provisioned(nc: Client, topology: Topology) -> Client:
     """`nc`, with the relay's streams and consumers in place."""
     await provision(nc, topology)
     return nc
+
+
+@pytest.fixture
+def dlq(provisioned: FrameClient) -> Dlq:
+    """The dead letters of a provisioned server."""
+    return Dlq(provisioned)
 
 
 @pytest.fixture

@@ -3,21 +3,12 @@
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_kit import TIMEOUT_S, Ended, environment, make_command, on_terminal
-from dead_letter_kit import (
-    JOB,
-    OTHER,
-    change_stream,
-    dead_letter,
-    sequences,
-    stored_updates,
-    updates_published,
-)
+from cli_kit import TIMEOUT_S, Ended, on_terminal, start_command
+from dead_letter_kit import JOB, OTHER, change_stream
 from typer.testing import CliRunner
 
 from relay.cli import program
@@ -30,54 +21,51 @@ BAD = json.dumps({"uuid": JOB, "status": "finished", "metadata": {"n": [1, 2]}})
 
 
 @pytest.fixture
-def relay(nats_server, tmp_path, monkeypatch) -> Callable[..., Any]:
-    """Runs `relay ...` to its end, off a terminal: in a thread of this process, because a new one takes a second."""
-    monkeypatch.setenv("COLUMNS", "160")
-    command = make_command(monkeypatch, tmp_path)
+def run(relay, nats_server) -> Callable[..., Any]:
+    """`await run("list --limit 1")`: runs `relay dlq ...` to its end, off a terminal."""
 
-    async def relay(*arguments: str, **settings: str) -> Ended:
-        return await command(*arguments, **{"NATS_URL": nats_server.url} | settings)
+    async def run(line: str, **settings: str) -> Ended:
+        return await relay("dlq", *line.split(), **{"NATS_URL": nats_server.url} | settings)
 
-    return relay
+    return run
 
 
 @pytest.fixture
 def terminal(nats_server) -> Callable[..., Any]:
-    """Runs `relay ...` on a terminal of 160 columns, with something typed; returns its exit code and the screen."""
+    """The same on a terminal of 160 columns, with something typed; returns the exit code and the screen."""
 
-    async def terminal(*arguments: str, typed: str = "") -> tuple[int, str]:
-        async with on_terminal(*arguments, columns=160, lines=50, kind="dumb", NATS_URL=nats_server.url) as shown:
+    async def run(line: str, typed: str = "") -> tuple[int, str]:
+        command = on_terminal("dlq", *line.split(), columns=160, lines=50, kind="dumb", NATS_URL=nats_server.url)
+        async with command as shown:
             shown.type(typed)
             return await shown.finished(), shown.screen
 
-    return terminal
+    return run
 
 
-async def test_list_off_a_terminal(relay, provisioned):
-    """Elsewhere than on a terminal each dead letter is a line of JSON, and the count by reason is apart from them."""
-    await dead_letter(provisioned, body=b'{"status": "accepted"}')
-    await dead_letter(provisioned, OTHER, reason=Reason.TOO_LARGE)
-    await dead_letter(provisioned)
-    ended = await relay("dlq", "list")
+async def test_list_off_a_terminal(run, dlq):
+    """Off a terminal each dead letter is a line of JSON, and the count by reason goes to standard error."""
+    await dlq.write(body=b'{"status": "accepted"}')
+    await dlq.write(OTHER, reason=Reason.TOO_LARGE)
+    await dlq.write()
+    ended = await run("list")
     rows = [json.loads(line) for line in ended.out.splitlines()]
     assert (0, "3 dead letters: refused 2, too_large 1\n") == (ended.code, ended.err)
-    assert [(1, JOB, "accepted"), (2, OTHER, None), (3, JOB, None)] == [
-        (row["sequence"], row["job"], row["status"]) for row in rows
-    ]
-    assert ("refused", "told", 5, 1, status_subject(JOB), None, [], 22) == tuple(
-        rows[0][name]
-        for name in (
-            *("reason", "error", "attempts", "source_sequence"),
-            *("source_subject", "replayed_from", "history", "bytes"),
-        )
-    )
+    assert [(2, OTHER, None), (3, JOB, None)] == [(row["sequence"], row["job"], row["status"]) for row in rows[1:]]
+    assert {"sequence": 1, "job": JOB, "status": "accepted", "reason": "refused", "error": "told", "attempts": 5} | {
+        "source_subject": status_subject(JOB),
+        "source_sequence": 1,
+        "replayed_from": None,
+        "history": [],
+        "bytes": 22,
+    } == {name: value for name, value in rows[0].items() if not name.endswith("_at")}
 
 
-async def test_list_on_a_terminal(terminal, provisioned):
+async def test_list_on_a_terminal(terminal, dlq):
     """On a terminal there is a table, and the count by reason at its end."""
-    await dead_letter(provisioned, body=b'{"status": "accepted"}')
-    await dead_letter(provisioned, OTHER, reason=Reason.TOO_LARGE)
-    _, screen = await terminal("dlq", "list", "--limit", "1")
+    await dlq.write(body=b'{"status": "accepted"}')
+    await dlq.write(OTHER, reason=Reason.TOO_LARGE)
+    _, screen = await terminal("list --limit 1")
     heading, row, count = screen.splitlines()
     assert ["seq", "failed", "at", "(UTC)", "reason", "job", "status", "error"] == heading.split()
     assert ["1", "refused", JOB, "accepted", "told"] == [row.split()[at] for at in (0, 3, 4, 5, 6)]
@@ -87,10 +75,10 @@ async def test_list_on_a_terminal(terminal, provisioned):
     assert "1 dead letter: refused 1; there may be more, because of --limit" == count
 
 
-async def test_show(relay, provisioned):
-    """Everything about one dead letter is told: why, what to do, where it came from, its headers, its body."""
-    source = await dead_letter(provisioned, body=BAD, reason=Reason.UNKNOWN_STATUS, X_Trace="7b")
-    ended = await relay("dlq", "show", "1")
+async def test_show(run, dlq):
+    """Everything about one dead letter is shown: why, what to do, where it came from, its headers, its body."""
+    source = await dlq.write(body=BAD, reason=Reason.UNKNOWN_STATUS, X_Trace="7b")
+    ended = await run("show 1")
     assert (0, "") == (ended.code, ended.err)
     for told in (
         "reason      unknown_status: the status is one that the Facilitator would store as `unknown`",
@@ -110,93 +98,86 @@ async def test_show(relay, provisioned):
         assert told in ended.out
 
 
-async def test_show_history(relay, provisioned):
-    """A dead letter that was replayed shows how it ended before."""
+async def test_show_history(run, dlq):
+    """A dead letter that was replayed shows how it failed before."""
     history = "job_not_found 5 2026-11-22T01:00:00.000+00:00; refused 1 2026-11-22T02:00:00.000+00:00"
-    await dead_letter(provisioned, **{"Relay-Replayed-From": "17", "Relay-History": history})
-    out = (await relay("dlq", "show", "1")).out
+    await dlq.write(**{"Relay-Replayed-From": "17", "Relay-History": history})
+    out = (await run("show 1")).out
     assert "replay of   dead letter 17\n" in out
     assert "before      job_not_found after 5 attempts, 2026-11-22T01:00:00.000+00:00\n" in out
     assert "before      refused after 1 attempts, 2026-11-22T02:00:00.000+00:00\n" in out
 
 
-async def test_show_truncates(relay, provisioned):
+async def test_show_truncates(run, dlq):
     """A long body is cut off, and the output says how much is missing and how to see it."""
     body = b'["' + b"x" * 5000 + b'"]'
-    await dead_letter(provisioned, body=body)
-    short, full = await relay("dlq", "show", "1"), await relay("dlq", "show", "1", "--full")
+    await dlq.write(body=body)
+    short, full = await run("show 1"), await run("show 1 --full")
     assert 5000 == full.out.count("x" * 10) * 10
     assert short.out.endswith("x\n... and 3008 characters more: --full shows them\n")
 
 
-async def test_what_is_shown_steers_no_terminal(relay, terminal, provisioned):
-    """Neither body nor header nor subject gets a control character to the terminal; the body is seen nonetheless."""
+async def test_control_characters(run, terminal, dlq):
+    """No control character of a body, header or subject reaches the terminal; the body is shown all the same."""
     evil = "\x1b]0;pwned\x07\x9b31m\u202e"
     headers = {"Relay-Reason": evil, "Relay-Error": evil, "Relay-Source-Subject": f"job.status.{evil}", "X": evil}
     body = b'\x1b[2J not JSON \xff \x9b"'
-    await publish_confirmed(provisioned, DLQ_SUBJECTS.replace("*", "evil"), body, headers)
-    _, table = await terminal("dlq", "list")
-    _, screen = await terminal("dlq", "show", "1")
-    rehearsal = (await relay("dlq", "replay", "1", "--dry-run")).out
+    await publish_confirmed(dlq.client, DLQ_SUBJECTS.replace("*", "evil"), body, headers)
+    _, table = await terminal("list")
+    _, screen = await terminal("show 1")
+    rehearsal = (await run("replay 1 --dry-run")).out
     for shown in (table, rehearsal, screen):
         assert "" == "".join(char for char in shown if not char.isprintable() and char != "\n")
     assert "it cannot be parsed: " in screen
     assert '\\x1b[2J not JSON \\xff \\x9b"' in screen
 
 
-async def test_nothing_there(relay, provisioned):
-    """A sequence that is not there is said to be so, exit 1; the others are dealt with."""
-    await dead_letter(provisioned)
-    ended = await relay("dlq", "show", "9")
+async def test_nothing_there(run, dlq):
+    """A sequence that is not there is reported, exit 1; the others are replayed."""
+    await dlq.write()
+    ended = await run("show 9")
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: there is no dead letter 9 in JOB_DLQ: ")
-    ended = await relay("dlq", "replay", "1", "9")
+    ended = await run("replay 1 9")
     assert (1, "replayed 1\n") == (ended.code, ended.out)
     assert "there is no dead letter 9 in JOB_DLQ" in ended.err
 
 
-async def test_dry_run(relay, provisioned):
+async def test_dry_run(run, dlq):
     """A dry run changes nothing, and says what would be replayed and what would fail again."""
-    await dead_letter(provisioned, body=BAD)
+    await dlq.write(body=BAD)
     good = json.dumps({"uuid": OTHER, "status": "accepted"}).encode()
-    await dead_letter(provisioned, OTHER, body=good)
-    before = await stored_updates(provisioned)
-    ended = await relay("dlq", "replay", "--all", "--dry-run")
+    await dlq.write(OTHER, body=good)
+    before = await dlq.updates()
+    ended = await run("replay --all --dry-run")
     assert 0 == ended.code
     first, why, second, count = ended.out.splitlines()
     assert f"would replay 1 (refused) on {status_subject(JOB)}" == first
     assert why.startswith("  it would fail again, with unknown_status: ")
     assert f"would replay 2 (refused) on {status_subject(OTHER)}" == second
     assert "2 would be replayed, of which 1 would fail again as they are" == count
-    assert (before, [1, 2]) == (await stored_updates(provisioned), await sequences(provisioned))
+    assert (before, [1, 2]) == (await dlq.updates(), await dlq.sequences())
 
 
-async def test_stopped_replay(relay, terminal, provisioned):
-    """A replay that the server stops says how many went, how many are left and how to go on, and so it goes on."""
-    for _ in range(5):
-        await dead_letter(provisioned)
-    await provisioned.jetstream().purge_stream(STATUS_STREAM)  # else each source that leaves makes room
-    await change_stream(provisioned, STATUS_STREAM, max_msgs=2)
-    ended = await relay("dlq", "replay", "--all")
+async def test_stopped_replay(run, terminal, dlq):
+    """A replay that the server stops says how many were replayed, how many are left and how to go on; that works."""
+    await dlq.write_many(5)
+    await dlq.client.jetstream().purge_stream(STATUS_STREAM)  # else each source that is deleted makes room
+    await change_stream(dlq.client, STATUS_STREAM, max_msgs=2)
+    ended = await run("replay --all")
     assert (1, "replayed 2\nleft 3\n", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: stopped: publish on job.status.")
     assert ended.err.endswith("run the same command again: nothing is lost, and nothing is sent twice\n")
-    await change_stream(provisioned, STATUS_STREAM, max_msgs=-1)
-    code, screen = await terminal("dlq", "replay", "--all")
+    await change_stream(dlq.client, STATUS_STREAM, max_msgs=-1)
+    code, screen = await terminal("replay --all")
     assert (0, "replayed 3") == (code, screen.splitlines()[-1])
 
 
-async def test_interrupted_replay(provisioned, nats_server):
-    """Ctrl-C ends a replay with an account of what went and what is left, which is what the stream holds."""
-    for _ in range(30):
-        await dead_letter(provisioned)
-    third = await updates_published(provisioned, 3)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "relay", "dlq", "replay", "--all", "--rate", "20"),
-        env=environment(NATS_URL=nats_server.url),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+async def test_interrupted_replay(dlq, nats_server, tmp_path):
+    """Ctrl-C ends a replay; it says how many were replayed and how many are left, which is what the stream holds."""
+    await dlq.write_many(30)
+    third = await dlq.updates_published(3)
+    process = await start_command(tmp_path, "dlq", "replay", "--all", "--rate", "20", NATS_URL=nats_server.url)
     async with asyncio.timeout(TIMEOUT_S):
         await third.wait()
         process.send_signal(signal.SIGINT)
@@ -205,87 +186,86 @@ async def test_interrupted_replay(provisioned, nats_server):
     assert (130, 30) == (process.returncode, replayed + left)
     assert 1 <= replayed < 30
     assert b"relay: interrupted; to go on, run the same command again: " in err
-    remaining = await sequences(provisioned)
+    remaining = await dlq.sequences()
     assert left - 1 <= len(remaining) <= left, "a removal may be under way, its answer not"
 
 
-async def test_purge_asks(relay, terminal, provisioned):
-    """Before anything is removed somebody says yes: at the terminal, or with --yes where there is none."""
-    for _ in range(2):
-        await dead_letter(provisioned)
-    refused = await relay("dlq", "purge", "--all")
+async def test_purge_asks(run, terminal, dlq):
+    """Nothing is removed without a yes: at the terminal, or with --yes where there is none."""
+    await dlq.write_many(2)
+    refused = await run("purge --all")
     assert (2, "") == (refused.code, refused.out)
     assert "--yes" in refused.err
-    code, screen = await terminal("dlq", "purge", "--all", typed="n\n")
+    code, screen = await terminal("purge --all", typed="n\n")
     assert 1 == code
     assert "2 dead letters: refused 2\nRemove them for good? [y/N]: " in screen
-    assert [1, 2] == await sequences(provisioned)
-    code, screen = await terminal("dlq", "purge", "1", typed="y\n")
+    assert [1, 2] == await dlq.sequences()
+    code, screen = await terminal("purge 1", typed="y\n")
     assert (0, "removed 1") == (code, screen.splitlines()[-1].rpartition(": ")[2])
-    assert Ended(0, "removed 1\n", "") == await relay("dlq", "purge", "--all", "--yes")
-    assert Ended(0, "nothing to remove\n", "") == await relay("dlq", "purge", "--all", "--yes")
+    assert Ended(0, "removed 1\n", "") == await run("purge --all --yes")
+    assert Ended(0, "nothing to remove\n", "") == await run("purge --all --yes")
 
 
-async def test_export_mend_replay(relay, provisioned, tmp_path):
-    """What a purge exported can be mended and put back: it is published where it came from, once."""
-    await dead_letter(provisioned, body=BAD, X_Trace="7b")
-    await dead_letter(provisioned, body=b"\xff")
-    ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
+async def test_export_edit_replay(run, dlq, tmp_path):
+    """What a purge exported can be edited and replayed: it is published where it came from, once."""
+    await dlq.write(body=BAD, X_Trace="7b")
+    await dlq.write(body=b"\xff")
+    ended = await run("purge --all --yes --export letters")
     assert Ended(0, "exported 2 to letters\nremoved 2\n", "") == ended
     path = tmp_path / "letters"
     path.write_text(path.read_text().replace("finished", "completed"))
-    assert Ended(0, "replayed 2\n", "") == await relay("dlq", "replay", "--from", "letters")
-    again = await relay("dlq", "replay", "--from", "letters")
+    assert Ended(0, "replayed 2\n", "") == await run("replay --from letters")
+    again = await run("replay --from letters")
     assert (0, "replayed 0") == (again.code, again.out.splitlines()[0])
     assert "2 had been replayed before" in again.out
-    (_, mended, headers), (_, raw, _) = await stored_updates(provisioned, 3)
-    assert (BAD.replace(b"finished", b"completed"), b"\xff") == (mended, raw)
+    (_, edited, headers), (_, raw, _) = await dlq.updates(3)
+    assert (BAD.replace(b"finished", b"completed"), b"\xff") == (edited, raw)
     assert ("7b", "1") == (headers["X-Trace"], headers["Relay-Replayed-From"])
     path.write_text(path.read_text().replace("completed", "failed"))
-    again = await relay("dlq", "replay", "--from", "letters")
-    assert (0, "replayed 1") == (again.code, again.out.splitlines()[0]), "what was mended once more is another update"
+    again = await run("replay --from letters")
+    assert (0, "replayed 1") == (again.code, again.out.splitlines()[0]), "edited once more it is another update"
 
 
-async def test_bad_files(relay, provisioned, tmp_path):
-    """A file that is no export is refused whole with the line at fault; an export overwrites nothing. Both exit 2."""
-    await dead_letter(provisioned)
-    await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
-    await dead_letter(provisioned)
+async def test_bad_files(run, dlq, tmp_path):
+    """A file with one bad line is refused whole, with its number; an export overwrites no file. Both exit 2."""
+    await dlq.write()
+    await run("purge --all --yes --export letters")
+    await dlq.write()
     with (tmp_path / "letters").open("a") as file:
         file.write("{}\n")
-    ended = await relay("dlq", "replay", "--from", "letters")
+    ended = await run("replay --from letters")
     assert 2 == ended.code
     assert "line 2: " in ended.err
-    assert 1 == len(await stored_updates(provisioned)), "nothing was replayed"
-    assert 2 == (await relay("dlq", "replay", "--from", "nowhere")).code
-    ended = await relay("dlq", "purge", "--all", "--yes", "--export", "letters")
+    assert 1 == len(await dlq.updates()), "nothing was replayed"
+    assert 2 == (await run("replay --from nowhere")).code
+    ended = await run("purge --all --yes --export letters")
     assert (2, "") == (ended.code, ended.out)
-    assert [2] == await sequences(provisioned)
+    assert [2] == await dlq.sequences()
 
 
 @pytest.mark.parametrize("command", ["list", "show 1", "replay 1", "replay --all", "purge --all --yes"])
-async def test_without_a_dead_letter_stream(relay, provisioned, command):
+async def test_without_a_dead_letter_stream(run, dlq, command):
     """Without the stream each command ends with one line that says what to run, exit 1."""
-    await provisioned.jetstream().delete_stream(DLQ_STREAM)
+    await dlq.client.jetstream().delete_stream(DLQ_STREAM)
     expected = "relay: not provisioned (stream JOB_DLQ is missing): run `relay provision`\n"
-    ended = await relay("dlq", *command.split())
+    ended = await run(command)
     assert (1, expected) == (ended.code, ended.err.replace("stopped: ", "").replace("; when", "\n; when").split(";")[0])
 
 
-async def test_nats_away(relay):
-    """Without NATS there is one line that names where it was looked for, exit 1."""
-    ended = await relay("dlq", "list", NATS_URL="nats://127.0.0.1:1")
+async def test_nats_away(run):
+    """Without NATS one line names the address that was tried, exit 1."""
+    ended = await run("list", NATS_URL="nats://127.0.0.1:1")
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: no NATS connection to nats://127.0.0.1:1: ")
 
 
-async def test_not_permitted(relay, monkeypatch):
-    """Where the account may not do it, the error names what is not permitted and what to do."""
+async def test_not_permitted(run, monkeypatch):
+    """If the account lacks a permission, the error names it and what to do."""
     monkeypatch.setattr(stream, "_ANSWER_TIMEOUT_S", 0.3)
     user = '{user: u, password: p, permissions: {publish: "$JS.API.INFO"}}'
     users = f"accounts {{A {{jetstream: enabled, users: [{user}]}}}}"
     async with NatsServer(extra_config=users) as server:
-        ended = await relay("dlq", "list", NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
+        ended = await run("list", NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
     assert (1, "") == (ended.code, ended.out)
     last = ended.err.splitlines()[-1]
     assert last.startswith("relay: the NATS account does not permit this: permissions violation for publish")

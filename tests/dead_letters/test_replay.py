@@ -2,189 +2,165 @@
 
 import asyncio
 import signal
-import sys
 
 import pytest
-from dead_letter_kit import (
-    JOB,
-    OTHER,
-    TIMEOUT_S,
-    change_stream,
-    dead_letter,
-    read_all,
-    recreate_status_stream,
-    replay_selected,
-    sequences,
-    stored_updates,
-    updates_published,
-)
-from nats.aio.client import Client
+from cli_kit import TIMEOUT_S, start_command
+from dead_letter_kit import JOB, OTHER, Dlq, change_stream
 from nats.aio.msg import Msg
 from relay_kit import TERMED, Published, Scene, counters, new_job
 
-from relay.contract.subjects import STATUS_STREAM, api_stream_info, dlq_subject, status_subject
+from relay.contract.subjects import STATUS_STREAM, dlq_subject, status_subject
 from relay.dead_letters.replay import Replayer
 from relay.dead_letters.replay_all import ReplaySummary
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.connection import publish_confirmed
 
 
-async def test_replay(provisioned):
+async def test_replay(dlq):
     """A replay is stored as the update that it was, marked, in stream order, and its dead letter is gone."""
     bodies = [b'{"n": 1}', b"\xff", b""]
     for body in bodies:
-        await dead_letter(provisioned, body=body, X_Trace=str(len(body)), Nats_Msg_Id=f"id-{len(body)}")
-    letters = await read_all(provisioned)
-    summary, _ = await replay_selected(provisioned)
+        await dlq.write(body=body, X_Trace=str(len(body)), Nats_Msg_Id=f"id-{len(body)}")
+    letters = await dlq.read()
+    summary, _ = await dlq.replay()
     assert ReplaySummary(replayed=3) == summary
-    replays = await stored_updates(provisioned, 4)
+    replays = await dlq.updates(4)
     assert [(JOB, body) for body in bodies] == [(job, body) for job, body, _ in replays]
     for letter, (_, body, headers) in zip(letters, replays, strict=True):
         assert (str(letter.sequence), str(len(body))) == (headers["Relay-Replayed-From"], headers["X-Trace"])
         assert f"refused 5 {letter.failed_at}" == headers["Relay-History"]
         assert {"Relay-Replayed-From", "Relay-History"} == {name for name in headers if name.startswith("Relay-")}
-    assert [] == await sequences(provisioned)
+    assert [] == await dlq.sequences()
 
 
-async def forget_message_ids(client: Client) -> None:
+async def forget_message_ids(dlq: Dlq) -> None:
     """Wait until the server knows no message id any more, as after its duplicate window."""
-    await change_stream(client, STATUS_STREAM, duplicate_window=100_000_000)
+    await change_stream(dlq.client, STATUS_STREAM, duplicate_window=100_000_000)
     probe = {"Nats-Msg-Id": "probe"}
-    await publish_confirmed(client, status_subject("probe"), b"", probe)
-    while (await publish_confirmed(client, status_subject("probe"), b"", probe)).duplicate:
+    await dlq.publish("probe", headers=probe)
+    while (await dlq.publish("probe", headers=probe)).duplicate:
         pass
 
 
 @pytest.mark.parametrize("later", [0, 3], ids=["nothing since", "updates since"])
-async def test_interrupted_before_the_removal(provisioned, later):
+async def test_interrupted_before_the_removal(dlq, later):
     """A replay that was stored is found, whatever came after it and however long ago, and not sent again."""
-    for _ in range(2):
-        await dead_letter(provisioned)
-    replayer = Replayer(provisioned)
-    sent = [(await replayer.publish(letter)).sequence for letter in await read_all(provisioned)]
+    await dlq.write_many(2)
+    replayer = Replayer(dlq.client)
+    sent = [(await replayer.publish(letter)).sequence for letter in await dlq.read()]
     for _ in range(later):
-        await publish_confirmed(provisioned, status_subject(JOB), b"later")
-    await forget_message_ids(provisioned)
-    before = await stored_updates(provisioned, 3)
-    summary, results = await replay_selected(provisioned)
+        await dlq.publish(JOB, b"later")
+    await forget_message_ids(dlq)
+    before = await dlq.updates(3)
+    summary, results = await dlq.replay()
     assert ReplaySummary(already_stored=2) == summary
     assert sent == [result.sequence for result in results]
-    assert before == await stored_updates(provisioned)
-    assert [] == await sequences(provisioned)
+    assert before == await dlq.updates()
+    assert [] == await dlq.sequences()
 
 
-async def test_the_status_stream_was_made_anew(provisioned):
+async def test_the_status_stream_was_made_anew(dlq):
     """Sequences that begin again do not make a replay look as if it had been stored, nor as if it had not."""
     for _ in range(3):
-        await publish_confirmed(provisioned, status_subject(OTHER), b"")
-    for _ in range(2):
-        await dead_letter(provisioned)
-    await recreate_status_stream(provisioned)
-    first, _ = await read_all(provisioned)
-    await Replayer(provisioned).publish(first)
-    summary, _ = await replay_selected(provisioned)
+        await dlq.publish(OTHER, b"")
+    await dlq.write_many(2)
+    await dlq.recreate_status_stream()
+    first, _ = await dlq.read()
+    await Replayer(dlq.client).publish(first)
+    summary, _ = await dlq.replay()
     assert ReplaySummary(replayed=1, already_stored=1) == summary
-    assert 2 == len(await stored_updates(provisioned))
+    assert 2 == len(await dlq.updates())
 
 
-async def test_two_replays_at_a_time(provisioned):
+async def test_two_replays_at_a_time(dlq):
     """Two operators who replay the same at the same time store each update once, each job's in order."""
     for count in range(40):
-        await dead_letter(provisioned, JOB if count % 4 else OTHER, b"%d" % count)
-    ended = await asyncio.gather(*(replay_selected(provisioned) for _ in range(2)))
+        await dlq.write(JOB if count % 4 else OTHER, b"%d" % count)
+    ended = await asyncio.gather(*(dlq.replay() for _ in range(2)))
     assert [None, None] == [summary.error for summary, _ in ended]
-    replays = [(job, int(body)) for job, body, _ in await stored_updates(provisioned, 41)]
+    replays = [(job, int(body)) for job, body, _ in await dlq.updates(41)]
     assert 40 == len(replays)
     for job in (JOB, OTHER):
         expected = [count for count in range(40) if (count % 4 == 0) is (job == OTHER)]
         assert expected == [count for each, count in replays if each == job]
-    assert [] == await sequences(provisioned)
+    assert [] == await dlq.sequences()
 
 
-async def test_producer_goes_on_meanwhile(provisioned):
+async def test_producer_goes_on_meanwhile(dlq):
     """Updates that a job's producer publishes meanwhile neither stop a replay nor double it."""
     for count in range(20):
-        await dead_letter(provisioned, body=b"replay %d" % count)
+        await dlq.write(body=b"replay %d" % count)
     new, seen = 0, set[bytes]()
 
     async def produce(message: Msg) -> None:
         nonlocal new
         if b"replay" in message.data and message.data not in seen:
             seen.add(message.data)  # a publish that is refused is heard of as well
-            await publish_confirmed(provisioned, status_subject(JOB), b"new")
+            await dlq.publish(JOB, b"new")
             new += 1
 
-    subscription = await provisioned.subscribe(status_subject(JOB), cb=produce)
-    summary, _ = await replay_selected(provisioned)
+    subscription = await dlq.client.subscribe(status_subject(JOB), cb=produce)
+    summary, _ = await dlq.replay()
     await subscription.drain()
     assert (ReplaySummary(replayed=20), 20) == (summary, new)
-    replays = [body for _, body, _ in await stored_updates(provisioned, 21) if body != b"new"]
+    replays = [body for _, body, _ in await dlq.updates(21) if body != b"new"]
     assert [b"replay %d" % count for count in range(20)] == replays
 
 
-async def test_killed_half_way(provisioned, nats_server):
+async def test_killed_half_way(dlq, nats_server, tmp_path):
     """A replay that is killed and run again stores each update once, and leaves no dead letter."""
     jobs = [new_job() for _ in range(10)]
     for count in range(200):
-        await dead_letter(provisioned, jobs[count % 10], b"%d" % count)
-    half = await updates_published(provisioned, 100)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "relay", "dlq", "replay", "--all"),
-        env={"RELAY_NATS_URL": nats_server.url},
-        stdout=asyncio.subprocess.PIPE,
-    )
+        await dlq.write(jobs[count % 10], b"%d" % count)
+    half = await dlq.updates_published(100)
+    process = await start_command(tmp_path, "dlq", "replay", "--all", NATS_URL=nats_server.url)
     async with asyncio.timeout(TIMEOUT_S):
         await half.wait()
         process.send_signal(signal.SIGKILL)
         await process.communicate()
-    summary, _ = await replay_selected(provisioned)
+    summary, _ = await dlq.replay()
     assert None is summary.error
     assert summary.replayed < 150, "it was killed too late to show anything"
-    replays = [int(body) for _, body, _ in await stored_updates(provisioned, 201)]
+    replays = [int(body) for _, body, _ in await dlq.updates(201)]
     assert 200 == len(replays)
     for job in range(10):
         assert list(range(job, 200, 10)) == [count for count in replays if count % 10 == job]
-    assert [] == await sequences(provisioned)
+    assert [] == await dlq.sequences()
 
 
-async def test_full_status_stream_stops_a_replay(provisioned):
+async def test_full_status_stream_stops_a_replay(dlq):
     """What the server refuses stops the replay with its error; the rest stays, and goes when there is room."""
-    for count in range(6):
-        await dead_letter(provisioned, body=b"%d" % count)
-    await provisioned.jetstream().purge_stream(STATUS_STREAM)  # else each source that is deleted makes room
-    await change_stream(provisioned, STATUS_STREAM, max_msgs=2)
-    summary, _ = await replay_selected(provisioned)
+    await dlq.write_many(6)
+    await dlq.client.jetstream().purge_stream(STATUS_STREAM)  # else each source that is deleted makes room
+    await change_stream(dlq.client, STATUS_STREAM, max_msgs=2)
+    summary, _ = await dlq.replay()
     assert (2, 10077) == (summary.replayed, summary.error.err_code)
-    assert [3, 4, 5, 6] == await sequences(provisioned)
-    await change_stream(provisioned, STATUS_STREAM, max_msgs=-1)
-    assert ReplaySummary(replayed=4) == (await replay_selected(provisioned))[0]
-    assert [b"%d" % count for count in range(6)] == [body for _, body, _ in await stored_updates(provisioned, 7)]
+    assert [3, 4, 5, 6] == await dlq.sequences()
+    await change_stream(dlq.client, STATUS_STREAM, max_msgs=-1)
+    assert ReplaySummary(replayed=4) == (await dlq.replay())[0]
+    assert [b"%d" % count for count in range(6)] == [body for _, body, _ in await dlq.updates(7)]
 
 
-async def max_size(client: Client) -> int:
-    return (await api_request(client, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
-
-
-async def test_dead_letters_that_cannot_be_replayed(provisioned):
+async def test_dead_letters_that_cannot_be_replayed(dlq):
     """They are kept, with the problem told, and the others go."""
-    await publish_confirmed(provisioned, dlq_subject("somebody"), b"by hand")
-    await dead_letter(provisioned, body=b"x" * await max_size(provisioned))
-    await dead_letter(provisioned, OTHER)
-    summary, results = await replay_selected(provisioned)
+    await publish_confirmed(dlq.client, dlq_subject("somebody"), b"by hand")
+    await dlq.write(body=b"x" * await dlq.max_size())
+    await dlq.write(OTHER)
+    summary, results = await dlq.replay()
     assert ReplaySummary(replayed=1, problems=2) == summary
-    assert [1, 2] == await sequences(provisioned)
+    assert [1, 2] == await dlq.sequences()
     problems = {result.letter.sequence: result.problem for result in results}
     assert "on which subject" in problems[1]
     assert "too large" in problems[2]
 
 
-async def test_history_gives_way_to_the_body(provisioned):
+async def test_history_gives_way_to_the_body(dlq):
     """An update that has no room for its history is replayed without it."""
-    await dead_letter(provisioned, body=b"x" * (await max_size(provisioned) - 250))
-    summary, _ = await replay_selected(provisioned)
+    await dlq.write(body=b"x" * (await dlq.max_size() - 250))
+    summary, _ = await dlq.replay()
     assert ReplaySummary(replayed=1) == summary
-    [(_, _, headers)] = await stored_updates(provisioned, 2)
+    [(_, _, headers)] = await dlq.updates(2)
     assert (True, False) == ("Relay-Replayed-From" in headers, "Relay-History" in headers)
 
 
@@ -199,11 +175,11 @@ async def test_replayed_update_reaches_the_facilitator():
         async with scene.relay() as relay:
             updates = [await scene.publish(job, status, {}) for status in ("accepted", "completed")]
             await scene.settled(*updates)
-            _, results = await replay_selected(scene.nc)
+            _, results = await Dlq(scene.nc).replay()
             assert [TERMED] * 2 == await scene.settled(*(Published(each.sequence, job, None) for each in results))
-            again = await read_all(scene.nc)
+            again = await Dlq(scene.nc).read()
             facilitator.unknown_jobs.clear()
-            assert ReplaySummary(replayed=2) == (await replay_selected(scene.nc))[0]
+            assert ReplaySummary(replayed=2) == (await Dlq(scene.nc).replay())[0]
             await scene.dust_settled()
             counted = {name: count for name, count in counters(relay).items() if name.startswith("relay_replayed")}
         assert {
@@ -212,7 +188,7 @@ async def test_replayed_update_reaches_the_facilitator():
             "relay_replayed_updates dead_lettered": 2,
         } == counted
         assert ["accepted", "completed"] == [row.status for row in facilitator.rows_of(job)]
-        assert [] == await sequences(scene.nc)
+        assert [] == await Dlq(scene.nc).sequences()
     assert ["JOB_STATUS:3", "JOB_STATUS:4"] == [letter.headers["Nats-Msg-Id"] for letter in again]
     assert ["1", "2"] == [letter.replayed_from for letter in again]
     for letter in again:

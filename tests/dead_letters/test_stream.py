@@ -4,7 +4,7 @@ import datetime as dt
 import json
 
 import pytest
-from dead_letter_kit import JOB, OTHER, change_stream, dead_letter, read_all, sequences
+from dead_letter_kit import JOB, OTHER, change_stream
 
 from relay.cli.dlq_purge import plan_purge, remove
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
@@ -23,12 +23,12 @@ from relay.nats.connection import api_request
 # Reading
 
 
-async def test_selections(provisioned):
+async def test_selections(dlq):
     """Each condition of a selection takes its own, in stream order, and all conditions hold together."""
-    await dead_letter(provisioned)
-    await dead_letter(provisioned, OTHER, reason=Reason.TOO_LARGE)
-    source = await dead_letter(provisioned, reason=Reason.TOO_LARGE)
-    letters = await read_all(provisioned)
+    await dlq.write()
+    await dlq.write(OTHER, reason=Reason.TOO_LARGE)
+    source = await dlq.write(reason=Reason.TOO_LARGE)
+    letters = await dlq.read()
     last = letters[2]
     assert [1, 2, 3] == [letter.sequence for letter in letters]
     assert (Reason.TOO_LARGE, "told", "5", JOB, source) == (
@@ -45,58 +45,54 @@ async def test_selections(provisioned):
         ([1, 3], Selection(sequences=(3, 1, 9, 3))),
         ([], Selection(job="nobody")),
     ):
-        assert expected == await sequences(provisioned, selection), selection
+        assert expected == await dlq.sequences(selection), selection
 
 
-async def test_find(provisioned):
+async def test_find(dlq):
     """One dead letter is found by its sequence, and the absence of one is no error."""
-    await dead_letter(provisioned, body=b"\xff", X_Trace="7b")
-    letter = await stream.find(provisioned, 1)
+    await dlq.write(body=b"\xff", X_Trace="7b")
+    letter = await stream.find(dlq.client, 1)
     assert (1, b"\xff", "7b") == (letter.sequence, letter.body, letter.headers["X-Trace"])
     assert abs(dt.datetime.now(dt.UTC) - letter.stored_at) < dt.timedelta(minutes=1)
-    assert None is await stream.find(provisioned, 2)
+    assert None is await stream.find(dlq.client, 2)
 
 
-async def test_reading_ends(provisioned):
+async def test_reading_ends(dlq):
     """Dead letters that are written while others are read are not read: reading ends however many come."""
-    for _ in range(3):
-        await dead_letter(provisioned)
+    await dlq.write_many(3)
     read = []
-    async for letter in stream.read(provisioned, Selection(), 3):
-        await dead_letter(provisioned)
+    async for letter in stream.read(dlq.client, Selection(), 3):
+        await dlq.write()
         read.append(letter.sequence)
     assert [1, 2, 3] == read
-    assert [1, 2] == await sequences(provisioned, up_to=2)
+    assert [1, 2] == await dlq.sequences(up_to=2)
 
 
-async def test_removed_while_reading(provisioned):
+async def test_removed_while_reading(dlq):
     """Dead letters that somebody removes while they are read are left out, without an error."""
-    for _ in range(4):
-        await dead_letter(provisioned)
-    up_to = await stream.last_sequence(provisioned)
+    await dlq.write_many(4)
+    up_to = await stream.last_sequence(dlq.client)
     for sequence in (2, 4):
-        await api_request(provisioned, api_message_delete(DLQ_STREAM), {"seq": sequence})
-    assert [1, 3] == await sequences(provisioned, up_to=up_to)
+        await api_request(dlq.client, api_message_delete(DLQ_STREAM), {"seq": sequence})
+    assert [1, 3] == await dlq.sequences(up_to=up_to)
 
 
-async def test_consumer_goes_away(provisioned):
+async def test_consumer_goes_away(dlq):
     """A reader that pauses for so long that its consumer is gone goes on where it was, and leaves no consumer."""
-    for _ in range(5):
-        await dead_letter(provisioned)
+    await dlq.write_many(5)
     read = []
-    async for letter in stream.read(provisioned, Selection(), 5, batch_size=2):
+    async for letter in stream.read(dlq.client, Selection(), 5, batch_size=2):
         read.append(letter.sequence)
         if letter.sequence == 3:
-            (consumer,) = (await api_request(provisioned, api_consumer_list(DLQ_STREAM)))["consumers"]
-            await api_request(provisioned, api_consumer_delete(DLQ_STREAM, consumer["name"]))
+            (consumer,) = (await api_request(dlq.client, api_consumer_list(DLQ_STREAM)))["consumers"]
+            await api_request(dlq.client, api_consumer_delete(DLQ_STREAM, consumer["name"]))
     assert [1, 2, 3, 4, 5] == read
-    assert 0 == (await api_request(provisioned, api_consumer_list(DLQ_STREAM)))["total"]
+    assert 0 == (await api_request(dlq.client, api_consumer_list(DLQ_STREAM)))["total"]
 
 
-async def test_message_lost_on_the_way(provisioned, monkeypatch):
+async def test_message_lost_on_the_way(dlq, monkeypatch):
     """A message that is lost on the way, as in a reconnect, is noticed and asked for again."""
-    for _ in range(5):
-        await dead_letter(provisioned)
+    await dlq.write_many(5)
     take, lost = stream._Reading.take, []
 
     def lose_the_third(reading, *message):
@@ -106,30 +102,29 @@ async def test_message_lost_on_the_way(provisioned, monkeypatch):
             take(reading, *message)
 
     monkeypatch.setattr(stream._Reading, "take", lose_the_third)
-    assert [1, 2, 3, 4, 5] == await sequences(provisioned)
+    assert [1, 2, 3, 4, 5] == await dlq.sequences()
     assert 1 == len(lost)
 
 
-async def test_nothing_comes(provisioned, monkeypatch):
+async def test_nothing_comes(dlq, monkeypatch):
     """If new consumers deliver nothing either, reading ends with an error that says where it stands."""
-    await dead_letter(provisioned)
+    await dlq.write()
     monkeypatch.setattr(stream._Reading, "take", lambda *_: None)
     with pytest.raises(BrokerUnavailable, match="stopped coming at sequence 1"):
-        await sequences(provisioned, silence_s=0.05)
+        await dlq.sequences(silence_s=0.05)
 
 
 # Removing
 
 
-async def test_remove(provisioned):
+async def test_remove(dlq):
     """What is removed is gone; a second removal is no error; a removal that is not permitted is one."""
-    await dead_letter(provisioned)
-    await dead_letter(provisioned)
-    assert [True, False, False] == [await stream.remove(provisioned, sequence) for sequence in (1, 1, 9)]
-    assert [2] == await sequences(provisioned)
-    await change_stream(provisioned, DLQ_STREAM, deny_delete=True)
+    await dlq.write_many(2)
+    assert [True, False, False] == [await stream.remove(dlq.client, sequence) for sequence in (1, 1, 9)]
+    assert [2] == await dlq.sequences()
+    await change_stream(dlq.client, DLQ_STREAM, deny_delete=True)
     with pytest.raises(JetStreamError):
-        await stream.remove(provisioned, 2)
+        await stream.remove(dlq.client, 2)
 
 
 async def test_without_a_stream(nc):
@@ -149,31 +144,30 @@ async def test_without_a_stream(nc):
         (Selection(sequences=(1, 4)), [2, 3, 5]),
     ],
 )
-async def test_purge_removes_what_was_exported(provisioned, tmp_path, selection, left):
+async def test_purge_removes_what_was_exported(dlq, tmp_path, selection, left):
     """Exactly what was exported is removed, whatever is written in between."""
     for job, reason in ((JOB, Reason.REFUSED), (OTHER, Reason.TOO_LARGE), *[(JOB, Reason.REFUSED)] * 2):
-        await dead_letter(provisioned, job, reason=reason)
+        await dlq.write(job, reason=reason)
     path = tmp_path / "export"
-    plan = await plan_purge(provisioned, selection, path)
-    await dead_letter(provisioned, reason=Reason.TOO_LARGE)
+    plan = await plan_purge(dlq.client, selection, path)
+    await dlq.write(reason=Reason.TOO_LARGE)
     exported = [json.loads(line)["sequence"] for line in path.read_text().splitlines()]
     assert sorted({1, 2, 3, 4, 5} - set(exported)) == left
-    assert len(exported) == plan.reasons.total() == await remove(provisioned, selection, plan.last_sequence)
-    assert left == await sequences(provisioned)
+    assert len(exported) == plan.reasons.total() == await remove(dlq.client, selection, plan.last_sequence)
+    assert left == await dlq.sequences()
 
 
-async def test_limit_of_a_purge(provisioned):
+async def test_limit_of_a_purge(dlq):
     """If somebody else removes a selected dead letter meanwhile, the limit does not reach out to another one."""
-    for _ in range(3):
-        await dead_letter(provisioned)
-    plan = await plan_purge(provisioned, Selection(limit=2), None)
-    await stream.remove(provisioned, 1)
-    assert 1 == await remove(provisioned, Selection(limit=2), plan.last_sequence)
-    assert [3] == await sequences(provisioned)
+    await dlq.write_many(3)
+    plan = await plan_purge(dlq.client, Selection(limit=2), None)
+    await stream.remove(dlq.client, 1)
+    assert 1 == await remove(dlq.client, Selection(limit=2), plan.last_sequence)
+    assert [3] == await dlq.sequences()
 
 
-async def test_purge_of_nothing(provisioned):
+async def test_purge_of_nothing(dlq):
     """With no dead letter up to the given sequence nothing is removed."""
-    await dead_letter(provisioned)
-    assert 0 == await stream.remove_all(provisioned, DLQ_SUBJECTS, 0)
-    assert [1] == await sequences(provisioned)
+    await dlq.write()
+    assert 0 == await stream.remove_all(dlq.client, DLQ_SUBJECTS, 0)
+    assert [1] == await dlq.sequences()

@@ -5,27 +5,17 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from dead_letter_kit import (
-    JOB,
-    OTHER,
-    dead_letter,
-    each,
-    read_all,
-    replay_selected,
-    sequences,
-    stored_sequences,
-    stored_updates,
-)
+from dead_letter_kit import JOB, OTHER, each
 from relay_kit import new_job
 
 from relay.contract.errors import BrokerUnavailable
-from relay.contract.subjects import STATUS_STREAM, api_stream_info, dlq_subject, status_subject
+from relay.contract.subjects import STATUS_STREAM, dlq_subject, status_subject
 from relay.dead_letters.moments import moment_of_us
 from relay.dead_letters.replay import Replayer, ReplayResult
 from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.window import for_each
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.connection import publish_confirmed
 from relay.nats.pipeline import Pipeline
 
 
@@ -161,34 +151,34 @@ async def test_job_that_outgrows_the_window():
 # With a server
 
 
-async def test_all_kinds_at_a_time(provisioned):
+async def test_all_kinds_at_a_time(dlq):
     """Dead letters of every kind go side by side: each ends in its own way, and holds up no other."""
-    limit = (await api_request(provisioned, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
+    limit = await dlq.max_size()
     kinds = {kind: new_job() for kind in ("plain", "updated since", "source gone", "stored before", "too large")}
     for count in range(10):
         for job in kinds.values():
             body = b"x" * limit if job == kinds["too large"] and not count else b"%d" % count
-            await dead_letter(provisioned, job, body)
-    await publish_confirmed(provisioned, dlq_subject("somebody"), b"by hand")
-    await publish_confirmed(provisioned, status_subject(kinds["updated since"]), b"later")
-    letters = await read_all(provisioned)
+            await dlq.write(job, body)
+    await publish_confirmed(dlq.client, dlq_subject("somebody"), b"by hand")
+    await dlq.publish(kinds["updated since"], b"later")
+    letters = await dlq.read()
     for letter in letters:
         if letter.job == kinds["source gone"]:
-            await provisioned.jetstream().delete_msg(STATUS_STREAM, letter.source_sequence)
-    earlier = Replayer(provisioned)
+            await dlq.client.jetstream().delete_msg(STATUS_STREAM, letter.source_sequence)
+    earlier = Replayer(dlq.client)
     before = [await earlier.publish(letter) for letter in letters if letter.job == kinds["stored before"]]
-    summary, results = await replay_selected(provisioned)
+    summary, results = await dlq.replay()
     assert ReplaySummary(replayed=39, already_stored=10, problems=2) == summary
     assert [each.sequence for each in before] == [each.sequence for each in results if each.already_stored]
-    assert [5, 51] == await sequences(provisioned)
-    assert [5, 51] == [sequence for sequence in await stored_sequences(provisioned) if sequence <= 51]
-    replays = [(job, body) for job, body, _ in await stored_updates(provisioned, 52)]
+    assert [5, 51] == await dlq.sequences()
+    assert [5, 51] == [sequence for sequence in await dlq.update_sequences() if sequence <= 51]
+    replays = [(job, body) for job, body, _ in await dlq.updates(52)]
     for kind, job in kinds.items():
         expected = [b"%d" % count for count in range(kind == "too large", 10)]
         assert expected == [body for each, body in replays if each == job], kind
 
 
-async def test_interrupted_anywhere(provisioned, monkeypatch):
+async def test_interrupted_anywhere(dlq, monkeypatch):
     """Whichever request of a replay is the last that is sent, one that is run again loses and doubles nothing."""
     request, left, interrupted = Pipeline.request, 0, asyncio.Event()
 
@@ -204,19 +194,19 @@ async def test_interrupted_anywhere(provisioned, monkeypatch):
     for last in range(14):
         jobs = new_job(), new_job()
         for count in range(3):
-            await dead_letter(provisioned, jobs[count % 2], b"%d" % count)
-        start, left = (await stored_sequences(provisioned))[-1] + 1, last
+            await dlq.write(jobs[count % 2], b"%d" % count)
+        start, left = (await dlq.update_sequences())[-1] + 1, last
         interrupted.clear()
-        replaying, waiting = (asyncio.create_task(each) for each in (replay_selected(provisioned), interrupted.wait()))
+        replaying, waiting = (asyncio.create_task(each) for each in (dlq.replay(), interrupted.wait()))
         await asyncio.wait([replaying, waiting], return_when=asyncio.FIRST_COMPLETED)
         replaying.cancel()
         waiting.cancel()
         await asyncio.wait([replaying, waiting])
-        sources = [sequence for sequence in await stored_sequences(provisioned) if start - 3 <= sequence < start]
-        letters = await read_all(provisioned)
+        sources = [sequence for sequence in await dlq.update_sequences() if start - 3 <= sequence < start]
+        letters = await dlq.read()
         assert set(sources) <= {letter.source_sequence for letter in letters}, "a source outlived its dead letter"
         left = 10_000
-        await replay_selected(provisioned)
-        replays = [(job, body) for job, body, _ in await stored_updates(provisioned, start - 3)]
+        await dlq.replay()
+        replays = [(job, body) for job, body, _ in await dlq.updates(start - 3)]
         assert sorted([(jobs[0], b"0"), (jobs[0], b"2"), (jobs[1], b"1")]) == sorted(replays), last
-        assert [] == await sequences(provisioned)
+        assert [] == await dlq.sequences()

@@ -5,14 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
-from dead_letter_kit import JOB, change_stream, read_all, write_dead_letter
+from dead_letter_kit import JOB, Dlq, change_stream
 from relay_kit import ACKED, TERMED, Scene, new_job
 
-from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, api_stream_info, status_subject
+from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, status_subject
 from relay.dead_letters import writer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
 from relay.path import dead_letter_worker
 
 Restore = Callable[[], Awaitable[object]]
@@ -123,7 +122,7 @@ async def test_headers_are_made_safe(scene):
     await publish_raw(scene.server, job, headers, b"bad")
     last = await scene.publish(job, "accepted")
     assert [ACKED] == await scene.settled(last)
-    [letter] = await read_all(scene.nc)
+    [letter] = await Dlq(scene.nc).read()
     assert {
         "X__31m": "name",
         "X-Value": "a ]0;b",
@@ -164,20 +163,19 @@ REPLAYED = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T0
     ],
     ids=["producer's", "replay's"],
 )
-async def test_control_headers(provisioned, headers, expected):
+async def test_control_headers(dlq, headers, expected):
     """Headers that would steer the server, in any case of letters, are renamed; those that steered a replay, which are
     not the producer's, are left out, and its marks are kept.
     """
-    await write_dead_letter(provisioned, JOB, 1, headers=headers)
-    assert expected == carried((await read_all(provisioned))[0].headers)
+    await dlq.write_for(JOB, 1, headers=headers)
+    assert expected == carried((await dlq.read())[0].headers)
 
 
 @pytest.mark.parametrize("marks", [{}, REPLAYED], ids=["first time", "replayed"])
-async def test_headers_that_outgrow_their_room(provisioned, marks):
+async def test_headers_that_outgrow_their_room(dlq, marks):
     """Headers that do not fit beside the body are left out, which the error says; what a replay needs is kept."""
-    config = (await api_request(provisioned, api_stream_info(STATUS_STREAM)))["config"]
-    body = b"x" * (config["max_msg_size"] - 60_000)
-    await write_dead_letter(provisioned, JOB, 1, body, marks | {"X": "x" * 80_000})
-    [letter] = await read_all(provisioned)
+    body = b"x" * (await dlq.max_size() - 60_000)
+    await dlq.write_for(JOB, 1, body, marks | {"X": "x" * 80_000})
+    [letter] = await dlq.read()
     assert marks == carried(letter.headers)
     assert "told (the headers of the original were too large, and were left out)" == letter.error

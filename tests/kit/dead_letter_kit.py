@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from nats.aio.client import Client
@@ -27,43 +27,12 @@ from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.connection import PubAck, api_request, publish_confirmed
 from relay.nats.frames import FrameClient
 from relay.nats.pipeline import pipelined
 
 JOB, OTHER = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
-TIMEOUT_S = 30
-
-
-# Writing
-
-
-async def dead_letter(
-    client: Client, job: str = JOB, body: bytes = b"{}", reason: Reason = Reason.REFUSED, **headers: str
-) -> int:
-    """Publish an update and dead-letter it; returns the update's sequence. A header's `-` is given as `_`."""
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    ack = await publish_confirmed(client, status_subject(job), body, given or None)
-    await write_dead_letter(client, job, ack.sequence, body, given, reason=reason)
-    return ack.sequence
-
-
-async def write_dead_letter(
-    client: Client,
-    job: str,
-    sequence: int,
-    body: bytes = b"{}",
-    headers: dict[str, str] | None = None,
-    *,
-    reason: Reason = Reason.REFUSED,
-    stored_at_s: float = 0.0,
-) -> None:
-    """Write the dead letter of an update that has this sequence, or is said to have it."""
-    update = GivenUpdate(f"job.status.0.{job}", sequence, headers or {}, body, stored_at_s)
-    await DeadLetterWriter(client).write(update, DeadLetter(reason, "told"), 5)
-
-
-# The streams
+EVERYTHING = Selection()
 
 
 async def change_stream(client: Client, name: str, **fields: Any) -> None:
@@ -71,81 +40,105 @@ async def change_stream(client: Client, name: str, **fields: Any) -> None:
     await api_request(client, api_stream_update(name), config | fields)
 
 
-async def recreate_status_stream(client: Client) -> None:
-    config = (await api_request(client, api_stream_info(STATUS_STREAM)))["config"]
-    await client.jetstream().delete_stream(STATUS_STREAM)
-    await api_request(client, api_stream_create(STATUS_STREAM), config)
-
-
-async def read_all(
-    client: FrameClient, selection: Selection | None = None, up_to: int | None = None, **how: Any
-) -> list[StoredDeadLetter]:
-    last = await stream.last_sequence(client) if up_to is None else up_to
-    return [letter async for letter in stream.read(client, selection or Selection(), last, **how)]
-
-
-async def sequences(
-    client: FrameClient, selection: Selection | None = None, up_to: int | None = None, **how: Any
-) -> list[int]:
-    return [letter.sequence for letter in await read_all(client, selection, up_to, **how)]
-
-
-async def stored_updates(client: Client, start: int = 1) -> list[tuple[str, bytes, dict[str, str]]]:
-    """The updates that the status stream has from a sequence on: job, body and headers of each."""
-    info = await api_request(client, api_stream_info(STATUS_STREAM))
-    found = []
-    for sequence in range(start, info["state"]["last_seq"] + 1):
-        with contextlib.suppress(NotFoundError):
-            raw = await client.jetstream().get_msg(STATUS_STREAM, sequence)
-            found.append((raw.subject.split(".")[3], raw.data or b"", raw.headers or {}))
-    return found
-
-
-async def stored_sequences(client: Client) -> list[int]:
-    """Which sequences the status stream has."""
-    state = (await api_request(client, api_stream_info(STATUS_STREAM), {"deleted_details": True}))["state"]
-    return sorted(set(range(state["first_seq"], state["last_seq"] + 1)) - set(state.get("deleted", [])))
-
-
-async def updates_published(client: Client, count: int) -> asyncio.Event:
-    """Set when so many updates were published from now on."""
-    published, counter = asyncio.Event(), itertools.count(1)
-
-    async def watch(_: object) -> None:
-        if next(counter) == count:
-            published.set()
-
-    await client.subscribe(STATUS_SUBJECTS, cb=watch)
-    await client.flush()
-    return published
-
-
-# What an operator does
-
-
 async def each(*letters: StoredDeadLetter) -> AsyncIterator[StoredDeadLetter]:
     for letter in letters:
         yield letter
 
 
-async def replay(
-    client: FrameClient, letters: AsyncIterator[StoredDeadLetter]
-) -> tuple[ReplaySummary, list[ReplayResult]]:
-    """What `relay dlq replay` does."""
-    summary, results = ReplaySummary(), []
-    async with pipelined(client) as pipeline:
-        await replay_all(letters, Replayer(pipeline).move, summary=summary, on_result=results.append)
-    return summary, results
+class Dlq:
+    """The dead letters and the updates of one provisioned server."""
 
+    def __init__(self, client: FrameClient) -> None:
+        self.client = client
 
-async def replay_selected(
-    client: FrameClient, selection: Selection | None = None
-) -> tuple[ReplaySummary, list[ReplayResult]]:
-    letters = stream.read(client, selection or Selection(), await stream.last_sequence(client))
-    async with contextlib.aclosing(letters):
-        return await replay(client, letters)
+    async def publish(self, job: str = JOB, body: bytes = b"", headers: dict[str, str] | None = None) -> PubAck:
+        return await publish_confirmed(self.client, status_subject(job), body, headers)
 
+    async def write(self, job: str = JOB, body: bytes = b"{}", reason: Reason = Reason.REFUSED, **headers: str) -> int:
+        """Publish an update and dead-letter it; returns the update's sequence. A header's `-` is given as `_`."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        ack = await self.publish(job, body, given or None)
+        await self.write_for(job, ack.sequence, body, given, reason=reason)
+        return ack.sequence
 
-async def purge_selected(client: FrameClient, selection: Selection | None = None) -> None:
-    """What `relay dlq purge` does after asking."""
-    await remove(client, selection or Selection(), 2**40)
+    async def write_many(self, count: int) -> None:
+        """Write dead letters of one job, with the bodies `0`, `1`, ..."""
+        for number in range(count):
+            await self.write(body=b"%d" % number)
+
+    async def write_for(
+        self,
+        job: str,
+        sequence: int,
+        body: bytes = b"{}",
+        headers: Mapping[str, str] | None = None,
+        *,
+        reason: Reason = Reason.REFUSED,
+        stored_at_s: float = 0.0,
+    ) -> None:
+        """Write the dead letter of an update that has this sequence, or is said to have it."""
+        update = GivenUpdate(f"job.status.0.{job}", sequence, headers or {}, body, stored_at_s)
+        await DeadLetterWriter(self.client).write(update, DeadLetter(reason, "told"), 5)
+
+    async def read(
+        self, selection: Selection = EVERYTHING, up_to: int | None = None, **how: Any
+    ) -> list[StoredDeadLetter]:
+        last = await stream.last_sequence(self.client) if up_to is None else up_to
+        return [letter async for letter in stream.read(self.client, selection, last, **how)]
+
+    async def sequences(self, selection: Selection = EVERYTHING, up_to: int | None = None, **how: Any) -> list[int]:
+        return [letter.sequence for letter in await self.read(selection, up_to, **how)]
+
+    async def updates(self, start: int = 1) -> list[tuple[str, bytes, dict[str, str]]]:
+        """The updates that the status stream has from a sequence on: job, body and headers of each."""
+        info = await api_request(self.client, api_stream_info(STATUS_STREAM))
+        found = []
+        for sequence in range(start, info["state"]["last_seq"] + 1):
+            with contextlib.suppress(NotFoundError):
+                raw = await self.client.jetstream().get_msg(STATUS_STREAM, sequence)
+                found.append((raw.subject.split(".")[3], raw.data or b"", raw.headers or {}))
+        return found
+
+    async def max_size(self) -> int:
+        """Of an update with its headers."""
+        return (await api_request(self.client, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
+
+    async def update_sequences(self) -> list[int]:
+        """Which sequences the status stream has."""
+        info = await api_request(self.client, api_stream_info(STATUS_STREAM), {"deleted_details": True})
+        first, last = info["state"]["first_seq"], info["state"]["last_seq"]
+        return sorted(set(range(first, last + 1)) - set(info["state"].get("deleted", [])))
+
+    async def recreate_status_stream(self) -> None:
+        """Delete and make it anew, so that it counts from 1 again."""
+        config = (await api_request(self.client, api_stream_info(STATUS_STREAM)))["config"]
+        await self.client.jetstream().delete_stream(STATUS_STREAM)
+        await api_request(self.client, api_stream_create(STATUS_STREAM), config)
+
+    async def updates_published(self, count: int) -> asyncio.Event:
+        """Set when so many updates were published from now on."""
+        published, counter = asyncio.Event(), itertools.count(1)
+
+        async def watch(_: object) -> None:
+            if next(counter) == count:
+                published.set()
+
+        await self.client.subscribe(STATUS_SUBJECTS, cb=watch)
+        await self.client.flush()
+        return published
+
+    async def replay(self, selection: Selection = EVERYTHING) -> tuple[ReplaySummary, list[ReplayResult]]:
+        """What `relay dlq replay` does."""
+        letters = stream.read(self.client, selection, await stream.last_sequence(self.client))
+        async with contextlib.aclosing(letters):
+            return await self.replay_these(letters)
+
+    async def replay_these(self, letters: AsyncIterator[StoredDeadLetter]) -> tuple[ReplaySummary, list[ReplayResult]]:
+        summary, results = ReplaySummary(), []
+        async with pipelined(self.client) as pipeline:
+            await replay_all(letters, Replayer(pipeline).move, summary=summary, on_result=results.append)
+        return summary, results
+
+    async def purge(self, selection: Selection = EVERYTHING) -> None:
+        """What `relay dlq purge` does after asking."""
+        await remove(self.client, selection, 2**40)
