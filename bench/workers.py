@@ -85,9 +85,9 @@ async def owners(nc: Any, workers: int) -> dict[int, str]:
     await leases.watch()
     while True:
         leases.changed.clear()
-        view = await leases.view()
-        if len(view.owners) == LANES and len(set(view.owners.values())) == workers:
-            return dict(view.owners)
+        table = await leases.read()
+        if len(table.owners) == LANES and len(set(table.owners.values())) == workers:
+            return dict(table.owners)
         await leases.changed.wait()
 
 

@@ -1,40 +1,39 @@
-"""Whether the status stream still has as many lanes as the relay goes by: they can be changed while it runs."""
+"""Whether the status stream still has as many lanes as this relay: provisioning can change that while it runs."""
 
 import asyncio
 from typing import Final
 
 from relay.contract.errors import RelayError
 from relay.contract.subjects import STATUS_STREAM, api_stream_info, lanes_of_transform
-from relay.nats.connection import api_request
-from relay.nats.frames import FrameClient
+from relay.nats.connection import Requester, api_request
 from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
-_LOOK_EVERY_S: Final = 5.0
 _TIMEOUT_S: Final = 1.0
 
 
 class LaneCount:
-    """Compares the lanes of the stream with `lanes`, those of the relay, again and again."""
+    """Compares the lanes of the stream with `lanes`, those of the relay, every `look_every_s` seconds."""
 
-    def __init__(self, client: FrameClient, lanes: int) -> None:
+    def __init__(self, client: Requester, lanes: int, look_every_s: float = 5.0) -> None:
         self.trouble: str | None = None
         """How they differ and what to do, in words for an operator; None if they do not."""
         self._client = client
         self._lanes = lanes
+        self._look_every_s = look_every_s
 
     async def run(self) -> None:
-        """Look every few seconds, until cancelled."""
+        """Look until cancelled."""
         while True:
             await self._look()
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(self._look_every_s)
 
     async def _look(self) -> None:
         try:
             info = await api_request(self._client, api_stream_info(STATUS_STREAM), timeout_s=_TIMEOUT_S)
         except RelayError:
-            return  # who pulls from the stream says what is wrong with it
+            return  # the lanes' consumers report what is wrong with the stream
         trouble = self._judge(lanes_of_transform(info["config"].get("subject_transform")))
         if trouble == self.trouble:
             return

@@ -1,29 +1,28 @@
-"""Which lanes this worker drives: it takes its fair share, holds on to it, and gives up what others should have.
+"""Which lanes this worker drives: it takes its fair share, keeps it, and gives up what others should have.
 
 free, and our share ──acquire──► driven ──renew, every third of the TTL──► driven
-                                    ├── the lease was lost, or is over ──► dropped
-                                    └── another's share, or stopping ────► drained, released
+                                    ├── the lease was lost or has ended ──► dropped
+                                    └── another's share, or stopping ─────► drained, released
 """
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import lane_key
-from relay.leases.leases import Lease, Leases, View
+from relay.leases.leases import Lease, Leases, LeaseTable
 from relay.leases.share import share_out
 from relay.observability.logs import get_logger
 from relay.observability.metrics import HowLeft, HowTaken, Metrics
+from relay.timing.clock import now_s
+from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
 
 _RENEWALS_PER_TTL: Final = 3
-_ELECTION_S: Final = 15.0
-"""Longer than a cluster takes to elect a leader. If nobody answers for that long, this server may be cut off."""
 
 
 class LaneDriver(Protocol):
@@ -40,7 +39,7 @@ class LaneDriver(Protocol):
 
 @dataclass(slots=True)
 class _Holding:
-    """A lane that is ours."""
+    """A lane that is driven here."""
 
     lease: Lease
     leaving: asyncio.Event
@@ -54,13 +53,24 @@ class Ownership:
     """Takes part in sharing out the lanes.
 
     Args:
+        leases: the bucket as this worker sees it.
         lanes: how many lanes there are.
         driver_of: who drives a given lane.
-        drain_s: how long a lane may take to finish what is with the Facilitator when it is given up.
+        drain_s: how long a lane that is given up may take to finish what is with the Facilitator.
+        metrics: counts lanes taken and left.
+        election_s: longer than a cluster takes to elect a leader. If the bucket gives no answer for so long, this
+            server may be cut off from the cluster, and another one is tried.
     """
 
     def __init__(
-        self, leases: Leases, lanes: int, driver_of: Callable[[int], LaneDriver], *, drain_s: float, metrics: Metrics
+        self,
+        leases: Leases,
+        lanes: int,
+        driver_of: Callable[[int], LaneDriver],
+        *,
+        drain_s: float,
+        metrics: Metrics,
+        election_s: float = 15.0,
     ) -> None:
         self.trouble: str | None = "the lanes are not shared out yet"
         """Why no lane can be taken, in words for an operator; None while all is well."""
@@ -71,12 +81,11 @@ class Ownership:
         self._metrics = metrics
         self._held: dict[int, _Holding] = {}
         self._seen_driven: set[int] = set()
-        """Lanes that were last seen to have an owner."""
-        self._departing = False
+        """Lanes that had an owner when they were last seen in the bucket."""
         self._renewal_s = leases.ttl_s / _RENEWALS_PER_TTL
-        self._patience_s = max(_ELECTION_S, 3 * leases.ttl_s)
-        self._heard_s = time.monotonic()
-        """When the bucket was last heard of, or another server tried."""
+        self._silence_limit_s = max(election_s, 3 * leases.ttl_s)
+        self._answered_s = now_s()
+        """When the bucket last answered, or another server was tried."""
 
     @property
     def lanes(self) -> list[int]:
@@ -84,76 +93,88 @@ class Ownership:
         return sorted(self._held)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take part until `stop` is set; then give up every lane, each as soon as it is drained."""
-        await self._leases.watch()
-        async with asyncio.TaskGroup() as holdings, asyncio.TaskGroup() as others:
-            renewing = others.create_task(self._keep_renewing())
-            stopping = others.create_task(stop.wait())
-            while not stop.is_set():
-                self._leases.changed.clear()
-                await self._rebalance(holdings)
-                looking = others.create_task(self._leases.changed.wait())
-                await asyncio.wait({looking, stopping}, timeout=self._renewal_s, return_when=asyncio.FIRST_COMPLETED)
-                looking.cancel()
-            self._departing = True
-            with contextlib.suppress(RelayError):  # then it is forgotten when its time is over
-                await self._leases.depart()
-            await self._leave_all()
-            renewing.cancel()
+        """Take part until `stop` is set; then give up every lane as soon as it is drained.
 
-    async def _rebalance(self, group: asyncio.TaskGroup) -> None:
+        Cancelled, it gives up nothing: the leases end by themselves.
+        """
+        await self._leases.watch()
+        async with asyncio.TaskGroup() as others:
+            renewing = others.create_task(self._keep_renewing(stop))
+            others.create_task(self._wake_at(stop))
+            async with asyncio.TaskGroup() as holdings:
+                while not stop.is_set():
+                    self._leases.changed.clear()
+                    await self._rebalance(holdings)
+                    await set_within(self._leases.changed, self._renewal_s)
+                with contextlib.suppress(RelayError):  # then its announcement expires
+                    await self._leases.depart()
+                for holding in self._held.values():
+                    self._leave(holding)
+            renewing.cancel()  # every lane is released
+
+    async def _wake_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._leases.changed.set()
+
+    async def _rebalance(self, holdings: asyncio.TaskGroup) -> None:
         try:
-            await self._move_towards_shares(group)
+            await self._move_towards_shares(holdings)
         except RelayError as error:
             trouble = f"the lanes cannot be shared out: {error}"
             if trouble != self.trouble:
                 _log.error(trouble)
             self.trouble = trouble
-            if not isinstance(error, JetStreamError) and time.monotonic() >= self._heard_s + self._patience_s:
-                self._heard_s = time.monotonic()
+            if not isinstance(error, JetStreamError) and now_s() >= self._answered_s + self._silence_limit_s:
+                self._answered_s = now_s()
                 await self._leases.try_elsewhere()
         else:
             self.trouble = None
-            self._heard_s = time.monotonic()
+            self._answered_s = now_s()
 
-    async def _move_towards_shares(self, group: asyncio.TaskGroup) -> None:
-        view = await self._leases.view()
-        free: dict[int, HowTaken] = {lane: self._how_free(lane, view) for lane in range(self._lanes)}
+    async def _move_towards_shares(self, holdings: asyncio.TaskGroup) -> None:
+        table = await self._leases.read()
+        how_free: dict[int, HowTaken] = {lane: self._how_free(lane, table) for lane in range(self._lanes)}
         me = self._leases.worker
-        for lane, worker in share_out(self._lanes, view.workers | {me}, view.owners).items():
+        for lane, worker in share_out(self._lanes, table.workers | {me}, table.owners).items():
             if worker != me and lane in self._held:
                 self._leave(self._held[lane])
-            elif worker == me and lane not in self._held and view.owners.get(lane, me) == me:
-                # Free; or ours without our knowing, because a confirmation was not seen.
-                lease = await self._leases.acquire(lane, view)
+            elif worker == me and lane not in self._held and table.owners.get(lane, me) == me:
+                # It is free; or it is ours, and we do not know, because the confirmation was lost.
+                lease = await self._leases.acquire(lane, table)
                 if lease is not None:
-                    self._take(lease, free[lane], group)
+                    self._take(lease, how_free[lane], holdings)
 
-    def _how_free(self, lane: int, view: View) -> HowTaken:
-        """How it came that the lane has no owner in `view`, if it has none."""
-        if lane in view.owners:
+    def _how_free(self, lane: int, table: LeaseTable) -> HowTaken:
+        """Why the lane has no owner in `table`, if it has none; to be asked once for each table."""
+        if lane in table.owners:
             self._seen_driven.add(lane)
-        elif lane_key(lane) in view.revisions:  # who gives a lane up leaves a mark, for as long as a lease lasts
+        elif lane_key(lane) in table.revisions:  # a lane that was given up leaves a mark for as long as a lease lasts
             self._seen_driven.discard(lane)
             return "handed_over"
         return "expired" if lane in self._seen_driven else "free"
 
-    def _take(self, lease: Lease, how: HowTaken, group: asyncio.TaskGroup) -> None:
+    def _take(self, lease: Lease, how: HowTaken, holdings: asyncio.TaskGroup) -> None:
         _log.info("lane taken", lane=lease.lane, worker=self._leases.worker, how=how)
         self._metrics.lane_taken(lease.lane, how)
         leaving = asyncio.Event()
-        driving = group.create_task(self._driver_of(lease.lane).drive(lease.lane, lease.good_until_s, leaving))
+        driving = holdings.create_task(self._driver_of(lease.lane).drive(lease.lane, lease.good_until_s, leaving))
         holding = self._held[lease.lane] = _Holding(lease, leaving, driving)
-        group.create_task(self._hold(holding))
+        holdings.create_task(self._release_after(holding))
 
-    async def _hold(self, holding: _Holding) -> None:
-        """See the lane to the end of its driving, and release it."""
+    def _leave(self, holding: _Holding) -> None:
+        """Have the lane drained, within `drain_s`."""
+        if not holding.leaving.is_set():
+            holding.leaving.set()
+            asyncio.get_running_loop().call_later(self._drain_s, holding.driving.cancel)
+
+    async def _release_after(self, holding: _Holding) -> None:
+        """Wait until the lane is no longer driven, and release it."""
         lane = holding.lease.lane
         await asyncio.wait({holding.driving})
         async with holding.writing:
             del self._held[lane]
             if not holding.lost:
-                with contextlib.suppress(RelayError):  # then it is free when the lease is over
+                with contextlib.suppress(RelayError):  # then the lease ends by itself
                     await self._leases.release(holding.lease)
         undrained = holding.driving.cancelled()
         how: HowLeft = "lost" if holding.lost else "given_up_undrained" if undrained else "given_up"
@@ -161,40 +182,26 @@ class Ownership:
         _log.info(f"lane {how.replace('_', ' ')}", lane=lane, worker=self._leases.worker)
         self._leases.changed.set()
 
-    def _leave(self, holding: _Holding) -> None:
-        if not holding.leaving.is_set():
-            holding.leaving.set()
-            asyncio.get_running_loop().call_later(self._drain_s, holding.driving.cancel)
-
-    async def _leave_all(self) -> None:
-        while self._held:
-            self._leases.changed.clear()
-            for holding in self._held.values():
-                self._leave(holding)
-            await self._leases.changed.wait()
-
-    async def _keep_renewing(self) -> None:
-        """Renew in time. Apart from the rebalancing, because a lane that drains must be held on to as well."""
+    async def _keep_renewing(self, stop: asyncio.Event) -> None:
+        """Renew in time. Apart from rebalancing, because the lease of a lane that is being drained must last, too."""
         while True:
-            renewals = [self._renew(holding) for holding in list(self._held.values())]
-            await asyncio.gather(self._announce(), *renewals)
+            announcing = [] if stop.is_set() else [self._announce()]
+            await asyncio.gather(*announcing, *map(self._renew, list(self._held.values())))
             await asyncio.sleep(self._renewal_s)
 
     async def _announce(self) -> None:
-        if self._departing:
-            return
-        with contextlib.suppress(RelayError):  # the look at the bucket says what is wrong
+        with contextlib.suppress(RelayError):  # rebalancing reports what is wrong
             await self._leases.announce()
 
     async def _renew(self, holding: _Holding) -> None:
         lane = holding.lease.lane
         async with holding.writing:
             if self._held.get(lane) is not holding:
-                return  # released meanwhile
+                return  # it was released meanwhile
             renewed: Lease | None = holding.lease
             with contextlib.suppress(RelayError):  # the lease is good for a while yet
                 renewed = await self._leases.renew(holding.lease)
-            if renewed is not None and time.monotonic() < renewed.good_until_s:
+            if renewed is not None and now_s() < renewed.good_until_s:
                 holding.lease = renewed
                 self._driver_of(lane).extend(lane, renewed.good_until_s)
             else:

@@ -77,11 +77,11 @@ class SnapshotReader:
         others = await asyncio.gather(*map(self._stream_info, _STREAMS[1:]))
         streams = {name: _stream(name, info) for name, info in zip(_STREAMS, (status, *others), strict=True)}
         lane_count = _lane_count(status)
-        view = await self._leases.view()
+        leases = await self._leases.read()
         dead_letters = await self._count_dead_letters(streams[DLQ_STREAM].messages, permissions)
         lanes, reports = await asyncio.gather(
-            asyncio.gather(*(self._lane(lane, view.owners.get(lane)) for lane in range(lane_count))),
-            gather_reports(self._client, len(view.workers) if permissions.ask_workers else 0),
+            asyncio.gather(*(self._lane(lane, leases.owners.get(lane)) for lane in range(lane_count))),
+            gather_reports(self._client, len(leases.workers) if permissions.ask_workers else 0),
         )
         return Snapshot(
             taken_s=time.monotonic(),
@@ -89,7 +89,7 @@ class SnapshotReader:
             clock_error_s=half_s,
             lanes=tuple(lanes),
             streams=streams,
-            workers=view.workers,
+            workers=leases.workers,
             reports=reports,
             may_ask_workers=permissions.ask_workers,
             dead_letters=dead_letters,

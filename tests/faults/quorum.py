@@ -8,6 +8,7 @@ python -m pytest tests/faults/quorum.py
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -17,12 +18,13 @@ from rough_proxy import RoughProxy
 
 from relay.contract.errors import PublishUnconfirmed
 from relay.contract.subjects import status_subject
-from relay.leases import ownership
+from relay.leases.ownership import Ownership
 from relay.local import cluster as nats_cluster
 from relay.local.cluster import NODES, NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.nats.connection import publish_confirmed
+from relay.service import app
 from relay.service.app import Relay
 
 DUPLICATE = "job.integrity_error"
@@ -117,7 +119,7 @@ async def test_leader_alone(monkeypatch, facilitator):
 
 async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
     """A relay connected to a node that is cut off from the other two goes to one of those, and relays."""
-    monkeypatch.setattr(ownership, "_ELECTION_S", 3.0)
+    monkeypatch.setattr(app, "Ownership", partial(Ownership, election_s=3.0))
     network = Network()
     async with network.cluster(monkeypatch) as cluster:
         lonely, other, _ = cluster.nodes

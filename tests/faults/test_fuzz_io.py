@@ -352,7 +352,7 @@ async def test_strange_leases(scene, key, value):
     leases = Leases(scene.nc, "test", 1.0)
     await leases.watch()
     # Whoever says that he is alive is given his share of the lanes, until his word has expired.
-    while set(range(4)) - set((await leases.view()).owners):
+    while set(range(4)) - set((await leases.read()).owners):
         await leases.changed.wait()
         leases.changed.clear()
 

@@ -18,7 +18,6 @@ from tcp_proxy import TcpProxy
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError
 from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS
-from relay.leases import ownership
 from relay.leases.leases import Leases
 from relay.leases.ownership import Ownership
 from relay.local.facilitator import FacilitatorSimulator
@@ -52,7 +51,7 @@ def worker(provisioned, nats_server, connect):  # noqa: ARG001 - the bucket must
 
 
 async def owner_of(leases, lane=0):
-    return (await leases.view()).owners.get(lane)
+    return (await leases.read()).owners.get(lane)
 
 
 # The bucket.
@@ -62,7 +61,7 @@ async def test_two_rivals(worker):
     """Of two workers that both see a lane free, exactly one gets it."""
     a, b = await worker("a"), await worker("b")
     for lane in range(20):
-        views = await asyncio.gather(a.view(), b.view())
+        views = await asyncio.gather(a.read(), b.read())
         won = await asyncio.gather(a.acquire(lane, views[0]), b.acquire(lane, views[1]))
         assert [await owner_of(a, lane)] == [name for name, lease in zip("ab", won, strict=True) if lease is not None]
 
@@ -70,7 +69,7 @@ async def test_two_rivals(worker):
 async def test_taken_lane(worker):
     """A lane that is driven cannot be taken, however old the view is that showed it free."""
     a, b = await worker("a"), await worker("b")
-    free = await b.view()
+    free = await b.read()
     await a.acquire(0, free)
     assert None is await b.acquire(0, free)
     assert "a" == await owner_of(b)
@@ -79,7 +78,7 @@ async def test_taken_lane(worker):
 async def test_renew(worker, nats_server):
     """A renewal follows the revision before it and counts from when it was sent, however late it is stored."""
     a = await worker("a")
-    lease = await a.acquire(0, await a.view())
+    lease = await a.acquire(0, await a.read())
     before_s = time.monotonic()
     os.kill(nats_server.pid, signal.SIGSTOP)
     renewing = asyncio.create_task(a.renew(lease))
@@ -94,9 +93,9 @@ async def test_renew(worker, nats_server):
 async def test_lost_lease(worker):
     """A lease that somebody else has now cannot be renewed, and trying leaves theirs as it is."""
     a, b = await worker("a"), await worker("b")
-    lost = await a.acquire(0, await a.view())
+    lost = await a.acquire(0, await a.read())
     await a.release(lost)
-    theirs = await b.acquire(0, await b.view())
+    theirs = await b.acquire(0, await b.read())
     assert None is await a.renew(lost)
     assert theirs.revision + 1 == (await b.renew(theirs)).revision
 
@@ -104,7 +103,7 @@ async def test_lost_lease(worker):
 async def test_vanished_lease(worker):
     """A lease that was given up cannot be renewed back into being."""
     a = await worker("a")
-    lease = await a.acquire(0, await a.view())
+    lease = await a.acquire(0, await a.read())
     await a.release(lease)
     assert None is await a.renew(lease)
     assert None is await owner_of(a)
@@ -113,7 +112,7 @@ async def test_vanished_lease(worker):
 async def test_unconfirmed_renewal(worker):
     """A renewal that was stored, though its confirmation was not seen, is taken up by the next one."""
     a = await worker("a")
-    lease = await a.acquire(0, await a.view())
+    lease = await a.acquire(0, await a.read())
     unseen = await a.renew(lease)
     adopted = await a.renew(lease)
     assert unseen.revision + 1 == adopted.revision
@@ -123,18 +122,18 @@ async def test_unconfirmed_renewal(worker):
 async def test_release(worker):
     """A lane that was given up can be taken at once."""
     a, b = await worker("a"), await worker("b")
-    await a.release(await a.acquire(0, await a.view()))
+    await a.release(await a.acquire(0, await a.read()))
     assert None is await owner_of(b)
-    assert 0 == (await b.acquire(0, await b.view())).lane
+    assert 0 == (await b.acquire(0, await b.read())).lane
     assert "b" == await owner_of(a)
 
 
 async def test_release_of_a_lost_lease(worker):
     """Giving up a lease that was lost leaves the lane to its new owner."""
     a, b = await worker("a"), await worker("b")
-    lost = await a.acquire(0, await a.view())
+    lost = await a.acquire(0, await a.read())
     await a.release(lost)
-    theirs = await b.acquire(0, await b.view())
+    theirs = await b.acquire(0, await b.read())
     await a.release(lost)
     assert "b" == await owner_of(a)
     assert theirs.revision + 1 == (await b.renew(theirs)).revision
@@ -145,22 +144,22 @@ async def test_workers(worker):
     a, b = await worker("a"), await worker("b")
     await a.announce()
     await b.announce()
-    assert {"a", "b"} == (await a.view()).workers
+    assert {"a", "b"} == (await a.read()).workers
     await b.depart()
-    assert {"a"} == (await a.view()).workers
+    assert {"a"} == (await a.read()).workers
 
 
 async def test_changed_by_news(worker):
     """A new worker, its departure, and a lane that is taken or given up are news."""
     a, b = await worker("a"), await worker("b")
     await a.watch()
-    await a.view()
+    await a.read()
     for change in (b.announce, b.depart):
         a.changed.clear()
         await change()
         await asyncio.wait_for(a.changed.wait(), PROMPT_S)
     a.changed.clear()
-    lease = await b.acquire(0, await b.view())
+    lease = await b.acquire(0, await b.read())
     await asyncio.wait_for(a.changed.wait(), PROMPT_S)
     a.changed.clear()
     await b.release(lease)
@@ -170,9 +169,9 @@ async def test_changed_by_news(worker):
 async def test_changed_by_the_first_delete(worker):
     """A lane that is given up is news also to a worker that came after the lane was taken."""
     a, b = await worker("a"), await worker("b")
-    lease = await b.acquire(0, await b.view())
+    lease = await b.acquire(0, await b.read())
     await a.watch()
-    await a.view()
+    await a.read()
     a.changed.clear()
     await b.release(lease)
     await asyncio.wait_for(a.changed.wait(), PROMPT_S)
@@ -185,7 +184,7 @@ async def test_not_changed_by_renewals(nats_server, connect, worker):
     a, b = Leases(nc, "a", LONG_S), await worker("b")
     await a.watch()
     await nc.flush()
-    lease = await b.acquire(0, await b.view())
+    lease = await b.acquire(0, await b.read())
     await b.announce()
     await asyncio.wait_for(a.changed.wait(), PROMPT_S)
     await nc.flush()
@@ -193,7 +192,7 @@ async def test_not_changed_by_renewals(nats_server, connect, worker):
     for _ in range(3):
         lease = await b.renew(lease)
         await b.announce()
-        await a.view()
+        await a.read()
     await nc.flush()  # what the server sent before has been heard when this returns
     assert not a.changed.is_set()
 
@@ -282,12 +281,12 @@ class Crew:
         self._worker = worker
         self._running: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
 
-    async def join(self, name: str, ttl_s: float = LONG_S, drain_s: float = LONG_S) -> None:
+    async def join(self, name: str, ttl_s: float = LONG_S, drain_s: float = LONG_S, **options: float) -> None:
         driver = self.drivers[name] = Driver(name, self.board)
         driver.drained.set()
         stop = asyncio.Event()
         leases = self.known.get(name) or await self._worker(name, ttl_s)
-        owner = Ownership(leases, LANES, lambda _lane: driver, drain_s=drain_s, metrics=Metrics(LANES))
+        owner = Ownership(leases, LANES, lambda _lane: driver, drain_s=drain_s, metrics=Metrics(LANES), **options)
         self.owners[name] = owner
         self._running[name] = asyncio.create_task(owner.run(stop)), stop
 
@@ -358,7 +357,7 @@ async def test_drained_first(crew):
     await crew.join("b")
     leases = await crew._worker("onlooker")
     await leases.watch()
-    while "b" not in (await leases.view()).workers:
+    while "b" not in (await leases.read()).workers:
         await leases.changed.wait()
     assert {"a": 4} == crew.board.shares()
     crew.drivers["a"].drained.set()
@@ -382,12 +381,11 @@ async def test_nobody_answers(worker, crew, monkeypatch):
     tried: asyncio.Queue[str] = asyncio.Queue()
     failures = {silent: BrokerUnavailable([], "no answer"), refusing: JetStreamError("publish", 503, 10077, "full")}
     for leases, failure in failures.items():
-        monkeypatch.setattr(leases, "view", AsyncMock(side_effect=failure))
+        monkeypatch.setattr(leases, "read", AsyncMock(side_effect=failure))
         monkeypatch.setattr(leases, "try_elsewhere", AsyncMock(side_effect=partial(tried.put_nowait, leases.worker)))
-    monkeypatch.setattr(ownership, "_ELECTION_S", 0.0)
     crew.known |= {leases.worker: leases for leases in failures}
-    await crew.join("refusing", SHORT_S / 4)
-    await crew.join("silent", SHORT_S / 4)
+    await crew.join("refusing", SHORT_S / 4, election_s=0.0)
+    await crew.join("silent", SHORT_S / 4, election_s=0.0)
     assert ["silent", "silent"] == [await tried.get(), await tried.get()]
 
 
@@ -430,11 +428,10 @@ class TestShortLeases:
         await crew.board.until({"b": 4})
         assert [] == [message.data for message in after if message.subject.endswith("worker.a")]
 
-    async def test_other_hand(self, crew, worker):
+    async def test_other_hand(self, crew, nc):
         """A worker whose lane has come into other hands stops driving it."""
         await crew.join("a", SHORT_S)
         await crew.board.until({"a": 4})
-        nc = (await worker("b"))._nc
         await publish_confirmed(nc, LEASE_SUBJECTS.replace(">", "lane.2"), b"somebody", {})
         await crew.board.until({"a": 3})
         await crew.board.until({"a": 4})  # somebody does not renew
@@ -562,7 +559,7 @@ async def _all_lanes_held(scene):
     """Wait until the bucket, as it is now, holds a lease on every lane."""
     leases = Leases(scene.nc, "watcher", 10)
     await leases.watch()
-    while len((await leases.view()).owners) < LANES:
+    while len((await leases.read()).owners) < LANES:
         await leases.changed.wait()
         leases.changed.clear()
 

@@ -1,4 +1,4 @@
-"""The model of the lease bucket, and a worker's view of it with the interface of relay/broker/leases.py."""
+"""The model of the lease bucket, and a worker's view of it with the interface of relay/leases/leases.py."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from typing import Any
 
 from relay.contract.errors import BrokerUnavailable
 from relay.contract.subjects import lane_key, worker_key
-from relay.leases.leases import Lease, View
+from relay.leases.leases import Lease, LeaseTable
 from simulation.book import Book
 from simulation.clock import Clock
 from simulation.network import SILENCE, Late, Link
@@ -40,10 +40,10 @@ class Bucket:
         self._entries: dict[str, _Entry] = {}
         self._revision = 0
 
-    def view(self) -> View:
+    def read(self) -> LeaseTable:
         live = {key: entry for key, entry in self._entries.items() if entry.expires_s > self._clock.now}
         kept = [key.split(".", 1) for key, entry in live.items() if not entry.deleted]
-        return View(
+        return LeaseTable(
             frozenset(name for kind, name in kept if kind == "worker"),
             {int(name): live[lane_key(int(name))].value for kind, name in kept if kind == "lane"},
             {key: entry.revision for key, entry in live.items()},
@@ -51,7 +51,7 @@ class Bucket:
 
     def owner(self, lane: int) -> str | None:
         """Who has the lease on a lane."""
-        return self.view().owners.get(lane)
+        return self.read().owners.get(lane)
 
     def put(self, key: str, value: str, after: int | None, *, deleted: bool = False) -> int | None:
         """Store an entry, and return its revision; None if the key's last one is not `after`."""
@@ -100,8 +100,8 @@ class WorkerLeases:
     async def watch(self) -> None:
         self._bucket.watchers.append(lambda: self._link.process.post(self.changed.set))
 
-    async def view(self) -> View:
-        return await self._ask(self._bucket.view)
+    async def read(self) -> LeaseTable:
+        return await self._ask(self._bucket.read)
 
     async def announce(self) -> None:
         await self._ask(lambda: self._bucket.put(worker_key(self.worker), self.worker, None))
@@ -109,9 +109,9 @@ class WorkerLeases:
     async def depart(self) -> None:
         await self._ask(lambda: self._bucket.put(worker_key(self.worker), self.worker, None, deleted=True))
 
-    async def acquire(self, lane: int, view: View) -> Lease | None:
+    async def acquire(self, lane: int, table: LeaseTable) -> Lease | None:
         key = lane_key(lane)
-        return await self._hold(lane, lambda: self._bucket.put(key, self.worker, view.revisions.get(key, 0)))
+        return await self._hold(lane, lambda: self._bucket.put(key, self.worker, table.revisions.get(key, 0)))
 
     async def renew(self, lease: Lease) -> Lease | None:
         return await self._hold(

@@ -24,7 +24,7 @@ from simulation.facilitator import Connection, Facilitator
 from simulation.network import Pipe
 
 _PATH = (relay.path.lanes, relay.path.lane_run)
-_TIMED = (*_PATH, relay.timing.clock, relay.facilitator.connection, relay.leases.ownership)
+_TIMED = (*_PATH, relay.timing.clock, relay.facilitator.connection)
 _SOURCE = (relay.path.consumer, relay.path.delivery)
 _LOGGING = (*_PATH, *_SOURCE, relay.path.dead_letter_worker, relay.facilitator.connection, relay.leases.ownership)
 _CONNECT_S = 0.005
