@@ -200,7 +200,7 @@ def history_subject(uuid: str) -> str:
     return f"job.history.{uuid}"
 
 
-def standing_subject(lane: int) -> str:
+def lane_progress_subject(lane: int) -> str:
     """Where the worker that drives a lane tells other workers how far a job's updates have got."""
     return f"relay.lane.{lane}"
 

@@ -22,8 +22,8 @@ from relay.contract.subjects import (
     dlq_subject,
     history_subject,
     lane_consumer,
+    lane_progress_subject,
     query_subject,
-    standing_subject,
     worker_key,
 )
 from relay.doctor.findings import Finding, fail, ok, warn
@@ -61,10 +61,10 @@ def needs() -> list[Need]:
         api_pull(STATUS_STREAM, consumer),
         *map(api_message_get, (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, LEASE_STREAM)),
         api_message_delete(ADVISORY_STREAM),
-        standing_subject(0),
+        lane_progress_subject(0),
     )
     heard = (
-        *(LEASE_SUBJECTS, advisory_subject(consumer), REPORT_SUBJECT, standing_subject(0)),
+        *(LEASE_SUBJECTS, advisory_subject(consumer), REPORT_SUBJECT, lane_progress_subject(0)),
         *(query_subject(_NOBODY), history_subject(_NOBODY)),
     )
     return [*map(Need, requests), *own_work(), *(Need(subject, subscribe=True) for subject in heard)]

@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 import nats.errors
 
-from relay.contract.subjects import standing_subject
+from relay.contract.subjects import lane_progress_subject
 from relay.core.progress import LaneProgress, Settled
 from relay.nats.connection import Requester
 from relay.nats.messages import StoredMessage
@@ -134,7 +134,7 @@ class ProgressSources:
     async def _ask_owner(self, lane: int, job: str) -> LaneProgress | None:
         try:
             reply = await self._client.request(
-                standing_subject(lane), msgspec.json.encode(ProgressRequest(job)), timeout=_OWNER_TIMEOUT_S
+                lane_progress_subject(lane), msgspec.json.encode(ProgressRequest(job)), timeout=_OWNER_TIMEOUT_S
             )
             return msgspec.json.decode(reply.data, type=LaneProgress | None)
         except (nats.errors.Error, TimeoutError, msgspec.DecodeError):

@@ -10,7 +10,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from relay.contract.report import Report
-from relay.contract.subjects import REPORT_SUBJECT, standing_subject
+from relay.contract.subjects import REPORT_SUBJECT, lane_progress_subject
 from relay.core.progress import LaneProgress
 from relay.leases.ownership import LaneDriver
 from relay.nats.frames import FrameClient
@@ -21,8 +21,8 @@ class ReportingDriver:
     """A driver that answers on `relay.lane.<n>` for as long as it drives the lane.
 
     Args:
-        driver: the one that does drive the lane.
-        progress: what is known of a job in a lane; None if the driver does not drive the lane.
+        driver: drives the lane.
+        progress: what the driver knows of a job in a lane; None if it does not drive the lane.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ReportingDriver:
         def answer(request: bytes) -> LaneProgress | None:
             return self._progress(number, msgspec.json.decode(request, type=ProgressRequest).job)
 
-        async with _answering(self._client, standing_subject(number), answer):
+        async with _answering(self._client, lane_progress_subject(number), answer):
             await self._driver.drive(number, ours_until_s, leaving)
 
     def extend(self, number: int, ours_until_s: float) -> None:
@@ -54,7 +54,7 @@ async def _answering(client: FrameClient, subject: str, answer: Callable[[bytes]
     async def respond(message: Msg) -> None:
         if not message.reply:
             return
-        # Who sent a request that cannot be read, or cannot be sent its reply, gets none and asks the server.
+        # A worker that gets no reply asks the server instead.
         with suppress(msgspec.DecodeError, RecursionError, nats.errors.Error):
             await client.publish(message.reply, msgspec.json.encode(answer(message.data)))
 
