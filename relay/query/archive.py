@@ -3,26 +3,23 @@
 The leaders of streams and consumers are asked, so that the last write is always seen.
 """
 
-import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.contract.errors import JetStreamError
 from relay.contract.subjects import (
     ADVISORY_STREAM,
     DLQ_STREAM,
     STATUS_STREAM,
     advisory_subject,
-    api_consumer_info,
     dlq_subject,
     job_filter,
     lane_consumer,
 )
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.nats.connection import Requester, api_request
-from relay.nats.err_codes import CONSUMER_NOT_FOUND
+from relay.nats.connection import Requester
 from relay.nats.messages import StoredMessage, find_message
+from relay.topology.consumer_state import find_consumer_state
 
 _TIMEOUT_S: Final = 1.0
 """How long to wait for a leader. One that has just died never answers; the next one answers at once."""
@@ -70,14 +67,8 @@ class Archive:
 
     async def ack_floor(self, lane: int) -> AckFloor | None:
         """The ack floor of the lane's consumer; None if there is no such consumer."""
-        request = api_consumer_info(STATUS_STREAM, lane_consumer(lane))
-        try:
-            info = await api_request(self._client, request, timeout_s=_TIMEOUT_S)
-        except JetStreamError as error:
-            if error.err_code == CONSUMER_NOT_FOUND:
-                return None
-            raise
-        return AckFloor(info["ack_floor"]["stream_seq"], dt.datetime.fromisoformat(info["ts"]).timestamp())
+        state = await find_consumer_state(self._client, lane, timeout_s=_TIMEOUT_S)
+        return None if state is None else AckFloor(state.ack_floor, state.taken_at_s)
 
     async def has_given_up(self, lane: int) -> bool:
         """Whether JetStream gave up on updates of the lane whose dead letters may still have to be written."""
