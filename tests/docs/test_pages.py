@@ -33,6 +33,8 @@ HOSTS = {
     "opentelemetry.io",
     "semver.org",
 }
+OTHERS_OPTIONS = {"--config", "--from-literal", "--inbox-prefix", "--jetstream", "--max-age", "--preload"}
+"""Options of nats, kubectl and gunicorn that the pages name by themselves."""
 ENDPOINTS = {"/livez", "/readyz", "/metrics", "/healthz", "/ws/v0/"}
 
 
@@ -81,6 +83,8 @@ def test_commands(page):
         options = relay_commands().get(" ".join(words[: 2 if words[0] == "dlq" else 1]))
         assert options is not None or words == ["dlq"], text
         assert set() == {word for word in words if word.startswith("--")} - (options or set()), text
+    by_themselves = set(re.findall(r"`(--[a-z-]+)", page.read_text()))
+    assert set() == by_themselves - set().union(*relay_commands().values()) - OTHERS_OPTIONS
 
 
 @every_page
