@@ -17,7 +17,7 @@ from rich.console import Console
 
 from relay.cli.console import complain, run
 from relay.facilitator.identity import Signer
-from relay.local.demo import Demo, Plan, make_hotkey, open_demo
+from relay.local.demo import Demo, Load, make_hotkey, open_demo
 from relay.local.display import directions, jobs_by_status, live, summary
 from relay.local.tally import Result
 from relay.observability import logs
@@ -44,7 +44,7 @@ def demo(
     try:
         with _folder() as folder:
             display = _Display(console, folder / "relay.log", as_json=as_json, keep=keep)
-            if not _relay(Plan(jobs, rate, seed), display).kept_the_promise:
+            if not _relay(Load(jobs, rate, seed), display).kept_the_promise:
                 raise typer.Exit(1)
     except asyncio.CancelledError:
         raise typer.Exit(_EXIT_AT_SIGTERM) from None
@@ -72,25 +72,25 @@ class _Display:
         self.console.print(directions(running.nats_url, running.http_port))
 
 
-def _relay(plan: Plan, display: _Display) -> Result:
+def _relay(load: Load, display: _Display) -> Result:
     with display.log.open("w") as log:
         with contextlib.redirect_stderr(log):  # `configure` keeps the standard error that it finds
             logs.configure("info", "console")
         signer = make_hotkey(display.log.parent)
-        return run(_run_demo(signer, plan, display))
+        return run(_run_demo(signer, load, display))
 
 
-async def _run_demo(signer: Signer, plan: Plan, display: _Display) -> Result:
+async def _run_demo(signer: Signer, load: Load, display: _Display) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "a coroutine runs in a task"
     # nohup, for example, has SIGHUP ignored: leave it so.
     stop_signals = [each for each in _STOP_SIGNALS if signal.getsignal(each) is signal.SIG_DFL]
     for number in stop_signals:
         loop.add_signal_handler(number, task.cancel)  # the servers are then stopped, too
-    display.console.print(f"Relaying {plan.jobs} jobs at {plan.rate_per_s:g} updates a second ...")
+    display.console.print(f"Relaying {load.jobs} jobs at {load.rate_per_s:g} updates a second ...")
     async with open_demo(signer) as running:
         async with live(display.console, running.tally):
-            result = await running.relay_all(plan)
+            result = await running.relay_all(load)
         stop = asyncio.Event()
         if display.keep:
             for number in (signal.SIGINT, *stop_signals):

@@ -46,8 +46,8 @@ _DELIVERY: Final = DeliverySettings(max_attempts=3, backoff_initial_s=0.05, back
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to relay: so many jobs, at so many updates a second, the same ones for the same seed."""
+class Load:
+    """What to relay: how many jobs, and at how many updates a second. The same seed makes the same jobs."""
 
     jobs: int
     rate_per_s: float
@@ -65,17 +65,17 @@ class Demo:
         self._facilitator = facilitator
         self._all_settled = asyncio.Event()
 
-    async def relay_all(self, plan: Plan) -> Result:
-        """Publish what `plan` says, wait until the relay has settled it, and compare both ends.
+    async def relay_all(self, load: Load) -> Result:
+        """Publish what `load` says, wait until the relay has settled it, and compare both ends.
 
         Raises an ExceptionGroup of PublishUnconfirmed or JetStreamError if it cannot be published.
         """
-        rng = Random(plan.seed)
-        scenario = make_scenario(rng, plan.jobs)
+        rng = Random(load.seed)
+        scenario = make_scenario(rng, load.jobs)
         self._prepare(scenario)
         await self._client.subscribe(all_acks(STATUS_STREAM), cb=self._note_acknowledgement)
         await self._client.flush()
-        source = TrafficSource(self._client, scenario.jobs, rate_per_s=plan.rate_per_s, rng=rng)
+        source = TrafficSource(self._client, scenario.jobs, rate_per_s=load.rate_per_s, rng=rng)
         await source.run(self.tally.note_published)
         await self._until_settled()
         return self.tally.result(await _dead_letters(self._client))

@@ -1,7 +1,4 @@
-"""Simulated jobs: what their updates are, in which order, and which of them must fail.
-
-Pure: the same seed, the same jobs.
-"""
+"""Simulated jobs: their updates in order, and which of these must fail. The same seed makes the same jobs."""
 
 import json
 from collections import Counter
@@ -23,48 +20,48 @@ _FAILED: Final = 0.08
 _IN_ENVELOPE: Final = 0.1
 _PUBLISHED_TWICE: Final = 0.03
 _WITH_THE_SAME_ID: Final = 0.5
-_SPOILED_ONE_IN: Final = 50
+_DEFECTIVE_ONE_IN: Final = 50
 _DROPPED_ONE_IN: Final = 200
 _PORTS: Final = (30_000, 40_000)
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """One publish.
+class StatusMessage:
+    """One message to publish.
 
-    uuid: the job that the subject names. status: what the body says. `doom`: why it must end as a dead letter;
-    None if the Facilitator must get it.
+    uuid: the job in the subject. status: the status in the body. dead_letter: the reason for which it must be
+    dead-lettered; None if the Facilitator must get it.
     """
 
     uuid: str
     status: str
     body: bytes
     message_id: str
-    doom: Reason | None = None
+    dead_letter: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Jobs, each with its parcels in order, and what the Facilitator must be told about them.
+    """Jobs, each with its messages in order, and how the simulated Facilitator must treat them.
 
     unknown_jobs: UUIDs that it must not know. droppers: the (uuid, status) at which it must drop the connection.
     """
 
-    jobs: tuple[tuple[Parcel, ...], ...]
+    jobs: tuple[tuple[StatusMessage, ...], ...]
     unknown_jobs: frozenset[str]
     droppers: frozenset[tuple[str, str]]
 
     @property
-    def doomed(self) -> Counter[str]:
-        """How many parcels must end as dead letters, by reason."""
-        return Counter(parcel.doom.value for job in self.jobs for parcel in job if parcel.doom)
+    def dead_letters(self) -> Counter[str]:
+        """How many messages must be dead-lettered, by reason."""
+        return Counter(message.dead_letter.value for job in self.jobs for message in job if message.dead_letter)
 
 
 def job_uuid(rng: Random) -> str:
     return str(UUID(int=rng.getrandbits(128), version=4))
 
 
-def life_cycle(rng: Random, uuid: str) -> list[JobStatusUpdate]:
+def job_updates(rng: Random, uuid: str) -> list[JobStatusUpdate]:
     """The updates of one job, from `received` to a terminal status, each status at most once."""
     steps: list[tuple[JobStatus, dict[str, Any] | None]] = [(JobStatus.RECEIVED, None)]
     if rng.random() < _REJECTED:
@@ -83,41 +80,41 @@ def life_cycle(rng: Random, uuid: str) -> list[JobStatusUpdate]:
     return _updates(uuid, steps)
 
 
-def parcel(update: JobStatusUpdate) -> Parcel:
-    """The plain publish of `update`."""
-    return Parcel(update.uuid, update.status, update.to_json(), message_id(update))
+def status_message(update: JobStatusUpdate) -> StatusMessage:
+    """The message that publishes `update`."""
+    return StatusMessage(update.uuid, update.status, update.to_json(), message_id(update))
 
 
-def in_envelope(plain: Parcel) -> Parcel:
+def in_envelope(plain: StatusMessage) -> StatusMessage:
     """The same update in the envelope of the channel layer."""
     return replace(plain, body=b'{"type":"job_status_update","payload":' + plain.body + b"}")
 
 
 def make_scenario(rng: Random, jobs: int) -> Scenario:
-    """So many jobs, mostly well; about one in ten is spoiled in one of the ways that updates get spoiled.
+    """So many jobs; about one in ten has one of the defects that updates have in practice.
 
-    The first few jobs suffice to have each kind once. Some updates come in the channel layer's envelope, some
-    twice with the same `Nats-Msg-Id`, some twice with another.
+    Six jobs are enough for each defect to occur once. Some updates are in the channel layer's envelope, some are
+    published twice with the same `Nats-Msg-Id`, some twice with another one.
     """
-    parcels = [[parcel(update) for update in life_cycle(rng, job_uuid(rng))] for _ in range(jobs)]
-    kinds = [kind for kind in _SPOILERS for _ in range(max(1, jobs // _SPOILED_ONE_IN))]
+    messages = [[status_message(update) for update in job_updates(rng, job_uuid(rng))] for _ in range(jobs)]
+    kinds = [kind for kind in _DEFECTS for _ in range(max(1, jobs // _DEFECTIVE_ONE_IN))]
     kinds += [_drop_connection] * (max(1, jobs // _DROPPED_ONE_IN))
     rng.shuffle(kinds)
-    spoiled = rng.sample(range(jobs), min(jobs, len(kinds)))
-    for index, spoil in zip(spoiled, kinds, strict=False):
-        parcels[index] = spoil(rng, parcels[index])
-    for index in set(range(jobs)).difference(spoiled):
-        parcels[index] = _published_oddly(rng, parcels[index])
-    everything = [each for job in parcels for each in job]
+    defective = rng.sample(range(jobs), min(jobs, len(kinds)))
+    for index, defect in zip(defective, kinds, strict=False):
+        messages[index] = defect(rng, messages[index])
+    for index in set(range(jobs)).difference(defective):
+        messages[index] = _with_repeats(rng, messages[index])
+    everything = [each for job in messages for each in job]
     return Scenario(
-        tuple(map(tuple, parcels)),
-        frozenset(each.uuid for each in everything if each.doom is Reason.JOB_NOT_FOUND),
-        frozenset((each.uuid, each.status) for each in everything if each.doom is Reason.CONNECTION_DROPPED),
+        tuple(map(tuple, messages)),
+        frozenset(each.uuid for each in everything if each.dead_letter is Reason.JOB_NOT_FOUND),
+        frozenset((each.uuid, each.status) for each in everything if each.dead_letter is Reason.CONNECTION_DROPPED),
     )
 
 
 def _updates(uuid: str, steps: list[tuple[JobStatus, dict[str, Any] | None]]) -> list[JobStatusUpdate]:
-    # By way of JSON, which is how strict models take nested plain values.
+    # Through JSON, because strict models do not accept nested plain values.
     documents = ({"uuid": uuid, "status": status, "metadata": metadata} for status, metadata in steps)
     return [JobStatusUpdate.model_validate_json(json.dumps(document)) for document in documents]
 
@@ -150,54 +147,54 @@ def _results(rng: Random) -> dict[str, Any]:
     return {"miner_response": {"docker_process_stdout": lines, "docker_process_stderr": "", "artifacts": {}}}
 
 
-def _published_oddly(rng: Random, job: list[Parcel]) -> list[Parcel]:
-    odd: list[Parcel] = []
+def _with_repeats(rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
+    odd: list[StatusMessage] = []
     for plain in job:
         odd.append(in_envelope(plain) if rng.random() < _IN_ENVELOPE else plain)
         if rng.random() < _PUBLISHED_TWICE:
-            again = odd[-1]  # JetStream recognises this one, the Facilitator the other
+            again = odd[-1]  # JetStream recognises the same id; the Facilitator recognises the same status
             odd.append(
                 again if rng.random() < _WITH_THE_SAME_ID else replace(again, message_id=again.message_id + "-again")
             )
     return odd
 
 
-Spoil = Callable[[Random, list[Parcel]], list[Parcel]]
+Defect = Callable[[Random, list[StatusMessage]], list[StatusMessage]]
 
 
-def _insert(rng: Random, job: list[Parcel], doom: Reason, **changes: str) -> list[Parcel]:
-    """`job` with one more parcel: a copy of one of its own with changed fields, and doomed for that."""
+def _insert(rng: Random, job: list[StatusMessage], dead_letter: Reason, **changes: str) -> list[StatusMessage]:
+    """`job` with one more message, which must be dead-lettered: a copy of one of its own with changed fields."""
     at = rng.randrange(len(job))
     document = json.loads(job[at].body) | changes
     body = json.dumps(document).encode()
-    bad = Parcel(job[at].uuid, document["status"], body, f"{job[at].message_id}-{doom}", doom)
+    bad = StatusMessage(job[at].uuid, document["status"], body, f"{job[at].message_id}-{dead_letter}", dead_letter)
     return [*job[:at], bad, *job[at:]]
 
 
-def _unknown_status(rng: Random, job: list[Parcel]) -> list[Parcel]:
+def _unknown_status(rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
     return _insert(rng, job, Reason.UNKNOWN_STATUS, status="teleported")
 
 
-def _other_job(rng: Random, job: list[Parcel]) -> list[Parcel]:
+def _other_job(rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
     return _insert(rng, job, Reason.UUID_MISMATCH, uuid=job_uuid(rng))
 
 
-def _extra_field(rng: Random, job: list[Parcel]) -> list[Parcel]:
+def _extra_field(rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
     return _insert(rng, job, Reason.INVALID_SCHEMA, progress="50%")
 
 
-def _cut_short(rng: Random, job: list[Parcel]) -> list[Parcel]:
-    spoiled = _insert(rng, job, Reason.INVALID_JSON)
-    return [replace(each, body=each.body[:-1]) if each.doom else each for each in spoiled]
+def _cut_short(rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
+    defective = _insert(rng, job, Reason.INVALID_JSON)
+    return [replace(each, body=each.body[:-1]) if each.dead_letter else each for each in defective]
 
 
-def _unknown_job(_rng: Random, job: list[Parcel]) -> list[Parcel]:
-    return [replace(each, doom=Reason.JOB_NOT_FOUND) for each in job]
+def _unknown_job(_rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
+    return [replace(each, dead_letter=Reason.JOB_NOT_FOUND) for each in job]
 
 
-def _drop_connection(rng: Random, job: list[Parcel]) -> list[Parcel]:
+def _drop_connection(rng: Random, job: list[StatusMessage]) -> list[StatusMessage]:
     at = rng.randrange(len(job))
-    return [*job[:at], replace(job[at], doom=Reason.CONNECTION_DROPPED), *job[at + 1 :]]
+    return [*job[:at], replace(job[at], dead_letter=Reason.CONNECTION_DROPPED), *job[at + 1 :]]
 
 
-_SPOILERS: Final[tuple[Spoil, ...]] = (_unknown_status, _other_job, _extra_field, _cut_short, _unknown_job)
+_DEFECTS: Final[tuple[Defect, ...]] = (_unknown_status, _other_job, _extra_field, _cut_short, _unknown_job)

@@ -132,7 +132,7 @@ class Tally:
 
 
 def _key(published: Published) -> tuple[str, str]:
-    return published.parcel.uuid, published.parcel.status
+    return published.message.uuid, published.message.status
 
 
 def _count_reordered(arrivals: Sequence[tuple[str, str]], firsts: Mapping[tuple[str, str], int]) -> int:

@@ -1,4 +1,4 @@
-"""A source of load: publishes the updates of many jobs at a steady rate, each job's in order."""
+"""Publishes the updates of many jobs at a steady rate, the updates of each job in order."""
 
 import asyncio
 import time
@@ -10,24 +10,25 @@ from random import Random
 from typing import Final
 
 from relay.contract.errors import PublishUnconfirmed
-from relay.local.jobs import Parcel
+from relay.local.jobs import StatusMessage
 from relay.nats.connection import PubAck
 from relay.nats.frames import FrameClient
 from relay.producer import publish_body
 
 _AGAIN_AFTER_S: Final = 0.1
 _CONFIRM_TIMEOUT_S: Final = 2.0
+_Job = deque[StatusMessage]
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A parcel that JetStream has stored.
+    """A message that JetStream has stored.
 
-    sequence: where in the stream; that of the earlier one if `duplicate`. `sent_s`: when it was sent first, seconds
-    on the monotonic clock. `due_s`: when the rate wanted it sent; later sending means that the load was too much.
+    sequence: its place in the stream; that of the earlier message if `duplicate`. due_s: when the rate asked for it to
+    be sent, in seconds on the monotonic clock. sent_s: when it was first sent; much later than due means overload.
     """
 
-    parcel: Parcel
+    message: StatusMessage
     sequence: int
     duplicate: bool
     due_s: float
@@ -37,18 +38,18 @@ class Published:
 class TrafficSource:
     """Publishes jobs in an open loop: at `rate_per_s` updates, however long anything takes.
 
-    A job's next update is sent after the PubAck of the one before, and `interleaved` jobs take turns, by lot. Only if
-    all of those wait for a PubAck, the source falls behind, and catches up.
+    A job's next update is sent after the PubAck of the one before. `interleaved` jobs are under way at a time, and the
+    next one to publish is chosen at random. If all of them wait for a PubAck, the source falls behind and catches up.
 
     Args:
-        jobs: each job's parcels in order; taken one by one, so it may be endless.
-        patience_s: how long to publish a parcel again that gets no PubAck, because the server is away, say.
+        jobs: each job's messages in order; taken one by one, so it may be endless.
+        patience_s: how long to repeat a publish that gets no PubAck, for instance because the server is away.
     """
 
     def __init__(
         self,
         client: FrameClient,
-        jobs: Iterable[Iterable[Parcel]],
+        jobs: Iterable[Iterable[StatusMessage]],
         *,
         rate_per_s: float,
         rng: Random,
@@ -56,20 +57,20 @@ class TrafficSource:
         patience_s: float = 30.0,
     ) -> None:
         self._client = client
-        self._waiting: Iterator[Iterable[Parcel]] = iter(jobs)
+        self._waiting: Iterator[Iterable[StatusMessage]] = iter(jobs)
         self._rate_per_s = rate_per_s
         self._rng = rng
         self._interleaved = interleaved
         self._patience_s = patience_s
-        self._idle: list[deque[Parcel]] = []
+        self._idle: list[_Job] = []
         self._unconfirmed = 0
         self._changed = asyncio.Event()
 
     async def run(self, on_published: Callable[[Published], None]) -> None:
-        """Publish all; `on_published` is called for each as its PubAck comes, a job's in order.
+        """Publish all; `on_published` is called for each as its PubAck comes, in order for each job.
 
         Raises an ExceptionGroup of PublishUnconfirmed when `patience_s` is over, of JetStreamError if the server
-        refuses a parcel. What was published stays published.
+        refuses a message. What was published stays published.
         """
         began_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -82,15 +83,15 @@ class TrafficSource:
                 self._unconfirmed += 1
                 group.create_task(self._publish(job, due_s, on_published))
 
-    async def _next_job(self) -> deque[Parcel] | None:
+    async def _next_job(self) -> _Job | None:
         """One that waits for no PubAck, or None if all are done."""
         while True:
             while len(self._idle) + self._unconfirmed < self._interleaved:
                 job = next(self._waiting, None)
                 if job is None:
                     break
-                if parcels := deque(job):
-                    self._idle.append(parcels)
+                if messages := deque(job):
+                    self._idle.append(messages)
             if self._idle:
                 at = self._rng.randrange(len(self._idle))
                 self._idle[at], self._idle[-1] = self._idle[-1], self._idle[at]
@@ -100,24 +101,24 @@ class TrafficSource:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _publish(self, job: deque[Parcel], due_s: float, on_published: Callable[[Published], None]) -> None:
-        parcel = job.popleft()
+    async def _publish(self, job: _Job, due_s: float, on_published: Callable[[Published], None]) -> None:
+        message = job.popleft()
         sent_s = time.monotonic()
-        ack = await self._confirmed(parcel, sent_s + self._patience_s)
-        on_published(Published(parcel, ack.sequence, ack.duplicate, due_s, sent_s))
+        ack = await self._confirmed(message, sent_s + self._patience_s)
+        on_published(Published(message, ack.sequence, ack.duplicate, due_s, sent_s))
         self._unconfirmed -= 1
         if job:
             self._idle.append(job)
         self._changed.set()
 
-    async def _confirmed(self, parcel: Parcel, until_s: float) -> PubAck:
+    async def _confirmed(self, message: StatusMessage, until_s: float) -> PubAck:
         while True:
             try:
                 return await publish_body(
                     self._client,
-                    parcel.uuid,
-                    parcel.body,
-                    message_id=parcel.message_id,
+                    message.uuid,
+                    message.body,
+                    message_id=message.message_id,
                     timeout_s=_CONFIRM_TIMEOUT_S,
                 )
             except PublishUnconfirmed:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from relay.contract.errors import PublishUnconfirmed
-from relay.local.jobs import job_uuid, life_cycle, make_scenario, parcel
+from relay.local.jobs import job_updates, job_uuid, make_scenario, status_message
 from relay.local.traffic import Published, TrafficSource
 
 TIMEOUT_S = 50
@@ -42,7 +42,7 @@ def start(tmp_path) -> Callable[..., Any]:
 
 def jobs(count: int) -> list[list[Any]]:
     rng = Random(1)
-    return [[parcel(update) for update in life_cycle(rng, job_uuid(rng))] for _ in range(count)]
+    return [[status_message(update) for update in job_updates(rng, job_uuid(rng))] for _ in range(count)]
 
 
 async def test_demo_accounts_for_everything(start, tmp_path):
@@ -54,12 +54,12 @@ async def test_demo_accounts_for_everything(start, tmp_path):
     told = json.loads(out)
     scenario = make_scenario(Random(7), 12)
     stored = {each.message_id for job in scenario.jobs for each in job}
-    doomed = scenario.doomed
+    expected = scenario.dead_letters
     assert COUNTS == tuple(told)
     assert (0, 0) == (told["lost"], told["reordered"])
-    assert dict(doomed) == told["dead_lettered"]
+    assert dict(expected) == told["dead_lettered"]
     assert len(stored) == told["published"]
-    assert len(stored) - doomed.total() == told["acknowledged"] + told["duplicates"]
+    assert len(stored) - expected.total() == told["acknowledged"] + told["duplicates"]
     assert 0 < told["latency_ms"]["p50"] <= told["latency_ms"]["p99"] <= told["latency_ms"]["p99_9"]
     assert [tmp_path / ".env"] == list(tmp_path.iterdir())
 
@@ -107,21 +107,21 @@ async def until(stream: asyncio.StreamReader, last: bytes):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_traffic_keeps_each_jobs_order(nc):
-    """Every parcel is published once, a job's in order and after the PubAck of the one before, jobs interleaved."""
+    """Every message is published once, a job's in order and after the PubAck of the one before, jobs interleaved."""
     made = jobs(30)
     published: list[Published] = []
     sent = defaultdict(list)
 
     def note(each: Published) -> None:
         published.append(each)
-        sent[each.parcel.uuid].append(each)
+        sent[each.message.uuid].append(each)
 
     await TrafficSource(nc, made, rate_per_s=2000, rng=Random(1), interleaved=10).run(note)
-    assert {job[0].uuid: job for job in made} == {uuid: [each.parcel for each in job] for uuid, job in sent.items()}
+    assert {job[0].uuid: job for job in made} == {uuid: [each.message for each in job] for uuid, job in sent.items()}
     assert list(range(1, len(published) + 1)) == sorted(each.sequence for each in published)
     for job in sent.values():
         assert [each.sequence for each in job] == sorted(each.sequence for each in job)
-    assert len({each.parcel.uuid for each in published[:10]}) > 1
+    assert len({each.message.uuid for each in published[:10]}) > 1
 
 
 @pytest.mark.usefixtures("provisioned")

@@ -9,7 +9,7 @@ import pytest
 from relay.contract.model import JobStatus
 from relay.contract.subjects import Reason, is_job_uuid
 from relay.contract.wire import Fault, Frame, Repair, decode
-from relay.local.jobs import Parcel, Scenario, job_uuid, life_cycle, make_scenario
+from relay.local.jobs import Scenario, StatusMessage, job_updates, job_uuid, make_scenario
 from relay.local.ledger import Row
 from relay.local.tally import Latency, Tally
 from relay.local.traffic import Published
@@ -25,9 +25,9 @@ def scenario(jobs: int = 300) -> Scenario:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_life_cycle_is_plausible(seed):
+def test_job_is_plausible(seed):
     """A job is received, goes through stages in their order and each once, and ends with one terminal status."""
-    statuses = [update.status for update in life_cycle(Random(seed), A)]
+    statuses = [update.status for update in job_updates(Random(seed), A)]
     stages = [status for status in statuses if not status.terminal]
     assert "received" == statuses[0]
     assert sorted(stages, key=STEPS.index) == stages
@@ -35,19 +35,19 @@ def test_life_cycle_is_plausible(seed):
     assert [status.terminal for status in statuses] == [False] * (len(statuses) - 1) + [True]
 
 
-def test_life_cycles_need_no_repair():
+def test_jobs_need_no_repair():
     """What simulated jobs publish is what the relay forwards as it is."""
     rng = Random(3)
     for uuid in (job_uuid(rng) for _ in range(200)):
         assert is_job_uuid(uuid)
-        for update in life_cycle(rng, uuid):
+        for update in job_updates(rng, uuid):
             body = update.to_json()
             assert Frame(body, update.status) == decode(body, uuid)
 
 
-def test_every_life_ends_somewhere():
+def test_every_end_occurs():
     """Among a few hundred jobs every terminal status occurs."""
-    ends = {job[-1].status for seed in range(300) for job in [life_cycle(Random(seed), A)]}
+    ends = {job[-1].status for seed in range(300) for job in [job_updates(Random(seed), A)]}
     assert {status for status in JobStatus if status.terminal} == ends
 
 
@@ -69,7 +69,7 @@ def test_scenario_has_every_kind_of_failure(jobs):
         "job_not_found",
         "connection_dropped",
     }
-    assert expected == scenario(jobs=jobs).doomed.keys()
+    assert expected == scenario(jobs=jobs).dead_letters.keys()
 
 
 def test_smallest_scenario():
@@ -77,43 +77,43 @@ def test_smallest_scenario():
     assert 1 == len(scenario(jobs=1).jobs)
 
 
-def test_doomed_updates_are_doomed_by_the_relays_own_decoder():
+def test_bad_bodies_are_refused_by_the_decoder():
     """Updates that are spoiled in their bytes are refused for the reason that the scenario gives, and no others are."""
     left_to_the_facilitator = {Reason.JOB_NOT_FOUND, Reason.CONNECTION_DROPPED}
-    for parcel in (parcel for job in scenario().jobs for parcel in job):
-        expected = None if parcel.doom in left_to_the_facilitator else parcel.doom
-        decoded = decode(parcel.body, parcel.uuid)
-        assert expected == (decoded.reason if isinstance(decoded, Fault) else None), parcel
+    for message in (message for job in scenario().jobs for message in job):
+        expected = None if message.dead_letter in left_to_the_facilitator else message.dead_letter
+        decoded = decode(message.body, message.uuid)
+        assert expected == (decoded.reason if isinstance(decoded, Fault) else None), message
 
 
 def test_scenario_tells_the_facilitator_what_to_do():
     """Each job that must be unknown and each update that must drop the connection is named, and nothing else."""
     made = scenario()
-    parcels = [parcel for job in made.jobs for parcel in job]
-    assert {p.uuid for p in parcels if p.doom is Reason.JOB_NOT_FOUND} == made.unknown_jobs
-    assert {(p.uuid, p.status) for p in parcels if p.doom is Reason.CONNECTION_DROPPED} == made.droppers
+    messages = [message for job in made.jobs for message in job]
+    assert {p.uuid for p in messages if p.dead_letter is Reason.JOB_NOT_FOUND} == made.unknown_jobs
+    assert {(p.uuid, p.status) for p in messages if p.dead_letter is Reason.CONNECTION_DROPPED} == made.droppers
 
 
 def test_scenario_has_envelopes_and_repeats():
     """Some updates come in the channel layer's envelope, some twice under one message id, some twice under two."""
-    jobs = [job for job in scenario().jobs if not any(parcel.doom for parcel in job)]
-    bodies = Counter(parcel.body for job in jobs for parcel in job)
-    ids = Counter(parcel.message_id for job in jobs for parcel in job)
-    again = [parcel for job in jobs for parcel in job if parcel.message_id.endswith("-again")]
+    jobs = [job for job in scenario().jobs if not any(message.dead_letter for message in job)]
+    bodies = Counter(message.body for job in jobs for message in job)
+    ids = Counter(message.message_id for job in jobs for message in job)
+    again = [message for job in jobs for message in job if message.message_id.endswith("-again")]
     assert any(body.startswith(b'{"type":"job_status_update"') for body in bodies)
     assert 2 == max(ids.values())
-    assert {2} == {bodies[parcel.body] for parcel in again}
+    assert {2} == {bodies[message.body] for message in again}
 
 
 def test_only_what_hurts_would_be_repaired():
     """No update of a scenario needs a repair."""
-    decoded = [decode(parcel.body, parcel.uuid) for job in scenario().jobs for parcel in job]
+    decoded = [decode(message.body, message.uuid) for job in scenario().jobs for message in job]
     assert set[Repair]() == {repair for each in decoded if isinstance(each, Frame) for repair in each.repairs}
 
 
 def test_message_id_is_of_the_content():
     """The same content has the same message id however it is spelled; another job, status or metadata another one."""
-    update = life_cycle(Random(1), A)[-1]
+    update = job_updates(Random(1), A)[-1]
     spelled = type(update).model_validate_json(update.model_dump_json(exclude_none=True))
     assert message_id(update) == message_id(spelled)
     others = [{"uuid": B}, {"status": JobStatus.UNKNOWN}, {"metadata": None}]
@@ -121,7 +121,7 @@ def test_message_id_is_of_the_content():
 
 
 def published(sequence: int, uuid: str = A, status: str = "received", sent_s: float = 0.0) -> Published:
-    return Published(Parcel(uuid, status, b"", "id"), sequence, duplicate=False, due_s=0.0, sent_s=sent_s)
+    return Published(StatusMessage(uuid, status, b"", "id"), sequence, duplicate=False, due_s=0.0, sent_s=sent_s)
 
 
 def row(uuid: str = A, status: str = "received", arrived_s: float = 0.0) -> Row:
