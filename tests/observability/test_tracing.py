@@ -21,7 +21,6 @@ from relay_kit import ACKED, TERMED, Scene, counters, new_job, update
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import TracingSettings
 from relay.contract.subjects import Reason
-from relay.local.facilitator import FacilitatorSimulator
 from relay.observability.tracing import Tracing, open_tracing
 
 TIMEOUT_S = 10
@@ -83,12 +82,6 @@ class _Export(BaseHTTPRequestHandler):
 def attributes(of: Any) -> dict[str, Any]:
     """The attributes of a span or a resource."""
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in of.attributes}
-
-
-@pytest.fixture
-async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
-    async with FacilitatorSimulator() as simulator:
-        yield simulator
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import http.client
 import json
 import signal
 import socket
@@ -8,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from process_kit import Response, ask
 
 from relay.contract.errors import ConfigurationError
 from relay.service.health import HealthServer, ProbeAnswers, listen
@@ -43,22 +43,14 @@ async def serving(answers: ProbeAnswers | None = None, **options: float) -> Asyn
             await task
 
 
-async def get(server: HealthServer, path: str, method: str = "GET") -> tuple[int, str, bytes]:
-    """Status, content type and body; by a client of the standard library in a thread of its own."""
-
-    def request() -> tuple[int, str, bytes]:
-        with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
-            connection.request(method, path)
-            response = connection.getresponse()
-            return response.status, response.headers["content-type"], response.read()
-
-    return await asyncio.to_thread(request)
+async def get(server: HealthServer, path: str, method: str = "GET") -> Response:
+    return await ask(server.port, path, method)
 
 
 async def test_livez():
     """The liveness probe answers 200 while the loop runs, ready or not."""
     async with serving(Answers(["no NATS connection"])) as server:
-        assert await get(server, "/livez") == (200, "text/plain; charset=utf-8", b"ok\n")
+        assert await get(server, "/livez") == (200, "text/plain; charset=utf-8", "ok\n")
 
 
 async def test_readyz_follows_readiness():
@@ -84,7 +76,7 @@ async def test_unknown_path():
 async def test_metrics():
     """/metrics is Prometheus' text format."""
     async with serving() as server:
-        expected = (200, "text/plain; version=0.0.4; charset=utf-8", b"relay_x 1\n")
+        expected = (200, "text/plain; version=0.0.4; charset=utf-8", "relay_x 1\n")
         assert await get(server, "/metrics") == expected
 
 

@@ -1,18 +1,17 @@
 """What probes and metrics say of a relay in one situation after the other."""
 
 import asyncio
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
+from process_kit import ask
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
 from relay.contract.environment import load_settings
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
-from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
 from relay.local.ledger import DROPPED
 from relay.observability.metrics import Metrics
@@ -27,12 +26,6 @@ LANES_CHANGED_TO = {
     "1": "in lane 1 there are no updates any more",
 }
 """What it means when there were two before."""
-
-
-@pytest.fixture
-async def facilitator():
-    async with FacilitatorSimulator() as simulator:
-        yield simulator
 
 
 @pytest.fixture
@@ -203,8 +196,7 @@ async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
             f"restart every relay with RELAY_LANES={lanes}"
         )
         await until(lambda: said in relay.worker_status.missing())
-        livez = f"http://127.0.0.1:{relay.http_port}/livez"
-        assert 200 == (await asyncio.to_thread(urllib.request.urlopen, livez)).status
+        assert 200 == (await ask(relay.http_port, "/livez")).status
         assert 0 == gauges(relay)["relay_ready"]
         await relay.worker_status._lane_count._look()  # and still so
         await scene.provision()

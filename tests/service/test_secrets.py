@@ -3,17 +3,14 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
-import sys
 import traceback
-import urllib.error
-import urllib.request
 
 import nkeys
 import pytest
 from bittensor_wallet import Keypair
 from bittensor_wallet import keyfile as wallet_keyfile
+from process_kit import ask, started
 
 from relay.contract.environment import load_settings
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, IdentityError
@@ -26,7 +23,6 @@ from relay.local.server import NatsServer
 from relay.nats.connection import connect
 from relay.service.app import Relay
 
-TIMEOUT_S = 30
 MNEMONIC = "bottom drive obey lake curtain smoke basket hold race lonely fit walk"
 HOTKEY = Keypair.create_from_mnemonic(MNEMONIC)
 STRANGER = Keypair.create_from_uri("//Stranger")
@@ -103,62 +99,6 @@ def login(user, password):
     return f'authorization: {{user: "{user}", password: "{password}"}}'
 
 
-class Started:
-    """A process of the relay, and all that it has said so far."""
-
-    def __init__(self, process):
-        self.process = process
-        self.said = ""
-
-    async def says(self, text):
-        """The next line that contains `text`."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while line := (await self.process.stdout.readline()).decode():
-                self.said += line
-                if text in line:
-                    return line
-        raise AssertionError(f"it ended without saying {text!r}: {self.said}")
-
-    async def ended(self):
-        """Its exit code, when all that it says has been read."""
-        async with asyncio.timeout(TIMEOUT_S):
-            self.said += (await self.process.stdout.read()).decode()
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def started(tmp_path, environment, *arguments):
-    """`python ...` with this environment and no other settings; standard error goes where standard output goes."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
-        cwd=tmp_path,
-        env=clean | {"NO_COLOR": "1"} | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        yield Started(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def answer_of(port, path):
-    """What the probes answer, whatever the status."""
-
-    def get():
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
-                return response.read().decode()
-        except urllib.error.HTTPError as refused:
-            with refused:
-                return refused.read().decode()
-
-    return await asyncio.to_thread(get)
-
-
 @pytest.mark.parametrize(
     ("form", "validator", "outcome"),
     [("json", HOTKEY, "connected to the"), ("console", STRANGER, "refuses this validator")],
@@ -174,18 +114,18 @@ async def test_serve(tmp_path, planted, form, validator, outcome):
         url = facilitator.url.replace("//", f"//u:{SECRETS['password in RELAY_FACILITATOR_URL']}@")
         url += f"?t={SECRETS['token in RELAY_FACILITATOR_URL']}"
         here = {"RELAY_NATS_URL": address(server), "RELAY_FACILITATOR_URL": url, "RELAY_LOG_FORMAT": form}
-        async with started(tmp_path, planted | here, "-m", "relay", "serve", "--provision") as relay:
-            port = re.search(r"port\W+(\d+)", await relay.says("probes and metrics"))[1]
+        async with started("-m", "relay", "serve", "--provision", settings=planted | here, folder=tmp_path) as relay:
+            port = re.search(r"port\W+(\d+)", (await relay.says("probes and metrics"))[0])[1]
             await relay.says(outcome)
             await server.stop()
             await relay.says("disconnected from NATS")
-            probes = [await answer_of(port, path) for path in ("/livez", "/readyz", "/metrics")]
+            probes = [(await ask(port, path)).body for path in ("/livez", "/readyz", "/metrics")]
             await server.start()
             await relay.says("connected to NATS again")
             relay.process.terminate()
             assert 0 == await relay.ended()
             signature = json.loads(facilitator.received[0])["signature"]
-    everything = "\n".join([relay.said, *probes])
+    everything = "\n".join([*relay.lines, *probes])
     assert "relay_updates_total" in everything
     assert set() == shown(everything)
     assert signature.removeprefix("0x") not in everything
@@ -200,9 +140,9 @@ async def test_commands(tmp_path, planted):
         codes, said = [], ""
         for user in ("relay", "nobody"):
             environment = planted | {"RELAY_NATS_USER": user}
-            async with started(tmp_path, environment, "-m", "relay", "provision") as command:
+            async with started("-m", "relay", "provision", settings=environment, folder=tmp_path) as command:
                 codes.append(await command.ended())
-                said += command.said
+                said += "".join(command.lines)
     assert [0, 1] == codes
     assert "created stream JOB_STATUS" in said
     assert "Authorization Violation" in said
@@ -211,19 +151,19 @@ async def test_commands(tmp_path, planted):
 
 async def test_help(tmp_path, planted):
     """Help shows no value of the environment."""
-    async with started(tmp_path, planted, "-m", "relay", "serve", "--help") as command:
+    async with started("-m", "relay", "serve", "--help", settings=planted, folder=tmp_path) as command:
         assert 0 == await command.ended()
-    assert "SIGTERM" in command.said
-    assert set() == shown(command.said)
+    assert command.said("SIGTERM")
+    assert set() == shown("".join(command.lines))
 
 
 async def test_traceback(tmp_path, planted):
     """A start that fails with an error of our own prints a traceback without a secret, the sign-in included."""
-    async with started(tmp_path, planted, "-c", BREAK, "serve") as command:
+    async with started("-c", BREAK, "serve", settings=planted, folder=tmp_path) as command:
         assert 1 == await command.ended()
-    assert "RuntimeError: broken on purpose" in command.said
-    assert "V0AuthenticationRequest" not in command.said
-    assert set() == shown(command.said)
+    assert command.said("RuntimeError: broken on purpose")
+    assert [] == command.said("V0AuthenticationRequest")
+    assert set() == shown("".join(command.lines))
 
 
 REFUSED = {
@@ -306,12 +246,7 @@ async def test_thrown_out(planted):
 
 async def varz(server):
     """What a nats-server says of itself."""
-
-    def get():
-        with urllib.request.urlopen(f"{server.monitor_url}/varz", timeout=10) as response:
-            return json.load(response)
-
-    return await asyncio.to_thread(get)
+    return json.loads((await ask(int(server.monitor_url.rpartition(":")[2]), "/varz")).body)
 
 
 async def test_loopback():

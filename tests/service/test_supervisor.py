@@ -7,12 +7,12 @@ import os
 import random
 import signal
 import socket
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from process_kit import RelayProcess, ask, started
 from prometheus_client.parser import text_string_to_metric_families
 from relay_kit import Scene, new_job
 
@@ -28,72 +28,13 @@ TIMEOUT_S = 30
 NOBODY = "ws://127.0.0.1:1/ws/v0/"
 
 
-class Parent:
-    """A `relay serve --workers` that runs, and everything that it and its workers log."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.log: list[dict[str, Any]] = []
-
-    async def logged(self, text: str, times: int = 1) -> list[dict[str, Any]]:
-        """The next `times` lines whose event contains `text`."""
-        found: list[dict[str, Any]] = []
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(found) < times:
-                line = await self._read()
-                assert line is not None, f"they ended without logging {text!r}: {self.log}"
-                if text in line["event"]:
-                    found.append(line)
-        return found
-
-    async def ended(self) -> int:
-        """Its exit status, when it and every worker has ended: until then somebody holds standard error open."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while await self._read() is not None:
-                pass
-            return await self.process.wait()
-
-    async def probe(self, path: str) -> tuple[int, str]:
-        """Status and body of an answer on the parent's one port."""
-        (port,) = [line["port"] for line in self.of("probes and metrics")]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: relay\r\n\r\n".encode())
-        async with asyncio.timeout(TIMEOUT_S):
-            head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
-        return int(head.split()[1]), body
-
-    def of(self, text: str) -> list[dict[str, Any]]:
-        """The lines so far whose event contains `text`."""
-        return [line for line in self.log if text in line["event"]]
-
-    async def _read(self) -> dict[str, Any] | None:
-        if not (line := await self.process.stderr.readline()):
-            return None
-        self.log.append(json.loads(line) if line.startswith(b"{") else {"event": line.decode()})
-        return self.log[-1]
+def supervised(environment: dict[str, str]) -> contextlib.AbstractAsyncContextManager[RelayProcess]:
+    """Two workers under a parent."""
+    return started("-m", "relay", "serve", "--workers", "2", settings=environment)
 
 
 @contextlib.asynccontextmanager
-async def supervised(environment: dict[str, str], workers: int = 2) -> AsyncIterator[Parent]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "relay", "serve", "--workers", str(workers)),
-        env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")} | environment,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    parent = Parent(process)
-    try:
-        yield parent
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await parent.ended()
-
-
-@contextlib.asynccontextmanager
-async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, Parent, list[dict[str, Any]]]]:
+async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, RelayProcess, list[dict[str, Any]]]]:
     """Two workers that share four lanes, two each; the lines that say who was started."""
     async with (
         NatsServer() as server,
@@ -101,24 +42,24 @@ async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, Parent, list[d
         Scene(server, facilitator, LEASE_TTL="1", ACK_WAIT="1", LOG_FORMAT="json", **variables) as scene,
         supervised(scene.environment) as parent,
     ):
-        started = await parent.logged("worker started", times=2)
+        workers = await parent.logs("worker started", times=2)
         await facilitator.wait_for(lambda facilitator: facilitator.accepted == 2, TIMEOUT_S)
         await scene.owned(lambda: [2, 2] == list(Counter(taking.worker for taking in scene.owners.values()).values()))
-        yield scene, parent, started
+        yield scene, parent, workers
 
 
 async def test_dead_worker_is_replaced():
     """A worker that is killed is started again, under its number; no update is lost or reordered by that."""
-    async with relayed() as (scene, parent, started):
+    async with relayed() as (scene, parent, workers):
         await scene.publish_lives(20)
-        killed = started[0]
+        killed = workers[0]
         os.kill(killed["pid"], signal.SIGKILL)
-        (told,) = await parent.logged("a worker ended")
-        (replaced,) = await parent.logged("worker started")
+        (told,) = await parent.logs("a worker ended")
+        (replaced,) = await parent.logs("worker started")
         await scene.facilitator.wait_for(lambda facilitator: facilitator.accepted == 3, TIMEOUT_S)
         await scene.publish_lives(20)
         broken = await scene.broken_promises(20)
-        _, metrics = await parent.probe("/metrics")
+        _, metrics = await probe(parent, "/metrics")
     assert broken == []
     assert {str(killed["worker"]): 1, str(1 - killed["worker"]): 0} == series(metrics, "relay_worker_restarts_total")
     assert {"0": 1, "1": 1} == series(metrics, "relay_worker_up")
@@ -127,20 +68,27 @@ async def test_dead_worker_is_replaced():
     assert killed["pid"] != replaced["pid"]
 
 
+async def probe(parent: RelayProcess, path: str) -> tuple[int, str]:
+    """Status and body of an answer on the parent's one port."""
+    (line,) = parent.said("probes and metrics")
+    answer = await ask(json.loads(line)["port"], path)
+    return answer.status, answer.body
+
+
 @pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
 async def test_signal_drains_all(send, number):
     """SIGTERM, or Ctrl-C at a terminal, lets every worker drain and all exit with 0: nothing is sent a second time."""
-    async with relayed() as (scene, parent, started):
+    async with relayed() as (scene, parent, workers):
         # Otherwise Ctrl-C would reach a worker twice, and the second signal ends it at once.
-        assert parent.process.pid not in {os.getpgid(worker["pid"]) for worker in started}
+        assert parent.process.pid not in {os.getpgid(worker["pid"]) for worker in workers}
         await scene.publish_lives(50)
         send(parent.process.pid, number)  # a terminal signals the whole process group
         status = await parent.ended()
         async with scene.relay():
             broken = await scene.broken_promises(20)
     assert 0 == status
-    assert 4 == len(parent.of("stopped"))  # each worker says so, and the parent of each
-    assert [] == parent.of("a worker ended")
+    assert 4 == len(parent.said('stopped"'))  # each worker says so, and the parent of each
+    assert [] == parent.said("a worker ended")
     assert broken == []
     assert (len(scene.published), 0) == (scene.facilitator.replies["success"], scene.facilitator.replies[DUPLICATE])
 
@@ -164,13 +112,13 @@ async def test_one_port_answers_for_all():
     """On one port /livez and /readyz speak for every worker, and /metrics has the series of each with its number. A
     worker that stands still is named by /readyz and left out of the metrics.
     """
-    async with relayed() as (scene, parent, started):
+    async with relayed() as (scene, parent, workers):
         await in_each_lane(scene)
-        assert (200, "ok\n") == await parent.probe("/livez")
+        assert (200, "ok\n") == await probe(parent, "/livez")
         both = [{"worker": number, "ready": True, "missing": []} for number in (0, 1)]
-        status, body = await parent.probe("/readyz")
+        status, body = await probe(parent, "/readyz")
         assert (200, {"ready": True, "missing": [], "workers": both}) == (status, json.loads(body))
-        status, body = await parent.probe("/metrics")
+        status, body = await probe(parent, "/metrics")
         assert 200 == status
         assert {"0": 1, "1": 1} == series(body, "relay_worker_up") == series(body, "relay_ready")
         assert {"0": 0, "1": 0} == series(body, "relay_worker_restarts_total")
@@ -178,11 +126,11 @@ async def test_one_port_answers_for_all():
         assert [] == [sample for family in families for sample in family.samples if "worker" not in sample.labels]
         assert len(families) == len({family.name for family in families})
 
-        hanging = started[0]
+        hanging = workers[0]
         hung, other = str(hanging["worker"]), str(1 - hanging["worker"])
         os.kill(hanging["pid"], signal.SIGSTOP)
         try:
-            (status, body), (_, metrics) = await asyncio.gather(parent.probe("/readyz"), parent.probe("/metrics"))
+            (status, body), (_, metrics) = await asyncio.gather(probe(parent, "/readyz"), probe(parent, "/metrics"))
             assert (503, [f"worker {hung}: no answer within 1 s"]) == (status, json.loads(body)["missing"])
             assert {hung: 0, other: 1} == series(metrics, "relay_worker_up")
             assert {other} == series(metrics, "relay_ready").keys()
@@ -198,12 +146,13 @@ async def test_second_signal_is_passed_on():
             await scene.publish(job)
             await scene.facilitator.wait_for(lambda facilitator: job in str(facilitator.received), TIMEOUT_S)
             parent.process.send_signal(signal.SIGTERM)
-            await parent.logged("worker stopped")
+            await parent.logs("worker stopped")
             await scene.owned(lambda: set(scene.owners) == {0})
             parent.process.send_signal(signal.SIGTERM)
             assert 1 == await parent.ended()
         assert 1 == await scene.unsettled()
-    assert ["a worker ended undrained, with SIGTERM"] == [line["event"] for line in parent.of("a worker ended")]
+    (told,) = parent.said("a worker ended")
+    assert "a worker ended undrained, with SIGTERM" in told
 
 
 async def test_parent_killed():
@@ -224,8 +173,8 @@ async def test_bad_configuration(setting, started):
     environment = {"RELAY_FACILITATOR_URL": NOBODY, "RELAY_HTTP_PORT": "0", "RELAY_LOG_FORMAT": "json"}
     async with supervised(environment | setting) as parent:
         assert 2 == await parent.ended()
-    assert started == len(parent.of("worker started"))
-    assert parent.of(next(iter(setting.values())))
+    assert started == len(parent.said("worker started"))
+    assert parent.said(next(iter(setting.values())))
 
 
 async def test_port_in_use():
@@ -234,8 +183,8 @@ async def test_port_in_use():
         environment = {"RELAY_FACILITATOR_URL": NOBODY, "RELAY_FACILITATOR_AUTH": "none", "RELAY_LOG_FORMAT": "json"}
         async with supervised(environment | {"RELAY_HTTP_PORT": str(other.getsockname()[1])}) as parent:
             assert 2 == await parent.ended()
-    assert [] == parent.of("worker started")
-    assert parent.of("RELAY_HTTP_PORT")
+    assert [] == parent.said("worker started")
+    assert parent.said("RELAY_HTTP_PORT")
 
 
 async def test_worker_that_keeps_dying(capsys):

@@ -1,0 +1,91 @@
+"""The relay as a process that is listened to, and what its port of probes answers."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TIMEOUT_S = 30
+
+
+class RelayProcess:
+    """A process, and the lines that it and its children have written so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    async def says(self, text: str, times: int = 1) -> list[str]:
+        """The next `times` lines that contain `text`."""
+        found: list[str] = []
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(found) < times:
+                assert await self._read(), f"it ended without saying {text!r}: {self.lines}"
+                found += [line for line in self.lines[-1:] if text in line]
+        return found
+
+    async def logs(self, text: str, times: int = 1) -> list[dict[str, Any]]:
+        """The fields of the next `times` lines that contain `text`, if it logs JSON."""
+        return [json.loads(line) for line in await self.says(text, times)]
+
+    async def ended(self) -> int:
+        """Its exit status, when it and every child has ended: until then somebody holds its output open."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while await self._read():
+                pass
+            return await self.process.wait()
+
+    def said(self, text: str = "") -> list[str]:
+        """The lines so far that contain `text`."""
+        return [line for line in self.lines if text in line]
+
+    async def _read(self) -> bool:
+        if line := await self.process.stdout.readline():
+            self.lines.append(line.decode())
+        return bool(line)
+
+
+@contextlib.asynccontextmanager
+async def started(
+    *arguments: str, settings: Mapping[str, str], folder: Path | None = None
+) -> AsyncIterator[RelayProcess]:
+    """`python ...` with these RELAY_ variables and no others; killed at the end if it still runs."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments),
+        cwd=folder,
+        env={**others, "NO_COLOR": "1", **settings},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    relay = RelayProcess(process)
+    try:
+        yield relay
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await relay.ended()
+
+
+class Response(NamedTuple):
+    status: int
+    content_type: str
+    body: str
+
+
+async def ask(port: int, path: str, method: str = "GET") -> Response:
+    """What 127.0.0.1 answers on this port, whatever the status."""
+
+    def request() -> Response:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return Response(answer.status, answer.headers["content-type"], answer.read().decode())
+
+    return await asyncio.to_thread(request)
