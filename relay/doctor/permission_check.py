@@ -29,23 +29,23 @@ from relay.contract.subjects import (
 from relay.doctor.findings import Finding, fail, ok, warn
 from relay.nats.ack_subject import ack_of_nothing
 from relay.nats.frames import FrameClient
-from relay.nats.permission import ELSEWHERE, Need, refused
+from relay.nats.permissions import WRONG_STREAM, Permission, missing_permissions
 
 PERMISSIONS: Final = "permissions"
 _NOBODY: Final = "relay-doctor"
 """In the place of a job's UUID or a worker's id."""
 
 
-def own_work() -> list[Need]:
+def own_work() -> list[Permission]:
     """What only the relay does: acknowledge, dead-letter, hold leases."""
     return [
-        Need(ack_of_nothing(STATUS_STREAM, lane_consumer(0)), body=b"+WPI"),
-        Need(dlq_subject(_NOBODY), body=b"", headers=ELSEWHERE),
-        Need(LEASE_SUBJECTS.removesuffix(">") + worker_key(_NOBODY), body=b"", headers=ELSEWHERE),
+        Permission(ack_of_nothing(STATUS_STREAM, lane_consumer(0)), body=b"+WPI"),
+        Permission(dlq_subject(_NOBODY), body=b"", headers=WRONG_STREAM),
+        Permission(LEASE_SUBJECTS.removesuffix(">") + worker_key(_NOBODY), body=b"", headers=WRONG_STREAM),
     ]
 
 
-def needs() -> list[Need]:
+def needs() -> list[Permission]:
     """What `relay serve` does, as far as it can be tried without effect.
 
     `job.request.*`, `job.cheated.*` and `job.relayed.*` are left out, because their subscribers would notice.
@@ -67,13 +67,13 @@ def needs() -> list[Need]:
         *(LEASE_SUBJECTS, advisory_subject(consumer), REPORT_SUBJECT, lane_progress_subject(0)),
         *(query_subject(_NOBODY), history_subject(_NOBODY)),
     )
-    return [*map(Need, requests), *own_work(), *(Need(subject, subscribe=True) for subject in heard)]
+    return [*map(Permission, requests), *own_work(), *(Permission(subject, subscribe=True) for subject in heard)]
 
 
 async def check_permissions(client: FrameClient) -> Finding:
     """Try everything that `needs` lists. Raises nats.errors.Error if the connection is lost meanwhile."""
     wanted = needs()
-    missing = await refused(client, wanted)
+    missing = await missing_permissions(client, wanted)
     if not missing:
         return ok(PERMISSIONS, f"this NATS user may do all that was tried ({len(wanted)} things)")
     if set(map(str, own_work())) <= set(map(str, missing)):

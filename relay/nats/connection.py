@@ -1,4 +1,4 @@
-"""One NATS connection: how it is made, watched and closed, and the two requests that everything else is made of."""
+"""One NATS connection: how it is made, watched and closed; and the two kinds of request that all else is built on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,17 +14,17 @@ from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitte
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_account_info
 from relay.contract.text import redact_url
-from relay.nats.credentials import sign_in
+from relay.nats.credentials import connect_options
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.nats.frames import FrameClient
 from relay.nats.nats_py import abort, bound_closing, end_reconnect
 from relay.observability.logs import get_logger
 
 OLDEST_SERVER: Final = (2, 11, 0)
-"""The first nats-server with per-message TTLs, which the lease bucket is made with."""
+"""The first nats-server with per-message TTLs, which the lease bucket needs."""
 
 _TIMING: Final[dict[str, Any]] = {
-    # Seconds. A dead peer is found after three pings; with nats-py's default of 120 s each, lanes would stand still.
+    # Seconds. A dead server is noticed after three pings. nats-py's default of 120 s each would stop lanes for minutes.
     "ping_interval": 5,
     "max_outstanding_pings": 2,
     "connect_timeout": 2,
@@ -53,7 +53,7 @@ _decode_publish_answer = msgspec.json.Decoder(_PublishAnswer).decode
 
 
 class PubAck(msgspec.Struct, frozen=True):
-    """The server's word that a message is stored: where, and whether it was there already (same `Nats-Msg-Id`)."""
+    """The server's confirmation that a message is stored: where, and whether it was there before (same message id)."""
 
     stream: str
     sequence: int
@@ -66,7 +66,7 @@ class Answer(Protocol):
 
 
 class Requester(Protocol):
-    """As much of a client as requests take."""
+    """What requests need of a client."""
 
     @property
     def is_connected(self) -> bool: ...
@@ -91,33 +91,33 @@ async def connect(
     on_reconnected: Callable[[], None] | None = None,
     on_closed: Callable[[], None] | None = None,
 ) -> FrameClient:
-    """A client that is connected now and reconnects for ever; end it with `close`.
+    """Make a client that is connected and reconnects for ever; end it with `close`. Cancelling is safe.
 
-    The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or
-    because the server threw it out (credentials withdrawn, a violation). `name` shows in the server's connections.
+    The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or by
+    the server (credentials withdrawn, a protocol violation). `name` shows in the server's list of connections.
 
-    Raises BrokerUnavailable when each server has been tried once in vain, ConfigurationError for credentials or
+    Raises BrokerUnavailable after each server was tried once without success, ConfigurationError for credentials or
     certificates that cannot be used.
     """
     client = FrameClient()
-    events = _Events(client, settings.urls, on_disconnected, on_reconnected, on_closed)
+    callbacks = _Callbacks(client, settings.urls, on_disconnected, on_reconnected, on_closed)
     try:
         await client.connect(
             servers=list(settings.urls),
             name=name,
-            error_cb=events.failed,
-            disconnected_cb=events.disconnected,
-            reconnected_cb=events.reconnected,
-            closed_cb=events.closed,
+            error_cb=callbacks.failed,
+            disconnected_cb=callbacks.disconnected,
+            reconnected_cb=callbacks.reconnected,
+            closed_cb=callbacks.closed,
             **_TIMING,
-            **sign_in(settings),
+            **connect_options(settings),
         )
     except BaseException as error:
         abort(client)
         if isinstance(error, nats.errors.Error | ValueError | ImportError):
-            raise BrokerUnavailable(events.servers, _describe(error)) from error
+            raise BrokerUnavailable(callbacks.servers, _describe(error)) from error
         raise
-    events.connected = True
+    callbacks.connected = True
     bound_closing(client)
     return client
 
@@ -125,8 +125,8 @@ async def connect(
 async def close(client: Client, timeout_s: float = 5.0) -> None:
     """Send what is buffered, acknowledgements included, and close: in every state, within three times `timeout_s`.
 
-    With the server away nobody takes what is buffered: it is lost then, and the server redelivers.
-    (`Client.drain` raises while reconnecting, and which subscriptions to drain is for their owners to say.)
+    If the server is away, what is buffered is lost, and the server redelivers. (`Client.drain` raises while
+    reconnecting, and the owners of subscriptions decide whether to drain them.)
     """
     if client.is_connected:
         try:
@@ -149,11 +149,11 @@ async def api_request(
 ) -> dict[str, Any]:
     """One request to JetStream's API and its answer, both as parsed JSON.
 
-    Raises JetStreamError if the server answers with an error, UnsuitableServer if it runs without JetStream,
-    BrokerUnavailable if it is away or silent: the request may or may not have been carried out then, unless it is
-    NotPermitted.
+    Raises JetStreamError if the server answers with an error, UnsuitableServer if it runs without JetStream, and
+    BrokerUnavailable if it gives no answer: the request may have been carried out then, unless it is NotPermitted.
+    It may have been carried out also when this is cancelled.
     """
-    url = client.connected_url  # it has none any more when the connection is lost
+    url = client.connected_url  # read first: it is None after the connection is lost
     if not client.is_connected:
         # nats-py would buffer the request, and the server would carry it out after the caller has given up.
         raise BrokerUnavailable(_servers(url), f"not connected, so {subject} was not sent")
@@ -188,12 +188,13 @@ async def publish_confirmed(
 ) -> PubAck:
     """Publish and wait for the stream's PubAck.
 
-    Raises JetStreamError if the server refuses the message (full stream, too large: TOO_LARGE), PublishUnconfirmed if
-    nobody vouches for it: it may or may not be stored, so publish it again, with the same `Nats-Msg-Id`.
+    Raises JetStreamError if the server refuses the message (the stream is full; too large: TOO_LARGE), and
+    PublishUnconfirmed if there is no PubAck: it may be stored, so publish it again with the same `Nats-Msg-Id`.
+    It may be stored also when this is cancelled.
     """
     size = len(payload) + _headers_size(headers)
     if size > client.max_payload:
-        # The server would end the connection over it, and nats-py would then close the client for good.
+        # The server would close the connection because of it, and nats-py would then close the client for good.
         problem = f"{size} bytes with headers are more than the server's max_payload of {client.max_payload}"
         raise JetStreamError(f"publish on {subject}", 400, TOO_LARGE, problem)
     if not client.is_connected:
@@ -221,7 +222,7 @@ async def publish_confirmed(
 async def require_server(client: Client) -> None:
     """Raise UnsuitableServer unless the server that `client` is connected to is new enough and runs JetStream.
 
-    Only that server is asked, not the others of its cluster.
+    Only that server is asked, not the others of its cluster. Raises BrokerUnavailable as `api_request` does.
     """
     server, needed = client.connected_server_version, ".".join(map(str, OLDEST_SERVER))
     try:
@@ -238,8 +239,8 @@ async def require_server(client: Client) -> None:
 
 
 @dataclass(slots=True)
-class _Events:
-    """What nats-py reports: logged, and passed on."""
+class _Callbacks:
+    """Logs what nats-py reports, and passes it on."""
 
     client: Client
     urls: Sequence[str]
@@ -258,20 +259,20 @@ class _Events:
         if not self.connected:
             self._give_up_after_one_round(problem, error)
         elif problem not in self.failures:
-            # An outage repeats itself four times a second: each problem is said once until the connection is back.
+            # During an outage nats-py reports the same four times a second; it is logged once until the reconnect.
             self.failures.append(problem)
             _log.warning("NATS trouble", error=problem)
 
     def _give_up_after_one_round(self, problem: str, error: Exception) -> None:
-        # Raising out of the callback is the one way to end nats-py's first round: with unlimited attempts it goes on
-        # for ever, and with limited ones it forgets the servers that were away, also for later reconnects.
+        # Raising from the callback is the only way to end nats-py's first round. With unlimited attempts it would go on
+        # for ever; with a limit it would forget the servers that were away, for later reconnects as well.
         self.failures.append(problem)
         if len(self.failures) >= len(self.urls):
             raise BrokerUnavailable(self.servers, "; ".join(dict.fromkeys(self.failures))) from error
 
     async def disconnected(self) -> None:
         if self.client.is_closed:
-            return  # by us, or `closed` says so
+            return  # `closed` reports it
         _log.warning("disconnected from NATS; reconnecting")
         if self.on_disconnected is not None:
             self.on_disconnected()
@@ -290,13 +291,13 @@ class _Events:
 
 
 def _refusal(client: Requester, subject: str) -> str | None:
-    """What the server said last, if that is why a request on `subject` goes unanswered: it is not permitted."""
+    """The server's last error, if it says that a request on `subject` is not permitted; else None."""
     said = str(client.last_error).removeprefix("nats: ")
     if not said.startswith("permissions violation"):
         return None
     inbox = client.new_inbox().rpartition(".")[0]
     refusals = (f'for publish to "{subject}"', f'for subscription to "{inbox}.')
-    return said if any(each.lower() in said for each in refusals) else None  # nats-py hands it on in lower case
+    return said if any(each.lower() in said for each in refusals) else None  # nats-py gives the error in lower case
 
 
 def _headers_size(headers: dict[str, str] | None) -> int:

@@ -1,4 +1,4 @@
-"""How a client signs in at NATS, and whom it trusts: files and settings as options of nats-py."""
+"""How a client authenticates to NATS, and which servers it trusts: the settings as options of nats-py."""
 
 import re
 import ssl
@@ -14,7 +14,7 @@ _CREDENTIALS: Final = re.compile(
 )
 
 
-def sign_in(settings: NatsSettings) -> dict[str, Any]:
+def connect_options(settings: NatsSettings) -> dict[str, Any]:
     """The options of `Client.connect` that these settings ask for.
 
     Raises ConfigurationError for credentials or certificates that cannot be used.
@@ -36,8 +36,8 @@ def sign_in(settings: NatsSettings) -> dict[str, Any]:
 
 
 def _require_credentials_file(path: Path) -> None:
-    # nats-py looks for the line before the JWT until it finds it: without it, it would never return to the event loop.
-    # On a seed that is none it raises errors of nkeys, which nobody catches; and it takes each line less one character.
+    # Without the line before the JWT nats-py would search for ever and block the event loop. On an invalid seed it
+    # raises errors of nkeys, which nobody catches. It cuts one character off each line, so line ends must be of Unix.
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -48,7 +48,7 @@ def _require_credentials_file(path: Path) -> None:
 
 
 def _require_seed(path: Path) -> None:
-    # On anything else nats-py raises errors of nkeys, which nobody catches.
+    # On an invalid seed nats-py raises errors of nkeys, which nobody catches.
     try:
         seed = path.read_bytes().strip()
     except OSError as error:

@@ -1,20 +1,20 @@
-"""The err_codes of JetStream that the relay knows, under names of its own; nats-server's errors.json has them all."""
+"""The err_codes of JetStream that the relay knows, by names of its own. nats-server's errors.json lists them all."""
 
 from typing import Final
 
 NO_LEADER: Final = 10008
-"""A cluster elects a leader."""
+"""The cluster is electing a leader."""
 CONSUMER_NOT_FOUND: Final = 10014
 STORE_FULL: Final = frozenset({10023, 10047})
 """The server's whole store is full; which of them depends on its version."""
 NO_MESSAGE: Final = 10037
-"""Of a look: no message fits."""
+"""No message fits a request for one."""
 NO_JETSTREAM: Final = frozenset({10039, 10076})
 """Not enabled for the account; not enabled at all."""
 NOT_DELETED: Final = frozenset({10043, 10057})
-"""Of a deletion: there is no such sequence; which of them depends on where in the stream it would be."""
+"""There is no such sequence to delete; which of the two depends on where in the stream it would be."""
 TOO_LARGE: Final = 10054
-"""A message above the stream's limit; the relay says it also of one above the server's `max_payload`."""
+"""A message above the stream's limit. The relay also uses it for one above the server's `max_payload`."""
 STREAM_NOT_FOUND: Final = 10059
 WRONG_LAST_MESSAGE_ID: Final = 10070
 WRONG_LAST_SEQUENCE: Final = 10071

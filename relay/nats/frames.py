@@ -1,12 +1,12 @@
-r"""nats-py's client, reading and writing by frames: that is what the path of an update takes, and what requests take.
+r"""nats-py's client, but it reads and writes whole frames: for the path of an update, and for many requests.
 
-nats-py spends more on a message than nats-server does. Coming in: a regular expression for each kind of line that
-there is, a buffer that is moved with each piece, a message object, a place in a queue, and a task that waits for it.
-Going out: two coroutines and a future. There is no public way around either.
+nats-py spends more on a message than nats-server does. For each that comes in: a regular expression for every kind of
+line, a buffer that is moved, a message object, a place in a queue, and a task that waits for it. For each that goes
+out: two coroutines and a future. There is no public way around either.
 
-It also ends a subject at \v and \f, where the server ends it at a blank, tab or line end only, and cannot decode what
-any producer may publish. Its read loop ends for good at the first such message, so one would silence the connection
-until its pings fail, and again when it is redelivered.
+nats-py also ends a subject at \v and \f, where the server ends it only at a blank, tab or line end, and it fails on
+subjects that are not UTF-8. Its read loop ends for good at such a message. So one producer could silence the connection
+until its pings fail, and again with each redelivery.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from relay.nats.headers import parse_headers
 from relay.nats.nats_py import stay_cancelled
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
-"""Told the subject, the subject to reply to, the block of headers and the body of a message.
+"""Called with the subject, the reply subject, the block of headers and the body of a message.
 
-What it raises is reported to the client's `error_cb`, as with callbacks of the client's own."""
+What it raises is given to the client's `error_cb`, as with callbacks of the client's own."""
 
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LINE_END: Final = b"\r\n"
@@ -34,22 +34,22 @@ _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
 class FrameClient(Client):
-    """See `listen` and `write`; all else is the client's own."""
+    """What it adds is `listen` and `write`; all else is the client's own."""
 
     def __init__(self) -> None:
         super().__init__()
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
         self._needed = 0
-        """How many bytes the frame in the parser's buffer has at least."""
+        """How many bytes the frame that begins in the parser's buffer has at least."""
         parser: Any = self._ps
         self._parse_line: Callable[[bytes], Coroutine[Any, Any, None]] = parser.parse
         parser.parse = self._read
 
     async def listen(self, subject: str, take: Take, *, queue: str = "") -> Subscription:
-        """Have what comes on a subject given to `take`, in its order, as soon as it is read.
+        """Call `take` with each message on a subject, in order, as soon as it is read, until the subscription ends.
 
-        Until the subscription is ended; if it is drained, so is what was on its way then.
+        Draining the subscription also waits for what is on its way.
         """
         number = b"%d" % (self._sid + 1)
         self._takes[number] = take  # before anything can come
@@ -79,10 +79,10 @@ class FrameClient(Client):
         return await super().subscribe(subject, queue, cb, **options)  # pyright: ignore[reportUnknownMemberType]
 
     def write(self, lines: bytes) -> None:
-        """Send lines of NATS's protocol (see `publication`), together with all that is written in this moment.
+        """Send lines of NATS's protocol (see `publication`), together with all that is written in the same moment.
 
-        While disconnected they are kept, as far as the client keeps anything, and sent after the reconnect. Raises
-        nats.errors.Error if they are not.
+        While disconnected they are kept up to the client's limit, and sent after the reconnect. Raises
+        nats.errors.Error if they are neither sent nor kept.
         """
         if self.is_connected:
             flushes: asyncio.Queue[Any] = self._flush_queue  # pyright: ignore[reportAssignmentType] - it has one now
@@ -98,8 +98,8 @@ class FrameClient(Client):
     # --- what the client calls
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        # nats-py writes it past what waits to be written, so that its answer would not show that all that has arrived;
-        # and what is drained would be so before the server has heard of it.
+        # nats-py writes a PING ahead of what waits to be written. The PONG would not show that the rest has arrived, and
+        # a drain would end too early.
         pongs: list[Any] = self._pongs  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         pongs.append(future or asyncio.get_running_loop().create_future())
         self.write(_PING)
@@ -117,7 +117,7 @@ class FrameClient(Client):
         return super()._build_message(sid, subject.decode(errors="replace").encode(), reply, data, headers)
 
     async def _read(self, data: bytes) -> None:
-        """In the place of the parser's `parse`; what is not whole yet is its to keep: a reconnect empties it."""
+        """Stands in for the parser's `parse`. An incomplete frame is kept in its buffer, which a reconnect empties."""
         unread = self._ps.buf
         if unread:
             unread.extend(data)
@@ -149,7 +149,7 @@ class FrameClient(Client):
         if (take := self._takes.get(sid)) is not None:
             try:
                 take(subject, reply or b"", headers, data[body:end])
-            except Exception as error:  # noqa: BLE001 - the client's reading must not end over a bug, or a forged message
+            except Exception as error:  # noqa: BLE001 - neither a bug nor a forged message may end the read loop
                 await self._error_cb(error)
         else:
             await self._process_msg(int(sid), subject, reply or b"", data[body:end], headers)
@@ -161,13 +161,15 @@ def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Map
     if not headers:
         return b"PUB %b %d\r\n%b\r\n" % (to, len(payload), payload)
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if not lines.count("\r") == lines.count("\n") == len(headers):  # a line end within one would begin another header
+    if (
+        not lines.count("\r") == lines.count("\n") == len(headers)
+    ):  # a line end inside a value would begin another header
         lines = "".join([_LINE_ENDS.sub(" ", f"{name}: {value}") + "\r\n" for name, value in headers.items()])
     block = f"NATS/1.0\r\n{lines}\r\n".encode()
     return b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(block), len(block) + len(payload), block, payload)
 
 
 def _end_of_line(data: bytes, start: int) -> int:
-    """Behind the end of the line; if it is not there yet, one byte more than there is."""
+    """The position after the end of the line; if that has not come yet, one more than there are bytes."""
     found = data.find(_LINE_END, start)
     return found + len(_LINE_END) if found >= 0 else len(data) + 1

@@ -1,7 +1,7 @@
-"""What nats-py must be made to do.
+"""Where nats-py needs help.
 
-What reaches behind its public interface is here and in frames.py, and nowhere else: a new release of nats-py can
-break these at any time. Each piece says what goes wrong without it.
+Only this module and frames.py use what is not public in nats-py. A new release can break them at any time. Each
+function says what goes wrong without it.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ _log = get_logger(__name__, guest=True)
 def bound_closing(client: Client) -> None:
     """Make the client give up on a socket that does not close by itself within _CLOSE_GRACE_S.
 
-    On a half-open connection with unsent data nats-py's reconnect waits in `transport.wait_closed` for the kernel to
-    give up, which takes minutes (nats-py issue 671), and reports nothing before that. It keeps one transport object
-    for life, so bounding that one wait is enough. There is no public way to reach it.
+    On a half-open connection with unsent data nats-py's reconnect waits in `transport.wait_closed` until the kernel
+    gives up, which takes minutes (nats-py issue 671), and reports nothing before that. A client keeps one transport
+    object for all its connections, so limiting that one wait is enough. There is no public way to reach it.
     """
     transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     if not isinstance(transport, TcpTransport):
@@ -41,7 +41,7 @@ def bound_closing(client: Client) -> None:
 
 
 def abort(client: Client) -> None:
-    """Close the client's socket without sending what is left; nothing if it has none."""
+    """Close the client's socket, if it has one, without sending what is left."""
     transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     if isinstance(transport, TcpTransport) and transport:
         writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -49,10 +49,10 @@ def abort(client: Client) -> None:
 
 
 async def end_reconnect(client: Client) -> None:
-    """Cancel nats-py's reconnect until it has ended; `Client.close` comes after it.
+    """Cancel nats-py's reconnect until it has ended; to be called before `Client.close`.
 
-    nats-py cancels it once, and before Python 3.12 `wait_for`, in which it connects, forgets a cancellation that comes
-    with the outcome: it would go on for ever, and connect after the close. There is no public way to reach it.
+    nats-py cancels it once. Before Python 3.12 `wait_for`, in which it connects, loses a cancellation that comes
+    together with the outcome: the reconnect would go on, and connect after the close. There is no public way to reach it.
     """
     task: asyncio.Task[None] | None = client._reconnection_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     while task is not None and not task.done():
@@ -63,7 +63,7 @@ async def end_reconnect(client: Client) -> None:
 def stay_cancelled() -> None:
     """Raise CancelledError if the task is cancelled; to be called after each request of nats-py's own client.
 
-    Before Python 3.12 `wait_for`, in which nats-py waits, forgets a cancellation that comes with the answer.
+    Before Python 3.12 `wait_for`, in which nats-py waits, loses a cancellation that comes together with the answer.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -1,9 +1,9 @@
-"""Many requests over one connection, for what is limited by what a request costs.
+"""Many requests at a time over one connection, where the cost of each request is the limit.
 
-The client's own `request` spends more on a request than nats-server does: a random token, a timer and a task of its
-own to wait in. Here the answers come to one inbox, each under the number of its request. Where many are under way
-their answers are given out some at a time, and what is asked then is sent before the next ones: so the server has
-work while we have, too.
+The client's own `request` costs more than nats-server needs to answer it: a random token, a timer and a task to wait
+in. Here all answers come to one inbox, on a subject with the number of their request. While many requests are under
+way, answers are given out in groups. The requests that follow from one group are sent before the next group is given
+out, so that the server and this process work at the same time.
 """
 
 import asyncio
@@ -19,13 +19,11 @@ import nats.errors
 from relay.nats.frames import FrameClient, publication
 
 _MANY: Final = 64
-"""With more than this under way, answers are gathered before they are given out; else each is at once."""
+"""With more requests than this under way, answers are gathered; else each is given out at once."""
 _GATHER_S: Final = 0.005
-"""How long."""
+"""How long answers are gathered."""
 _AT_A_TIME: Final = 128
-"""So many answers are given out before what is asked then is sent."""
-_LOOK_EVERY_S: Final = 0.1
-"""How often to look for requests that wait for too long."""
+"""How many answers are given out before the next requests are sent."""
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
 
 
@@ -37,9 +35,12 @@ _Waiting = asyncio.Future[_Answer]
 
 
 @contextlib.asynccontextmanager
-async def pipelined(client: FrameClient) -> AsyncGenerator["Pipeline"]:
-    """A pipeline over the connection of `client`, which can be used otherwise meanwhile."""
-    pipeline = Pipeline(client)
+async def pipelined(client: FrameClient, look_every_s: float = 0.1) -> AsyncGenerator["Pipeline"]:
+    """A pipeline over the connection of `client`, which can be used for other things meanwhile.
+
+    `look_every_s`: how often to look for requests whose time is over.
+    """
+    pipeline = Pipeline(client, look_every_s)
     subscription = await client.listen(f"{pipeline.inbox}.*", pipeline.take)
     running = asyncio.create_task(pipeline.run())
     try:
@@ -54,18 +55,19 @@ async def pipelined(client: FrameClient) -> AsyncGenerator["Pipeline"]:
 
 
 class Pipeline:
-    """A Requester; see broker/connection.py."""
+    """A Requester; made by `pipelined`."""
 
-    def __init__(self, client: FrameClient) -> None:
+    def __init__(self, client: FrameClient, look_every_s: float) -> None:
         self.inbox = client.new_inbox()
         self._inbox = self.inbox.encode()
         self._client = client
+        self._look_every_s = look_every_s
         self._last = 0
         self._waiting: dict[int, tuple[_Waiting, float]] = {}
-        """Until when, by the number of the request."""
+        """By the number of the request: the answer to come, and until when, on the loop's clock."""
         self._arrived: deque[tuple[int, bytes | Exception]] = deque()
-        self._stirred = asyncio.Event()
-        """There are answers to give out."""
+        self._has_answers = asyncio.Event()
+        """Set while `_arrived` may not be empty."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -95,35 +97,35 @@ class Pipeline:
         timeout: float = 0.5,
         headers: Mapping[str, str] | None = None,
     ) -> _Waiting:
-        """The answer to a request. Raises as the client's does; a timeout comes up to a tenth of a second late."""
+        """Send a request; await the answer. Raises as the client's does; a timeout comes up to `look_every_s` late."""
         self._last = number = self._last + 1
         self._client.write(publication(subject.encode(), payload, b"%b.%d" % (self._inbox, number), headers))
         waiting: _Waiting = self._loop.create_future()
         self._waiting[number] = waiting, self._loop.time() + timeout
         if self._timer is None:
-            self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
+            self._timer = self._loop.call_later(self._look_every_s, self._look)
         return waiting
 
     async def run(self) -> None:
-        """Give out what is answered while many are under way, until cancelled."""
+        """Give out gathered answers until cancelled."""
         while True:
-            await self._stirred.wait()
+            await self._has_answers.wait()
             await asyncio.sleep(_GATHER_S)
-            self._stirred.clear()
+            self._has_answers.clear()
             while self._arrived:
                 for _ in range(min(_AT_A_TIME, len(self._arrived))):
                     self._give(*self._arrived.popleft())
-                await asyncio.sleep(0)  # whoever has an answer now asks on
+                await asyncio.sleep(0)  # lets those who got an answer send their next request
 
     def take(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
-        """Take an answer."""
+        """Take in an answer from the connection."""
         number = int(subject[subject.rindex(b".") + 1 :])
         answer = nats.errors.NoRespondersError() if headers.startswith(_NO_RESPONDERS) else body
         if len(self._waiting) <= _MANY:
             self._give(number, answer)
         else:
             self._arrived.append((number, answer))
-            self._stirred.set()
+            self._has_answers.set()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -132,7 +134,7 @@ class Pipeline:
     def _give(self, number: int, answer: bytes | Exception) -> None:
         waiting, _ = self._waiting.pop(number, (None, 0.0))
         if waiting is None or waiting.done():
-            return  # it is too late, or whoever asked was cancelled
+            return  # it came too late, or the request was cancelled
         if isinstance(answer, bytes):
             waiting.set_result(_Answer(answer))
         else:
@@ -142,4 +144,4 @@ class Pipeline:
         now = self._loop.time()
         for number in [number for number, (_, until_s) in self._waiting.items() if now >= until_s]:
             self._give(number, nats.errors.TimeoutError())
-        self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look) if self._waiting else None
+        self._timer = self._loop.call_later(self._look_every_s, self._look) if self._waiting else None

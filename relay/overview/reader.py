@@ -28,7 +28,7 @@ from relay.leases.leases import Leases
 from relay.nats.connection import api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
-from relay.nats.permission import Need, refused
+from relay.nats.permissions import Permission, missing_permissions
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 from relay.topology.consumer_state import find_consumer_state, oldest_unsettled_s
@@ -96,12 +96,12 @@ class SnapshotReader:
         )
 
     async def _find_permissions(self) -> _Permissions:
-        count, ask = [Need(subject) for subject in SUBJECTS_TO_COUNT], Need(REPORT_SUBJECT)
+        count, ask = [Permission(subject) for subject in SUBJECTS_TO_COUNT], Permission(REPORT_SUBJECT)
         try:
-            missing = await refused(self._client, [*count, ask])
+            missing = await missing_permissions(self._client, [*count, ask])
         except (nats.errors.Error, OSError) as error:
             raise BrokerUnavailable(["NATS"], describe(error)) from error
-        return _Permissions(not any(need in missing for need in count), ask not in missing)
+        return _Permissions(not any(permission in missing for permission in count), ask not in missing)
 
     async def _stream_info(self, stream: str) -> dict[str, Any]:
         try:

@@ -8,7 +8,6 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.nats import pipeline
 from relay.nats.connection import Answer
 from relay.nats.pipeline import Pipeline, pipelined
 
@@ -68,11 +67,10 @@ async def test_answers_in_pieces(nc):
             cut, length = cut + 1, len(text)
 
 
-async def test_nobody_answers(nc, monkeypatch):
+async def test_nobody_answers(nc):
     """Where nobody listens the error says so, and where nobody answers the time runs out, for the late answer too."""
-    monkeypatch.setattr(pipeline, "_LOOK_EVERY_S", 0.01)
     silent = await nc.subscribe("silent")
-    async with pipelined(nc) as fast:
+    async with pipelined(nc, look_every_s=0.01) as fast:
         requests = fast.request("nowhere", timeout=TIMEOUT_S), fast.request("silent", timeout=0.01)
         assert [nats.errors.NoRespondersError, nats.errors.TimeoutError] == await answers(*requests)
         late = await silent.next_msg(TIMEOUT_S)
