@@ -98,8 +98,8 @@ class FrameClient(Client):
     # --- what the client calls
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        # nats-py writes a PING ahead of what waits to be written. The PONG would not show that the rest has arrived, and
-        # a drain would end too early.
+        # nats-py writes a PING ahead of what waits to be written. The PONG would not show that the rest has arrived,
+        # and a drain would end too early.
         pongs: list[Any] = self._pongs  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         pongs.append(future or asyncio.get_running_loop().create_future())
         self.write(_PING)

@@ -52,7 +52,7 @@ async def end_reconnect(client: Client) -> None:
     """Cancel nats-py's reconnect until it has ended; to be called before `Client.close`.
 
     nats-py cancels it once. Before Python 3.12 `wait_for`, in which it connects, loses a cancellation that comes
-    together with the outcome: the reconnect would go on, and connect after the close. There is no public way to reach it.
+    together with the outcome: the reconnect would go on, and connect after the close. There is no public way to it.
     """
     task: asyncio.Task[None] | None = client._reconnection_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     while task is not None and not task.done():
