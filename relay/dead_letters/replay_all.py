@@ -10,6 +10,7 @@ from relay.contract.errors import RelayError
 from relay.dead_letters.replay import ReplayResult
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.window import for_each
+from relay.timing.clock import now_s
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class _RateLimit:
     async def wait(self) -> None:
         if not self._interval_s:
             return
-        now_s = asyncio.get_running_loop().time()
-        if self._next_s > now_s:
-            await asyncio.sleep(self._next_s - now_s)
-        self._next_s = max(now_s, self._next_s) + self._interval_s
+        begun_s = now_s()
+        if self._next_s > begun_s:
+            await asyncio.sleep(self._next_s - begun_s)
+        self._next_s = max(begun_s, self._next_s) + self._interval_s

@@ -58,9 +58,8 @@ class _AgeLookup:
 class SourceUpdates:
     """Deletes the sources of dead letters. Use one for many: it remembers what it has looked up."""
 
-    def __init__(self, client: Requester, *, stride: int = _STRIDE) -> None:
+    def __init__(self, client: Requester) -> None:
         self._client = client
-        self._stride = stride
         self._range: _StreamRange | None = None
         self._range_lock = asyncio.Lock()
         # Bounded: a forgotten one is looked up again.
@@ -99,7 +98,7 @@ class SourceUpdates:
         In a stream, times ascend with sequences. So if one update is old enough, all before it are: the first update
         behind a stride tells for the whole stride.
         """
-        behind = (letter.source_sequence // self._stride + 1) * self._stride
+        behind = (letter.source_sequence // _STRIDE + 1) * _STRIDE
         if (lookup := self._lookups.get(behind)) is not None:
             await lookup.ended.wait()
         else:

@@ -168,9 +168,11 @@ async def test_stopped_replay(run, terminal, dlq):
     assert (1, "replayed 2\nleft 3\n", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: stopped: publish on job.status.")
     assert ended.err.endswith("run the same command again: nothing is lost, and nothing is sent twice\n")
+    assert [3, 4, 5] == await dlq.sequences()
     await change_stream(dlq.client, STATUS_STREAM, max_msgs=-1)
     code, screen = await terminal("replay --all")
     assert (0, "replayed 3") == (code, screen.splitlines()[-1])
+    assert [b"%d" % count for count in range(5)] == [body for _, body, _ in await dlq.updates(6)]
 
 
 async def test_interrupted_replay(dlq, nats_server, tmp_path):

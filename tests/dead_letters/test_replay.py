@@ -129,19 +129,6 @@ async def test_killed_half_way(dlq, nats_server, tmp_path):
     assert [] == await dlq.sequences()
 
 
-async def test_full_status_stream_stops_a_replay(dlq):
-    """What the server refuses stops the replay with its error; the rest stays, and goes when there is room."""
-    await dlq.write_many(6)
-    await dlq.client.jetstream().purge_stream(STATUS_STREAM)  # else each source that is deleted makes room
-    await change_stream(dlq.client, STATUS_STREAM, max_msgs=2)
-    summary, _ = await dlq.replay()
-    assert (2, 10077) == (summary.replayed, summary.error.err_code)
-    assert [3, 4, 5, 6] == await dlq.sequences()
-    await change_stream(dlq.client, STATUS_STREAM, max_msgs=-1)
-    assert ReplaySummary(replayed=4) == (await dlq.replay())[0]
-    assert [b"%d" % count for count in range(6)] == [body for _, body, _ in await dlq.updates(7)]
-
-
 async def test_dead_letters_that_cannot_be_replayed(dlq):
     """They are kept, with the problem told, and the others go."""
     await publish_confirmed(dlq.client, dlq_subject("somebody"), b"by hand")

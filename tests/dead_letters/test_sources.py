@@ -190,6 +190,6 @@ async def test_source_that_was_not_terminated(take, moment):
                 await take(Dlq(scene.nc))
             assert [ACKED] == await scene.settled(await scene.publish(job, "accepted"))
             await scene.dust_settled()
-        letters = [each.source for each in await scene.dead_letters()]
+        letters = [each.source_sequence for each in await scene.dead_letters()]
     assert ["accepted"] == [row.status for row in facilitator.rows]
     assert ([2] if take is Dlq.replay else []) == letters

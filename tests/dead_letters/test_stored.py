@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,6 @@ from relay.dead_letters.export import from_line, to_line
 from relay.dead_letters.moments import moment_of_us, parse_since
 from relay.dead_letters.replay_message import is_replay_id, replay_message_of
 from relay.dead_letters.runbook import ADVICE
-from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
@@ -66,11 +66,7 @@ def test_history_of_somebody_else(history):
 def test_replay_ids_differ():
     """Another sequence, time or body makes another id, and each is told from a producer's."""
     one = letter()
-    others = [
-        StoredDeadLetter(8, NOW, one.headers, b"{}"),
-        StoredDeadLetter(7, moment_of_us(1), one.headers, b"{}"),
-        letter(b"{} "),
-    ]
+    others = replace(one, sequence=8), replace(one, stored_at=moment_of_us(1)), replace(one, body=b"{} ")
     ids = {replay_message_of(each).message_id for each in (one, *others)}
     assert 4 == len(ids)
     assert all(map(is_replay_id, ids))
@@ -149,24 +145,6 @@ def test_since_is_neither(text):
     """What is neither an age nor a time is refused."""
     with pytest.raises(ValueError):  # noqa: PT011 - whoever asks words it
         parse_since(text, NOW)
-
-
-@pytest.mark.parametrize(
-    ("selection", "takes"),
-    [
-        (Selection(), True),
-        (Selection(sequences=(6, 7)), True),
-        (Selection(sequences=(6,)), False),
-        (Selection(reason=Reason.REFUSED), True),
-        (Selection(reason=Reason.TOO_LARGE), False),
-        (Selection(since=NOW), True),
-        (Selection(since=NOW + dt.timedelta(microseconds=1)), False),
-        (Selection(reason=Reason.REFUSED, since=NOW + dt.timedelta(days=1)), False),
-    ],
-)
-def test_selection(selection, takes):
-    """A selection takes what meets all of its conditions."""
-    assert takes is selection.takes(letter())
 
 
 def test_every_reason_has_advice():

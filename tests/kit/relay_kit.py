@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nats.aio.msg import Msg
-from nats.js.errors import NotFoundError
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.contract.environment import load_settings
@@ -30,8 +29,6 @@ from relay.contract.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,
     LEASE_SUBJECTS,
-    REASON_HEADER,
-    SOURCE_SEQUENCE_HEADER,
     STATUS_STREAM,
     Reason,
     api_consumer_info,
@@ -39,11 +36,13 @@ from relay.contract.subjects import (
     lane_of,
     status_subject,
 )
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.ledger import Row
 from relay.local.server import NatsServer
 from relay.nats.ack_subject import ack_of_nothing, all_acks, parse_ack_subject
 from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.messages import find_message
 from relay.service.app import Relay
 from relay.topology.provision import provision, topology_of
 
@@ -83,17 +82,6 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One message of the dead-letter stream."""
-
-    source: int
-    reason: str
-    subject: str
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Taking:
     """A change of a lane's owner, heard from the lease bucket. `worker` is empty if the lane was given up.
 
@@ -110,14 +98,14 @@ class Taking:
         return int(self.worker.rsplit("-", 2)[1]) if self.worker else None
 
 
-def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[Letter]) -> list[str]:
+def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[StoredDeadLetter]) -> list[str]:
     """In which ways the promise was not kept; nothing if it was. Ask when nothing is unsettled any more.
 
     Everything published is at the Facilitator or a dead letter, as it was meant to be; nothing is both; nothing is
     there that was not published; and each job's updates arrived in stream order.
     """
     meant = sorted((each.sequence, str(each.doom)) for each in published if each.doom)
-    found = sorted((letter.source, letter.reason) for letter in letters)
+    found = sorted((letter.source_sequence, letter.reason) for letter in letters)
     broken = [] if found == meant else [f"dead letters (source, reason) are {found}, not {meant}"]
 
     arrived: dict[str, list[str]] = defaultdict(list)
@@ -312,18 +300,13 @@ class Scene:
         except TimeoutError:
             raise TimeoutError(f"{left} updates are unsettled after {timeout_s} s: {self.facilitator!r}") from None
 
-    async def dead_letters(self, subjects: str = DLQ_SUBJECTS) -> list[Letter]:
+    async def dead_letters(self, subjects: str = DLQ_SUBJECTS) -> list[StoredDeadLetter]:
         """What the dead-letter stream holds on these subjects, in its order."""
-        letters: list[Letter] = []
-        sequence = 0
-        with contextlib.suppress(NotFoundError):  # that is how the end of a stream shows
-            while True:
-                raw = await self.nc.jetstream().get_msg(DLQ_STREAM, sequence + 1, subjects, next=True)
-                assert raw.seq is not None
-                assert raw.subject is not None
-                sequence, headers = raw.seq, raw.headers or {}
-                source = int(headers[SOURCE_SEQUENCE_HEADER])
-                letters.append(Letter(source, headers[REASON_HEADER], raw.subject, headers, raw.data or b""))
+        letters: list[StoredDeadLetter] = []
+        request = {"next_by_subj": subjects, "seq": 1}
+        while (message := await find_message(self.nc, DLQ_STREAM, request)) is not None:
+            letters.append(StoredDeadLetter.of(message))
+            request["seq"] = message.sequence + 1
         return letters
 
     async def broken_promises(self, timeout_s: float = 10) -> list[str]:

@@ -1,9 +1,11 @@
 """The oracle that the other tests rely on sees every way to break the promise."""
 
 import pytest
-from relay_kit import Letter, Published, oracle
+from relay_kit import Published, oracle
 
 from relay.contract.subjects import Reason
+from relay.dead_letters.moments import moment_of_us
+from relay.dead_letters.stored import StoredDeadLetter
 from relay.local.ledger import Row
 
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -20,8 +22,9 @@ def row(status: str, job: str = JOB) -> Row:
     return Row(job, status, 0.0, 1, None)
 
 
-def letter(source: int, reason: Reason = Reason.REFUSED) -> Letter:
-    return Letter(source, reason, f"job.dlq.{JOB}", {}, b"")
+def letter(source: int, reason: Reason = Reason.REFUSED) -> StoredDeadLetter:
+    headers = {"Relay-Reason": reason, "Relay-Source-Sequence": str(source)}
+    return StoredDeadLetter(1, moment_of_us(0), headers, b"")
 
 
 def test_a_promise_kept():

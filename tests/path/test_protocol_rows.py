@@ -80,7 +80,7 @@ async def test_unknown_job(calm):
     assert await calm.settled(*lost, other) == [TERMED, TERMED, ACKED]
     assert calm.facilitator.replies["job.not_found"] - asked == 2 * 3
     letters = await calm.dead_letters(f"job.dlq.{job}")
-    assert [letter.source for letter in letters] == [each.sequence for each in lost]
+    assert [letter.source_sequence for letter in letters] == [each.sequence for each in lost]
     assert {letter.headers["Relay-Attempts"] for letter in letters} == {"3"}
     assert {letter.headers["Relay-Error"] for letter in letters} == {
         f"the Facilitator answered 3 times, the last time: job.not_found: Job {job} does not exist."
