@@ -1,8 +1,8 @@
-"""What provisioning would do: wanted against actual configurations, step by step, and what it must not do.
+"""What provisioning would do, step by step, and what it refuses to do: wanted and actual configurations, compared.
 
 Configurations are JetStream's own JSON objects, as plain dicts. A wanted one holds only the fields that the relay
-means; an actual one holds whatever the server answered. Fields that are not meant (an operator's `max_bytes`, say)
-are nobody's drift, and a change keeps them.
+needs; an actual one holds all that the server answered. Other fields, such as an operator's `max_bytes`, do not count
+as drift, and a change keeps them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ _DURATIONS: Final = frozenset({"ack_wait", "duplicate_window", "inactive_thresho
 _UNITS: Final = (("d", 86_400 * _NS), ("h", 3_600 * _NS), ("m", 60 * _NS), ("s", _NS), ("ms", 1_000_000), ("ns", 1))
 _FIXED_STREAM_FIELDS: Final = ("storage", "retention")
 _FIXED_CONSUMER_FIELDS: Final = ("filter_subject", "ack_policy", "replay_policy", "mem_storage")
-# With any other policy a consumer has left out updates that were stored before it was made.
+# With any other policy a consumer skips updates that were stored before it was made.
 _COMPLETE_DELIVERY: Final = frozenset({"all", "by_start_sequence"})
 
 
@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What becomes of one stream or consumer; `config` is what to send to the server (empty if nothing is sent)."""
+    """What is done about one stream or consumer; `config` is what to send to the server (empty if nothing is sent)."""
 
     verb: Verb
     kind: Kind
@@ -85,8 +85,8 @@ class Step:
 class LaneChange:
     """The number of lanes changes, which needs more care than a change of fields.
 
-    `last_sequence` is the last update stored when the plan was made. All up to it must be settled, and new consumers
-    start behind it: what is older than that has been relayed under its old lane.
+    `last_sequence` is that of the last update stored when the plan was made. Everything up to it must be settled, and
+    new consumers start after it, because older updates were relayed in their old lanes.
     """
 
     old: int
@@ -99,7 +99,7 @@ class LaneChange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in the order in which they are carried out, unless there are refusals: then nothing is."""
+    """Steps in the order in which they are carried out. If there are refusals, none is."""
 
     steps: tuple[Step, ...]
     refusals: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The configurations to bring about: streams by name, and the lane consumers of STATUS_STREAM by name."""
+    """The configurations to set up: streams by name, and the lane consumers of STATUS_STREAM by name."""
 
     lanes: int
     streams: Mapping[str, Config]
@@ -155,16 +155,16 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
 
 
 def differences(wanted: Config, actual: Config) -> tuple[Change, ...]:
-    """The fields of `wanted` that are otherwise in `actual`.
+    """The fields of `wanted` that are different in `actual`.
 
-    A field that the server leaves out of its answer counts as false, zero or empty. Of metadata only the wanted keys
-    count: the server adds its own, which begin with `_nats`.
+    A field that the server leaves out counts as false, zero or empty. In metadata only the wanted keys are compared:
+    the server adds its own, which begin with `_nats`.
     """
     return tuple(_changes(wanted, actual))
 
 
 def merged(wanted: Config, actual: Config) -> dict[str, Any]:
-    """`actual` with the fields of `wanted`: an update resets each field that it leaves out."""
+    """`actual` with the fields of `wanted`, because an update resets each field that it leaves out."""
     config = {**actual, **wanted}
     if "metadata" in wanted:
         kept = {key: value for key, value in actual.get("metadata", {}).items() if not key.startswith("_nats")}
@@ -211,8 +211,8 @@ def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
 
 
 def _longer_age(wanted: int, found: int) -> int:
-    """Who lengthens the life of updates does so in a long outage: to shorten it again would remove them unrelayed."""
-    return found if found == 0 or found > wanted else wanted  # 0 is for ever
+    """Operators raise the age during a long outage; to lower it again would remove updates that are not relayed."""
+    return found if found == 0 or found > wanted else wanted  # 0: for ever
 
 
 def _consumer_step(name: str, wanted: Config, actual: Actual, lane_change: LaneChange | None) -> Step:
@@ -313,7 +313,7 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
 
 
 def _unsettled(name: str, actual: Actual) -> int:
-    # The server counts `num_pending` some time after it has acknowledged the publish, so that it may still be 0.
+    # The server updates `num_pending` some time after the PubAck, so it may still be 0.
     info = actual.consumers[name]
     undelivered = actual.last_stored[name] > info["delivered"]["stream_seq"]
     return max(info["num_pending"], int(undelivered)) + info["num_ack_pending"]

@@ -2,32 +2,30 @@
 
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import uuid4
 
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
 from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import api_stream_names
-from relay.nats.connection import api_request, publish_confirmed, require_server
-from relay.nats.err_codes import CONSUMER_EXISTS, STREAM_NOT_FOUND, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
+from relay.nats.connection import api_request, require_server
+from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
-from relay.topology.plan import LANE_CAPACITY, Actual, Config, Kind, LaneChange, Plan, Step, Verb, Wanted, make_plan
+from relay.topology.lane_change import intake_closed
+from relay.topology.plan import LANE_CAPACITY, Actual, Config, Kind, Plan, Step, Verb, Wanted, make_plan
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
-"""Bytes that a dead letter may need beyond the update it keeps: the relay's headers, the error's text among them."""
+"""Bytes that a dead letter may need beyond its update: for the relay's headers, among them the error's text."""
 
 _NS: Final = 1_000_000_000
 _MINUTE: Final = 60 * _NS
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
-_LOCK_CONSUMER: Final = "relay-changing-lanes"
-_CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What an operator chooses about streams and consumers: counts, and durations in seconds."""
+    """What the settings say about streams and consumers: counts, and durations in seconds."""
 
     lanes: int
     replicas: int
@@ -60,16 +58,17 @@ async def check(client: FrameClient, topology: Topology) -> Plan:
 async def provision(client: FrameClient, topology: Topology) -> Plan:
     """Bring the server to `topology`, read back what it made of that, and return what was done.
 
-    Safe to run at any time, again and by several at once. Raises UnsafeChange, with nothing changed, if that would
-    endanger updates; UnsuitableServer if the server keeps something else than it was told; and as `check` does. After
-    an error half of the steps may be done: run it again.
+    Safe to run at any time, repeatedly and by several processes at once. Raises UnsafeChange, with nothing changed, if
+    it would endanger updates; UnsuitableServer if the server keeps another configuration than it was sent; and as
+    `check` does. After an error, or when cancelled, some of the steps may be done: run it again.
     """
     plan = await check(client, topology)
     if plan.refusals:
         raise UnsafeChange(plan.refusals)
     for step in plan.steps:
         if plan.lane_change is not None and step.name == subjects.STATUS_STREAM:
-            await _change_lanes(client, step, plan.lane_change)
+            async with intake_closed(client, plan.lane_change):
+                await _apply(client, step)
         else:
             await _apply(client, step)
     left_over = await check(client, topology)
@@ -106,8 +105,8 @@ def wanted(topology: Topology, max_payload: int) -> Wanted:
 
 
 def _kept_stream(name: str, captured: list[str], topology: Topology) -> dict[str, Any]:
-    # Limits retention: acknowledged messages stay, for queries. Nothing but age may remove one, and a full disk is the
-    # publisher's error to see, not somebody's older message to lose. A bound in bytes is the operator's to add.
+    # With limits retention acknowledged messages stay, for queries. Only age removes one. When the disk is full, the
+    # publisher gets an error, and no older message is lost. Operators may add a limit in bytes.
     return {
         "name": name,
         "subjects": captured,
@@ -128,8 +127,8 @@ def _status_stream(topology: Topology, max_payload: int) -> dict[str, Any]:
         "subject_transform": subjects.lane_transform(topology.lanes),
         "max_age": 7 * _DAY,
         "duplicate_window": 2 * _MINUTE,
-        # An update may have to become a dead letter, which is the same bytes and more headers. The producer must learn
-        # now what would not fit then, when there is nobody left to tell.
+        # A dead letter is the update with more headers. If that would not fit, the producer must get the error now:
+        # later there is nobody to report it to.
         "max_msg_size": max_payload - DEAD_LETTER_ROOM,
     }
 
@@ -138,14 +137,14 @@ def _dead_letter_stream(topology: Topology) -> dict[str, Any]:
     return _kept_stream(subjects.DLQ_STREAM, [subjects.DLQ_SUBJECTS], topology) | {
         # Dead letters wait for a human, however long that takes.
         "max_age": 0,
-        # A relay that was killed between the PubAck and the `+TERM` writes the same letter again after its restart.
+        # A relay that is killed between the PubAck and the `+TERM` writes the same dead letter again after its restart.
         "duplicate_window": _HOUR,
     }
 
 
 def _advisory_stream(topology: Topology) -> dict[str, Any]:
-    # As old as the updates that its advisories are about, and no older. The server publishes them without waiting for
-    # an answer, so under an operator's own limit the oldest has to give way.
+    # Advisories are kept as long as their updates. The server publishes them without waiting for a PubAck, so if an
+    # operator sets a limit, the oldest are removed.
     return _kept_stream(subjects.ADVISORY_STREAM, [subjects.ADVISORY_SUBJECTS], topology) | {
         "discard": "old",
         "max_age": 7 * _DAY,
@@ -161,8 +160,8 @@ def _request_stream(topology: Topology) -> dict[str, Any]:
 
 
 def _lease_stream(topology: Topology) -> dict[str, Any]:
-    # What NATS clients make of a key-value bucket with history 1 and a time to live. Entries in a file survive a
-    # restart of the server, and so does the order of revisions.
+    # The stream that NATS clients create for a key-value bucket with history 1 and a time to live. In file storage the
+    # entries and the order of their revisions survive a restart of the server.
     ttl = _nanoseconds(topology.lease_ttl_s)
     return _kept_stream(subjects.LEASE_STREAM, [subjects.LEASE_SUBJECTS], topology) | {
         "max_msgs_per_subject": 1,
@@ -185,11 +184,11 @@ def _lane_consumer(topology: Topology, lane: int) -> dict[str, Any]:
         "max_deliver": topology.max_deliver,
         "max_ack_pending": LANE_CAPACITY,
         "replay_policy": "instant",
-        # Any of these would lose what is acknowledged, the consumer itself, or the updates' bodies.
+        # Otherwise acknowledgements, the consumer itself, or the bodies of updates would be lost.
         "mem_storage": False,
         "inactive_threshold": 0,
         "headers_only": False,
-        # It would be added to the delays of NAKs and replace `ack_wait`.
+        # A backoff would add to the delays of NAKs and replace `ack_wait`.
         "backoff": [],
         "metadata": {subjects.DLQ_METADATA_KEY: "job.dlq.<token>"},
     }
@@ -245,70 +244,6 @@ async def _lane_consumers(client: FrameClient) -> dict[str, Config]:
             return found
 
 
-async def _change_lanes(client: FrameClient, step: Step, change: LaneChange) -> None:
-    """Change the lanes at a moment when every stored update is settled and none can arrive.
-
-    Otherwise an update filed under its job's old lane could be overtaken by a later one in the new lane. The plan saw
-    all settled up to `change.last_sequence`, so it suffices to stop the intake and to see that nothing came after it.
-    Meanwhile (a few milliseconds) a publish finds no stream: producers get an error, and publish again. Should we be
-    killed in between, the next provisioning opens the intake.
-    """
-    await _be_the_only_one(client, change)
-    try:
-        info = await api_request(client, subjects.api_stream_info(subjects.STATUS_STREAM))
-        config: dict[str, Any] = info["config"]
-        if subjects.lanes_of_transform(config["subject_transform"]) != change.old:
-            raise UnsafeChange([f"{change}: somebody else has changed the lanes meanwhile; try again"])
-        update = subjects.api_stream_update(subjects.STATUS_STREAM)
-        await api_request(client, update, config | {"subjects": [_CLOSED_SUBJECT]})
-        try:
-            await _require_last_sequence(client, change)
-            await _apply(client, step)
-        except BaseException:
-            await api_request(client, update, config | {"subjects": [subjects.STATUS_SUBJECTS]})
-            raise
-    finally:
-        await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, _LOCK_CONSUMER))
-
-
-async def _be_the_only_one(client: FrameClient, change: LaneChange) -> None:
-    # Two of these at a time could undo each other's change and let updates in between. Of consumers of one name with
-    # different configurations the server makes only the first; it goes away by itself should we be killed.
-    lock = {
-        "name": _LOCK_CONSUMER,
-        "filter_subject": _CLOSED_SUBJECT,
-        "ack_policy": "none",
-        "deliver_policy": "new",
-        "mem_storage": True,
-        "inactive_threshold": 10 * _NS,
-        "metadata": {"relay.provisioning": uuid4().hex},
-    }
-    request = subjects.api_consumer_create(subjects.STATUS_STREAM, _LOCK_CONSUMER, _CLOSED_SUBJECT)
-    try:
-        await api_request(client, request, {"stream_name": subjects.STATUS_STREAM, "config": lock, "action": "create"})
-    except JetStreamError as error:
-        if error.err_code != CONSUMER_EXISTS:
-            raise
-        raise UnsafeChange([f"{change}: somebody else is changing the lanes at this moment; try again"]) from error
-
-
-async def _require_last_sequence(client: FrameClient, change: LaneChange) -> None:
-    # A publish that the server must refuse. It queues up behind every update that is still on its way into the stream,
-    # and the server looks at the last sequence first: an error about the message id means that the sequence is right.
-    conditions = {
-        "Nats-Expected-Last-Sequence": str(change.last_sequence),
-        "Nats-Expected-Last-Msg-Id": _CLOSED_SUBJECT,
-    }
-    try:
-        await publish_confirmed(client, _CLOSED_SUBJECT, b"", conditions)
-    except JetStreamError as error:
-        if error.err_code == WRONG_LAST_MESSAGE_ID:
-            return
-        if error.err_code != WRONG_LAST_SEQUENCE:
-            raise
-    raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
-
-
 async def _apply(client: FrameClient, step: Step) -> None:
     match step.verb, step.kind:
         case Verb.LEFT, _:
@@ -320,7 +255,7 @@ async def _apply(client: FrameClient, step: Step) -> None:
         case Verb.CHANGED, Kind.STREAM:
             await api_request(client, subjects.api_stream_update(step.name), step.config)
         case _:
-            # Saying which of the two it is keeps a create from becoming an update of somebody else's newer consumer.
+            # With the action given, a create cannot become an update of a consumer that somebody else has just made.
             action = "create" if step.verb is Verb.CREATED else "update"
             request = subjects.api_consumer_create(subjects.STATUS_STREAM, step.name, step.config["filter_subject"])
             body = {"stream_name": subjects.STATUS_STREAM, "config": dict(step.config), "action": action}

@@ -1,0 +1,83 @@
+"""Changing the number of lanes of a status stream that is in use."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+from uuid import uuid4
+
+from relay.contract import subjects
+from relay.contract.errors import JetStreamError, UnsafeChange
+from relay.nats.connection import Requester, api_request, publish_confirmed
+from relay.nats.err_codes import CONSUMER_EXISTS, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
+from relay.topology.plan import LaneChange
+
+_LOCK_CONSUMER: Final = "relay-changing-lanes"
+_LOCK_EXPIRES_NS: Final = 10_000_000_000
+_CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
+
+
+@contextlib.asynccontextmanager
+async def intake_closed(client: Requester, change: LaneChange) -> AsyncGenerator[None]:
+    """A block in which every stored update is settled and none can arrive: the block updates the stream.
+
+    Otherwise an update in its job's old lane could be overtaken by a later one in the new lane. According to the plan
+    everything up to `change.last_sequence` is settled. So it is enough to stop the intake, and to check that nothing
+    came after that. Meanwhile (a few milliseconds) no stream captures `job.status.*`: producers get an error, and
+    publish again. The block's update opens the intake again; if the block fails, it is opened here; if this process is
+    killed, the next provisioning does it.
+
+    Raises UnsafeChange if an update came meanwhile, or if somebody else changes the lanes; and as `api_request` does.
+    """
+    await _lock(client, change)
+    try:
+        config = (await api_request(client, subjects.api_stream_info(subjects.STATUS_STREAM)))["config"]
+        if subjects.lanes_of_transform(config["subject_transform"]) != change.old:
+            raise UnsafeChange([f"{change}: somebody else has changed the lanes meanwhile; try again"])
+        update = subjects.api_stream_update(subjects.STATUS_STREAM)
+        await api_request(client, update, config | {"subjects": [_CLOSED_SUBJECT]})
+        try:
+            await _require_last_sequence(client, change)
+            yield
+        except BaseException:
+            await api_request(client, update, config | {"subjects": [subjects.STATUS_SUBJECTS]})
+            raise
+    finally:
+        await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, _LOCK_CONSUMER))
+
+
+async def _lock(client: Requester, change: LaneChange) -> None:
+    # Two processes could undo each other's change and let updates in between. Of consumers with one name and different
+    # configurations the server creates only the first. It expires by itself if this process is killed.
+    lock: dict[str, Any] = {
+        "name": _LOCK_CONSUMER,
+        "filter_subject": _CLOSED_SUBJECT,
+        "ack_policy": "none",
+        "deliver_policy": "new",
+        "mem_storage": True,
+        "inactive_threshold": _LOCK_EXPIRES_NS,
+        "metadata": {"relay.provisioning": uuid4().hex},
+    }
+    request = subjects.api_consumer_create(subjects.STATUS_STREAM, _LOCK_CONSUMER, _CLOSED_SUBJECT)
+    try:
+        await api_request(client, request, {"stream_name": subjects.STATUS_STREAM, "config": lock, "action": "create"})
+    except JetStreamError as error:
+        if error.err_code != CONSUMER_EXISTS:
+            raise
+        raise UnsafeChange([f"{change}: somebody else is changing the lanes at this moment; try again"]) from error
+
+
+async def _require_last_sequence(client: Requester, change: LaneChange) -> None:
+    # A publish that the server must refuse. It is processed after every update that is on its way into the stream. The
+    # server checks the last sequence first: an error about the message id means that the sequence is right.
+    conditions = {
+        "Nats-Expected-Last-Sequence": str(change.last_sequence),
+        "Nats-Expected-Last-Msg-Id": _CLOSED_SUBJECT,
+    }
+    try:
+        await publish_confirmed(client, _CLOSED_SUBJECT, b"", conditions)
+    except JetStreamError as error:
+        if error.err_code == WRONG_LAST_MESSAGE_ID:
+            return
+        if error.err_code != WRONG_LAST_SEQUENCE:
+            raise
+    raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
