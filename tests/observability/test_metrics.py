@@ -34,6 +34,7 @@ def test_what_happens_is_counted():
     metrics.at_hand(1, 9)
     metrics.lane_taken(0, "expired")
     metrics.lane_taken(1, "handed_over")
+    metrics.backlog(0, 3, 1.5)
     metrics.lane_left(0, "lost")
     metrics.backlog(1, 11, 2.5)
     metrics.receipt_dropped()
@@ -112,3 +113,14 @@ def test_buckets(name):
     prefix = f"relay_{name}_seconds_bucket{{le="
     bounds = [key.removeprefix(prefix)[:-1] for key, _ in series(Metrics(lanes=1)) if key.startswith(prefix)]
     assert (bounds[0], bounds[-2], bounds[-1]) == ("5e-05", "60.0", "+Inf")
+
+
+def test_durations_fall_into_their_buckets():
+    """A duration is counted in every bucket that reaches it, and in no smaller one."""
+    metrics = Metrics(lanes=1)
+    metrics.loop_lagged(0.000_2)
+    metrics.loop_lagged(0.000_3)
+    metrics.loop_lagged(61)
+    found = dict(series(metrics))
+    counts = [found[f"relay_event_loop_lag_seconds_bucket{{le={le}}}"] for le in ("0.0001", "0.0002", "60.0", "+Inf")]
+    assert counts == [0, 1, 2, 3]
