@@ -41,7 +41,7 @@ async def test_selections(dlq):
         ([1, 2], Selection(limit=2)),
         ([2], Selection(reason=Reason.TOO_LARGE, limit=1)),
         ([2, 3], Selection(since=letters[1].stored_at)),
-        ([3], Selection(job=JOB, since=letters[1].stored_at)),
+        ([3], Selection(sequences=(1, 3), since=letters[1].stored_at)),
         ([], Selection(since=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))),
         ([1, 3], Selection(sequences=(3, 1, 9, 3))),
         ([], Selection(job="nobody")),
