@@ -38,11 +38,8 @@ def update(**members):
 
 def raw(metadata, status="accepted"):
     """An update with the given bytes in the place of its metadata."""
-    return b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":"%s","metadata":%s}' % (
-        JOB.encode(),
-        status.encode(),
-        metadata,
-    )
+    fields = (JOB.encode(), status.encode(), metadata)
+    return b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":"%s","metadata":%s}' % fields
 
 
 def nested(depth):
@@ -72,47 +69,27 @@ def test_an_envelope_is_taken_off_and_nothing_else_changes():
 
 
 REPAIRS = {
-    "no message_type": (
-        update(message_type=...),
-        b'"accepted","metadata":null',
-        Repair.MESSAGE_TYPE_ADDED,
-    ),
-    "completed, metadata null": (update(status="completed"), b'"completed","metadata":{}', Repair.METADATA_ADDED),
-    "completed, no metadata": (
-        update(status="completed", metadata=...),
-        b'"completed","metadata":{}',
-        Repair.METADATA_ADDED,
-    ),
-    "streaming_ready, no metadata": (
-        update(status="streaming_ready", metadata=...),
-        b'"streaming_ready","metadata":{}',
-        Repair.METADATA_ADDED,
-    ),
-    "upper case": (update(uuid=JOB.upper()), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
-    "no hyphens": (update(uuid=JOB.replace("-", "")), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
-    "braces": (update(uuid=f"{{{JOB}}}"), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
-    "urn": (update(uuid=f"urn:uuid:{JOB}"), b'"accepted","metadata":null', Repair.UUID_RESPELLED),
+    Repair.MESSAGE_TYPE_ADDED: [{"message_type": ...}],
+    Repair.METADATA_ADDED: [
+        {"status": s, "metadata": m} for s in ("completed", "streaming_ready") for m in (None, ...)
+    ],
+    Repair.UUID_RESPELLED: [{"uuid": u} for u in (JOB.upper(), JOB.replace("-", ""), f"{{{JOB}}}", f"urn:uuid:{JOB}")],
 }
 
 
-@pytest.mark.parametrize("case", REPAIRS)
-def test_what_would_only_hurt_is_repaired(case):
-    """Each repairable flaw is mended, and the repair is named for the metrics."""
-    body, rest, repair = REPAIRS[case]
-    text = b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":%s}' % (JOB.encode(), rest)
-    assert Frame(text, json.loads(text)["status"], (repair,)) == decode(body, JOB)
+@pytest.mark.parametrize(("repair", "members"), [(repair, each) for repair, all_ in REPAIRS.items() for each in all_])
+def test_repairs(repair, members):
+    """Each defect that can be repaired is, and the repair is named for the metrics."""
+    status, metadata = members.get("status", "accepted"), b"{}" if repair is Repair.METADATA_ADDED else b"null"
+    assert Frame(raw(metadata, status), status, (repair,)) == decode(update(**members), JOB)
 
 
 def test_repairs_add_up():
     """An envelope around an update with every flaw at once yields one clean frame, each repair named."""
     inner = {"uuid": JOB.upper(), "status": "failed", "metadata": {"a\0": ["\0"]}}
     body = json.dumps({"type": "job_status_update", "payload": inner}).encode()
-    text = (
-        b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":"failed","metadata":{"a\\ufffd": ["\\ufffd"]}}'
-        % JOB.encode()
-    )
     repairs = (Repair.UUID_RESPELLED, Repair.MESSAGE_TYPE_ADDED, Repair.NUL_REPLACED)
-    assert Frame(text, "failed", repairs) == decode(body, JOB)
+    assert Frame(raw(b'{"a\\ufffd": ["\\ufffd"]}', "failed"), "failed", repairs) == decode(body, JOB)
 
 
 def test_a_rewrite_leaves_the_bytes_of_the_metadata_alone():
@@ -238,27 +215,23 @@ def test_what_the_facilitator_would_choke_on_is_caught(reason, body):
     assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
 
 
-ERRORS = {
-    update(extra=1): "not a job status update: Object contains unknown field `extra`",
-    update(uuid=1): "not a job status update: Expected `str`, got `int` - at `$.uuid`",
-    update(metadata={"miner_response": {}}): (
-        "not a job status update: Object missing required field `docker_process_stderr`"
-        " - at `$.metadata.miner_response`"
-    ),
-    raw(b'{"x":NaN}'): "not JSON that every reader understands alike: NaN is not a JSON value",
-    raw(b'{"x":1e999}'): ("not JSON that every reader understands alike: the number '1e999' is too large for a float"),
-    raw(b'{"a\\n":1,"a\\n":2}'): (
-        "not JSON that every reader understands alike: the key 'a\\n' occurs twice in one object"
-    ),
-    update(uuid=OTHER_JOB): f"the subject names job {JOB}, the body job {OTHER_JOB} - at `$.uuid`",
-    b"[]": "not a JSON object, but an array",
-}
+ERRORS = [
+    (update(extra=1), ["`extra`"]),
+    (update(uuid=1), ["`str`", "`int`", "`$.uuid`"]),
+    (update(metadata={"miner_response": {}}), ["`docker_process_stderr`", "`$.metadata.miner_response`"]),
+    (raw(b'{"x":NaN}'), ["NaN"]),
+    (raw(b'{"x":1e999}'), ["'1e999'"]),
+    (raw(b'{"a\\n":1,"a\\n":2}'), [r"'a\n'", "twice"]),
+    (update(uuid=OTHER_JOB), [JOB, OTHER_JOB, "`$.uuid`"]),
+    (b"[]", ["an array"]),
+]
 
 
-@pytest.mark.parametrize("body", ERRORS)
-def test_an_error_says_what_is_wrong_and_where(body):
-    """The sentence names the place in the document where there is one, and fits a header whatever it quotes."""
-    assert ERRORS[body] == decode(body, JOB).error
+@pytest.mark.parametrize(("body", "named"), ERRORS)
+def test_an_error_names_what_is_wrong_and_where(body, named):
+    """The error names the field or the value, and its place in the document where there is one."""
+    error = decode(body, JOB).error
+    assert [] == [name for name in named if name not in error]
 
 
 def test_an_error_does_not_echo_what_is_huge():
@@ -274,9 +247,7 @@ def test_a_subject_must_name_its_job_in_one_spelling(token):
     """A token that is not a lower-case UUID with hyphens is refused, and the error shows how it is spelled."""
     outcome = decode(update(), token)
     assert Reason.INVALID_UUID is outcome.reason
-    assert outcome.error.endswith(
-        "must end in a UUID in lower case with hyphens, as in job.status.123e4567-e89b-42d3-a456-426614174000"
-    )
+    assert "as in job.status.123e4567-e89b-42d3-a456-426614174000" in outcome.error
 
 
 def test_the_largest_frame_is_still_taken():
@@ -441,17 +412,8 @@ def test_a_message_with_a_message_type_is_a_push(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "x",
-        "[]",
-        "{}",
-        '{"status":"maybe"}',
-        '{"status":["success"]}',
-        '{"message_type":null}',
-        b"\xff",
-        "\ud800",
-        "[" * 10_000,
-        '{"uuid":' + "[" * 10_000,
+        *("", "x", "[]", "{}", '{"status":"maybe"}', '{"status":["success"]}', '{"message_type":null}'),
+        *(b"\xff", "\ud800", "[" * 10_000, '{"uuid":' + "[" * 10_000),
     ],
 )
 def test_what_is_neither_reply_nor_push_is_not_understood(text):
