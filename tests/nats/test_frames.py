@@ -172,3 +172,15 @@ async def test_a_subscription_that_is_refused(nc):
     others = await subscribed(nc, "out")
     await nc.publish("out", b"theirs")
     assert [b"theirs"] == [message.data for message in await heard(others, 1)]
+
+
+async def test_cancelled_as_the_answer_comes(nc):
+    """A request that is cancelled at the moment of its answer ends with the cancellation."""
+    silent = await nc.subscribe("silent")
+    asking = asyncio.create_task(nc.request("silent", timeout=TIMEOUT_S))
+    await silent.next_msg(TIMEOUT_S)
+    [answer] = nc._resp_map.values()
+    answer.set_result(Msg(nc))
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
