@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 
 from bench.arrivals import Arrivals, answer, run
 from bench.load import sent_ns_of
@@ -21,11 +22,12 @@ async def main() -> None:
     arrivals = Arrivals()
     started = asyncio.Barrier(LANES + 1)
 
-    def take(delivery: Delivery) -> None:
-        sent_ns = sent_ns_of(delivery.body)
-        if sent_ns is not None:
-            arrivals.record(sent_ns)
-        delivery.ack()
+    def take(deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            sent_ns = sent_ns_of(delivery.body)
+            if sent_ns is not None:
+                arrivals.record(sent_ns)
+        deliveries[0].ack(*deliveries[1:])
 
     nc = await connect(NatsSettings(urls=(os.environ["BENCH_NATS_URL"],)), name="bench-floor-pull")
     async with asyncio.TaskGroup() as group:
@@ -42,7 +44,7 @@ async def main() -> None:
                 batch=LANE_CAPACITY // 2,
                 expires_s=PULL_EXPIRES_S,
                 room=lambda: LANE_CAPACITY,
-                on_delivery=take,
+                on_deliveries=take,
                 on_start=on_start,
             )
             pulling.append(group.create_task(consumer.run()))

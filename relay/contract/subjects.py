@@ -48,7 +48,12 @@ HISTORY_HEADER: Final = "Relay-History"
 ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
 """Prefix, in a dead letter, of those headers of the original update that the server would act on (`Nats-*`)."""
 
-_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+JOB_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+"""A UUID in the one spelling that is allowed in a subject: lower case, with hyphens.
+
+The lane of a job is computed from the characters of the token. If two spellings were allowed, updates of one job could
+travel in two lanes and overtake each other.
+"""
 _UNSAFE_IN_TOKEN: Final = re.compile(r"[^0-9A-Za-z_-]")
 _FNV_OFFSET_32: Final = 0x811C9DC5
 _FNV_PRIME_32: Final = 0x01000193
@@ -74,12 +79,8 @@ class Reason(StrEnum):
 
 
 def is_job_uuid(token: str) -> bool:
-    """Whether `token` is a UUID in the one spelling that is allowed in a subject: lower case, with hyphens.
-
-    The lane of a job is computed from the characters of the token. If two spellings were allowed, updates of one job
-    could travel in two lanes and overtake each other.
-    """
-    return _UUID.fullmatch(token) is not None
+    """Whether `token` is a UUID in the one spelling that is allowed in a subject: see JOB_UUID."""
+    return JOB_UUID.fullmatch(token) is not None
 
 
 def lane_of(token: str, lanes: int) -> int:

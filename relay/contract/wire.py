@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from pydantic_core.core_schema import ErrorType
 
 from relay.contract.model import INT32_MAX, INT32_MIN, MESSAGE_TYPE, JobStatus
-from relay.contract.subjects import Reason, is_job_uuid
+from relay.contract.subjects import JOB_UUID, Reason
 from relay.contract.text import ascii_line
 
 MAX_FRAME_BYTES: Final = 16_777_216
@@ -163,26 +163,28 @@ def decode(body: bytes, token: str) -> Frame | Fault:
 
 
 def _decode(body: bytes, token: str) -> Frame:
-    _check_size(body)
-    if not is_job_uuid(token):
+    if len(body) > MAX_FRAME_BYTES:
+        raise _too_large(body)
+    if JOB_UUID.fullmatch(token) is None:
         wanted = "a UUID in lower case with hyphens, as in job.status.123e4567-e89b-42d3-a456-426614174000"
         raise _Unfit(Reason.INVALID_UUID, f"the subject ends in {_echo(token)}, but must end in {wanted}")
     text, nuls = _ESCAPED_NUL.subn(rb"\1\\ufffd", body) if b"\\u0000" in body else (body, 0)
     update, text = _typed(text)
-    _check_status(update.status)
+    if not isinstance(update.status, str) or update.status not in _STATUSES:
+        raise _unknown_status(update.status)
     repairs = _repairs(update, token)
     if repairs:
         text = _rewritten(text, token, fill_metadata=Repair.METADATA_ADDED in repairs)
-        _check_size(text)
+        if len(text) > MAX_FRAME_BYTES:
+            raise _too_large(text)
     if nuls:
         repairs += (Repair.NUL_REPLACED,)
     return Frame(text, update.status, repairs)
 
 
-def _check_size(text: bytes) -> None:
-    if len(text) > MAX_FRAME_BYTES:
-        limit = f"the Facilitator takes at most {MAX_FRAME_BYTES}"
-        raise _Unfit(Reason.TOO_LARGE, f"the update has {len(text)} bytes, {limit}: shorten its output")
+def _too_large(text: bytes) -> _Unfit:
+    limit = f"the Facilitator takes at most {MAX_FRAME_BYTES}"
+    return _Unfit(Reason.TOO_LARGE, f"the update has {len(text)} bytes, {limit}: shorten its output")
 
 
 def _typed(text: bytes) -> tuple[_Update, bytes]:
@@ -239,11 +241,10 @@ def _refuse_constant(name: str) -> None:
 _SCANNER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
 
 
-def _check_status(status: Any) -> None:
-    if not isinstance(status, str) or status not in _STATUSES:
-        shown = _echo(status) if isinstance(status, str) else _kind(status)
-        known = " ".join(JobStatus)
-        raise _Unfit(Reason.UNKNOWN_STATUS, f"status is {shown} - at `$.status`; it must be one of: {known}")
+def _unknown_status(status: Any) -> _Unfit:
+    shown = _echo(status) if isinstance(status, str) else _kind(status)
+    known = " ".join(JobStatus)
+    return _Unfit(Reason.UNKNOWN_STATUS, f"status is {shown} - at `$.status`; it must be one of: {known}")
 
 
 def _repairs(update: _Update, token: str) -> tuple[Repair, ...]:
@@ -329,6 +330,7 @@ class _Incoming(Struct, frozen=True, gc=False):
 
 
 _INCOMING: Final = msgspec.json.Decoder(_Incoming)
+_NO_ERRORS: Final = Raw(b"[]")
 _ERRORS: Final = msgspec.json.Decoder(tuple[_IncomingError, ...])
 _PUSH_KINDS: Final = {"V2JobRequest": PushKind.REQUEST, "V0JobCheated": PushKind.CHEATED}
 
@@ -337,27 +339,24 @@ def decode_incoming(text: str | bytes) -> Reply | Push | None:
     """What the Facilitator sent: a push if it has a `message_type`, else a reply; None if it is neither."""
     try:
         message = _INCOMING.decode(text)
-        if message.message_type is UNSET:
-            return _reply(message)
     except (ValueError, RecursionError):
         return None
-    return _push(message)
-
-
-def _reply(message: _Incoming) -> Reply | None:
+    if message.message_type is not UNSET:
+        return _push(message)
     if message.status not in ("success", "error"):
         return None
+    return Reply(message.status, () if message.errors == _NO_ERRORS else _reply_errors(message.errors))
+
+
+def _reply_errors(errors: Raw) -> tuple[ReplyError, ...]:
     try:
-        errors = _ERRORS.decode(message.errors)
-    except msgspec.DecodeError:
-        errors = ()  # still a reply: to overlook it would pair every later one with the wrong update
-    return Reply(
-        message.status,
-        tuple(
-            ReplyError(ascii_line(error.type, _MAX_ERROR_CHARS), ascii_line(error.msg, _MAX_ERROR_CHARS))
-            for error in errors
-        ),
-    )
+        return tuple(map(_bounded, _ERRORS.decode(errors)))
+    except (ValueError, RecursionError):
+        return ()  # still a reply: to overlook it would pair every later one with the wrong update
+
+
+def _bounded(error: _IncomingError) -> ReplyError:
+    return ReplyError(ascii_line(error.type, _MAX_ERROR_CHARS), ascii_line(error.msg, _MAX_ERROR_CHARS))
 
 
 def _push(message: _Incoming) -> Push | None:

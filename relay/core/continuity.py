@@ -3,17 +3,17 @@
 An update can be delivered and never arrive: to a worker that died, or into a connection that broke. The server
 delivers it again after `ack_wait`, but by then newer ones may have come, even of the same job. Sent at once, they
 would overtake it. So a lane is held in two cases: when a worker takes it over, and when the consumer's own
-delivery count shows a gap. It is let go when the server has no more updates pending than are at hand:
+delivery count shows a gap. It is released when the server has no more updates pending than are at hand:
 
     pending      updates delivered and not acknowledged, as the server counts them
     delivered    the highest stream sequence delivered so far
     passes       at hand, up to `delivered`  >=  pending
 
-or, so that a miscount cannot stop a lane for ever, when `patience_s` is over.
+or, so that a miscount cannot stop a lane for ever, when `patience_s` has passed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -30,47 +30,53 @@ class ConsumerState:
     waiting: int = 0
     """Updates in the lane that were never delivered (`num_pending`)."""
     told_at_s: float = 0.0
-    """When it said so, in seconds of Unix time on its clock."""
+    """When the server said so: Unix time, on its clock."""
     made_at_s: float = -math.inf
-    """When the consumer was made (`created`), in seconds of Unix time, on the server's clock."""
+    """When the consumer was made (`created`): Unix time, on the server's clock."""
 
 
 def patience_s(ack_wait_s: float) -> float:
-    """How long to wait for what is missing, in seconds: two redeliveries, of which the first may get lost as well."""
+    """How long to wait for what is missing: time for two redeliveries, because the first may get lost as well."""
     return 2 * ack_wait_s + 1
 
 
 class Continuity:
-    """Watches one consumer's deliveries for gaps, and says while the lane must be held because of one."""
+    """Watches one consumer's deliveries for gaps, and says whether the lane must be held because of one."""
 
     def __init__(self, patience_s: float) -> None:
         self.held = True
-        """True from the start: what the worker before us had in hand is not known yet."""
+        """True from the start: what the worker before this one had in hand is not known yet."""
         self._patience_s = patience_s
         self._next: int | None = None
         self._give_up_s = 0.0
         self._owed = 0
         self._owed_up_to = 0
 
-    def began(self, state: ConsumerState, now: float) -> None:
-        """Pulling starts, or starts over: the server has all its patience again."""
+    def began(self, state: ConsumerState, now_s: float) -> None:
+        """Pulling starts, or starts over: what is missing has the full patience again."""
         if self._next is None:
-            # The worker before us may acknowledge late what has come back to us already. The server would then have
-            # no more pending than we have at hand, although something is missing still.
+            # The worker before this one may acknowledge late what has come back already. The server would then have
+            # no more pending than are at hand, although something is still missing.
             self._owed, self._owed_up_to = state.pending, state.delivered
-        self._expect(state.delivered_count, unbroken=self._next == state.delivered_count + 1, now=now)
-        self.be_patient(now)
+        if self._next != state.delivered_count + 1:
+            self.held = True
+        self._next = state.delivered_count + 1
+        self.be_patient(now_s)
 
-    def be_patient(self, now: float) -> None:
-        """Nothing could come until now, so what is missing has all the time again."""
-        self._give_up_s = now + self._patience_s
+    def be_patient(self, now_s: float) -> None:
+        """Nothing could come until now, so what is missing has the full patience again."""
+        self._give_up_s = now_s + self._patience_s
 
-    def delivered(self, consumer_sequence: int, now: float) -> None:
-        """An update was delivered to us, as number `consumer_sequence` of all deliveries of the consumer."""
-        self._expect(consumer_sequence, unbroken=self._next == consumer_sequence, now=now)
+    def delivered(self, consumer_sequences: Iterable[int], now_s: float) -> None:
+        """Updates came, with these numbers in the consumer's count of all its deliveries."""
+        for number in consumer_sequences:
+            if number != self._next:
+                self.held = True
+                self.be_patient(now_s)
+            self._next = number + 1
 
-    def resolve(self, state: ConsumerState, count_up_to: Callable[[int], int], now: float) -> int:
-        """Look at a hold again; returns how many updates are missing, and lets go if none is or patience is over.
+    def resolve(self, state: ConsumerState, count_up_to: Callable[[int], int], now_s: float) -> int:
+        """Look at a hold again; returns how many updates are missing. Releases if none is, or patience is over.
 
         `count_up_to` counts the updates at hand up to a stream sequence.
         """
@@ -78,16 +84,7 @@ class Continuity:
         missing = max(0, state.pending - count_up_to(state.delivered), owed)
         # A look that is older than the latest delivery knows nothing of a gap before that.
         current = self._next is None or state.delivered_count + 1 >= self._next
-        if (missing == 0 and current) or self.is_patience_over(now):
+        if (missing == 0 and current) or now_s >= self._give_up_s:
             self.held = False
             self._owed = 0
         return missing
-
-    def is_patience_over(self, now: float) -> bool:
-        return now >= self._give_up_s
-
-    def _expect(self, delivered_count: int, *, unbroken: bool, now: float) -> None:
-        self._next = delivered_count + 1
-        if not unbroken:
-            self.held = True
-            self.be_patient(now)

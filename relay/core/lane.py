@@ -1,200 +1,216 @@
 """The order of one lane: which update of which job may go next.
 
-The server promises no order among redeliveries, so the lane makes its own. It sorts the updates at hand of each
-job by stream sequence and lets out only the first, the *head*; the job's later updates wait until that one is
-settled. Heads of different jobs do not wait for each other.
+The server promises no order among redeliveries, so the lane makes its own. It sorts the updates at hand of each job by
+stream sequence and gives out only the first, the *head*. The job's later updates wait until the head is settled. Heads
+of different jobs do not wait for each other.
 
-    deliver ──► QUEUED ──(first of its job)──► READY ──take──► OUT ──settle──► forgotten
-                   ▲                             ▲              │
-                   │ an older one came back      ├── put_back ──┤
-                   └─────────────────────────────┤              │
-                                              WAITING ◄─ retry ─┘
+    admit ──► QUEUED ──(first of its job)──► READY ──take──► OUT ──settle──► forgotten
+                 ▲                             ▲              │
+                 │ an older one came back      ├── put_back ──┤
+                 └─────────────────────────────┤              │
+                                            WAITING ◄─ retry ─┘
 
 A lane holds at most as many updates as its consumer's `max_ack_pending`: the server delivers no more.
 """
 
-import enum
 import heapq
 import math
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from operator import attrgetter
+from typing import Final
 
-from relay.contract.wire import Frame
+from relay.contract.subjects import token_of_stored
+from relay.contract.wire import Fault, decode
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.progress import LaneProgress, SettlementLog
-from relay.core.verdict import DeadLetter, Outcome
-
-D = TypeVar("D")
+from relay.core.trace import parse_traceparent, traceparent_of
+from relay.core.update import Admission, DeadLetterHorizon, DeliveryLike, State, Update
+from relay.core.verdict import DeadLetter, Outcome, Retry, RetryPolicy, judge_drop
 
 _SETTLED_REMEMBERED: Final = 4096
-"""How many settled sequences a lane remembers, to settle them the same way if a lost ack brings them back."""
-
-
-class State(enum.Enum):
-    QUEUED = enum.auto()  # behind an older update of its job
-    READY = enum.auto()  # the head of its job, free to go
-    OUT = enum.auto()  # taken: at the Facilitator, or on its way to the dead letters
-    WAITING = enum.auto()  # the head of its job, waiting out a backoff
-
-
-@dataclass(slots=True, eq=False)
-class Update(Generic[D]):
-    """One update at hand, from its delivery until it is settled."""
-
-    lane: "Lane[D]"
-    sequence: int
-    """Stream sequence: the order in which updates of one job must arrive."""
-    job: str
-    delivery: D
-    """What to settle it with; the newest one, because a redelivery replaces it."""
-    frame: Frame | None
-    """What to send to the Facilitator; None if it cannot be sent and `doom` says why."""
-    doom: DeadLetter | None = None
-    """Set once it is decided that the dead-letter stream is where this update ends."""
-    unsure: bool = False
-    """It may be a dead letter already, written by a worker that died before it could end the update."""
-    attempts: int = 0
-    """Answers, or suspected drops, that were this update's own fault."""
-    received_s: float | None = None
-    """When it came to hand, on the monotonic clock; None once it was sent."""
-    touched_s: float = 0.0
-    """When the server last heard that it is worked on: its delivery or the latest +WPI."""
-    delivered_s: float = 0.0
-    """When it came to hand for the first time, on the monotonic clock."""
-    state: State = State.QUEUED
+"""How many settled sequences a lane remembers: a lost ack brings them back, and they are settled the same way again."""
+_CLOCK_SKEW_S: Final = 60.0
+"""By how much the clocks of the servers that lead the two streams may differ."""
+_sequence_of = attrgetter("sequence")
+_consumer_sequence_of = attrgetter("consumer_sequence")
 
 
 @dataclass(slots=True)
-class _Job(Generic[D]):
-    queue: list[Update[D]] = field(default_factory=list["Update[D]"])
-    out: Update[D] | None = None
+class _Job:
+    queue: list[Update] = field(default_factory=list[Update])
+    """Its updates at hand, by stream sequence; the first is the head."""
+    out: Update | None = None
+    """The one that is OUT. It need not be the head: an older one may have come back meanwhile."""
 
 
-class Lane(Generic[D]):
-    """The updates at hand of one lane. `D` is the type of the delivery handle, which the lane only carries."""
+class Lane:
+    """The updates at hand of one lane. Every decision about them is made here, and none waits.
 
-    def __init__(self, number: int, continuity: Continuity) -> None:
+    Args:
+        horizon: tells which updates may have a dead letter already.
+    """
+
+    def __init__(self, number: int, continuity: Continuity, horizon: DeadLetterHorizon) -> None:
         self.number = number
         self.continuity = continuity
         """While it holds the lane nothing is given out: an older update may still be on its way."""
         self.ours_until_s = math.inf
         """When the lease on the lane ends, on the monotonic clock: from then on nothing is given out."""
-        self._at_hand: dict[int, Update[D]] = {}
-        self._jobs: dict[str, _Job[D]] = {}
-        # An entry here may not be its job's head any more, because an older one came back; `_goes_out` sees to it.
-        self._ready: list[tuple[int, Update[D]]] = []
-        self._waiting: list[tuple[float, int, Update[D]]] = []
-        self.doomed: deque[Update[D]] = deque()
-        """Heads that are for the dead letters, for `take_doomed`."""
+        self.ready: list[tuple[int, Update]] = []
+        """A heap of the heads that may be sent, by sequence. An entry may not be its job's head any more."""
+        self.dead_letters: deque[Update] = deque()
+        """The heads that are for the dead-letter stream, in the order in which they became heads; likewise."""
+        self._waiting: list[tuple[float, int, Update]] = []
+        """A heap of the heads that wait out a backoff, by when they are due; likewise."""
+        self._horizon = horizon
+        self._consumer_made_at_s = math.inf
+        self._at_hand: dict[int, Update] = {}
+        self._jobs: dict[str, _Job] = {}
         self._settled: OrderedDict[int, Outcome] = OrderedDict()
-        self.coverage = SettlementLog()
-        """What is known of deliveries, for `standing`."""
+        self._log = SettlementLog()
 
     def __repr__(self) -> str:
-        held = ", held" if self.continuity.held else ""
+        held = ", held" if self.held else ""
         return f"<Lane {self.number}: {len(self._at_hand)} at hand, {self.out} out{held}>"
 
     def __len__(self) -> int:
         return len(self._at_hand)
 
+    # --- what is known
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is given out, because an older update may still be on its way."""
+        return self.continuity.held
+
     @property
     def out(self) -> int:
-        """How many updates are taken and neither settled nor back."""
+        """How many updates are OUT."""
         return sum(job.out is not None for job in self._jobs.values())
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing can be sent, because every update at hand is out, waiting, or behind one that is."""
-        return not self._ready
-
-    def at_hand(self) -> Iterator[Update[D]]:
-        """Every update not settled yet, in no particular order."""
+    def at_hand(self) -> Iterator[Update]:
+        """Every update that is not settled yet, in no particular order."""
         return iter(self._at_hand.values())
 
-    def count_up_to(self, sequence: int) -> int:
-        """How many updates at hand have a stream sequence of at most `sequence`."""
-        return sum(held <= sequence for held in self._at_hand)
+    def unsent(self) -> list[Update]:
+        """What is at hand and not OUT: a worker that stops gives it back to the server."""
+        return [update for update in self._at_hand.values() if update.state is not State.OUT]
 
-    def standing(self, job: str) -> LaneProgress:
+    def outcome_of(self, sequence: int) -> Outcome | None:
+        """How a recently settled update was settled; None if it was not, or too long ago."""
+        return self._settled.get(sequence)
+
+    def progress(self, job: str) -> LaneProgress:
         """What is known here of how far the updates of `job` got."""
         found = self._jobs.get(job)
         at_hand = tuple(update.sequence for update in found.queue) if found else ()
-        return self.coverage.standing(job, at_hand, flowing=not self.continuity.held)
+        return self._log.progress(job, at_hand, flowing=not self.held)
 
-    def let_go(self, state: ConsumerState, missing: int) -> None:
-        """The lane is not held any more, upon `state` and although `missing` updates had not come back."""
-        at_hand = {job: tuple(update.sequence for update in found.queue) for job, found in self._jobs.items()}
-        self.coverage.let_go(state, missing, at_hand)
+    # --- what the server delivers
 
-    def redelivered(self, sequence: int, delivery: D, now: float) -> bool:
-        """Take `delivery` as the new handle of an update already at hand; False if it is not at hand."""
-        update = self._at_hand.get(sequence)
-        if update is None:
-            return False
-        update.delivery = delivery
-        update.touched_s = now
-        return True
+    def began(self, state: ConsumerState, now_s: float) -> None:
+        """Pulling starts, or starts over, from a consumer in this state."""
+        self.continuity.began(state, now_s)
+        self._log.began(state)
+        self._consumer_made_at_s = state.made_at_s
 
-    def outcome_of(self, sequence: int) -> Outcome | None:
-        """How a recently settled update was settled: its ack was lost if it is delivered again."""
-        return self._settled.get(sequence)
+    def admit(self, deliveries: Sequence[DeliveryLike], now_s: float) -> Admission:
+        """Take in what was delivered, in the order in which it came; at least one.
 
-    def deliver(self, update: Update[D]) -> None:
-        """Take in an update that is neither at hand nor settled."""
-        assert update.sequence not in self._at_hand, "a redelivery is not a new update"
-        self._at_hand[update.sequence] = update
-        job = self._jobs.get(update.job)
-        if job is None:
-            job = self._jobs[update.job] = _Job()
-        insort(job.queue, update, key=_sequence_of)
-        self._promote(job)
+        A delivery is of one of three updates: one at hand, whose handle it replaces; one that was settled before, which
+        the caller has to settle again; or a new one, which is decoded and queued behind the older ones of its job.
+        """
+        admission = Admission()
+        for delivery in deliveries:
+            sequence = delivery.sequence
+            if (update := self._at_hand.get(sequence)) is not None:
+                update.delivery = delivery
+                update.touched_s = now_s
+            elif (outcome := self._settled.get(sequence)) is not None:
+                admission.settled_before.append((delivery, outcome))
+            else:
+                self._enqueue(delivery, now_s, admission)
+        self.continuity.delivered(map(_consumer_sequence_of, deliveries), now_s)
+        admission.held = self.continuity.held
+        self._log.delivered(deliveries, held=admission.held)
+        return admission
 
-    def take(self, now: float) -> Update[D] | None:
-        """The oldest head that is free to be sent; it is OUT from now on. None if there is none."""
-        while self._ready and self._flows(now):
-            update = heapq.heappop(self._ready)[1]
+    def resolve(self, state: ConsumerState, now_s: float) -> int:
+        """Look at a held lane again, upon the consumer's `state`; returns how many updates are missing.
+
+        The lane is released if none is missing, or if it has waited long enough.
+        """
+        missing = self.continuity.resolve(state, self._count_up_to, now_s)
+        if not self.held:
+            at_hand = {job: tuple(update.sequence for update in found.queue) for job, found in self._jobs.items()}
+            self._log.released(state, missing, at_hand)
+        return missing
+
+    # --- what goes out
+
+    def take(self, now_s: float) -> Update | None:
+        """The oldest head that may be sent; it is OUT from now on. None if there is none."""
+        while self.ready and self._flows(now_s):
+            update = heapq.heappop(self.ready)[1]
             if self._goes_out(update):
                 return update
         return None
 
-    def take_doomed(self, now: float) -> Update[D] | None:
-        """The next head that is for the dead letters, to be written or looked up; it is OUT from now on, if any."""
-        while self.doomed and self._flows(now):
-            update = self.doomed.popleft()
+    def take_dead_letter(self, now_s: float) -> Update | None:
+        """The next head for the dead-letter stream, to be written or looked up; it is OUT from now on, if any."""
+        while self.dead_letters and self._flows(now_s):
+            update = self.dead_letters.popleft()
             if self._goes_out(update):
                 return update
         return None
 
-    def put_back(self, update: Update[D]) -> None:
-        """It was not answered, for no fault of its own: it is free to go again."""
-        self._come_in(update, State.QUEUED)
+    # --- what becomes of what went out
 
-    def retry(self, update: Update[D], due_s: float) -> None:
-        """It must wait until `due_s`, and its job's later updates with it."""
-        heapq.heappush(self._waiting, (due_s, update.sequence, update))
-        self._come_in(update, State.WAITING)
+    def fail(self, update: Update, verdict: Retry | DeadLetter, now_s: float) -> None:
+        """An attempt failed by the update's own fault: it waits for its next attempt, or ends as a dead letter."""
+        update.attempts += 1
+        if isinstance(verdict, Retry):
+            self.retry(update, now_s + verdict.wait_s)
+        else:
+            update.dead_letter = verdict
+            self.put_back(update)
 
-    def wake(self, now: float) -> float | None:
-        """Let go the updates whose wait is over; returns when the next one is due."""
-        while self._waiting:
-            due_s, _, update = self._waiting[0]
-            if due_s > now:
-                return due_s
-            heapq.heappop(self._waiting)
-            update.state = State.QUEUED
-            self._promote(self._jobs[update.job])
-        return None
+    def may_go_again(self, suspect: Update, policy: RetryPolicy, now_s: float, *, blamed: bool, alone: bool) -> bool:
+        """Whether the suspect of a dropped connection is to be sent again, by itself; if not, it is put back.
 
-    def settle(self, update: Update[D], outcome: Outcome) -> None:
-        """It is done with, one way or the other: forget it and let its job's next one go."""
+        `blamed`: the drop counts as an attempt. `alone`: nothing else was on the connection. In company a neighbour may
+        have dropped it, so only an update that was alone is dead-lettered for a drop.
+        """
+        if blamed:
+            suspect.attempts += 1
+            suspect.dead_letter = judge_drop(suspect.attempts, policy) if alone else None
+        if suspect.dead_letter is None and now_s < self.ours_until_s:
+            return True
+        self.put_back(suspect)
+        return False
+
+    def has_no_dead_letter(self, update: Update) -> DeadLetter | None:
+        """The dead-letter stream was asked and does not have `update`: returns the dead letter to write.
+
+        None if it needs none: then it is put back, to be sent.
+        """
+        update.maybe_dead_lettered = False
+        if update.dead_letter is None:
+            self.put_back(update)
+        return update.dead_letter
+
+    def settle(self, update: Update, outcome: Outcome) -> None:
+        """It is done with, one way or the other: forget it, and let its job's next one go."""
         assert update.state is State.OUT, "only what was taken can be settled"
         del self._at_hand[update.sequence]
-        self._remember(update.sequence, outcome)
+        self._settled[update.sequence] = outcome
+        if len(self._settled) > _SETTLED_REMEMBERED:
+            self._settled.popitem(last=False)
         if outcome is Outcome.DEAD_LETTERED:
-            self.coverage.buried(update.job, update.sequence)
+            self._log.dead_lettered(update.job, update.sequence)
         job = self._jobs[update.job]
         job.out = None
         job.queue.remove(update)
@@ -203,24 +219,68 @@ class Lane(Generic[D]):
         else:
             del self._jobs[update.job]
 
-    def unsent(self) -> list[Update[D]]:
-        """What is at hand and not OUT: what a worker that stops gives back to the server."""
-        return [update for update in self._at_hand.values() if update.state is not State.OUT]
+    def put_back(self, update: Update) -> None:
+        """It was not answered, for no fault of its own: it is free to go again."""
+        self._come_in(update, State.QUEUED)
 
-    def _flows(self, now: float) -> bool:
-        return not self.continuity.held and now < self.ours_until_s
+    def retry(self, update: Update, due_s: float) -> None:
+        """It must wait until `due_s`, and its job's later updates with it."""
+        heapq.heappush(self._waiting, (due_s, update.sequence, update))
+        self._come_in(update, State.WAITING)
 
-    def _promote(self, job: _Job[D]) -> None:
+    def wake(self, now_s: float) -> float | None:
+        """Free the updates whose wait is over; returns when the next one is due, None if no other waits."""
+        while self._waiting:
+            due_s, _, update = self._waiting[0]
+            if due_s > now_s:
+                return due_s
+            heapq.heappop(self._waiting)
+            update.state = State.QUEUED
+            self._promote(self._jobs[update.job])
+        return None
+
+    # --- how that is done
+
+    def _enqueue(self, delivery: DeliveryLike, now_s: float, admission: Admission) -> None:
+        token = token_of_stored(delivery.subject)
+        update = Update(self, delivery.sequence, token, delivery, now_s, now_s)
+        content = decode(delivery.body, token)
+        if isinstance(content, Fault):
+            update.dead_letter = DeadLetter(content.reason, content.error)
+        else:
+            update.text, update.status = content.text, content.status
+            admission.repairs.extend(content.repairs)
+        if delivery.headers:
+            traceparent = traceparent_of(delivery.headers)
+            admission.malformed_traceparents += traceparent is not None and parse_traceparent(traceparent) is None
+        # What is delivered for the first time can have a dead letter only if a consumer before this one delivered it.
+        known_s = min(self._horizon.at_start_s, self._consumer_made_at_s)
+        newest_s = self._horizon.newest_s if delivery.deliveries > 1 else known_s
+        update.maybe_dead_lettered = delivery.stored_at_s <= newest_s + _CLOCK_SKEW_S
+        self._at_hand[update.sequence] = update
+        if (job := self._jobs.get(token)) is None:
+            job = self._jobs[token] = _Job()
+        insort(job.queue, update, key=_sequence_of)
+        self._promote(job)
+
+    def _count_up_to(self, sequence: int) -> int:
+        """How many updates at hand have a stream sequence of at most `sequence`."""
+        return sum(at_hand <= sequence for at_hand in self._at_hand)
+
+    def _flows(self, now_s: float) -> bool:
+        return not self.continuity.held and now_s < self.ours_until_s
+
+    def _promote(self, job: _Job) -> None:
         head = job.queue[0]
         if job.out is not None or head.state is not State.QUEUED:
             return
         head.state = State.READY
-        if head.doom is not None or head.unsure:
-            self.doomed.append(head)
+        if head.dead_letter is not None or head.maybe_dead_lettered:
+            self.dead_letters.append(head)
         else:
-            heapq.heappush(self._ready, (head.sequence, head))
+            heapq.heappush(self.ready, (head.sequence, head))
 
-    def _goes_out(self, update: Update[D]) -> bool:
+    def _goes_out(self, update: Update) -> bool:
         """Whether what came up is still its job's head; if so it is OUT."""
         job = self._jobs[update.job]
         if job.queue[0] is not update:  # an older one of its job came back in the meantime
@@ -230,18 +290,51 @@ class Lane(Generic[D]):
         job.out = update
         return True
 
-    def _come_in(self, update: Update[D], state: State) -> None:
+    def _come_in(self, update: Update, state: State) -> None:
         assert update.state is State.OUT, "only what was taken can come back"
         update.state = state
         job = self._jobs[update.job]
         job.out = None
         self._promote(job)
 
-    def _remember(self, sequence: int, outcome: Outcome) -> None:
-        self._settled[sequence] = outcome
-        if len(self._settled) > _SETTLED_REMEMBERED:
-            self._settled.popitem(last=False)
 
+class Turns:
+    """The lanes of one connection, which take turns, so that a busy lane does not starve the others."""
 
-def _sequence_of(update: Update[D]) -> int:
-    return update.sequence
+    def __init__(self) -> None:
+        self.lanes: deque[Lane] = deque()
+        """Those that take part, in the order of their turns."""
+
+    def add(self, lane: Lane) -> None:
+        """From now on it takes part."""
+        self.lanes.append(lane)
+
+    def discard(self, lane: Lane) -> None:
+        """From now on nothing of it is given out."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+
+    def take(self, room: int, now_s: float) -> list[Update]:
+        """Up to `room` heads to send now; they are OUT from now on."""
+        taken: list[Update] = []
+        without = 0
+        while len(taken) < room and without < len(self.lanes):
+            self.lanes.rotate(-1)
+            lane = self.lanes[0]
+            if lane.ready and (update := lane.take(now_s)) is not None:
+                taken.append(update)
+                without = 0
+            else:
+                without += 1
+        return taken
+
+    def take_dead_letter(self, now_s: float) -> Update | None:
+        """The next head for the dead-letter stream; it is OUT from now on, if any."""
+        for lane in self.lanes:
+            if (update := lane.take_dead_letter(now_s)) is not None:
+                return update
+        return None
+
+    def wake(self, now_s: float) -> float | None:
+        """Free the updates whose wait is over; returns when the next one is due, None if no other waits."""
+        return min((due_s for lane in self.lanes if (due_s := lane.wake(now_s)) is not None), default=None)

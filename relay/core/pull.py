@@ -1,7 +1,8 @@
 """How many updates to ask the server for, and what the server's status messages mean for the pulls under way.
 
-JetStream answers a pull request with up to `batch` messages and ends it with a status. All requests share an
-inbox, so they are counted together: `outstanding` is what the server may still send without being asked again.
+JetStream answers a pull request with up to `batch` messages and ends it with a status. All requests share an inbox, so
+they are counted together. The consumer numbers its deliveries, so what is still on request is a difference of two of
+its numbers: up to which delivery was asked for, and up to which delivery came (or got lost on the way).
 """
 
 import enum
@@ -25,7 +26,7 @@ class Signal(enum.Enum):
     ALIVE = enum.auto()
     """The server is there and has nothing for us."""
     ASK_AGAIN = enum.auto()
-    """A request ended; top up."""
+    """A request ended: top up."""
     START_OVER = enum.auto()
     """The server forgot our requests: pull again from a fresh inbox."""
     CONSUMER_GONE = enum.auto()
@@ -33,11 +34,11 @@ class Signal(enum.Enum):
 
 
 def expiry_s(lease_ttl_s: float, ack_wait_s: float) -> float:
-    """How long the server may serve a request, in seconds.
+    """How long the server may serve a request.
 
-    No longer than the worker may hold the lane, because it goes on serving one whose worker has stopped listening. And
-    requests that nobody serves must be noticed, and made anew, while a held lane is still patient with what is missing
-    (see continuity.py): else it would go on without it.
+    No longer than the worker may hold the lane, because the server goes on serving a request whose worker has stopped
+    listening. And requests that nobody serves must be noticed, and made anew, while a held lane still waits for what is
+    missing (see continuity.py): else it would go on without it.
     """
     return min(_LONGEST_S, lease_ttl_s, max(_SHORTEST_S, ack_wait_s))
 
@@ -58,28 +59,45 @@ class PullWindow:
         self.expires_s = expires_s
         self.idle_heartbeat_s = expires_s * 0.4  # the server wants less than half
         self.dead_after_s = self.idle_heartbeat_s * (_MISSED_HEARTBEATS + 0.5)
-        self.outstanding = 0
+        self.delivered_up_to = 0
+        """The consumer's number of the latest delivery that came; whoever takes deliveries sets it."""
+        self.low_at = 0
+        """From this delivery on half a batch or less is on request: it is time to ask for more."""
+        self._asked_up_to = 0
+
+    @property
+    def outstanding(self) -> int:
+        """How many updates the server may still send without being asked again."""
+        return max(0, self._asked_up_to - self.delivered_up_to)
+
+    @property
+    def is_low(self) -> bool:
+        """Whether half a batch or less is on request."""
+        return self.delivered_up_to >= self.low_at
+
+    def start(self, delivered_up_to: int) -> None:
+        """No request is under way, and the consumer has made so many deliveries."""
+        self.delivered_up_to = delivered_up_to
+        self._ask_up_to(delivered_up_to)
 
     def wanted(self, room: int) -> int:
         """How many updates to request now, 0 for none; `room` is how many more can be held."""
-        if self.outstanding > self.batch // 2:
+        outstanding = self.outstanding
+        if outstanding > self.batch // 2:
             return 0
-        count = min(self.batch, room) - self.outstanding
-        least = self.batch // 4 if self.outstanding else 1
+        count = min(self.batch, room) - outstanding
+        least = self.batch // 4 if outstanding else 1
         return count if count >= least else 0
 
     def requested(self, count: int) -> None:
-        self.outstanding += count
-
-    def delivered(self, count: int = 1) -> None:
-        # A request that was counted as ended may still deliver; it owes us nothing then.
-        self.outstanding = max(0, self.outstanding - count)
+        """So many more are on request. A request that was counted as ended may still deliver; it owes nothing then."""
+        self._ask_up_to(max(self._asked_up_to, self.delivered_up_to) + count)
 
     def status(self, code: int, description: str, pending: int | None) -> Signal:
         """Take note of a status message: its code, its text, and its `Nats-Pending-Messages` header if there was one.
 
-        409 has many causes that share one code, so here the text decides. What is not understood starts over,
-        which is always safe: at worst it costs a round trip.
+        409 has many causes that share one code, so here the text decides. What is not understood starts over, which is
+        always safe: at worst it costs a round trip.
         """
         text = description.lower()
         if code == _HEARTBEAT:
@@ -90,9 +108,9 @@ class PullWindow:
             return Signal.CONSUMER_GONE
         if pending is None:
             return Signal.START_OVER
-        self.outstanding = max(0, self.outstanding - pending)
+        self._ask_up_to(self._asked_up_to - pending)
         return Signal.ASK_AGAIN
 
-    def reset(self) -> None:
-        """No request is under way any more."""
-        self.outstanding = 0
+    def _ask_up_to(self, number: int) -> None:
+        self._asked_up_to = number
+        self.low_at = number - self.batch // 2

@@ -1,22 +1,25 @@
-"""One conversation with the Facilitator: what may be sent, whom a reply answers, whom a break is to be blamed on.
+"""One conversation with the Facilitator: what may be sent, which update a reply answers, which one a drop is blamed on.
 
-Replies carry no id. They can be matched to updates only by order, on one connection, so the session keeps what it
-sent first-in-first-out, and breaks the connection as soon as the pairing cannot be trusted any more.
+Replies carry no id. They can be matched to updates only by order, on one connection. So the session keeps what it sent
+first-in-first-out, and breaks the connection as soon as the pairing cannot be trusted any more.
 
     CLOSED ──opened──► AUTHENTICATING ──success──► OPEN ◄──answered── PROBING
       ▲                      │                      │                    ▲
       │                      └──success, with a suspect left ────────────┘
       └──────────────────────────── closed ── BROKEN ◄── overdue, unmatched or unreadable
 
-**The suspect.** Some updates make the Facilitator drop the connection without a word. When an authenticated
-connection drops, the first unanswered update is the suspect. After the reconnect it is sent alone: if it drops the
-connection again, it was the one. The drop counts as an attempt of the suspect, unless the world turned out to be
-down: a reconnect that failed speaks for the update, a drop while it was alone on probation does not.
+**The suspect.** Some updates make the Facilitator drop the connection without an answer. When an authenticated
+connection drops, the first unanswered update is the suspect. After the reconnect it is sent alone: if the connection
+drops again, this update did it. A drop counts as an attempt of the suspect, with one exception: if the connection was
+shared and the next attempt to connect fails, the Facilitator was down, and the update is not blamed.
 """
 
 import enum
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 from relay.contract.wire import HEARTBEAT, Push, Reply, decode_incoming
@@ -29,7 +32,8 @@ _BLAMING_CODES: Final = frozenset({1003, 1007, 1009})
 """Close codes that complain of a message: a type, an encoding or a size that cannot be accepted."""
 _ABOUT_AUTHENTICATION: Final = "auth."
 _NOT_KNOWN_HERE: Final = "auth.not_authenticated"
-_PROBE: Final = "{}"
+_EMPTY_MESSAGE: Final = "{}"
+_type_of = attrgetter("type")
 
 
 class Phase(enum.Enum):
@@ -42,25 +46,27 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Generic[T]):
-    """Authenticated. With a suspect, the session waits for `probe` or `absolve`."""
+    """Authenticated. With a suspect, the session waits for `probe` or `clear_suspect`."""
 
     suspect: T | None = None
     blamed: bool = False
-    """The drop counts as an attempt of the suspect's."""
+    """The drop counts as an attempt of the suspect."""
     alone: bool = False
-    """Nothing else was on the connection when it dropped: the suspect was the one."""
+    """Nothing else was on the connection when it dropped, so the suspect did it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The Facilitator does not let us in: a fault of the configuration, not of any update."""
+class SignInRefused:
+    """The Facilitator does not accept the sign-in: a fault of the configuration, not of any update."""
 
     error: str
 
 
 @dataclass(slots=True)  # made for each update, and a frozen one takes three times as long to make
 class Answered(Generic[T]):
-    ticket: T
+    """`round_trip_s` is the time from sending the update to its reply."""
+
+    update: T
     reply: Reply
     round_trip_s: float
 
@@ -75,19 +81,19 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The connection must be closed, because of `why`."""
+    """The connection must be closed; `why` says the reason in words."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unpaired:
-    """A message that was still on its way when the connection was given up; nobody can say whom it answers."""
+    """A message that was on its way when the connection was given up: it cannot be matched to an update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost(Generic[T]):
-    """The connection is gone; these were not answered, in the order in which they were sent.
+    """The connection is gone. `unanswered` are in the order in which they were sent.
 
     The suspect is not among them: the session keeps it for the next connection.
     """
@@ -96,18 +102,18 @@ class Lost(Generic[T]):
     suspect: T | None
 
 
-Event = Opened[T] | Refused | Answered[T] | Pushed | Broken | Unpaired
+Event = Opened[T] | SignInRefused | Answered[T] | Pushed | Broken | Unpaired
 
 
 class Session(Generic[T]):
-    """`T` is the type of the ticket that stands for an update; the session never looks into it.
+    """The conversation, without its I/O. `T` is the type of an update; the session never looks into it.
 
     Args:
         window: how many updates may be unanswered at a time.
         reply_timeout_s: how long an answer may take.
-        authentication: the first message on every connection; None where a proxy has signed in for us. Then the
-            session only knocks: an empty object is answered with an error by whoever is there to answer. During an
-            outage the first message of a connection drops it, and that must not be an update.
+        authentication: the first message on every connection; None where a proxy signs in for us. Then an empty object
+            is sent first, which the Facilitator answers with an error. During an outage the first message makes it
+            drop the connection, and that must not be an update.
     """
 
     def __init__(self, *, window: int, reply_timeout_s: float, authentication: str | None) -> None:
@@ -120,82 +126,81 @@ class Session(Generic[T]):
         self._heartbeat_due_s = 0.0
         self._suspect: T | None = None
         self._blamed = False
-        self._excusable = False
+        self._may_be_outage = False
 
     def __repr__(self) -> str:
         suspect = ", with a suspect" if self._suspect is not None else ""
         return f"<Session {self.phase.name}: {len(self._unanswered)} of {self._window} unanswered{suspect}>"
 
     @property
-    def room(self) -> int:
-        """How many updates may be sent now."""
-        return self._window - len(self._unanswered) if self.phase is Phase.OPEN else 0
-
-    @property
     def unanswered(self) -> int:
+        """How many updates wait for their answer."""
         return len(self._unanswered)
 
-    def opened(self, now: float) -> str:
+    def opened(self, now_s: float) -> str:
         """The connection stands: returns the message to send first."""
         assert self.phase is Phase.CLOSED, "one connection at a time"
-        self._began_s = now
-        self._heartbeat_due_s = (
-            now  # as soon as it is open: jobs are routed only to validators that show a sign of life
-        )
+        self._began_s = now_s
+        self._heartbeat_due_s = now_s  # at once: jobs are routed only to validators that send heartbeats
         self.phase = Phase.AUTHENTICATING
-        return self._authentication or _PROBE
+        return self._authentication or _EMPTY_MESSAGE
 
-    def sent(self, ticket: T, now: float) -> None:
-        """An update goes out; call only while there is `room`."""
-        assert self.room > 0, "the window is full"
-        self._unanswered.append((ticket, now))
+    def fill(self, take: Callable[[int, float], Sequence[T]], now_s: float) -> Sequence[T]:
+        """Take what the window has room for, as `take(room, now_s)` gives it; the caller sends it, in this order."""
+        room = self._window - len(self._unanswered)
+        if self.phase is not Phase.OPEN or not room:
+            return ()
+        updates = take(room, now_s)
+        self._unanswered.extend(zip(updates, repeat(now_s)))
+        return updates
 
-    def probe(self, now: float) -> None:
-        """The suspect goes out, alone."""
+    def probe(self, now_s: float) -> None:
+        """The suspect is sent, alone."""
         assert self.phase is Phase.PROBING, "there is no suspect to probe"
         assert self._suspect is not None, "there is no suspect to probe"
         assert not self._unanswered, "the suspect is out already"
-        self._unanswered.append((self._suspect, now))
+        self._unanswered.append((self._suspect, now_s))
 
-    def absolve(self) -> None:
-        """There is no suspect any more: it was dealt with otherwise."""
+    def clear_suspect(self) -> None:
+        """There is no suspect any more: it was answered, or its owner took it back."""
         self._suspect = None
         if self.phase is Phase.PROBING:
             self.phase = Phase.OPEN
 
-    def received(self, message: str | bytes, now: float) -> Event[T]:
+    def received(self, message: str | bytes, now_s: float) -> Event[T]:
         """What a message from the Facilitator means."""
-        match decode_incoming(message):
-            case Push() as push:
-                return Pushed(push, message)
-            case _ if self.phase is Phase.BROKEN:
-                return Unpaired()
-            case Reply() as reply if self.phase is Phase.AUTHENTICATING:
-                return self._authenticated() if self._lets_in(reply) else self._refused(reply)
-            case Reply() as reply if self._unanswered:
-                return self._answered(reply, now)
-            case Reply():
-                return self._broken("the Facilitator answered something that was not asked")
-            case _:
-                return self._broken("the Facilitator sent a message that is neither a reply nor a push")
+        incoming = decode_incoming(message)
+        if isinstance(incoming, Push):
+            return Pushed(incoming, message)
+        if self.phase is Phase.BROKEN:
+            return Unpaired()
+        if isinstance(incoming, Reply):
+            if self.phase is Phase.AUTHENTICATING:
+                return self._authenticated() if self._accepts(incoming) else self._refused(incoming)
+            if self._unanswered and not (incoming.errors and _NOT_KNOWN_HERE in map(_type_of, incoming.errors)):
+                update, sent_s = self._unanswered.popleft()
+                if self.phase is Phase.PROBING:
+                    self.clear_suspect()
+                return Answered(update, incoming, now_s - sent_s)
+        return self._broken(_why_broken(incoming, asked=bool(self._unanswered)))
 
-    def heartbeat(self, now: float) -> str | None:
+    def heartbeat(self, now_s: float) -> str | None:
         """The heartbeat to send now, if one is due."""
-        if self.phase not in (Phase.OPEN, Phase.PROBING) or now < self._heartbeat_due_s:
+        if self.phase not in (Phase.OPEN, Phase.PROBING) or now_s < self._heartbeat_due_s:
             return None
-        self._heartbeat_due_s = now + HEARTBEAT_INTERVAL_S
+        self._heartbeat_due_s = now_s + HEARTBEAT_INTERVAL_S
         return HEARTBEAT
 
-    def overdue(self, now: float) -> Broken | None:
+    def overdue(self, now_s: float) -> Broken | None:
         """Whether an answer has been missing for too long."""
-        if now < self._reply_deadline(now):
+        if now_s < self._reply_deadline(now_s):
             return None
         waited_for = "the authentication" if self.phase is Phase.AUTHENTICATING else "an update"
         return self._broken(f"no answer to {waited_for} within {self._reply_timeout_s:g} s")
 
-    def deadline(self, now: float) -> float:
+    def deadline(self, now_s: float) -> float:
         """When to ask `heartbeat` and `overdue` next; nothing that is sent later can be due earlier."""
-        deadline = self._reply_deadline(now)
+        deadline = self._reply_deadline(now_s)
         if self.phase in (Phase.OPEN, Phase.PROBING):
             deadline = min(deadline, self._heartbeat_due_s)
         elif self.phase is Phase.AUTHENTICATING:  # whoever is let in sends the first at once; the second comes then
@@ -204,31 +209,31 @@ class Session(Generic[T]):
 
     def closed(self, code: int | None) -> Lost[T]:
         """The connection is gone, with the close code received, or None if there was no close frame."""
-        tickets = [ticket for ticket, _ in self._unanswered]
+        updates = [update for update, _ in self._unanswered]
         self._unanswered.clear()
-        dropped = bool(tickets) and _blames(code)
+        dropped = bool(updates) and _blames(code)
         match self.phase:
             case Phase.AUTHENTICATING:
                 self.failed_to_open()
             case Phase.OPEN if dropped:
-                self._suspect = tickets.pop(0)
-                self._blamed, self._excusable = True, True
+                self._suspect = updates.pop(0)
+                self._blamed, self._may_be_outage = True, True
             case Phase.PROBING if dropped:
                 # It was alone on the connection: no outage afterwards speaks for it.
-                self._blamed, self._excusable = True, False
+                self._blamed, self._may_be_outage = True, False
             case _:
                 pass
-        if self._suspect in tickets:
-            tickets.clear()
+        if self._suspect in updates:
+            updates.clear()
         self.phase = Phase.CLOSED
-        return Lost(tuple(tickets), self._suspect)
+        return Lost(tuple(updates), self._suspect)
 
     def failed_to_open(self) -> None:
-        """No connection could be made, or it broke before we were let in: the world is down."""
-        if self._excusable:
+        """No connection could be made, or it broke before the sign-in was accepted: the Facilitator is down."""
+        if self._may_be_outage:
             self._blamed = False
 
-    def _lets_in(self, reply: Reply) -> bool:
+    def _accepts(self, reply: Reply) -> bool:
         if self._authentication is not None:
             return reply.status == "success"
         return not any(error.type.startswith(_ABOUT_AUTHENTICATION) for error in reply.errors)
@@ -238,22 +243,14 @@ class Session(Generic[T]):
             self.phase = Phase.OPEN
             return Opened()
         self.phase = Phase.PROBING
-        opened = Opened(self._suspect, self._blamed, not self._excusable)
-        self._blamed = False  # whoever gets this counts it
+        opened = Opened(self._suspect, self._blamed, not self._may_be_outage)
+        self._blamed = False  # the receiver of this event counts it
         return opened
 
-    def _refused(self, reply: Reply) -> Refused:
+    def _refused(self, reply: Reply) -> SignInRefused:
         self.failed_to_open()
         self.phase = Phase.BROKEN
-        return Refused(reply.complaint)
-
-    def _answered(self, reply: Reply, now: float) -> Event[T]:
-        if reply.errors and any(error.type == _NOT_KNOWN_HERE for error in reply.errors):
-            return self._broken("the Facilitator has forgotten that we are authenticated")
-        ticket, sent_s = self._unanswered.popleft()
-        if self.phase is Phase.PROBING:
-            self.absolve()
-        return Answered(ticket, reply, now - sent_s)
+        return SignInRefused(reply.complaint)
 
     def _broken(self, why: str) -> Broken:
         if self.phase is Phase.AUTHENTICATING:
@@ -261,11 +258,19 @@ class Session(Generic[T]):
         self.phase = Phase.BROKEN
         return Broken(why)
 
-    def _reply_deadline(self, now: float) -> float:
+    def _reply_deadline(self, now_s: float) -> float:
         if self.phase is Phase.AUTHENTICATING:
             return self._began_s + self._reply_timeout_s
         waiting = self._unanswered and self.phase is not Phase.BROKEN
-        return (self._unanswered[0][1] if waiting else now) + self._reply_timeout_s
+        return (self._unanswered[0][1] if waiting else now_s) + self._reply_timeout_s
+
+
+def _why_broken(incoming: Reply | None, *, asked: bool) -> str:
+    if incoming is None:
+        return "the Facilitator sent a message that is neither a reply nor a push"
+    if not asked:
+        return "the Facilitator answered something that was not asked"
+    return "the Facilitator has forgotten that we are authenticated"
 
 
 def _blames(code: int | None) -> bool:

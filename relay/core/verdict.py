@@ -1,7 +1,7 @@
 """What an answer of the Facilitator, or its silence, means for an update.
 
-The rows of the Facilitator's protocol as one function: a reply and the attempts so far go in; out comes what to
-do with the update. Nothing here knows how it is done.
+The rows of the Facilitator's protocol as one function: a reply and the number of attempts go in, what to do with the
+update comes out. Nothing here knows how it is done.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Final
 
 from relay.contract.subjects import Reason
 from relay.contract.wire import PYDANTIC_ERROR_TYPES, Reply
+from relay.core.backoff import Backoff
 
 INTEGRITY_ERROR: Final = "job.integrity_error"
 NOT_FOUND: Final = "job.not_found"
@@ -36,6 +37,8 @@ class Retry:
     """It may go better next time; the attempt counts."""
 
     error: str
+    wait_s: float
+    """How long it has to wait before it is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,15 @@ ACKNOWLEDGED: Final = Ack(Outcome.ACKNOWLEDGED)
 DUPLICATE: Final = Ack(Outcome.DUPLICATE)
 
 
-def judge(reply: Reply, attempts: int, max_attempts: int) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often an update may fail by its own fault, and how long it waits in between."""
+
+    max_attempts: int
+    backoff: Backoff
+
+
+def judge(reply: Reply, attempts: int, policy: RetryPolicy) -> Verdict:
     """What to do with the update that `reply` answers; `attempts` counts this answer already."""
     if reply.status == "success":
         return ACKNOWLEDGED
@@ -63,13 +74,15 @@ def judge(reply: Reply, attempts: int, max_attempts: int) -> Verdict:
     if not PYDANTIC_ERROR_TYPES.isdisjoint(types):
         # The Facilitator could not read it, and would not the next time.
         return DeadLetter(Reason.REFUSED, f"the Facilitator refused the update: {told}")
-    if attempts < max_attempts:
-        return Retry(told)
+    if attempts < policy.max_attempts:
+        return Retry(told, policy.backoff.delay_s(attempts))
     reason = Reason.JOB_NOT_FOUND if NOT_FOUND in types else Reason.REFUSED
     return DeadLetter(reason, f"the Facilitator answered {attempts} times, the last time: {told}")
 
 
-def judge_drop(attempts: int, max_attempts: int) -> Retry | DeadLetter:
-    """What to do with the update under suspicion of having dropped the connection; `attempts` counts this drop."""
+def judge_drop(attempts: int, policy: RetryPolicy) -> DeadLetter | None:
+    """What to do with the suspect of a dropped connection; `attempts` counts this drop. None: it may go once more."""
+    if attempts < policy.max_attempts:
+        return None
     error = f"the Facilitator dropped the connection {attempts} times when this update was the first unanswered one"
-    return Retry(error) if attempts < max_attempts else DeadLetter(Reason.CONNECTION_DROPPED, error)
+    return DeadLetter(Reason.CONNECTION_DROPPED, error)

@@ -14,7 +14,7 @@ from relay.contract.subjects import (
     dlq_subject,
     token_of_stored,
 )
-from relay.core.ports import UpdateLike
+from relay.core.update import UpdateLike
 from relay.dead_letters.stored import StoredDeadLetter, source_subject_of
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ from relay.contract.errors import RelayError
 from relay.dead_letters.replay import ReplayResult
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.window import for_each
-from relay.timing.clock import now_s
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class _RateLimit:
     async def wait(self) -> None:
         if not self._interval_s:
             return
-        begun_s = now_s()
+        begun_s = time.monotonic()
         if self._next_s > begun_s:
             await asyncio.sleep(self._next_s - begun_s)
         self._next_s = max(begun_s, self._next_s) + self._interval_s

@@ -20,7 +20,7 @@ from relay.contract.subjects import (
     SOURCE_SUBJECT_HEADER,
     published_subject,
 )
-from relay.core.ports import UpdateLike
+from relay.core.update import UpdateLike
 from relay.nats.messages import StoredMessage
 
 _JOBS_REMEMBERED: Final = 4096

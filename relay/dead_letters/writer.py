@@ -26,16 +26,13 @@ from relay.contract.subjects import (
     token_of_stored,
 )
 from relay.contract.text import one_line
-from relay.core.ports import DeliveryLike, UpdateLike
+from relay.core.update import DeadLetterHorizon, UpdateLike
 from relay.core.verdict import DeadLetter
 from relay.dead_letters.index import DeadLetterIndex
 from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
 from relay.nats.frames import FrameClient
 
-_WRITE_TIMEOUT_S: Final = 5.0
-_CLOCK_SKEW_S: Final = 60.0
-"""By how much the clocks of two servers, or a server's and ours, may differ."""
 _MAX_ERROR_CHARS: Final = 1000
 """The Facilitator's complaints can echo a whole update; the update is in the body already."""
 _HEADERS_LEFT_OUT: Final = " (the headers of the original were too large, and were left out)"
@@ -49,32 +46,23 @@ _UNSAFE_IN_NAME: Final = re.compile(r"[^0-9A-Za-z!#$%&'*+.^_`|~-]")
 class DeadLetterWriter:
     """Writes dead letters, and knows whether an update has one already."""
 
-    def __init__(self, client: FrameClient) -> None:
+    def __init__(self, client: FrameClient, *, write_timeout_s: float = 5.0) -> None:
         self._client = client
+        self._write_timeout_s = write_timeout_s
         self._index = DeadLetterIndex(client)
-        self._newest_before_s = self._newest_s = math.inf
-        """When the newest dead letter was stored: that from before `look`, and that of now. Unix time."""
+        self.horizon = DeadLetterHorizon()
+        """Which updates may have a dead letter already; see `look`."""
 
     async def look(self) -> None:
-        """Find out how old the newest dead letter is, for `may_hold`: to be called before a lane is driven."""
+        """Find out how new the newest dead letter is, for `horizon`: to be called before a lane is driven."""
         self._index.forget()
         try:
             newest = await self._index.last(DLQ_SUBJECTS)
         except RelayError:
-            self._newest_before_s = math.inf
+            newest_s = math.inf  # nobody can tell now, so each update has to be looked up
         else:
-            self._newest_before_s = newest.stored_at.timestamp() if newest else -math.inf
-        self._newest_s = self._newest_before_s
-
-    def may_hold(self, delivery: DeliveryLike, made_at_s: float) -> bool:
-        """Whether an update may have a dead letter already, so that `holds` has to be asked.
-
-        `made_at_s` is when the update's consumer was made, in Unix time. A dead letter is never older than its update.
-        An update that is delivered for the first time has one only if an earlier consumer had delivered it; then the
-        dead letter was there before this consumer, and before `look`.
-        """
-        until_s = self._newest_s if delivery.deliveries > 1 else min(self._newest_before_s, made_at_s)
-        return delivery.stored_at_s <= until_s + _CLOCK_SKEW_S
+            newest_s = newest.stored_at.timestamp() if newest else -math.inf
+        self.horizon.at_start_s = self.horizon.newest_s = newest_s
 
     async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
@@ -104,18 +92,18 @@ class DeadLetterWriter:
             kept = {name: value for name, value in carried.items() if name in _REPLAY_HEADERS}
             added[ERROR_HEADER] += _HEADERS_LEFT_OUT
             await self._store(delivery, kept | added)
-        self._newest_s = max(self._newest_s, delivery.stored_at_s)
+        self.horizon.newest_s = max(self.horizon.newest_s, delivery.stored_at_s)
 
     async def _store(self, update: UpdateLike, headers: dict[str, str]) -> None:
         subject = dlq_subject(token_of_stored(update.subject))
-        ack = await publish_confirmed(self._client, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
+        ack = await publish_confirmed(self._client, subject, update.body, headers, timeout_s=self._write_timeout_s)
         if ack.duplicate and not ((stored := await self._index.at(ack.sequence)) and stored.is_of(update)):
             # The status stream was made anew and counts from 1 again: the id was that of an older update.
             headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{round(update.stored_at_s * 1e6)}"}
-            await publish_confirmed(self._client, subject, update.body, headers, timeout_s=_WRITE_TIMEOUT_S)
+            await publish_confirmed(self._client, subject, update.body, headers, timeout_s=self._write_timeout_s)
 
     async def holds(self, update: UpdateLike) -> bool:
-        """Whether the update has a dead letter already; ask only if `may_hold` says so, because this is a request.
+        """Whether the update has a dead letter already; ask only if `horizon` allows it, because this is a request.
 
         That is so if a worker died before it could terminate the update, or if its consumer was made anew. Raises
         RelayError if the server gives no answer.

@@ -78,7 +78,6 @@ async def _sign_in(websocket: WebSocket, authentication: str, where: str, timeou
     try:
         async with asyncio.timeout(timeout_s):
             websocket.send(authentication.encode())
-            websocket.flush()
             reply = await _reply(websocket)
     except TimeoutError:
         found = f"{where} does not answer the sign-in within {timeout_s:g} s"

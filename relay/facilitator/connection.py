@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from websockets import InvalidHandshake
@@ -10,8 +11,9 @@ from websockets.frames import Close, CloseCode
 
 from relay.contract.text import describe, redact_url
 from relay.core.backoff import Backoff
-from relay.core.ports import InFlight
-from relay.core.session import Answered, Broken, Lost, Opened, Pushed, Refused, Session, Unpaired
+from relay.core.ports import PushQueue
+from relay.core.session import Answered, Broken, Event, Lost, Opened, Pushed, Session, SignInRefused, Unpaired
+from relay.core.update import Update
 from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
@@ -20,7 +22,6 @@ _log = get_logger(__name__)
 
 _OPEN_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 2.0
-_PING_INTERVAL_S: Final = 20.0
 _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """What we accept: an error reply echoes the whole update that it complains of, escaped once more."""
 _GIVING_UP: Final = CloseCode.PROTOCOL_ERROR
@@ -29,35 +30,51 @@ _CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
 """Stands for a close frame when it is us who stop."""
 
 
-class SessionOwner(Protocol):
-    """Who has the updates, and learns what became of them."""
+class UpdateSupply(Protocol):
+    """Where a connection gets what it sends; see Turns in core/lane.py."""
 
-    def next(self) -> InFlight | None:
-        """The update to send now, or None if there is none. It is on its way when this returns."""
+    def take(self, room: int, now_s: float) -> Sequence[Update]:
+        """Up to `room` updates to send now. They are on their way when this returns."""
         ...
 
-    def on_opened(self, event: Opened[InFlight]) -> bool:
+
+class AnswerSink(Protocol):
+    """Where a connection hands on what it learns about updates; see path/settlement.py."""
+
+    def opened(self, event: Opened[Update]) -> bool:
         """The session stands. With a suspect: whether to send it, alone; if not, the session is rid of it."""
         ...
 
-    def on_answered(self, event: Answered[InFlight]) -> None: ...
-    async def on_pushed(self, event: Pushed) -> None: ...
-    def on_lost(self, event: Lost[InFlight]) -> None: ...
+    def answered(self, answers: Sequence[Answered[Update]]) -> None:
+        """The Facilitator answered these, in this order; at least one."""
+        ...
+
+    def lost(self, event: Lost[Update]) -> None:
+        """The session is over."""
+        ...
 
 
-class Facilitator:
+class FacilitatorConnection:
     """One connection to the Facilitator, made again whenever it is lost.
 
     Args:
         url: `ws://` or `wss://`, with the path.
         session: the conversation; it decides, this class only moves bytes.
         backoff: the waits between attempts to connect.
+        ping_interval_s: how often to ping, to notice that the Facilitator is gone while nothing is sent.
         ping_timeout_s: how long the Facilitator may leave a ping unanswered. It reads nothing while 33 updates
             wait for it, so this must not be shorter than the reply timeout.
     """
 
     def __init__(
-        self, url: str, session: Session[InFlight], backoff: Backoff, metrics: Metrics, *, ping_timeout_s: float
+        self,
+        url: str,
+        session: Session[Update],
+        backoff: Backoff,
+        metrics: Metrics,
+        *,
+        ping_interval_s: float,
+        ping_timeout_s: float,
     ) -> None:
         self.trouble: str | None = "not connected to the Facilitator yet"
         """Why nothing can be sent, in words for an operator; None while the session is open."""
@@ -66,8 +83,9 @@ class Facilitator:
         self._session = session
         self._backoff = backoff
         self._metrics = metrics
+        self._ping_interval_s = ping_interval_s
         self._ping_timeout_s = ping_timeout_s
-        self._owner: SessionOwner | None = None
+        self._supply: UpdateSupply | None = None
         self._socket: WebSocket | None = None
         self._failures = 0
         self._opened_s = 0.0
@@ -77,28 +95,34 @@ class Facilitator:
         """How many updates wait for their answer."""
         return self._session.unanswered
 
-    def wake(self) -> None:
-        """There may be something to send. Whatever may be sent is written before this returns.
+    def send(self) -> None:
+        """Write at once what the supply has, as far as the session and the network take it.
 
-        The owner is asked at the last moment: what it gives out is written before anything else can happen.
+        The supply is asked at the last moment: what it gives out is written before anything else can happen.
         """
-        if self._socket is None or self._owner is None or not self._session.room:
+        socket = self._socket
+        if socket is None or self._supply is None or not socket.writable:
             return
-        now = time.monotonic()
-        while self._session.room and self._socket.writable and (ticket := self._owner.next()) is not None:
-            self._session.sent(ticket, now)
-            _send(self._socket, ticket)
-            if ticket.received_s is not None:
-                self._metrics.sent(now - ticket.received_s)
-                ticket.received_s = None
-        self._socket.flush()
+        now_s = time.monotonic()
+        updates = self._session.fill(self._supply.take, now_s)
+        if not updates:
+            return
+        texts: list[bytes] = []
+        for update in updates:
+            texts.append(update.text)
+            if update.sent_s is None:
+                update.sent_s = now_s
+        socket.send(*texts)
 
-    async def run(self, owner: SessionOwner) -> None:
-        """Connect, converse, and connect again, until cancelled."""
-        self._owner = owner
+    async def run(self, supply: UpdateSupply, answers: AnswerSink, pushes: PushQueue) -> None:
+        """Connect, converse, and connect again, until cancelled.
+
+        Cancelling it is safe at any time: what was not answered goes back to `answers` as lost.
+        """
+        self._supply = supply
         while True:
             try:
-                await self._connect_and_converse(owner)
+                await self._connect_and_converse(answers, pushes)
             except (OSError, TimeoutError, InvalidHandshake) as error:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
@@ -106,75 +130,88 @@ class Facilitator:
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures))
 
-    async def _connect_and_converse(self, owner: SessionOwner) -> None:
+    async def _connect_and_converse(self, answers: AnswerSink, pushes: PushQueue) -> None:
         socket = await connect(
             self._url,
             max_size=_MAX_FRAME_BYTES,
             open_timeout_s=_OPEN_TIMEOUT_S,
             close_timeout_s=_CLOSE_TIMEOUT_S,
-            on_writable=self.wake,
+            on_writable=self.send,
         )
         closing: Close | None = _CANCELLED
         self._socket = socket
         try:
-            closing = await self._converse(socket, owner)
+            closing = await self._converse(socket, answers, pushes)
         finally:
             self._socket = None
-            # Cancelled or not: the owner must find what was not answered where it belongs.
-            owner.on_lost(self._session.closed(closing.code if closing else None))
+            # Cancelled or not: what was not answered must be found where it belongs.
+            answers.lost(self._session.closed(closing.code if closing else None))
             await socket.close()
         self._note_lost(closing)
 
-    async def _converse(self, socket: WebSocket, owner: SessionOwner) -> Close | None:
+    async def _converse(self, socket: WebSocket, answers: AnswerSink, pushes: PushQueue) -> Close | None:
         """Until either side closes; returns the close frame that did it, None if the connection just went away."""
         self._opened_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            helpers = [
+            watching = [
                 group.create_task(self._watch(socket)),
-                group.create_task(socket.keep_alive(_PING_INTERVAL_S, self._ping_timeout_s)),
+                group.create_task(socket.keep_alive(self._ping_interval_s, self._ping_timeout_s)),
             ]
             try:
                 socket.send(self._session.opened(self._opened_s).encode())
-                socket.flush()
                 while True:
-                    for message in await socket.receive():
-                        await self._receive(message, socket, owner)
-                    self.wake()
+                    await self._take_in(await socket.receive(), socket, answers, pushes)
             except ConnectionClosed as closed:
                 return closed.close
             finally:
-                for helper in helpers:
-                    helper.cancel()
+                for task in watching:
+                    task.cancel()
 
-    async def _receive(self, message: bytes, socket: WebSocket, owner: SessionOwner) -> None:
-        match self._session.received(message, time.monotonic()):
-            case Answered() as answered:
+    async def _take_in(
+        self, messages: Sequence[bytes], socket: WebSocket, answers: AnswerSink, pushes: PushQueue
+    ) -> None:
+        """Act on what was read together: answers are handed on together, but never past anything that came later."""
+        now_s = time.monotonic()
+        answered: list[Answered[Update]] = []
+        for message in messages:
+            event = self._session.received(message, now_s)
+            if isinstance(event, Answered):
                 self._failures = 0
-                owner.on_answered(answered)
+                answered.append(event)
+                continue
+            if answered:
+                answers.answered(answered)
+                answered = []
+            await self._act_on(event, socket, answers, pushes)
+        if answered:
+            answers.answered(answered)
+
+    async def _act_on(self, event: Event[Update], socket: WebSocket, answers: AnswerSink, pushes: PushQueue) -> None:
+        match event:
             case Pushed() as pushed:
-                await owner.on_pushed(pushed)
+                await pushes.put(pushed)  # waits while the queue is full, and nothing is read meanwhile
             case Opened() as opened:
-                self._let_in(opened, socket, owner)
-            case Refused(error):
+                self._signed_in(opened, socket, answers)
+            case SignInRefused(error):
                 self._complain(f"the Facilitator refuses this validator: {error}; check RELAY_FACILITATOR_HOTKEY_FILE")
                 await socket.close()
             case Broken() as broken:
                 await self._break(socket, broken)
-            case Unpaired():
-                pass  # its update is sent again on the next connection
+            case Answered() | Unpaired():
+                pass  # the update of an unpaired message is sent again on the next connection
 
-    def _let_in(self, opened: Opened[InFlight], socket: WebSocket, owner: SessionOwner) -> None:
+    def _signed_in(self, opened: Opened[Update], socket: WebSocket, answers: AnswerSink) -> None:
         self.trouble = None
         self._metrics.connection_opened()
         _log.info("connected to the Facilitator", url=self._shown_url)
-        probe = owner.on_opened(opened)
-        if opened.suspect is not None and probe:
+        goes = answers.opened(opened)
+        if opened.suspect is not None and goes:
             self._session.probe(time.monotonic())
-            _send(socket, opened.suspect)
+            socket.send(opened.suspect.text)
         elif opened.suspect is not None:
-            self._session.absolve()
-        socket.flush()
+            self._session.clear_suspect()
         self._beat(socket)
+        self.send()
 
     async def _watch(self, socket: WebSocket) -> None:
         """Send heartbeats when they are due, and break the connection when an answer is overdue."""
@@ -189,7 +226,6 @@ class Facilitator:
     def _beat(self, socket: WebSocket) -> None:
         if (heartbeat := self._session.heartbeat(time.monotonic())) is not None:
             socket.send(heartbeat.encode())
-            socket.flush()
 
     async def _break(self, socket: WebSocket, broken: Broken) -> None:
         _log.warning("the connection to the Facilitator must be made anew", why=broken.why)
@@ -204,13 +240,8 @@ class Facilitator:
         if time.monotonic() - self._opened_s > self._backoff.max_s:
             self._failures = 0
         how = f"closed with {closing.code} {closing.reason}".rstrip() if closing else "dropped without a close frame"
-        if self.trouble is not None:  # we were never let in
+        if self.trouble is not None:  # the sign-in was never accepted
             self._metrics.connection_refused()
         else:
             self._metrics.connection_lost()
             self._complain(f"the connection to the Facilitator was {how}")
-
-
-def _send(socket: WebSocket, update: InFlight) -> None:
-    assert update.frame is not None, "what cannot be sent is doomed, and not given out"
-    socket.send(update.frame.text)

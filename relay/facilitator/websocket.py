@@ -33,6 +33,8 @@ class WebSocket(asyncio.Protocol):
 
     def __init__(self, protocol: ClientProtocol, close_timeout_s: float, on_writable: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
+        self.writable = False
+        """Whether more may be sent: the connection is open, and the network keeps up. See `on_writable`."""
         self._protocol = protocol
         self._close_timeout_s = close_timeout_s
         self._on_writable = on_writable
@@ -41,24 +43,21 @@ class WebSocket(asyncio.Protocol):
         self._gone = loop.create_future()
         self._fragments: list[bytes] = []
         self._messages: list[bytes] = []
-        self._arrived = asyncio.Event()
+        self._receiving: asyncio.Future[list[bytes]] | None = None
         self._congested = False
         self._ponged = asyncio.Event()
         self._hang_up: asyncio.TimerHandle | None = None
 
-    @property
-    def writable(self) -> bool:
-        """Whether more may be sent: the connection is open, and the network keeps up. See `on_writable`."""
-        return not self._congested and self._protocol.state is State.OPEN
-
-    def send(self, text: bytes) -> None:
-        """Put a text message, `text` in UTF-8, into the next batch. Raises ConnectionClosed."""
+    def send(self, *texts: bytes) -> None:
+        """Write text messages, each in UTF-8, in one go. Raises ConnectionClosed."""
         if self._protocol.state is not State.OPEN:
             raise ConnectionClosed(self._closing)
-        self._protocol.send_text(text)
+        for text in texts:
+            self._protocol.send_text(text)
+        self._flush()
 
-    def flush(self) -> None:
-        """Write the batch."""
+    def _flush(self) -> None:
+        self.writable = self._protocol.state is State.OPEN and not self._congested
         batch = self._protocol.data_to_send()
         if self._transport is None or self._transport.is_closing():
             return
@@ -69,17 +68,17 @@ class WebSocket(asyncio.Protocol):
         if self._hang_up is None and self._protocol.close_expected():
             self._hang_up = asyncio.get_running_loop().call_later(self._close_timeout_s, self._abort)
 
-    async def receive(self) -> list[bytes]:
-        """Every message that has arrived, at least one. Raises ConnectionClosed when there will be no more."""
-        while not self._messages:
-            if self._gone.done():
-                raise ConnectionClosed(self._closing)
-            self._arrived.clear()
-            await self._arrived.wait()
-        messages, self._messages = self._messages, []
+    def receive(self) -> asyncio.Future[list[bytes]]:
+        """Every message that has arrived, at least one. Raises ConnectionClosed when there will be no more.
+
+        For one caller at a time. It is a future and no coroutine: its messages go straight to who waits for it.
+        """
+        self._receiving = asyncio.get_running_loop().create_future()
         if self._transport is not None:
             self._transport.resume_reading()
-        return messages
+        if self._messages or self._transport is None:
+            self._hand_over()
+        return self._receiving
 
     async def keep_alive(self, interval_s: float, timeout_s: float) -> None:
         """Ping every `interval_s`; close the connection and return when a pong takes longer than `timeout_s`."""
@@ -89,13 +88,13 @@ class WebSocket(asyncio.Protocol):
                 return
             self._ponged.clear()
             self._protocol.send_ping(b"")
-            self.flush()
+            self._flush()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._ponged.wait()
             except TimeoutError:
                 self._protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
-                self.flush()
+                self._flush()
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE) -> None:
         """Close, unless it is closing already, and wait until the connection is gone."""
@@ -103,7 +102,7 @@ class WebSocket(asyncio.Protocol):
             self._protocol.send_close(code)
         elif self._protocol.state is State.CONNECTING:
             self._abort()
-        self.flush()
+        self._flush()
         await asyncio.shield(self._gone)
 
     @property
@@ -113,7 +112,7 @@ class WebSocket(asyncio.Protocol):
     async def shake_hands(self) -> None:
         """Ask for the upgrade to a WebSocket. Raises InvalidHandshake if it is refused."""
         self._protocol.send_request(self._protocol.connect())
-        self.flush()
+        self._flush()
         await self._shaken
 
     # --- what the event loop calls
@@ -124,13 +123,17 @@ class WebSocket(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
-            if isinstance(event, Frame):
+            if not isinstance(event, Frame):
+                continue
+            if event.opcode is Opcode.TEXT and event.fin and not self._fragments:
+                self._messages.append(bytes(event.data))
+            else:
                 self._take_in(event)
         if not self._shaken.done():
             self._look_at_handshake()
-        self.flush()
+        self._flush()
         if self._messages:
-            self._arrived.set()
+            self._hand_over()
             if len(self._messages) > _UNREAD_BATCH and self._transport is not None:
                 self._transport.pause_reading()
 
@@ -141,33 +144,44 @@ class WebSocket(asyncio.Protocol):
         del exc  # whatever it was, the close frames tell how the conversation ended
         self._protocol.receive_eof()
         self._transport = None
+        self.writable = False
         if self._hang_up is not None:
             self._hang_up.cancel()
         if not self._shaken.done():
             refusal = self._protocol.handshake_exc
             self._shaken.set_exception(refusal or ConnectionResetError("it hung up before it was a WebSocket"))
         self._gone.set_result(None)
-        self._arrived.set()
+        self._hand_over()
         self._ponged.set()
 
     def pause_writing(self) -> None:
         self._congested = True
+        self.writable = False
 
     def resume_writing(self) -> None:
         self._congested = False
+        self.writable = self._protocol.state is State.OPEN
         self._on_writable()
 
     # --- what these do
 
+    def _hand_over(self) -> None:
+        """Give what has arrived to who waits for it."""
+        receiving = self._receiving
+        if receiving is None or receiving.done():
+            return
+        if self._messages:
+            receiving.set_result(self._messages)
+            self._messages = []
+        elif self._gone.done():
+            receiving.set_exception(ConnectionClosed(self._closing))
+
     def _take_in(self, frame: Frame) -> None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if not frame.fin:
-                self._fragments.append(bytes(frame.data))
-            elif self._fragments:
-                self._messages.append(b"".join((*self._fragments, frame.data)))
+            self._fragments.append(bytes(frame.data))
+            if frame.fin:
+                self._messages.append(b"".join(self._fragments))
                 self._fragments.clear()
-            else:
-                self._messages.append(bytes(frame.data))
         elif frame.opcode is Opcode.PONG:
             self._ponged.set()
 

@@ -10,6 +10,7 @@ else can get one.
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +24,6 @@ from relay.nats.err_codes import WRONG_LAST_SEQUENCE
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.observability.logs import get_logger
-from relay.timing.clock import now_s
 
 _log = get_logger(__name__)
 
@@ -144,7 +144,9 @@ class Leases:
                 raise
 
     async def _write_lease(self, lane: int, after: int) -> Lease | None:
-        good_until_s = now_s() + self.ttl_s
+        # Not the event loop's clock: uvloop reads that once per turn, and a process that was stopped for a while would
+        # still believe that its leases are valid.
+        good_until_s = time.monotonic() + self.ttl_s
         try:
             revision = await self._put(lane_key(lane), after=after)
         except JetStreamError as error:

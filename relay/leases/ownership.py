@@ -7,6 +7,7 @@ free, and our share ──acquire──► driven ──renew, every third of th
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -17,7 +18,6 @@ from relay.leases.leases import Lease, Leases, LeaseTable
 from relay.leases.share import share_out
 from relay.observability.logs import get_logger
 from relay.observability.metrics import HowLeft, HowTaken, Metrics
-from relay.timing.clock import now_s
 from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
@@ -84,7 +84,7 @@ class Ownership:
         """Lanes that had an owner when they were last seen in the bucket."""
         self._renewal_s = leases.ttl_s / _RENEWALS_PER_TTL
         self._silence_limit_s = max(election_s, 3 * leases.ttl_s)
-        self._answered_s = now_s()
+        self._answered_s = time.monotonic()
         """When the bucket last answered, or another server was tried."""
 
     @property
@@ -124,12 +124,12 @@ class Ownership:
             if trouble != self.trouble:
                 _log.error(trouble)
             self.trouble = trouble
-            if not isinstance(error, JetStreamError) and now_s() >= self._answered_s + self._silence_limit_s:
-                self._answered_s = now_s()
+            if not isinstance(error, JetStreamError) and time.monotonic() >= self._answered_s + self._silence_limit_s:
+                self._answered_s = time.monotonic()
                 await self._leases.try_elsewhere()
         else:
             self.trouble = None
-            self._answered_s = now_s()
+            self._answered_s = time.monotonic()
 
     async def _move_towards_shares(self, holdings: asyncio.TaskGroup) -> None:
         table = await self._leases.read()
@@ -201,7 +201,7 @@ class Ownership:
             renewed: Lease | None = holding.lease
             with contextlib.suppress(RelayError):  # the lease is good for a while yet
                 renewed = await self._leases.renew(holding.lease)
-            if renewed is not None and now_s() < renewed.good_until_s:
+            if renewed is not None and time.monotonic() < renewed.good_until_s:
                 holding.lease = renewed
                 self._driver_of(lane).extend(lane, renewed.good_until_s)
             else:

@@ -12,7 +12,7 @@ until its pings fail, and again with each redelivery.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -26,7 +26,10 @@ Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
 
 What it raises is given to the client's `error_cb`, as with callbacks of the client's own."""
+TakeBatch = Callable[[list[tuple[bytes, bytes, bytes, bytes]]], None]
+"""The same for several messages at once, at least one."""
 
+T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
@@ -40,6 +43,10 @@ class FrameClient(Client):
         super().__init__()
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
+        self._take_batches: dict[bytes, TakeBatch] = {}
+        """Likewise."""
+        self._read_together: dict[bytes, list[tuple[bytes, bytes, bytes, bytes]]] = {}
+        """By subscription, what the socket has brought since it was last read."""
         self._needed = 0
         """How many bytes the frame that begins in the parser's buffer has at least."""
         parser: Any = self._ps
@@ -51,12 +58,19 @@ class FrameClient(Client):
 
         Draining the subscription also waits for what is on its way.
         """
+        return await self._listen(subject, take, self._takes, queue)
+
+    async def listen_in_batches(self, subject: str, take: TakeBatch) -> Subscription:
+        """The same, but what one read of the socket brings is given together."""
+        return await self._listen(subject, take, self._take_batches)
+
+    async def _listen(self, subject: str, take: T, takers: dict[bytes, T], queue: str = "") -> Subscription:
         number = b"%d" % (self._sid + 1)
-        self._takes[number] = take  # before anything can come
+        takers[number] = take  # before anything can come
         try:
             return await self.subscribe(subject, queue=queue)
         except BaseException:
-            del self._takes[number]
+            del takers[number]
             raise
 
     async def request(
@@ -105,7 +119,8 @@ class FrameClient(Client):
         self.write(_PING)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._takes.pop(b"%d" % sid, None)
+        for takers in (self._takes, self._take_batches):
+            takers.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
@@ -126,33 +141,48 @@ class FrameClient(Client):
             data = bytes(unread)
             unread.clear()
         start = 0
-        while start < len(data):
-            head = _HEAD(data, start)
-            end = _end_of_line(data, start) if head is None else head.end() + int(head[6]) + len(_LINE_END)
-            if end > len(data):
-                self._needed = end - start
-                self._ps.buf.extend(data[start:])
-                return
-            if head is None:
-                await self._parse_line(data[start:end])
-            else:
-                await self._give(data, head, end - len(_LINE_END))
-            start = end
+        try:
+            while start < len(data):
+                head = _HEAD(data, start)
+                end = _end_of_line(data, start) if head is None else head.end() + int(head[6]) + len(_LINE_END)
+                if end > len(data):
+                    self._needed = end - start
+                    self._ps.buf.extend(data[start:])
+                    return
+                if head is None:
+                    await self._parse_line(data[start:end])
+                else:
+                    await self._give(data, head, end - len(_LINE_END))
+                start = end
+        finally:
+            if self._read_together:
+                await self._give_batches()
 
     async def _give(self, data: bytes, head: re.Match[bytes], end: int) -> None:
-        _, subject, sid, reply, headers_size, _ = head.groups()
+        _, subject, sid, reply, headers_size, _ = head.groups(b"")
         begin = body = head.end()
         headers = b""
         if headers_size:
             body += int(headers_size)
             headers = data[begin:body]
-        if (take := self._takes.get(sid)) is not None:
+        if sid in self._take_batches:
+            self._read_together.setdefault(sid, []).append((subject, reply, headers, data[body:end]))
+        elif (take := self._takes.get(sid)) is not None:
             try:
-                take(subject, reply or b"", headers, data[body:end])
+                take(subject, reply, headers, data[body:end])
             except Exception as error:  # noqa: BLE001 - neither a bug nor a forged message may end the read loop
                 await self._error_cb(error)
         else:
-            await self._process_msg(int(sid), subject, reply or b"", data[body:end], headers)
+            await self._process_msg(int(sid), subject, reply, data[body:end], headers)
+
+    async def _give_batches(self) -> None:
+        batches, self._read_together = self._read_together, {}
+        for sid, messages in batches.items():
+            if (take := self._take_batches.get(sid)) is not None:  # the subscription may have ended meanwhile
+                try:
+                    take(messages)
+                except Exception as error:  # noqa: BLE001 - likewise
+                    await self._error_cb(error)
 
 
 def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:

@@ -10,7 +10,7 @@ To add a metric, of the bytes forwarded, say:
 `relay_worker_up` and `relay_worker_restarts` are metrics of a parent: service/worker_probes.py has them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
@@ -67,15 +67,23 @@ class Metrics:
         )
         self._ready = self._gauge("relay_ready", "1 while /readyz answers 200, else 0.")
 
-    def acknowledged(self, end_to_end_s: float) -> None:
-        """An update was stored by the Facilitator, `end_to_end_s` after JetStream stored it."""
-        self._updates[Outcome.ACKNOWLEDGED].inc()
-        self._end_to_end.observe((end_to_end_s,))
+    def answered(
+        self,
+        hot_path_s: Sequence[float],
+        round_trip_s: Sequence[float],
+        end_to_end_s: Mapping[Outcome, Sequence[float]],
+    ) -> None:
+        """The Facilitator answered updates that were read together.
 
-    def duplicate(self, end_to_end_s: float) -> None:
-        """The Facilitator had the update already, which is an acknowledgement too."""
-        self._updates[Outcome.DUPLICATE].inc()
-        self._end_to_end.observe((end_to_end_s,))
+        `round_trip_s` has all of them: from written to answered. `end_to_end_s` has those that it acknowledged, by
+        outcome: from stored by JetStream to acknowledged. `hot_path_s` has those that are settled: from received from
+        NATS to first written.
+        """
+        self._hot_path.observe(hot_path_s)
+        self._round_trip.observe(round_trip_s)
+        for outcome, durations_s in end_to_end_s.items():
+            self._updates[outcome].inc(len(durations_s))
+            self._end_to_end.observe(durations_s)
 
     def dead_lettered(self, reason: Reason) -> None:
         self._updates[Outcome.DEAD_LETTERED].inc()
@@ -152,8 +160,9 @@ class Metrics:
         """A receipt could not be published at once."""
         self._receipts_dropped.inc()
 
-    def traceparent_malformed(self) -> None:
-        self._malformed_traceparents.inc()
+    def traceparents_malformed(self, updates: int) -> None:
+        """So many updates had a traceparent header that cannot be read."""
+        self._malformed_traceparents.inc(updates)
 
     # --- Latency
 
@@ -162,14 +171,6 @@ class Metrics:
         self._round_trip = self._histogram("relay_facilitator_round_trip_seconds", "Written to the socket to answered.")
         self._end_to_end = self._histogram("relay_end_to_end_seconds", "Stored by JetStream to acknowledged.")
         self._loop_lag = self._histogram("relay_event_loop_lag_seconds", "How late the event loop called a timer.")
-
-    def sent(self, hot_path_s: float) -> None:
-        """An update was written to the socket, `hot_path_s` after it came from NATS."""
-        self._hot_path.observe((hot_path_s,))
-
-    def answered(self, round_trip_s: float) -> None:
-        """The Facilitator answered an update, whatever the answer, `round_trip_s` after it was written."""
-        self._round_trip.observe((round_trip_s,))
 
     def loop_lagged(self, lag_s: float) -> None:
         """The event loop called a timer `lag_s` too late."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import TracingSettings
 from relay.contract.subjects import STATUS_STREAM
-from relay.core.ports import InFlight
 from relay.core.trace import TraceContext, parse_traceparent, traceparent_of
+from relay.core.update import Update
 from relay.core.verdict import Outcome
 from relay.observability.logs import get_logger
 from relay.timing.waiting import set_within
@@ -66,7 +66,7 @@ class Tracing:
         self._last_spans_s = last_spans_s
         self._tracer = provider.get_tracer("relay", version)
 
-    def settled(self, update: InFlight, outcome: Outcome) -> None:
+    def settled(self, update: Update, outcome: Outcome) -> None:
         """Make the span of an update that was just settled: its attributes are not known earlier."""
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - where tracing is on, it is there
 
@@ -80,7 +80,9 @@ class Tracing:
             start_time=ended_ns - int((time.monotonic() - update.delivered_s) * _NS_PER_S),
         )
         if outcome is Outcome.DEAD_LETTERED:
-            span.set_status(Status(StatusCode.ERROR, update.doom.error if update.doom else "dead-lettered before"))
+            span.set_status(
+                Status(StatusCode.ERROR, update.dead_letter.error if update.dead_letter else "dead-lettered before")
+            )
         span.end(ended_ns)
 
     async def close(self) -> None:
@@ -122,7 +124,7 @@ def _context(parent: TraceContext | None) -> "Context":
     return set_span_in_context(NonRecordingSpan(span), Context())
 
 
-def _attributes(update: InFlight, outcome: Outcome) -> dict[str, str | int]:
+def _attributes(update: Update, outcome: Outcome) -> dict[str, str | int]:
     told: dict[str, str | int] = {
         "messaging.system": "nats",
         "messaging.destination.name": STATUS_STREAM,
@@ -133,8 +135,8 @@ def _attributes(update: InFlight, outcome: Outcome) -> dict[str, str | int]:
         "relay.attempts": update.attempts,
         "relay.deliveries": update.delivery.deliveries,
     }
-    if update.frame is not None:
-        told["relay.status"] = update.frame.status
-    if update.doom is not None and outcome is Outcome.DEAD_LETTERED:
-        told["relay.reason"] = update.doom.reason.value
+    if update.status is not None:
+        told["relay.status"] = update.status
+    if update.dead_letter is not None and outcome is Outcome.DEAD_LETTERED:
+        told["relay.reason"] = update.dead_letter.reason.value
     return told

@@ -1,12 +1,20 @@
-"""The path of an update: from its lane through one Facilitator connection to its settlement.
+"""The path of an update: from its lane through one connection to the Facilitator to its settlement.
 
-    source ─on_delivery→ lane ─pump→ facilitator ─on_answered→ verdict ─→ ack
-                          ▲                                       ├─→ wait at the lane's gate, go again
-                          └── put back, when a connection is lost └─→ dead letters, then term
+    consumer ─deliveries─► lane_run ─admit─► core/lane ◄─take─ facilitator/connection ─answers─► settlement ─► ack
+                                                ▲                                                    │
+                                                └─ put back, retry ──────────────────────────────────┤
+                                                └─ dead letters ─► dead_letter_worker ─► term ◄──────┘
 
-    dispatcher.py       the lanes of one connection: what goes out next, and what becomes of what was answered
-    feed.py             one lane and its source: how it is taken over, held, and given back
-    dead_lettering.py   the way into the dead-letter stream
+    consumer.py             the pull loop of a lane
+    delivery.py             one delivery, and JetStream's verbs to settle it with
+    lane_run.py             one lane that is driven: how it is taken over, held and given back
+    lanes.py                the lanes of one connection, while this worker holds their leases
+    settlement.py           what becomes of what was answered
+    dead_letter_worker.py   the way into the dead-letter stream
+    advisories.py           dead letters of what JetStream gave up on
+    receipts.py             receipts of settled updates, for watching
+    requests.py             what the Facilitator pushes
+    backlog.py              how far the lanes are behind
 
-Nothing in here opens a socket: what it works with comes in through the Protocols of core/ports.py.
+Every decision is made in core/; nothing here keeps state that decides. service/line.py puts the parts together.
 """

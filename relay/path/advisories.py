@@ -12,8 +12,7 @@ worker had sent to the Facilitator may have been stored there all the same: nobo
 """
 
 import asyncio
-import contextlib
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import msgspec
 from nats.aio.msg import Msg
@@ -34,11 +33,9 @@ from relay.nats.frames import FrameClient
 from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
+from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
-
-_LOOK_EVERY_S: Final = 5.0
-"""How often to look without a hint: one can be missed, and what cannot be done now is tried again."""
 
 
 class _Advisory(msgspec.Struct, frozen=True):
@@ -53,13 +50,23 @@ class Advisories:
 
     Args:
         lane: says what is at hand and how what was at hand was settled.
+        look_every_s: how often to look without a hint, because one can be missed, and a try can fail.
     """
 
-    def __init__(self, nc: FrameClient, lane: Lane[Any], dead_letters: DeadLetterWriter, metrics: Metrics) -> None:
-        self._nc = nc
+    def __init__(
+        self,
+        client: FrameClient,
+        lane: Lane,
+        dead_letters: DeadLetterWriter,
+        metrics: Metrics,
+        *,
+        look_every_s: float = 5.0,
+    ) -> None:
+        self._client = client
         self._lane = lane
         self._dead_letters = dead_letters
         self._metrics = metrics
+        self._look_every_s = look_every_s
         self._subject = advisory_subject(lane_consumer(lane.number))
         self._hint = asyncio.Event()
         # The lane remembers only so many settled updates: what was at hand once is never taken for unknown later.
@@ -68,16 +75,14 @@ class Advisories:
 
     async def run(self) -> None:
         """Dead-letter what JetStream gave up on, until cancelled (which is safe at any time)."""
-        subscription = await self._nc.subscribe(self._subject, cb=self._heard)
+        subscription = await self._client.subscribe(self._subject, cb=self._heard)
         try:
             while True:
                 self._hint.clear()
                 await self._look()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY_S):
-                        await self._hint.wait()
+                await set_within(self._hint, self._look_every_s)
         finally:
-            if not self._nc.is_closed:
+            if not self._client.is_closed:
                 await subscription.unsubscribe()
 
     async def _heard(self, _: Msg) -> None:
@@ -89,7 +94,9 @@ class Advisories:
         after = 0
         try:
             request = {"next_by_subj": self._subject}
-            while (message := await find_message(self._nc, ADVISORY_STREAM, request | {"seq": after + 1})) is not None:
+            while (
+                message := await find_message(self._client, ADVISORY_STREAM, request | {"seq": after + 1})
+            ) is not None:
                 after = message.sequence
                 await self._follow_up(message)
         except RelayError as error:
@@ -117,7 +124,7 @@ class Advisories:
     async def _is_buried(self, advisory: _Advisory) -> bool:
         """Write the dead letter unless it is there already; False if it must be tried again."""
         where = {"lane": self._lane.number, "sequence": advisory.stream_seq, "reason": Reason.MAX_DELIVER}
-        update = await get_message(self._nc, STATUS_STREAM, advisory.stream_seq)
+        update = await get_message(self._client, STATUS_STREAM, advisory.stream_seq)
         if update is None:
             _log.warning("an update that reached max_deliver is gone from its stream: too old, or deleted", **where)
             return True
@@ -135,7 +142,7 @@ class Advisories:
         return True
 
     async def _delete(self, message: StoredMessage) -> None:
-        await delete_message(self._nc, ADVISORY_STREAM, message.sequence)  # or another worker did
+        await delete_message(self._client, ADVISORY_STREAM, message.sequence)  # or another worker did
 
     def _complain(self, error: RelayError) -> None:
         trouble = str(error)

@@ -7,10 +7,9 @@ the old one cannot be told from new requests, and would be delivered twice over.
 """
 
 import asyncio
-import contextlib
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import nats.errors
@@ -27,6 +26,7 @@ from relay.nats.frames import FrameClient, publication
 from relay.nats.headers import DESCRIPTION, STATUS, parse_headers
 from relay.observability.logs import get_logger
 from relay.path.delivery import Delivery
+from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
 
@@ -50,7 +50,7 @@ class PullConsumer:
         stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
         batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
-        on_delivery: called with each delivery, in the order of arrival.
+        on_deliveries: called with the deliveries that were read together, in the order of arrival; at least one.
         on_start: called with the consumer's state at each start, before the first request.
     """
 
@@ -63,16 +63,18 @@ class PullConsumer:
         batch: int,
         expires_s: float,
         room: Callable[[], int],
-        on_delivery: Callable[[Delivery], None],
+        on_deliveries: Callable[[Sequence[Delivery]], None],
         on_start: Callable[[ConsumerState], None],
     ) -> None:
         self.name = name
         self.trouble: str | None = "it has not started yet"
         """Why nothing is being pulled, in words for an operator; None while all is well."""
+        self.starved = True
+        """It would ask for more if there were room: call `top_up` when there is."""
         self._client = client
         self._stream = stream
         self._room = room
-        self._on_delivery = on_delivery
+        self._on_deliveries = on_deliveries
         self._on_start = on_start
         self._window = PullWindow(batch, expires_s)
         self._subscription: Subscription | None = None
@@ -81,7 +83,6 @@ class PullConsumer:
         self._draining = asyncio.Event()
         self._signal = Signal.ASK_AGAIN
         self._heard_s = 0.0
-        self._delivered_count = 0
         self._failure: Exception | None = None
         self._created = ""
         self._replaced = False
@@ -148,11 +149,10 @@ class PullConsumer:
         state = await self.state()
         if self._replaced:
             return
-        self._window.reset()
-        self._delivered_count = state.delivered_count
+        self._window.start(state.delivered_count)
         self._signal = Signal.ASK_AGAIN
         self._inbox = self._client.new_inbox()
-        self._subscription = await self._client.listen(self._inbox, self._take)
+        self._subscription = await self._client.listen_in_batches(self._inbox, self._take)
         self._on_start(state)
         self._wake.set()
         self.trouble = None
@@ -183,9 +183,11 @@ class PullConsumer:
                     return False
 
     async def _request(self) -> None:
-        count = self._window.wanted(self._room())
-        if not count or not self._client.is_connected:
+        count = self._window.wanted(self._room()) if self._client.is_connected else 0
+        if not count:
+            self.starved = self._window.is_low
             return
+        self.starved = False
         if not self._window.outstanding:
             self._heard_s = asyncio.get_running_loop().time()
         self._window.requested(count)
@@ -197,21 +199,30 @@ class PullConsumer:
         subject = api_pull(self._stream, self.name).encode()
         self._client.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
 
-    def _take(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+    def _take(self, messages: list[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        """Take what was read together: deliveries, and statuses, which have no subject to reply to."""
         self._heard_s = asyncio.get_running_loop().time()
-        if not reply:
-            self._take_status(parse_headers(headers))
+        window = self._window
+        deliveries: list[Delivery] = []
+        for subject, reply, headers, body in messages:
+            if not reply:
+                self._take_status(parse_headers(headers))
+                continue
+            try:
+                deliveries.append(Delivery(self._client, subject, reply, headers, body))
+            except ValueError:
+                _log.warning("a message that is no delivery came to the inbox of a lane's pulls", consumer=self.name)
+        if not deliveries:
             return
-        delivery = Delivery(self._client, subject, reply, headers, body)
-        # What was delivered before and did not arrive was on request too.
-        self._window.delivered(max(1, delivery.consumer_sequence - self._delivered_count))
-        self._delivered_count = delivery.consumer_sequence
+        if deliveries[0].consumer_sequence <= window.delivered_up_to:
+            self._note(Signal.START_OVER)  # the consumer's count went back: a new leader knows less
+        window.delivered_up_to = deliveries[-1].consumer_sequence
         try:
-            self._on_delivery(delivery)
+            self._on_deliveries(deliveries)
         except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
             self._failure = error
             self._wake.set()
-        if self._window.outstanding <= self._window.batch // 2:
+        if window.delivered_up_to >= window.low_at:
             self._wake.set()
 
     def _take_status(self, headers: Mapping[str, str]) -> None:
@@ -251,6 +262,4 @@ class PullConsumer:
 
     async def _pause(self, seconds: float) -> None:
         """Wait before another start, but not while draining."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._draining.wait()
+        await set_within(self._draining, seconds)

@@ -1,97 +1,105 @@
-"""The way into the dead-letter stream: doomed updates are written there, and only then ended."""
+"""The way into the dead-letter stream: an update is written there first, and only then ended."""
 
 import asyncio
 import math
-from typing import Final, Protocol
+import time
+from typing import Final
 
 from relay.contract.errors import JetStreamError, RelayError
-from relay.core.lane import Lane
-from relay.core.ports import DeadLetterStream, DeliveryLike, InFlight
 from relay.core.trace import traced
-from relay.core.verdict import Outcome
+from relay.core.update import Update
+from relay.core.verdict import DeadLetter
+from relay.dead_letters.writer import DeadLetterWriter
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
-from relay.timing.clock import now_s
+from relay.path.lane_run import DEAD_LETTERED_BEFORE
+from relay.path.lanes import Lanes
+from relay.path.settlement import Settlement
 
 _log = get_logger(__name__)
 
 WRITERS: Final = 4
-ENDED_BEFORE: Final = "dead-lettered before"
-"""With what an update is ended that has its dead letter from an earlier time."""
-_RETRY_S: Final = 5.0
-_QUEUE_SIZE: Final = 100
-
-
-class Lanes(Protocol):
-    """Where doomed updates come from, and where those go that cannot be buried now; see dispatcher.py."""
-
-    def settled(self, update: InFlight, outcome: Outcome) -> None: ...
-    def retry(self, update: InFlight, delay_s: float) -> None: ...
-    def put_back(self, update: InFlight) -> None: ...
-    def pump(self) -> None: ...
+"""How many updates are dead-lettered at a time."""
 
 
 class DeadLetterWorker:
-    """Dead-letters the doomed updates of some lanes, several at a time."""
+    """Dead-letters the heads that lanes have for the dead-letter stream, several at a time.
 
-    def __init__(self, dead_letters: DeadLetterStream, lanes: Lanes, metrics: Metrics) -> None:
-        self._dead_letters = dead_letters
+    Args:
+        retry_s: how long an update waits when the dead-letter stream could not be reached.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        settlement: Settlement,
+        dead_letters: DeadLetterWriter,
+        metrics: Metrics,
+        *,
+        retry_s: float,
+    ) -> None:
         self._lanes = lanes
+        self._settlement = settlement
+        self._dead_letters = dead_letters
         self._metrics = metrics
-        self._doomed: asyncio.Queue[InFlight] = asyncio.Queue(_QUEUE_SIZE)
+        self._retry_s = retry_s
         self._unanswered_until_s = -math.inf
 
-    def take(self, lane: Lane[DeliveryLike]) -> None:
-        """Take the doomed heads of a lane, as far as there is room; it is asked again with each `pump`."""
-        while lane.doomed and not self._doomed.full() and (update := lane.take_doomed(now_s())) is not None:
-            self._doomed.put_nowait(update)
-
     async def run(self) -> None:
-        """Bury what was taken, until cancelled."""
+        """Dead-letter until cancelled, which is safe at any time.
+
+        A dead letter whose update was not ended yet is found by the lane's next owner.
+        """
         async with asyncio.TaskGroup() as group:
             for _ in range(WRITERS):
-                group.create_task(self._keep_burying())
+                group.create_task(self._keep_dead_lettering())
 
-    async def _keep_burying(self) -> None:
+    async def _keep_dead_lettering(self) -> None:
         while True:
-            update = await self._doomed.get()
-            if now_s() >= update.lane.ours_until_s:
-                # The lane is another's by now, and so is the update; but it goes on if only the renewal is late.
-                self._lanes.put_back(update)
-                continue
-            if (pause_s := self._unanswered_until_s - now_s()) > 0:
+            update = await self._next()
+            if (pause_s := self._unanswered_until_s - time.monotonic()) > 0:
                 self._lanes.retry(update, pause_s)
                 continue
             try:
-                await self._bury(update)
+                await self._dead_letter(update)
             except RelayError as error:
                 self._keep(update, error)
-            self._lanes.pump()
+            self._lanes.open()
 
-    async def _bury(self, update: InFlight) -> None:
-        if update.unsure and await self._dead_letters.holds(update.delivery):
-            update.delivery.term(ENDED_BEFORE)
-            self._lanes.settled(update, Outcome.DEAD_LETTERED)
+    async def _next(self) -> Update:
+        while (update := self._lanes.turns.take_dead_letter(time.monotonic())) is None:
+            self._lanes.outlets.dead_letters.clear()
+            await self._lanes.outlets.dead_letters.wait()
+        return update
+
+    async def _dead_letter(self, update: Update) -> None:
+        if update.maybe_dead_lettered:
+            if await self._dead_letters.holds(update.delivery):
+                self._settlement.dead_lettered(update, DEAD_LETTERED_BEFORE)
+                return
+            dead_letter = update.lane.has_no_dead_letter(update)
+        else:
+            dead_letter = update.dead_letter
+        if dead_letter is None:
+            self._lanes.progressed([update.lane])
             return
-        update.unsure = False
-        if update.doom is None:
-            self._lanes.put_back(update)
-            return
-        await self._dead_letters.write(update.delivery, update.doom, update.attempts)
-        update.delivery.term(update.doom.reason)
-        self._lanes.settled(update, Outcome.DEAD_LETTERED)
-        self._metrics.dead_lettered(update.doom.reason)
+        await self._dead_letters.write(update.delivery, dead_letter, update.attempts)
+        self._settlement.dead_lettered(update, dead_letter.reason)
+        self._told(update, dead_letter)
+
+    def _told(self, update: Update, dead_letter: DeadLetter) -> None:
+        self._metrics.dead_lettered(dead_letter.reason)
         _log.warning(
             "dead-lettered",
             subject=update.delivery.subject,
             sequence=update.sequence,
-            reason=update.doom.reason,
+            reason=dead_letter.reason,
             attempts=update.attempts,
-            error=update.doom.error,
+            error=dead_letter.error,
             **traced(update.delivery.headers),
         )
 
-    def _keep(self, update: InFlight, error: RelayError) -> None:
+    def _keep(self, update: Update, error: RelayError) -> None:
         _log.error(
             "the dead letters cannot be reached; the update is kept",
             subject=update.delivery.subject,
@@ -99,8 +107,8 @@ class DeadLetterWorker:
             error=str(error),
             **traced(update.delivery.headers),
         )
-        self._lanes.retry(update, _RETRY_S)
+        self._lanes.retry(update, self._retry_s)
         if not isinstance(error, JetStreamError):
-            # Nobody answers. To learn that of each update would take a timeout each, which those who hand
-            # a lane over or stop would have to wait for.
-            self._unanswered_until_s = now_s() + _RETRY_S
+            # Nobody answers. To learn that for each update would take a timeout each, and a lane that is handed over or
+            # stopped would have to wait for all of them.
+            self._unanswered_until_s = time.monotonic() + self._retry_s

@@ -1,10 +1,12 @@
 """One delivery of one update, and how to settle it."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 
 import nats.errors
 
 from relay.core.trace import traced
+from relay.core.update import DeliveryLike
 from relay.nats.ack_subject import parse_ack_subject
 from relay.nats.frames import FrameClient, publication
 from relay.nats.headers import parse_headers
@@ -12,10 +14,10 @@ from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
-_ACK = b"+ACK"
 _NAK = b"-NAK"
 _IN_PROGRESS = b"+WPI"
 _TERM = b"+TERM"
+_reply_of = attrgetter("reply")
 
 
 class Delivery:
@@ -23,11 +25,11 @@ class Delivery:
 
     __slots__ = (
         "_client",
-        "_reply",
         "body",
         "consumer_sequence",
         "deliveries",
         "headers",
+        "reply",
         "sequence",
         "stored_at_s",
         "subject",
@@ -35,10 +37,11 @@ class Delivery:
 
     def __init__(self, client: FrameClient, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         self._client = client
-        self._reply = reply
+        self.reply = reply
+        """Where to say what became of it."""
         self.subject = subject.decode(errors="replace")
         """The stored subject, `job.status.<lane>.<token>`."""
-        self.headers: Mapping[str, str] = parse_headers(headers)
+        self.headers: Mapping[str, str] = parse_headers(headers) if headers else {}
         self.body = body
         told = parse_ack_subject(reply)
         self.deliveries = told.deliveries
@@ -51,9 +54,13 @@ class Delivery:
     def __repr__(self) -> str:
         return f"<Delivery {self.subject} #{self.sequence}, {self.deliveries}x>"
 
-    def ack(self) -> None:
-        """Acknowledge, without waiting for the server: if this gets lost, the update is delivered again."""
-        self._answer(_ACK)
+    def ack(self, *others: DeliveryLike) -> None:
+        """Acknowledge this delivery, and others together with it in one write.
+
+        Nobody waits for the server: if an acknowledgement gets lost, the update is delivered again.
+        """
+        replies = map(_reply_of, (self, *others))
+        self._write(b"PUB %b 4\r\n+ACK\r\n" % b" 4\r\n+ACK\r\nPUB ".join(replies))
 
     def in_progress(self) -> None:
         """Start `ack_wait` anew; counts no delivery. Of no use later, so it is not kept for a lost connection."""
@@ -69,8 +76,11 @@ class Delivery:
         self._answer(_TERM + b" " + reason.encode())
 
     def _answer(self, word: bytes) -> None:
+        self._write(publication(self.reply, word))
+
+    def _write(self, lines: bytes) -> None:
         try:
-            self._client.write(publication(self._reply, word))
+            self._client.write(lines)
         except nats.errors.Error as error:
             # The server will deliver it again; the lane then settles it as before, or has it at hand still.
             told = traced(self.headers)

@@ -1,24 +1,27 @@
-"""One lane and its source: how it is taken over, held, and given back."""
+"""One lane that this worker drives, with its source: how it is taken over, held, and given back."""
 
 import asyncio
-import contextlib
-import math
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import Final
 
 from relay.contract.errors import RelayError
 from relay.contract.report import LaneReport
 from relay.core.continuity import ConsumerState, Continuity, patience_s
 from relay.core.lane import Lane
-from relay.core.ports import DeliveryLike, OpenSource
+from relay.core.ports import OpenSource
+from relay.core.update import DeadLetterHorizon, DeliveryLike
+from relay.core.verdict import Outcome
 from relay.observability.logs import get_logger
-from relay.path.limits import Limits
-from relay.timing.clock import now_s
+from relay.observability.metrics import Metrics
+from relay.path.limits import LaneLimits
+from relay.path.outlets import Outlets
+from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
 
+DEAD_LETTERED_BEFORE: Final = "dead-lettered before"
+"""The reason with which an update is ended whose dead letter was written earlier."""
 _RECHECK_S: Final = 0.2
 """How often a held lane's consumer is looked at again; what comes back in between is noticed at once."""
 _HANDFUL: Final = 64
@@ -28,7 +31,7 @@ class LaneRun:
     """A lane that is being driven, with its source.
 
     Args:
-        on_delivery: what to do with each delivery of the source.
+        outlets: where its updates go out.
         opened: set while the connection to the Facilitator may be used.
     """
 
@@ -36,57 +39,41 @@ class LaneRun:
         self,
         number: int,
         open_source: OpenSource,
-        on_delivery: Callable[["LaneRun", DeliveryLike], None],
+        horizon: DeadLetterHorizon,
+        outlets: Outlets,
         opened: asyncio.Event,
-        limits: Limits,
+        *,
+        limits: LaneLimits,
+        metrics: Metrics,
     ) -> None:
-        self.lane: Lane[DeliveryLike] = Lane(number, Continuity(patience_s(limits.ack_wait_s)))
-        self.made_at_s = math.inf
-        """When the consumer was made that the source pulls from, in seconds of Unix time."""
+        self.lane = Lane(number, Continuity(patience_s(limits.ack_wait_s)), horizon)
+        self.progress = asyncio.Event()
+        """Set when an update of the lane is not OUT any more."""
+        self._outlets = outlets
         self._opened = opened
-        self._capacity = limits.lane_capacity
+        self._capacity = limits.capacity
+        self._metrics = metrics
         self._recheck = asyncio.Event()
-        self._progress = asyncio.Event()
-        self.source = open_source(
-            number, room=self._room, on_delivery=partial(on_delivery, self), on_start=self._on_start
-        )
+        self.source = open_source(number, room=self._room, on_deliveries=self._admit, on_start=self._began)
 
     def connection_opened(self) -> None:
-        """The session with the Facilitator may be used: pull, and be patient with what comes back only now."""
-        self.lane.continuity.be_patient(now_s())
+        """The session with the Facilitator may be used: pull, and wait again for what can come back only now."""
+        self.lane.continuity.be_patient(time.monotonic())
         self._recheck.set()
         self.source.top_up()
 
-    def connection_lost(self) -> None:
-        """The session with the Facilitator is over, and nothing of the lane is OUT there any more."""
-        self._progress.set()
-
-    def progressed(self) -> None:
-        """An update of the lane is not OUT any more."""
-        self._progress.set()
-        self.source.top_up()
-
-    def look_again(self) -> None:
-        """It may have changed whether the lane must be held."""
-        self._recheck.set()
-
-    async def recover(self, pump: Callable[[], None]) -> None:
-        """While the lane is held, see whether what the server delivered before has all come back; until cancelled.
-
-        `pump` lets updates out, once the lane is not held any more.
-        """
+    async def release_when_complete(self) -> None:
+        """While the lane is held, look whether all that was delivered before has come back; until cancelled."""
         lane = self.lane
         while True:
             await self._recheck.wait()
             self._recheck.clear()
             await self._opened.wait()  # nothing is pulled before, so nothing can come back
-            if not lane.continuity.held:
+            if not lane.held:
                 continue
             missing = await self._resolve()
-            if lane.continuity.held:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RECHECK_S):
-                        await self._recheck.wait()
+            if lane.held:
+                await set_within(self._recheck, _RECHECK_S)
                 self._recheck.set()
                 continue
             if missing:
@@ -96,42 +83,58 @@ class LaneRun:
                     missing=missing,
                 )
             _log.debug("lane is flowing", lane=lane.number, at_hand=len(lane))
-            pump()
+            self._outlets.open([lane])
 
     async def give_back(self) -> None:
         """Wait until nothing is OUT, or the connection is lost, and return the rest to the server."""
         while self.lane.out and self._opened.is_set():
-            self._progress.clear()
-            await self._progress.wait()
+            self.progress.clear()
+            await self.progress.wait()
         for update in self.lane.unsent():
             update.delivery.nak()
         await self.source.confirm()
 
     def report(self) -> LaneReport:
         """How the lane stands."""
-        lane, wall = self.lane, time.time()
-        oldest = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall)
+        lane, wall_s = self.lane, time.time()
+        oldest_s = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall_s)
         return LaneReport(
             lane=lane.number,
             at_hand=len(lane),
             out=lane.out,
-            held=lane.continuity.held,
-            oldest_at_hand_s=max(0.0, wall - oldest),
+            held=lane.held,
+            oldest_at_hand_s=max(0.0, wall_s - oldest_s),
             trouble=self.source.trouble,
         )
+
+    # --- what the source calls
 
     def _room(self) -> int:
         # With the Facilitator away nothing is asked for: JetStream is the buffer. A lane that has something to
         # send is refilled by the handful, because a request for each update would cost more than the update.
         lane = self.lane
         free = self._capacity - len(lane)
-        return free if self._opened.is_set() and (free >= _HANDFUL or lane.idle or lane.continuity.held) else 0
+        return free if self._opened.is_set() and (free >= _HANDFUL or not lane.ready or lane.held) else 0
 
-    def _on_start(self, state: ConsumerState) -> None:
-        self.lane.continuity.began(state, now_s())
-        self.lane.coverage.began(state)
-        self.made_at_s = state.made_at_s
+    def _began(self, state: ConsumerState) -> None:
+        self.lane.began(state, time.monotonic())
         self._recheck.set()
+
+    def _admit(self, deliveries: Sequence[DeliveryLike]) -> None:
+        """Take in what was read together, and let out together what may go."""
+        lane = self.lane
+        admission = lane.admit(deliveries, time.monotonic())
+        if admission.held:
+            self._recheck.set()
+        self._outlets.send()
+        if lane.dead_letters:
+            self._outlets.dead_letters.set()
+        for delivery, outcome in admission.settled_before:
+            _settle_again(delivery, outcome)
+        for rule in admission.repairs:
+            self._metrics.repaired(rule)
+        if admission.malformed_traceparents:
+            self._metrics.traceparents_malformed(admission.malformed_traceparents)
 
     async def _resolve(self) -> int:
         lane = self.lane
@@ -139,9 +142,14 @@ class LaneRun:
             state = await self.source.state()
         except RelayError as error:
             _log.debug("cannot look at a held lane's consumer", lane=lane.number, error=str(error))
-            lane.continuity.be_patient(now_s())  # as long as nobody answers, nothing comes back either
+            lane.continuity.be_patient(time.monotonic())  # as long as nobody answers, nothing comes back either
             return 0
-        missing = lane.continuity.resolve(state, lane.count_up_to, now_s())
-        if not lane.continuity.held:
-            lane.let_go(state, missing)
-        return missing
+        return lane.resolve(state, time.monotonic())
+
+
+def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:
+    """Tell the server once more what became of an update that it delivers again, because it did not hear it."""
+    if outcome is Outcome.DEAD_LETTERED:
+        delivery.term(DEAD_LETTERED_BEFORE)
+    else:
+        delivery.ack()

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    lane_capacity: int
+class LaneLimits:
+    """What bounds each lane."""
+
+    capacity: int
     """How many updates a lane may have at hand: its consumer's `max_ack_pending`."""
-    max_attempts: int
     ack_wait_s: float
+    """After how long the server delivers an update again that nobody has settled or reported as in progress."""

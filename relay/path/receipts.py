@@ -9,8 +9,8 @@ import msgspec
 import nats.errors
 
 from relay.contract.subjects import Reason, receipt_subject
-from relay.core.ports import InFlight
 from relay.core.trace import traced
+from relay.core.update import Update
 from relay.core.verdict import Outcome
 from relay.nats.frames import FrameClient, publication
 from relay.observability.metrics import Metrics
@@ -48,7 +48,7 @@ class Receipts:
         self._queue: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
         self._filled = asyncio.Event()
 
-    def settled(self, update: InFlight, outcome: Outcome) -> None:
+    def settled(self, update: Update, outcome: Outcome) -> None:
         """Take the receipt of an update that was just settled; never waits, never fails."""
         if len(self._queue) >= _QUEUE_SIZE:
             self._metrics.receipt_dropped()
@@ -56,10 +56,10 @@ class Receipts:
         delivery = update.delivery
         receipt = Receipt(
             uuid=update.job,
-            status=update.frame.status if update.frame else None,
+            status=update.status,
             sequence=update.sequence,
             outcome=outcome,
-            reason=update.doom.reason if update.doom and outcome is Outcome.DEAD_LETTERED else None,
+            reason=update.dead_letter.reason if update.dead_letter and outcome is Outcome.DEAD_LETTERED else None,
             attempts=update.attempts,
             relayed_ms=round(1e3 * (time.time() - delivery.stored_at_s), 3),
         )

@@ -8,15 +8,11 @@ from typing import Any, Final
 from relay.contract.report import ConnectionReport, LaneReport, Report
 from relay.contract.settings import Settings
 from relay.contract.text import redact_url
-from relay.facilitator.connection import Facilitator
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
 from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
-from relay.path.lanes import Dispatcher
-
-Line = tuple[Dispatcher, Facilitator]
-"""A connection to the Facilitator, and who takes lanes through it."""
+from relay.service.line import Line
 
 _BETWEEN_PIECES_S: Final = 0.002
 """An update passes through the event loop several times; so it waits for one piece of a scrape at most."""
@@ -55,7 +51,7 @@ class WorkerStatus:
         if self.waiting_for is not None:
             return [self.waiting_for]
         missing = self._lane_troubles() if self._nats_connected else [self._nats_trouble()]
-        driving = [facilitator for dispatcher, facilitator in self._lines if dispatcher.drives]
+        driving = [line.connection for line in self._lines if line.lanes.driving]
         return missing + [each.trouble for each in driving if each.trouble is not None]
 
     def hung(self) -> Sequence[str]:
@@ -76,20 +72,20 @@ class WorkerStatus:
 
     def refresh_metrics(self) -> None:
         """Bring up to date what is not counted as it happens."""
-        for dispatcher, _ in self._lines:
-            dispatcher.report()
-        facilitators = [facilitator for _, facilitator in self._lines]
-        places = len(facilitators) * self._settings.facilitator.window
-        self._metrics.in_flight(sum(each.unanswered for each in facilitators), places)
+        for lane in self.lanes():
+            self._metrics.at_hand(lane.lane, lane.at_hand)
+        connections = [line.connection for line in self._lines]
+        places = len(connections) * self._settings.facilitator.window
+        self._metrics.in_flight(sum(each.unanswered for each in connections), places)
         self._metrics.state(
             ready=not self.missing(),
             nats=self._nats_connected,
-            facilitator=sum(each.trouble is None for each in facilitators),
+            facilitator=sum(each.trouble is None for each in connections),
         )
 
     def lanes(self) -> list[LaneReport]:
         """How the lanes stand that are driven here."""
-        return [lane for dispatcher, _ in self._lines for lane in dispatcher.lanes()]
+        return [lane for line in self._lines for lane in line.lanes.reports()]
 
     def report(self) -> Report:
         """All of it, for whoever asks over NATS."""
@@ -100,7 +96,9 @@ class WorkerStatus:
             uptime_s=time.monotonic() - self._began_s,
             missing=self.missing(),
             lanes=self.lanes(),
-            connections=[ConnectionReport(window, each.unanswered, each.trouble) for _, each in self._lines],
+            connections=[
+                ConnectionReport(window, line.connection.unanswered, line.connection.trouble) for line in self._lines
+            ],
             updates=self._metrics.updates(),
             dead_letters=self._metrics.dead_letters(),
             retries=self._metrics.retries(),
@@ -117,5 +115,5 @@ class WorkerStatus:
 
     def _lane_troubles(self) -> list[str]:
         of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]
-        of_some = [trouble for dispatcher, _ in self._lines for trouble in dispatcher.troubles()]
+        of_some = [trouble for line in self._lines for trouble in line.lanes.troubles()]
         return [trouble for trouble in of_all if trouble is not None] + of_some

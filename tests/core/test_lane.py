@@ -1,100 +1,183 @@
+import math
+
 import pytest
+from delivery_kit import JOBS, FakeDelivery
 
 from relay.contract.subjects import Reason
-from relay.contract.wire import Frame
+from relay.contract.wire import Repair
 from relay.core import lane as lane_module
+from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.lane import Lane, State, Update
-from relay.core.verdict import DeadLetter, Outcome
+from relay.core.lane import Lane, Turns
+from relay.core.update import DeadLetterHorizon, State
+from relay.core.verdict import DeadLetter, Outcome, Retry, RetryPolicy
 
-FRAME = Frame(b"{}", "accepted")
-DOOM = DeadLetter(Reason.REFUSED, "because")
+UNFIT = DeadLetter(Reason.REFUSED, "because")
+POLICY = RetryPolicy(3, Backoff(1.0, 8.0, lambda: 0.5))
 NOTHING = ConsumerState(pending=0, delivered=0, delivered_count=0)
 
 
-def lane_with(*updates, held=False):
-    lane = Lane(0, Continuity(patience_s=1.0))
+def lane_with(*deliveries, held=False):
+    lane = Lane(0, Continuity(patience_s=1.0), DeadLetterHorizon(-math.inf, -math.inf))
     if not held:
-        lane.continuity.resolve(NOTHING, lane.count_up_to, 0.0)
-    for update in updates:
-        lane.deliver(update)
+        lane.resolve(NOTHING, 0.0)
+    for delivery in deliveries:
+        admit(lane, delivery)
     return lane
 
 
-def update(sequence, job="a", doom=None):
-    return Update(0, sequence, job, f"delivery of {sequence}", None if doom else FRAME, doom)
+def admit(lane, *deliveries):
+    """Admit without a gap in the consumer's count, which test_continuity looks at."""
+    lane.continuity._next = deliveries[0].consumer_sequence
+    return lane.admit(deliveries, 0.0)
+
+
+def take(lane):
+    """All that may be sent now, in the order in which it is given out."""
+    return list(iter(lambda: lane.take(0.0), None))
 
 
 def taken(lane):
-    """The sequences of all that may go now, in the order in which they are given out."""
-    return [update.sequence for update in iter(lambda: lane.take(0.0), None)]
+    return [update.sequence for update in take(lane)]
 
 
-def doomed(lane):
-    return [update.sequence for update in iter(lambda: lane.take_doomed(0.0), None)]
+def dead_letters(lane):
+    return [update.sequence for update in iter(lambda: lane.take_dead_letter(0.0), None)]
+
+
+def acknowledge(lane, update):
+    lane.settle(update, Outcome.ACKNOWLEDGED)
+
+
+# --- admission
+
+
+class Bare(FakeDelivery):
+    """An update without what the Facilitator needs and the relay can add."""
+
+    body = b'{"uuid":"%b","status":"accepted"}' % JOBS["a"].encode()
+
+
+def test_admission_tells_what_others_must_act_on():
+    """Repairs, malformed traceparents and a hold because of a gap are told of a batch; the repaired text is sent."""
+    lane = lane_with()
+    spoiled, repaired = FakeDelivery(1, "b", headers={"traceparent": "nonsense"}), Bare(2)
+    whole, gap = admit(lane, spoiled, repaired), admit(lane, FakeDelivery(3, "c"))
+    lane.continuity.delivered([FakeDelivery(4).consumer_sequence + 1], 0.0)
+    assert ([Repair.MESSAGE_TYPE_ADDED], 1, False) == (whole.repairs, whole.malformed_traceparents, whole.held)
+    assert ([], 0, False, True) == (gap.repairs, gap.malformed_traceparents, gap.held, lane.held)
+    assert b'{"message_type":"V0JobStatusUpdate"' == lane._at_hand[2].text[:35]
+
+
+@pytest.mark.parametrize("state", [State.READY, State.OUT, State.WAITING])
+def test_a_redelivery_replaces_the_handle_and_nothing_else(state):
+    """In every state a redelivery gives the newest handle, resets the ack timer's age, and is not given out twice."""
+    lane = lane_with(FakeDelivery(1), FakeDelivery(2))
+    head, queued = sorted(lane.at_hand(), key=lambda update: update.sequence)
+    if state is not State.READY:
+        lane.take(0.0)
+    if state is State.WAITING:
+        lane.retry(head, 5.0)
+    again = [FakeDelivery(1, deliveries=2), FakeDelivery(2, deliveries=2)]
+    lane.admit(again, 7.0)
+    assert (state, State.QUEUED) == (head.state, queued.state)
+    assert [(delivery, 7.0) for delivery in again] == [(each.delivery, each.touched_s) for each in (head, queued)]
+    lane.continuity.held = False
+    lane.wake(5.0)
+    taken(lane)
+    assert (2, 1, []) == (len(lane), lane.out, taken(lane))
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_what_was_settled_is_settled_the_same_way_again(outcome):
+    """A lost ack brings an update back: it is not given out again, and its outcome is told."""
+    lane = lane_with(FakeDelivery(1))
+    lane.settle(lane.take(0.0), outcome)
+    again = FakeDelivery(1, deliveries=2)
+    assert [(again, outcome)] == admit(lane, again).settled_before
+    assert ([], 0, outcome, None) == (taken(lane), len(lane), lane.outcome_of(1), lane.outcome_of(2))
+
+
+def test_the_memory_of_what_was_settled_is_bounded():
+    """The oldest outcome is forgotten for the newest when the memory is full."""
+    bound = lane_module._SETTLED_REMEMBERED
+    lane = lane_with()
+    for sequence in range(1, bound + 3):
+        admit(lane, FakeDelivery(sequence))
+        acknowledge(lane, lane.take(0.0))
+    remembered = [n for n in range(1, bound + 3) if lane.outcome_of(n) is not None]
+    assert (bound, 3, bound + 2) == (len(remembered), remembered[0], remembered[-1])
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "stored_at_s", "asked"),
+    [(1, 50.0, True), (1, 111.0, False), (2, 150.0, True), (2, 161.0, False)],
+    ids=["as old as a dead letter then", "newer", "delivered before", "delivered before, newer"],
+)
+def test_which_updates_may_have_a_dead_letter(deliveries, stored_at_s, asked):
+    """A first delivery is looked up if a dead letter from before this worker may be its own, a later one if any may."""
+    lane = Lane(0, Continuity(1.0), DeadLetterHorizon(at_start_s=50.0, newest_s=100.0))
+    lane.began(ConsumerState(0, 0, 0, made_at_s=60.0), 0.0)
+    lane.resolve(NOTHING, 9.0)
+    admit(lane, FakeDelivery(1, deliveries=deliveries, stored_at_s=stored_at_s))
+    assert ([1] if asked else [], [] if asked else [1]) == (dead_letters(lane), taken(lane))
+
+
+def test_a_consumer_made_before_the_newest_dead_letter_delivered_it():
+    """What a consumer delivers for the first time has a dead letter only if an earlier consumer delivered it."""
+    lane = Lane(0, Continuity(1.0), DeadLetterHorizon(at_start_s=500.0, newest_s=500.0))
+    lane.began(ConsumerState(0, 0, 0, made_at_s=60.0), 0.0)
+    lane.resolve(NOTHING, 9.0)
+    admit(lane, FakeDelivery(1, "a", stored_at_s=120.0), FakeDelivery(2, "b", stored_at_s=121.0))
+    assert ([1], [2]) == (dead_letters(lane), taken(lane))
+
+
+# --- the order
 
 
 def test_only_the_head_of_a_job_goes():
-    """The later updates of a job stay until the one before them is settled, then they go one by one."""
-    updates = [update(1), update(2), update(3)]
-    lane = lane_with(*updates)
+    """The later updates of a job stay until the one before them is settled, in whatever order they came."""
+    lane = lane_with(*(FakeDelivery(n) for n in (3, 1, 2)))
     rounds = []
-    for head in updates:
-        rounds.append(taken(lane))
-        lane.settle(head, Outcome.ACKNOWLEDGED)
+    for _ in range(3):
+        heads = take(lane)
+        rounds.append([head.sequence for head in heads])
+        acknowledge(lane, *heads)
     assert [[1], [2], [3]] == rounds
 
 
 def test_heads_of_different_jobs_go_oldest_first():
     """Jobs do not wait for each other; among their heads the stream decides."""
-    lane = lane_with(update(3, "c"), update(1, "a"), update(4, "c"), update(2, "b"))
+    lane = lane_with(FakeDelivery(3, "c"), FakeDelivery(1, "a"), FakeDelivery(4, "c"), FakeDelivery(2, "b"))
     assert [1, 2, 3] == taken(lane)
-
-
-def test_updates_at_hand_are_sorted_by_stream_sequence():
-    """However they arrive, the updates of one job go in stream order."""
-    updates = {n: update(n) for n in (3, 1, 2)}
-    lane = lane_with(*updates.values())
-    order = []
-    for _ in updates:
-        order += taken(lane)
-        lane.settle(updates[order[-1]], Outcome.ACKNOWLEDGED)
-    assert [1, 2, 3] == order
 
 
 def test_an_older_update_goes_before_a_newer_one_that_is_ready():
     """An update that comes back while a newer one of its job is free to go takes its place."""
-    old, new = update(1), update(2)
-    lane = lane_with(new)
-    lane.deliver(old)
-    first = taken(lane)
-    lane.settle(old, Outcome.ACKNOWLEDGED)
-    assert ([1], [2]) == (first, taken(lane))
+    lane = lane_with(FakeDelivery(2), FakeDelivery(1))
+    (old,) = take(lane)
+    acknowledge(lane, old)
+    assert (1, [2]) == (old.sequence, taken(lane))
 
 
 def test_an_older_update_goes_while_a_newer_one_waits():
     """A backoff of a newer update does not keep an older one that comes back, but is itself kept behind it."""
-    old, new = update(1), update(2)
-    lane = lane_with(new)
-    taken(lane)
-    lane.retry(new, 5.0)
-    lane.deliver(old)
-    first = taken(lane)
+    lane = lane_with(FakeDelivery(2))
+    lane.retry(lane.take(0.0), 5.0)
+    admit(lane, FakeDelivery(1))
+    (old,) = take(lane)
     lane.wake(5.0)
     while_old_is_out = taken(lane)
-    lane.settle(old, Outcome.ACKNOWLEDGED)
-    assert ([1], [], [2]) == (first, while_old_is_out, taken(lane))
+    acknowledge(lane, old)
+    assert (1, [], [2]) == (old.sequence, while_old_is_out, taken(lane))
 
 
 def test_a_backoff_outlasts_the_older_update_that_came_back():
     """Settling the older update does not shorten the wait of the newer one."""
-    old, new = update(1), update(2)
-    lane = lane_with(new)
-    taken(lane)
-    lane.retry(new, 5.0)
-    lane.deliver(old)
-    taken(lane)
-    lane.settle(old, Outcome.ACKNOWLEDGED)
+    lane = lane_with(FakeDelivery(2))
+    lane.retry(lane.take(0.0), 5.0)
+    admit(lane, FakeDelivery(1))
+    acknowledge(lane, lane.take(0.0))
     early = taken(lane)
     lane.wake(5.0)
     assert ([], [2]) == (early, taken(lane))
@@ -103,10 +186,9 @@ def test_a_backoff_outlasts_the_older_update_that_came_back():
 @pytest.mark.parametrize("comes_in", [lambda lane, new: lane.put_back(new), lambda lane, new: lane.retry(new, 5.0)])
 def test_an_older_update_waits_for_a_newer_one_that_is_out(comes_in):
     """What is out cannot be called back; when it comes in unsettled, the older one goes first."""
-    old, new = update(1), update(2)
-    lane = lane_with(new)
-    taken(lane)
-    lane.deliver(old)
+    lane = lane_with(FakeDelivery(2))
+    new = lane.take(0.0)
+    admit(lane, FakeDelivery(1))
     while_new_is_out = taken(lane)
     comes_in(lane, new)
     after = taken(lane)
@@ -116,192 +198,201 @@ def test_an_older_update_waits_for_a_newer_one_that_is_out(comes_in):
 
 def test_an_older_update_goes_after_a_newer_one_that_settled():
     """If the newer one is settled before, the older one is not forgotten."""
-    old, new = update(1), update(2)
-    lane = lane_with(new)
-    taken(lane)
-    lane.deliver(old)
-    lane.settle(new, Outcome.ACKNOWLEDGED)
+    lane = lane_with(FakeDelivery(2))
+    new = lane.take(0.0)
+    admit(lane, FakeDelivery(1))
+    acknowledge(lane, new)
     assert [1] == taken(lane)
-
-
-@pytest.mark.parametrize("state", [State.READY, State.OUT, State.WAITING])
-def test_a_redelivery_replaces_the_handle_and_nothing_else(state):
-    """In every state a redelivery gives the newest handle, resets the ack timer's age, and is not given out twice."""
-    head, queued = update(1), update(2)
-    lane = lane_with(head, queued)
-    if state is not State.READY:
-        lane.take(0.0)
-    if state is State.WAITING:
-        lane.retry(head, 5.0)
-    known = lane.redelivered(1, "again 1", 7.0), lane.redelivered(2, "again 2", 8.0)
-    assert (True, True) == known
-    assert (state, State.QUEUED) == (head.state, queued.state)
-    lane.wake(5.0)
-    taken(lane)
-    assert [("again 1", 7.0), ("again 2", 8.0)] == [(u.delivery, u.touched_s) for u in (head, queued)]
-    assert (2, 1, []) == (len(lane), lane.out, taken(lane))
-
-
-def test_what_is_not_at_hand_is_no_redelivery():
-    """A sequence that was never delivered, or is settled, has no handle to replace."""
-    head = update(1)
-    lane = lane_with(head)
-    taken(lane)
-    lane.settle(head, Outcome.ACKNOWLEDGED)
-    assert (False, False) == (lane.redelivered(1, "again", 1.0), lane.redelivered(2, "new", 1.0))
-
-
-def test_how_an_update_was_settled_is_remembered():
-    """A lost ack can be repeated, because the lane knows the outcome of what it settled."""
-    updates = [update(n, job=str(n)) for n in (1, 2, 3)]
-    lane = lane_with(*updates)
-    taken(lane)
-    for one, outcome in zip(updates, Outcome, strict=True):
-        lane.settle(one, outcome)
-    assert [*Outcome, None] == [lane.outcome_of(n) for n in (1, 2, 3, 4)]
-
-
-def test_the_memory_of_what_was_settled_is_bounded():
-    """The oldest outcome is forgotten for the newest when the memory is full."""
-    bound = lane_module._SETTLED_REMEMBERED
-    lane = lane_with()
-    for sequence in range(1, bound + 3):
-        lane.deliver(update(sequence))
-        lane.settle(lane.take(0.0), Outcome.ACKNOWLEDGED)
-    remembered = [n for n in range(1, bound + 3) if lane.outcome_of(n) is not None]
-    assert (bound, 3, bound + 2) == (len(remembered), remembered[0], remembered[-1])
 
 
 def test_a_settled_lane_keeps_nothing_of_its_jobs():
     """When all is settled the lane is as empty as before."""
-    lane = lane_with(update(1), update(2, "b"), update(3))
+    lane = lane_with(FakeDelivery(1), FakeDelivery(2, "b"), FakeDelivery(3))
     while (head := lane.take(0.0)) is not None:
-        lane.settle(head, Outcome.ACKNOWLEDGED)
+        acknowledge(lane, head)
     assert (0, 0, {}) == (len(lane), lane.out, lane._jobs)
 
 
-def test_a_held_lane_gives_out_nothing():
-    """While an older update may still come, neither the Facilitator nor the dead letters get any."""
-    lane = lane_with(update(2), update(3, "b", DOOM), held=True)
-    while_held = taken(lane), doomed(lane)
-    lane.deliver(update(1))
-    lane.continuity.resolve(NOTHING, lane.count_up_to, 0.0)
-    assert (([], []), [1], [3]) == (while_held, taken(lane), doomed(lane))
+@pytest.mark.parametrize("stopped", ["held", "lease over"])
+def test_a_stopped_lane_gives_out_nothing(stopped):
+    """While an older update may still come, or after the lease, nothing goes to the Facilitator or the dead letters."""
+    lane = lane_with(FakeDelivery(2), FakeDelivery(3, "b", fit=False), held=stopped == "held")
+    if stopped == "lease over":
+        lane.ours_until_s = 0.0
+    while_stopped = taken(lane), dead_letters(lane)
+    lane.ours_until_s = math.inf
+    lane.resolve(NOTHING, 0.0)
+    assert (([], []), [2], [3]) == (while_stopped, taken(lane), dead_letters(lane))
 
 
-def test_the_doomed_go_to_the_dead_letters_only():
+# --- dead letters
+
+
+def test_what_cannot_be_sent_goes_to_the_dead_letters_only():
     """A head that cannot be sent is never taken for the Facilitator, and the others never for the dead letters."""
-    lane = lane_with(update(1, "a", DOOM), update(2, "b"), update(3, "c", DOOM))
-    assert ([2], [1, 3]) == (taken(lane), doomed(lane))
+    lane = lane_with(FakeDelivery(1, "a", fit=False), FakeDelivery(2, "b"), FakeDelivery(3, "c", fit=False))
+    assert ([2], [1, 3]) == (taken(lane), dead_letters(lane))
 
 
-def test_the_doomed_wait_their_turn():
+def test_dead_letters_wait_their_turn():
     """An update that cannot be sent goes no earlier than its job's older one is settled, and holds the later one."""
-    first, doomed_second = update(1), update(2, doom=DOOM)
-    lane = lane_with(first, doomed_second, update(3))
-    early = taken(lane), doomed(lane)
-    lane.settle(first, Outcome.ACKNOWLEDGED)
-    then = taken(lane), doomed(lane)
-    lane.settle(doomed_second, Outcome.DEAD_LETTERED)
-    assert (([1], []), ([], [2]), [3]) == (early, then, taken(lane))
+    lane = lane_with(FakeDelivery(1), FakeDelivery(2, fit=False), FakeDelivery(3))
+    (first,) = take(lane)
+    early = dead_letters(lane)
+    acknowledge(lane, first)
+    second = lane.take_dead_letter(0.0)
+    while_second_is_out = taken(lane)
+    lane.settle(second, Outcome.DEAD_LETTERED)
+    assert ([], 2, [], [3]) == (early, second.sequence, while_second_is_out, taken(lane))
 
 
-def test_a_doomed_update_gives_way_to_an_older_one_that_comes_back():
-    """The dead letters, too, are written in stream order."""
-    old, new = update(1), update(2, doom=DOOM)
-    lane = lane_with(new, old)
-    first = doomed(lane), taken(lane)
-    lane.settle(old, Outcome.ACKNOWLEDGED)
-    assert (([], [1]), [2]) == (first, doomed(lane))
+def test_a_dead_letter_gives_way_to_an_older_update_that_comes_back():
+    """Dead letters, too, are written in stream order."""
+    lane = lane_with(FakeDelivery(2, fit=False), FakeDelivery(1))
+    early, (old,) = dead_letters(lane), take(lane)
+    acknowledge(lane, old)
+    assert ([], 1, [2]) == (early, old.sequence, dead_letters(lane))
 
 
-def test_what_is_doomed_while_it_is_out_goes_to_the_dead_letters():
-    """An update put back with a doom, or waiting because its dead letter could not be written, is not sent again."""
-    head = update(1)
-    lane = lane_with(head)
-    taken(lane)
-    head.doom = DOOM
-    lane.put_back(head)
-    once = taken(lane), doomed(lane)
+def test_a_permanent_fault_leads_to_the_dead_letters():
+    """An update that failed for good, or waits because its dead letter could not be written, is not sent again."""
+    lane = lane_with(FakeDelivery(1))
+    (head,) = take(lane)
+    lane.fail(head, UNFIT, 0.0)
+    once = taken(lane), dead_letters(lane)
     lane.retry(head, 5.0)
     lane.wake(5.0)
-    assert (([], [1]), ([], [1])) == (once, (taken(lane), doomed(lane)))
+    assert (([], [1]), ([], [1]), 1) == (once, (taken(lane), dead_letters(lane)), head.attempts)
+
+
+@pytest.mark.parametrize(("fit", "expected"), [(True, (None, [1], [])), (False, ("invalid_json", [], []))])
+def test_an_update_that_turns_out_to_have_no_dead_letter(fit, expected):
+    """It is sent, or its dead letter is returned to be written; it is not looked up again."""
+    lane = Lane(0, Continuity(1.0), DeadLetterHorizon())
+    lane.resolve(NOTHING, 9.0)
+    admit(lane, FakeDelivery(1, fit=fit))
+    update = lane.take_dead_letter(0.0)
+    to_write = lane.has_no_dead_letter(update)
+    assert expected == (to_write and to_write.reason, taken(lane), dead_letters(lane))
+
+
+# --- attempts
 
 
 def test_what_is_put_back_goes_again_before_its_successors():
     """A break costs an update nothing: it is free at once, still in front of its job."""
-    first, second = update(1, "a"), update(2, "b")
-    lane = lane_with(first, second, update(3, "a"))
-    taken(lane)
+    lane = lane_with(FakeDelivery(1, "a"), FakeDelivery(2, "b"), FakeDelivery(3, "a"))
+    first, second = take(lane)
     lane.put_back(second)
     lane.put_back(first)
-    assert ([1, 2], 2) == (taken(lane), lane.out)
+    assert ([1, 2], 2, [0, 0]) == (taken(lane), lane.out, [first.attempts, second.attempts])
 
 
 def test_a_retry_holds_its_own_job_only():
-    """While a head waits, its job waits, and the others go on."""
-    head = update(1)
-    lane = lane_with(head, update(2), update(3, "b"))
-    lane.take(0.0)
-    lane.retry(head, 5.0)
-    assert [3] == taken(lane)
+    """While a head waits, its job waits, and the others go on; the attempt counts."""
+    lane = lane_with(FakeDelivery(1), FakeDelivery(2), FakeDelivery(3, "b"))
+    head = lane.take(0.0)
+    lane.fail(head, Retry("refused", 5.0), 1.0)
+    assert (6.0, [3], 1) == (lane.wake(1.0), taken(lane), head.attempts)
 
 
-def test_wake_lets_go_what_is_due_and_tells_when_the_next_is():
+def test_wake_frees_what_is_due_and_tells_when_the_next_is():
     """Waits end exactly when they are due; what is returned is the earliest of those left, or None."""
-    updates = {n: update(n, job=str(n)) for n in (1, 2, 3)}
-    lane = lane_with(*updates.values())
+    lane = lane_with(*(FakeDelivery(n, job) for n, job in ((1, "a"), (2, "b"), (3, "c"))))
     never = lane.wake(0.0)
-    taken(lane)
-    for sequence, due_s in ((1, 9.0), (2, 5.0), (3, 5.0)):
-        lane.retry(updates[sequence], due_s)
-    seen = [(lane.wake(now), taken(lane)) for now in (4.9, 5.0, 8.0, 9.0, 10.0)]
+    for update, due_s in zip(take(lane), (9.0, 5.0, 5.0), strict=True):
+        lane.retry(update, due_s)
+    seen = [(lane.wake(now_s), taken(lane)) for now_s in (4.9, 5.0, 8.0, 9.0, 10.0)]
     assert never is None
     assert [(5.0, []), (9.0, [2, 3]), (9.0, []), (None, [1]), (None, [])] == seen
 
 
 def test_the_second_backoff_counts_not_the_first():
     """An update that went again and was refused again waits its new wait in full."""
-    head = update(1)
-    lane = lane_with(head)
+    lane = lane_with(FakeDelivery(1))
     for due_s in (5.0, 20.0):
-        lane.take(0.0)
-        lane.retry(head, due_s)
+        lane.retry(lane.take(0.0), due_s)
         lane.wake(5.0)
     assert (20.0, [], None, [1]) == (lane.wake(19.9), taken(lane), lane.wake(20.0), taken(lane))
 
 
+@pytest.mark.parametrize(
+    ("attempts", "blamed", "alone", "lease_s", "goes", "counted"),
+    [
+        (0, True, True, 9.0, True, 1),
+        (0, False, True, 9.0, True, 0),
+        (2, True, True, 9.0, False, 3),
+        (2, True, False, 9.0, True, 3),
+        (0, True, True, 0.0, False, 1),
+    ],
+    ids=["once more", "not blamed", "too often alone", "too often in company", "the lease is over"],
+)
+def test_whether_a_suspect_goes_again(attempts, blamed, alone, lease_s, goes, counted):  # noqa: PLR0917
+    """It goes until it has dropped the connection too often, the last time alone, and only under a good lease."""
+    lane = lane_with(FakeDelivery(1))
+    suspect = lane.take(0.0)
+    suspect.attempts, lane.ours_until_s = attempts, lease_s
+    went = lane.may_go_again(suspect, POLICY, 1.0, blamed=blamed, alone=alone)
+    ends_dead = attempts == 2 and not goes
+    lane.ours_until_s = math.inf
+    assert (goes, counted, ends_dead) == (went, suspect.attempts, suspect.dead_letter is not None)
+    assert ([], [1] if ends_dead else []) == (taken(lane) if goes or ends_dead else [], dead_letters(lane))
+
+
+# --- what a lane tells
+
+
 def test_the_lane_tells_what_it_has():
     """Counts and lists cover every update at hand, whatever its state; only what is out is not `unsent`."""
-    updates = [update(1, "a"), update(2, "a"), update(3, "b"), update(4, "c")]
-    lane = lane_with(*updates)
+    lane = lane_with(FakeDelivery(1, "a"), FakeDelivery(2, "a"), FakeDelivery(3, "b"), FakeDelivery(4, "c"))
+    lane.retry(lane.take(0.0), 5.0)
     lane.take(0.0)
-    lane.retry(updates[0], 5.0)
-    lane.take(0.0)
-    assert (4, 1, {1, 2, 3, 4}) == (len(lane), lane.out, {u.sequence for u in lane.at_hand()})
-    assert {1, 2, 4} == {u.sequence for u in lane.unsent()}
-    assert [0, 1, 3, 4, 4] == [lane.count_up_to(n) for n in (0, 1, 3, 4, 9)]
-    assert "<Lane 0: 4 at hand, 1 out>" == repr(lane)
-
-
-def test_a_held_lane_says_so():
-    """The hold is visible where the lane is printed."""
-    assert "<Lane 0: 0 at hand, 0 out, held>" == repr(lane_with(held=True))
+    assert (4, 1, {1, 2, 3, 4}) == (len(lane), lane.out, {update.sequence for update in lane.at_hand()})
+    assert {1, 2, 4} == {update.sequence for update in lane.unsent()}
+    assert [0, 1, 3, 4, 4] == [lane._count_up_to(n) for n in (0, 1, 3, 4, 9)]
+    assert ("<Lane 0: 4 at hand, 1 out>", "<Lane 0: 0 at hand, 0 out, held>") == (
+        repr(lane),
+        repr(lane_with(held=True)),
+    )
 
 
 @pytest.mark.parametrize(
     "misuse",
     [
-        lambda lane, _: lane.deliver(update(1)),
         lambda lane, head: lane.settle(head, Outcome.ACKNOWLEDGED),
         lambda lane, head: lane.put_back(head),
         lambda lane, head: lane.retry(head, 5.0),
     ],
-    ids=["deliver twice", "settle what is not out", "put back what is not out", "retry what is not out"],
+    ids=["settle", "put back", "retry"],
 )
 def test_a_bug_of_ours_is_noticed(misuse):
-    """What no caller may do fails at once instead of corrupting the order."""
-    head = update(1)
-    lane = lane_with(head)
+    """Whoever settles, puts back or retries what is not OUT fails at once instead of corrupting the order."""
+    lane = lane_with(FakeDelivery(1))
+    (head,) = lane.at_hand()
     with pytest.raises(AssertionError):
         misuse(lane, head)
+
+
+# --- lanes that share a connection
+
+
+def test_lanes_take_turns():
+    """A busy lane does not starve the others, within one take and from one to the next; `room` is the limit."""
+    busy = [FakeDelivery(sequence, job) for sequence, job in enumerate("abcdef", 1)]
+    lanes = [lane_with(*busy), lane_with(FakeDelivery(7))]
+    turns = Turns()
+    for lane in lanes:
+        turns.add(lane)
+    first, rest = turns.take(3, 0.0), turns.take(9, 0.0)
+    assert ([1, 2, 7], [3, 4, 5, 6]) == (sorted(update.sequence for update in first), [u.sequence for u in rest])
+    assert ([], None) == (turns.take(0, 0.0), turns.take_dead_letter(0.0))
+
+
+def test_a_lane_without_a_turn_gives_out_nothing():
+    """A lane that drains keeps what it has, also its backoffs and dead letters."""
+    lane, turns = lane_with(FakeDelivery(1), FakeDelivery(2, "b", fit=False)), Turns()
+    turns.add(lane)
+    lane.retry(lane.take(0.0), 5.0)
+    turns.discard(lane)
+    turns.discard(lane)
+    assert (None, [], None) == (turns.wake(9.0), turns.take(9, 9.0), turns.take_dead_letter(9.0))

@@ -1,33 +1,34 @@
 """The promise, against every interleaving that hypothesis can think of.
 
-`World` is a nats-server, a Facilitator and one worker, without sockets, clock or event loop. Its worker wires lanes
-and session as `relay.worker.Dispatcher` does. Whatever is sent passes `World._send`, whatever is settled passes
-`World._settle`: there the promise is checked, at every step.
+`World` is a nats-server, a Facilitator and one worker, without sockets, clock or event loop. All that its worker
+decides is decided by the core: it only passes on, as path/ and facilitator/ do with I/O. Whatever is sent passes
+`World._send`, whatever is settled passes `World._settle`: there the promise is checked, at every step.
 """
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from delivery_kit import FakeDelivery
 from hypothesis import Phase as Phases
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay.contract.subjects import Reason
-from relay.contract.wire import Frame
+from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.lane import Lane, Update
-from relay.core.session import Answered, Broken, Opened, Phase, Pushed, Session, Unpaired
-from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, judge, judge_drop
+from relay.core.lane import Lane, Turns
+from relay.core.session import Answered, Broken, Opened, Phase, Session
+from relay.core.update import DeadLetterHorizon, Update
+from relay.core.verdict import Ack, Outcome, RetryPolicy, judge
 
 LANES = {"a": 0, "b": 0, "c": 1}
 WINDOW = 2
-MAX_ATTEMPTS = 3
 BACKOFF_S = 3.0
+POLICY = RetryPolicy(3, Backoff(BACKOFF_S, BACKOFF_S, lambda: 1.0))
 REPLY_TIMEOUT_S = 60.0
 PATIENCE_S = 1e9  # what the server owes always comes back in time; what happens otherwise is test_continuity's
 
-UNFIT = DeadLetter(Reason.INVALID_SCHEMA, "never fit to be sent")
 PUSH = '{"message_type":"V2JobRequest","uuid":"123","type":"job.new"}'
 REPLIES = {
     "success": '{"status":"success","errors":[]}',
@@ -35,13 +36,6 @@ REPLIES = {
     "not found": '{"status":"error","errors":[{"type":"job.not_found","msg":"who?"}]}',
     "permanent": '{"status":"error","errors":[{"type":"missing","msg":"what?"}]}',
 }
-
-
-@dataclass(frozen=True)
-class Delivery:
-    sequence: int
-    consumer_sequence: int
-    deliveries: int
 
 
 @dataclass
@@ -53,15 +47,10 @@ class Consumer:
     delivered: int = 0
     delivered_count: int = 0
 
-    def next(self) -> Delivery:
+    def next(self) -> int:
         self.delivered = self.unseen.popleft()
         self.pending[self.delivered] = 0
-        return self.again(self.delivered)
-
-    def again(self, sequence: int) -> Delivery:
-        self.pending[sequence] += 1
-        self.delivered_count += 1
-        return Delivery(sequence, self.delivered_count, self.pending[sequence])
+        return self.delivered
 
     def state(self) -> ConsumerState:
         return ConsumerState(len(self.pending), self.delivered, self.delivered_count)
@@ -69,7 +58,7 @@ class Consumer:
 
 class World:
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now_s = 0.0
         self.jobs: dict[int, str] = {}
         self.consumers = [Consumer(), Consumer()]
         self.socket: deque[int] = deque()  # what reached the Facilitator on this connection and has no reply yet
@@ -80,114 +69,98 @@ class World:
         self.sends: list[int] = []
         self.attempts: Counter[int] = Counter()  # as they should be
         self.suspect: int | None = None
-        self.blamed = self.excusable = False
+        self.blamed = self.may_be_outage = False
         self.start_worker()
 
-    # --- the worker, as relay.worker.Dispatcher wires it
+    # --- the worker
 
     def start_worker(self) -> None:
         """A new worker on the old streams; what the one before it had in hand comes back after `ack_wait`."""
         self.session = Session(window=WINDOW, reply_timeout_s=REPLY_TIMEOUT_S, authentication="let me in")
-        self.lanes = [Lane(number, Continuity(PATIENCE_S)) for number in (0, 1)]
-        self.grave: deque[Update] = deque()
+        # Times are left out here: an update may have a dead letter if there is any.
+        horizon = DeadLetterHorizon(*[math.inf if self.dead else -math.inf] * 2)
+        self.lanes = [Lane(number, Continuity(PATIENCE_S), horizon) for number in (0, 1)]
+        self.turns = Turns()
+        for lane in self.lanes:
+            self.turns.add(lane)
+            self.start_pulling(lane.number)
+        self.dead_lettering: Update | None = None
         self.settled_here: Counter[int] = Counter()
         self.socket.clear()
         self.attempts.clear()
-        self.suspect, self.blamed, self.excusable = None, False, False
-        for lane in (0, 1):
-            self.start_pulling(lane)
+        self.suspect, self.blamed, self.may_be_outage = None, False, False
 
-    def start_pulling(self, lane: int) -> None:
-        self.lanes[lane].continuity.began(self.consumers[lane].state(), self.now)
+    def start_pulling(self, number: int) -> None:
+        self.lanes[number].began(self.consumers[number].state(), self.now_s)
 
-    def deliver(self, number: int, delivery: Delivery) -> None:
-        lane = self.lanes[number]
-        outcome = lane.outcome_of(delivery.sequence)
-        if delivery.deliveries > 1 and outcome is None and delivery.sequence in self.dead:
-            outcome = Outcome.DEAD_LETTERED
-        lane.continuity.delivered(delivery.consumer_sequence, self.now)
-        if outcome is None and not lane.redelivered(delivery.sequence, delivery, self.now):
-            job = self.jobs[delivery.sequence]
-            unfit = delivery.sequence in self.unfit
-            frame, doom = (None, UNFIT) if unfit else (Frame(b"{}", "accepted"), None)
-            lane.deliver(Update(number, delivery.sequence, job, delivery, frame, doom))
-        self.pump()
-        if outcome is not None:
-            del self.consumers[number].pending[delivery.sequence]
+    def deliver(self, number: int, sequences: list[int], *, lost: bool = False) -> None:
+        """The server delivers these, and they are read together, unless they get lost."""
+        lane, consumer = self.lanes[number], self.consumers[number]
+        deliveries = []
+        for sequence in sequences:
+            consumer.pending[sequence] += 1
+            consumer.delivered_count += 1
+            job, fit = self.jobs[sequence], sequence not in self.unfit
+            deliveries.append(
+                FakeDelivery(sequence, job, fit, consumer.delivered_count, deliveries=consumer.pending[sequence])
+            )
+        if lost:
+            return
+        for delivery, _ in lane.admit(deliveries, self.now_s).settled_before:
+            consumer.pending.pop(delivery.sequence, None)
+        self.open()
 
     def look(self, number: int) -> None:
         """See whether a held lane may flow."""
-        lane, state = self.lanes[number], self.consumers[number].state()
-        if lane.continuity.held:
-            lane.continuity.resolve(state, lane.count_up_to, self.now)
-        self.pump()
+        if self.lanes[number].held:
+            self.lanes[number].resolve(self.consumers[number].state(), self.now_s)
+        self.open()
 
-    def pump(self) -> None:
-        while self.session.room:
-            heads = (head for lane in self.lanes if (head := lane.take(0.0)) is not None)
-            if (update := next(heads, None)) is None:
-                break
-            self.session.sent(update, self.now)
+    def open(self) -> None:
+        """Let out what may go."""
+        for update in self.session.fill(self.turns.take, self.now_s):
             self._send(update)
-        for lane in self.lanes:
-            self.grave.extend(iter(lambda lane=lane: lane.take_doomed(0.0), None))
+        if self.dead_lettering is None:
+            self.dead_lettering = self.turns.take_dead_letter(self.now_s)
 
     def wake(self, seconds: float) -> None:
-        self.now += seconds
-        for lane in self.lanes:
-            lane.wake(self.now)
-        self.pump()
+        self.now_s += seconds
+        self.turns.wake(self.now_s)
+        self.open()
 
-    def bury(self, *, written: bool, term_lost: bool = False) -> None:
-        """Write the next dead letter, or fail to."""
-        update = self.grave.popleft()
+    def dead_letter(self, *, written: bool, term_lost: bool = False) -> None:
+        """Look the next one up and write its dead letter, or fail to."""
+        update, self.dead_lettering = self.dead_lettering, None
         self._check_turn(update)
-        if written:
+        if not written:
+            update.lane.retry(update, self.now_s + BACKOFF_S)
+        elif update.maybe_dead_lettered and update.sequence in self.dead:
+            self._settle(update, Outcome.DEAD_LETTERED, lost=term_lost)
+        elif not update.maybe_dead_lettered or update.lane.has_no_dead_letter(update) is not None:
+            assert update.dead_letter is not None, "only what has a reason is dead-lettered"
+            assert update.sequence not in self.dead, "dead-lettered twice"
             self.dead.add(update.sequence)
             self._settle(update, Outcome.DEAD_LETTERED, lost=term_lost)
-        else:
-            self.lanes[update.lane].retry(update, self.now + BACKOFF_S)
-        self.pump()
+        self.open()
 
     def receive(self, message: str, *, ack_lost: bool = False) -> None:
-        match self.session.received(message, self.now):
+        match self.session.received(message, self.now_s):
             case Answered(update, reply):
-                self._judge(update, reply, ack_lost=ack_lost)
-                self.pump()
-            case Opened(suspect, blamed):
-                if suspect is not None:
-                    self._try_again(suspect, blamed=blamed)
-                self.pump()
+                verdict = judge(reply, update.attempts + 1, POLICY)
+                if isinstance(verdict, Ack):
+                    self._settle(update, verdict.outcome, lost=ack_lost)
+                else:
+                    update.lane.fail(update, verdict, self.now_s)
+            case Opened(Update() as suspect, blamed, alone):
+                if suspect.lane.may_go_again(suspect, POLICY, self.now_s, blamed=blamed, alone=alone):
+                    self.session.probe(self.now_s)
+                    self._send(suspect, alone=True)
+                else:
+                    self.suspect = None
+                    self.session.clear_suspect()
             case Broken():
                 self.lose(1002)
-            case Pushed() | Unpaired():
-                pass
-
-    def _judge(self, update: Update, reply, *, ack_lost: bool) -> None:
-        lane = self.lanes[update.lane]
-        match judge(reply, update.attempts + 1, MAX_ATTEMPTS):
-            case Ack(outcome):
-                self._settle(update, outcome, lost=ack_lost)
-            case Retry():
-                update.attempts += 1
-                lane.retry(update, self.now + BACKOFF_S)
-            case DeadLetter() as doom:
-                update.attempts += 1
-                update.doom = doom
-                lane.put_back(update)
-
-    def _try_again(self, suspect: Update, *, blamed: bool) -> None:
-        if blamed:
-            suspect.attempts += 1
-            verdict = judge_drop(suspect.attempts, MAX_ATTEMPTS)
-            if isinstance(verdict, DeadLetter):
-                suspect.doom = verdict
-                self.suspect = None
-                self.session.absolve()
-                self.lanes[suspect.lane].put_back(suspect)
-                return
-        self.session.probe(self.now)
-        self._send(suspect, alone=True)
+        self.open()
 
     # --- the Facilitator and the way there
 
@@ -204,8 +177,8 @@ class World:
 
     def stall(self) -> None:
         """No answer comes for as long as one is waited for."""
-        self.now += REPLY_TIMEOUT_S
-        if self.session.overdue(self.now) is not None:
+        self.now_s += REPLY_TIMEOUT_S
+        if self.session.overdue(self.now_s) is not None:
             self.receive(REPLIES["success"])  # too late
             self.lose(1002)
 
@@ -214,7 +187,7 @@ class World:
         if self.socket and stored:
             self.stored.add(self.socket[0])
         if self.socket and code in (None, 1009):
-            self.excusable = self.suspect is None
+            self.may_be_outage = self.suspect is None
             self.suspect, self.blamed = self.socket[0], True
         self.lose(code)
 
@@ -223,18 +196,18 @@ class World:
         lost = self.session.closed(code)
         assert self.suspect == (lost.suspect and lost.suspect.sequence)
         for update in lost.unanswered:
-            self.lanes[update.lane].put_back(update)
+            update.lane.put_back(update)
 
     def connect(self, how: str) -> None:
         """Connect, or fail in one of the two ways in which an outage lets one fail."""
         if how != "let in":
-            self.blamed = self.blamed and not self.excusable
+            self.blamed = self.blamed and not self.may_be_outage
         if how == "no connection":
             self.session.failed_to_open()
             return
-        self.session.opened(self.now)
+        self.session.opened(self.now_s)
         if how == "refused":
-            self.session.received(REPLIES["permanent"], self.now)
+            self.session.received(REPLIES["permanent"], self.now_s)
         if how != "let in":
             self.session.closed(None)
             return
@@ -262,9 +235,9 @@ class World:
         assert 1 == self.settled_here[update.sequence], "settled twice"
         assert (outcome is Outcome.DEAD_LETTERED) == (update.sequence in self.dead)
         self.settled.add(update.sequence)
-        self.lanes[update.lane].settle(update, outcome)
+        update.lane.settle(update, outcome)
         if not lost:
-            del self.consumers[update.lane].pending[update.sequence]
+            del self.consumers[update.lane.number].pending[update.sequence]
 
     # --- what a test says of it
 
@@ -275,13 +248,12 @@ class World:
             self.consumers[LANES[job]].unseen.append(sequence)
 
     def deliver_all(self) -> None:
-        """Deliver what is new, and again whatever is pending and not at hand."""
+        """Deliver again whatever is pending and not at hand, and then what is new."""
         for number, consumer in enumerate(self.consumers):
             at_hand = {update.sequence for update in self.lanes[number].at_hand()}
-            for sequence in sorted(set(consumer.pending) - at_hand, reverse=True):
-                self.deliver(number, consumer.again(sequence))
-            while consumer.unseen:
-                self.deliver(number, consumer.next())
+            again = sorted(set(consumer.pending) - at_hand, reverse=True)
+            if sequences := again + [consumer.next() for _ in range(len(consumer.unseen))]:
+                self.deliver(number, sequences)
             self.look(number)
 
     def calm_down(self) -> None:
@@ -294,8 +266,8 @@ class World:
             self.deliver_all()
             while self.socket:
                 self.reply("success")
-            while self.grave:
-                self.bury(written=True)
+            while self.dead_lettering is not None:
+                self.dead_letter(written=True)
             self.wake(2 * BACKOFF_S)
 
 
@@ -311,8 +283,8 @@ def test_a_lost_delivery_holds_the_lane_until_it_comes_back():
     world = connected("a", "a")
     consumer = world.consumers[0]
     world.look(0)
-    consumer.next()
-    world.deliver(0, consumer.next())
+    world.deliver(0, [consumer.next()], lost=True)
+    world.deliver(0, [consumer.next()])
     world.look(0)
     before = list(world.sends)
     world.calm_down()
@@ -323,10 +295,10 @@ def test_a_poison_update_goes_down_alone():
     """An update that drops every connection gains all the attempts, is sent alone after the first, and ends dead."""
     world = connected("a", "c")
     world.deliver_all()
-    while world.attempts[1] < MAX_ATTEMPTS:
+    while world.attempts[1] < POLICY.max_attempts:
         world.drop(None, stored=False)
         world.connect("let in")
-    assert ([1, 2, 1, 1, 2], {1: MAX_ATTEMPTS}) == (world.sends, dict(world.attempts))
+    assert ([1, 2, 1, 1, 2], {1: POLICY.max_attempts}) == (world.sends, dict(world.attempts))
     world.calm_down()
     assert ({1}, {2}) == (world.dead, world.stored)
 
@@ -336,10 +308,24 @@ def test_an_outage_costs_no_attempts():
     world = connected("a", "c")
     world.deliver_all()
     world.drop(None, stored=True)
-    for how in ["no connection", "dropped at authentication"] * MAX_ATTEMPTS:
+    for how in ["no connection", "dropped at authentication"] * POLICY.max_attempts:
         world.connect(how)
     world.calm_down()
     assert ([1, 2, 1, 2], {}, set()) == (world.sends, dict(world.attempts), world.dead)
+
+
+def test_a_dead_letter_that_the_server_did_not_hear_of():
+    """The next worker finds the dead letter of an update whose end was lost, and goes on with the job's next one."""
+    world = connected("a", "a")
+    world.look(0)
+    world.deliver(0, [world.consumers[0].next()])
+    while world.attempts[1] < POLICY.max_attempts:
+        world.drop(None, stored=False)
+        world.connect("let in")
+    world.dead_letter(written=True, term_lost=True)
+    world.start_worker()
+    world.calm_down()
+    assert ({1}, {2}, [{}, {}]) == (world.dead, world.stored, [each.pending for each in world.consumers])
 
 
 FAILURES = st.lists(st.sampled_from(["no connection", "dropped at authentication", "refused"]), max_size=2)
@@ -367,19 +353,17 @@ class Interleavings(RuleBasedStateMachine):
     @rule(data=st.data(), lost=LOST)
     def deliver(self, data, lost):
         lane = data.draw(st.sampled_from([n for n in (0, 1) if self.world.consumers[n].unseen]))
-        delivery = self.world.consumers[lane].next()
-        if not lost:
-            self.world.deliver(lane, delivery)
+        consumer = self.world.consumers[lane]
+        together = data.draw(st.integers(1, len(consumer.unseen)))
+        self.world.deliver(lane, [consumer.next() for _ in range(together)], lost=lost)
 
     @precondition(lambda self: any(consumer.pending for consumer in self.world.consumers))
     @rule(data=st.data(), lost=LOST)
     def redeliver(self, data, lost):
         lane = data.draw(st.sampled_from([n for n in (0, 1) if self.world.consumers[n].pending]))
-        delivery = self.world.consumers[lane].again(
-            data.draw(st.sampled_from(sorted(self.world.consumers[lane].pending)))
-        )
-        if not lost:
-            self.world.deliver(lane, delivery)
+        pending = sorted(self.world.consumers[lane].pending)
+        sequences = data.draw(st.lists(st.sampled_from(pending), min_size=1, unique=True))
+        self.world.deliver(lane, sequences, lost=lost)
 
     @rule()
     def look(self):
@@ -426,10 +410,10 @@ class Interleavings(RuleBasedStateMachine):
     def wake(self, seconds):
         self.world.wake(seconds)
 
-    @precondition(lambda self: self.world.grave)
+    @precondition(lambda self: self.world.dead_lettering is not None)
     @rule(written=st.booleans(), term_lost=st.booleans())
-    def bury(self, written, term_lost):
-        self.world.bury(written=written, term_lost=term_lost)
+    def dead_letter(self, written, term_lost):
+        self.world.dead_letter(written=written, term_lost=term_lost)
 
     @rule(really=LOST)
     def replace_the_worker(self, really):

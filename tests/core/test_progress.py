@@ -1,16 +1,18 @@
 """What the owner of a lane may say is settled: never too much, whatever was lost on the way."""
 
+import math
+
+from delivery_kit import JOBS, FakeDelivery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.contract.wire import Frame
-from relay.core import progress as standing
+from relay.core import progress
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.lane import Lane, Update
+from relay.core.lane import Lane
 from relay.core.progress import Settled, SettlementLog
+from relay.core.update import DeadLetterHorizon
 from relay.core.verdict import Outcome
 
-FRAME = Frame(b"{}", "accepted")
 PATIENCE_S = 10.0
 
 
@@ -18,99 +20,99 @@ def state(delivered: int, told_at_s: float = 100.0) -> ConsumerState:
     return ConsumerState(0, delivered, delivered, told_at_s=told_at_s)
 
 
-def let_go_at(
+def released_at(
     delivered: int, *, began_at: int | None = None, missing: int = 0, own: tuple[int, ...] = ()
 ) -> SettlementLog:
-    """What is known when a lane was let go at time 100, after so many deliveries, `began_at` of them before us."""
-    coverage = SettlementLog()
-    coverage.began(state(delivered if began_at is None else began_at))
-    coverage.let_go(state(delivered), missing, {"a": own})
-    return coverage
+    """What is known when a lane was released at time 100, after so many deliveries, `began_at` of them before us."""
+    log = SettlementLog()
+    log.began(state(delivered if began_at is None else began_at))
+    log.released(state(delivered), missing, {"a": own})
+    return log
 
 
 def settled(
-    coverage: SettlementLog, sequence: int, *at_hand: int, stored_at_s: float = 0.0, flowing: bool = True
+    log: SettlementLog, sequence: int, *at_hand: int, stored_at_s: float = 0.0, flowing: bool = True
 ) -> Settled:
-    return coverage.standing("a", at_hand, flowing=flowing).settled(sequence, stored_at_s)
+    return log.progress("a", at_hand, flowing=flowing).settled(sequence, stored_at_s)
 
 
 def test_nothing_is_known_at_first():
-    """Until a lane is let go for the first time only what is at hand is known, not to be settled."""
-    coverage = SettlementLog()
-    coverage.began(state(6))
-    coverage.delivered(7, 0.0, held=True)
-    assert Settled.UNKNOWN is settled(coverage, 6, 7, flowing=False)
-    assert Settled.UNKNOWN is settled(coverage, 8, 7, flowing=False)
-    assert Settled.NO is settled(coverage, 7, 7, flowing=False)
+    """Until a lane is released for the first time only what is at hand is known, not to be settled."""
+    log = SettlementLog()
+    log.began(state(6))
+    log.delivered([FakeDelivery(7, stored_at_s=0.0)], held=True)
+    assert Settled.UNKNOWN is settled(log, 6, 7, flowing=False)
+    assert Settled.UNKNOWN is settled(log, 8, 7, flowing=False)
+    assert Settled.NO is settled(log, 7, 7, flowing=False)
 
 
 def test_own_updates():
     """What was delivered to the owner is settled as soon as it is not at hand; what was not delivered is not."""
-    coverage = let_go_at(10)
+    log = released_at(10)
     for sequence in (11, 12):
-        coverage.delivered(sequence, 0.0, held=False)
-    assert Settled.ACKNOWLEDGED is settled(coverage, 11, 12)
-    assert Settled.NO is settled(coverage, 12, 12)
-    assert Settled.NO is settled(coverage, 13, 12)
+        log.delivered([FakeDelivery(sequence, stored_at_s=0.0)], held=False)
+    assert Settled.ACKNOWLEDGED is settled(log, 11, 12)
+    assert Settled.NO is settled(log, 12, 12)
+    assert Settled.NO is settled(log, 13, 12)
 
 
 def test_own_dead_letters():
     """What the owner has dead-lettered is told apart from what it has acknowledged, job by job."""
-    coverage = let_go_at(10)
+    log = released_at(10)
     for sequence in (11, 12, 13):
-        coverage.delivered(sequence, 0.0, held=False)
-    coverage.buried("a", 12)
-    coverage.buried("b", 13)
-    said = [settled(coverage, sequence) for sequence in (11, 12)]
+        log.delivered([FakeDelivery(sequence, stored_at_s=0.0)], held=False)
+    log.dead_lettered("a", 12)
+    log.dead_lettered("b", 13)
+    said = [settled(log, sequence) for sequence in (11, 12)]
     assert [Settled.ACKNOWLEDGED, Settled.DEAD_LETTERED] == said
 
 
 def test_too_many_dead_letters(monkeypatch):
     """With more dead letters than it remembers the owner knows nothing any more of what was before."""
-    monkeypatch.setattr(standing, "_MOST_BURIALS", 2)
-    coverage = let_go_at(10)
+    monkeypatch.setattr(progress, "_MOST_DEAD_LETTERS", 2)
+    log = released_at(10)
     for sequence in (11, 12, 13, 14):
-        coverage.delivered(sequence, 0.0, held=False)
-        coverage.buried("a", sequence)
-    coverage.delivered(15, 0.0, held=False)
-    said = [settled(coverage, sequence) for sequence in (10, 11, 12, 14, 15)]
+        log.delivered([FakeDelivery(sequence, stored_at_s=0.0)], held=False)
+        log.dead_lettered("a", sequence)
+    log.delivered([FakeDelivery(15, stored_at_s=0.0)], held=False)
+    said = [settled(log, sequence) for sequence in (10, 11, 12, 14, 15)]
     unknown = Settled.UNKNOWN
     assert [Settled.UNLESS_GIVEN_UP, unknown, unknown, Settled.DEAD_LETTERED, Settled.ACKNOWLEDGED] == said
 
 
 def test_inherited_updates():
     """What was delivered before the owner came is settled or given up, if all that was pending has come to hand."""
-    assert Settled.UNLESS_GIVEN_UP is settled(let_go_at(10), 10)
-    assert Settled.NO is settled(let_go_at(10), 10, 10)
-    assert Settled.UNKNOWN is settled(let_go_at(10, missing=1), 10)
+    assert Settled.UNLESS_GIVEN_UP is settled(released_at(10), 10)
+    assert Settled.NO is settled(released_at(10), 10, 10)
+    assert Settled.UNKNOWN is settled(released_at(10, missing=1), 10)
 
 
 def test_delivered_while_held():
     """Of what was delivered while the lane was held only what came to hand is known."""
-    coverage = let_go_at(13, began_at=10, own=(12, 13))
-    said = [settled(coverage, sequence, 13) for sequence in (10, 11, 12, 13)]
+    log = released_at(13, began_at=10, own=(12, 13))
+    said = [settled(log, sequence, 13) for sequence in (10, 11, 12, 13)]
     assert [Settled.UNLESS_GIVEN_UP, Settled.UNKNOWN, Settled.ACKNOWLEDGED, Settled.NO] == said
 
 
 def test_gap():
     """While a lane is held for a gap in its deliveries what was known before it is known, and afterwards the rest."""
-    coverage = let_go_at(10)
-    coverage.delivered(11, 0.0, held=False)
-    coverage.delivered(14, 0.0, held=True)
-    assert Settled.ACKNOWLEDGED is settled(coverage, 11, 14, flowing=False)
-    assert Settled.UNKNOWN is settled(coverage, 12, 14, flowing=False)
-    coverage.let_go(state(14), 0, {})
-    coverage.delivered(15, 0.0, held=False)
-    said = [settled(coverage, sequence, 14) for sequence in (10, 12, 14, 15)]
+    log = released_at(10)
+    log.delivered([FakeDelivery(11, stored_at_s=0.0)], held=False)
+    log.delivered([FakeDelivery(14, stored_at_s=0.0)], held=True)
+    assert Settled.ACKNOWLEDGED is settled(log, 11, 14, flowing=False)
+    assert Settled.UNKNOWN is settled(log, 12, 14, flowing=False)
+    log.released(state(14), 0, {})
+    log.delivered([FakeDelivery(15, stored_at_s=0.0)], held=False)
+    said = [settled(log, sequence, 14) for sequence in (10, 12, 14, 15)]
     assert [Settled.UNLESS_GIVEN_UP, Settled.UNKNOWN, Settled.NO, Settled.ACKNOWLEDGED] == said
 
 
 def test_stream_made_anew():
     """An update that is younger than all that is known of is of another stream, whatever its sequence is."""
-    coverage = let_go_at(10)
-    assert Settled.UNKNOWN is settled(coverage, 5, stored_at_s=100.5)
-    coverage.delivered(11, 101.0, held=False)
-    assert Settled.UNLESS_GIVEN_UP is settled(coverage, 5, stored_at_s=100.5)
+    log = released_at(10)
+    assert Settled.UNKNOWN is settled(log, 5, stored_at_s=100.5)
+    log.delivered([FakeDelivery(11, stored_at_s=101.0)], held=False)
+    assert Settled.UNLESS_GIVEN_UP is settled(log, 5, stored_at_s=100.5)
 
 
 class World:
@@ -146,9 +148,8 @@ class World:
 
     def take_over(self) -> None:
         self.inherited = set(self.pending)
-        self.lane: Lane[int] = Lane(0, Continuity(PATIENCE_S))
-        self.lane.continuity.began(self._state, self.now)
-        self.lane.coverage.began(self._state)
+        self.lane = Lane(0, Continuity(PATIENCE_S), DeadLetterHorizon(-math.inf, -math.inf))
+        self.lane.began(self._state, self.now)
 
     def acknowledge_late(self, which: int) -> None:
         """The owner before had sent an update, and is answered only now."""
@@ -156,12 +157,9 @@ class World:
             self._acknowledge(sorted(self.inherited)[which % len(self.inherited)], lost=False)
 
     def look(self, *, patient: bool) -> None:
-        continuity = self.lane.continuity
-        if continuity.held:
+        if self.lane.held:
             self.now += 0.0 if patient else 2 * PATIENCE_S
-            missing = continuity.resolve(self._state, self.lane.count_up_to, self.now)
-            if not continuity.held:
-                self.lane.let_go(self._state, missing)
+            self.lane.resolve(self._state, self.now)
 
     @property
     def claimed(self) -> set[int]:
@@ -170,7 +168,7 @@ class World:
         return {each for each in range(1, self.stored + 1) if self.said_of(each) in sure}
 
     def said_of(self, sequence: int) -> Settled:
-        return self.lane.standing(_job(sequence)).settled(sequence, float(sequence))
+        return self.lane.progress(JOBS[_job(sequence)]).settled(sequence, float(sequence))
 
     @property
     def _state(self) -> ConsumerState:
@@ -180,13 +178,9 @@ class World:
         self.count += 1
         if lost:
             return
-        lane = self.lane
-        lane.continuity.delivered(self.count, self.now)
-        lane.coverage.delivered(sequence, float(sequence), held=lane.continuity.held)
-        if lane.outcome_of(sequence) is not None:
+        delivery = FakeDelivery(sequence, _job(sequence), consumer_sequence=self.count, stored_at_s=float(sequence))
+        for _ in self.lane.admit([delivery], self.now).settled_before:
             self._acknowledge(sequence, lost=False)
-        elif not lane.redelivered(sequence, 0, self.now):
-            lane.deliver(Update(lane, sequence, _job(sequence), 0, FRAME))
 
     def _acknowledge(self, sequence: int, *, lost: bool) -> None:
         self.settled.add(sequence)
@@ -195,7 +189,7 @@ class World:
 
 
 def _job(sequence: int) -> str:
-    return str(sequence % 3)
+    return "abc"[sequence % 3]
 
 
 EVENTS = st.one_of(

@@ -9,6 +9,8 @@ from relay.core.pull import PullWindow, Signal, expiry_s
 BATCH = 8
 EXPIRES_S = 30.0
 CAPACITY = 10
+DELIVERED = 100
+"""How many deliveries the consumer had made before."""
 
 
 LEASE_TTLS_S = 0.5, 1, 5, 15, 60, 3600
@@ -30,6 +32,7 @@ def test_dead_requests_are_made_anew_while_a_lane_is_patient(lease_ttl_s, ack_wa
 
 def window_with(outstanding):
     window = PullWindow(BATCH, EXPIRES_S)
+    window.start(DELIVERED)
     window.requested(outstanding)
     return window
 
@@ -60,15 +63,16 @@ def test_a_batch_of_one_flows():
     before = window.wanted(5)
     window.requested(before)
     during = window.wanted(5)
-    window.delivered()
+    window.delivered_up_to += 1
     assert (1, 0, 1) == (before, during, window.wanted(5))
 
 
 def test_a_surplus_delivery_owes_nothing():
     """A delivery that nobody counts on any more does not make the window ask for more than a batch."""
-    window = PullWindow(BATCH, EXPIRES_S)
-    window.delivered()
-    assert (0, BATCH) == (window.outstanding, window.wanted(100))
+    window = window_with(0)
+    window.delivered_up_to += 3
+    window.requested(window.wanted(100))
+    assert (BATCH, 0) == (window.outstanding, window.wanted(100))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +105,16 @@ def test_every_status_says_what_becomes_of_the_requests(code, description, pendi
 def test_after_a_reset_a_whole_batch_is_wanted():
     """When the server has forgotten the requests, none of them counts."""
     window = window_with(BATCH)
-    window.reset()
+    window.start(DELIVERED + 3)
     assert BATCH == window.wanted(100)
+
+
+@pytest.mark.parametrize(("delivered", "low"), [(0, False), (BATCH // 2 - 1, False), (BATCH // 2, True), (BATCH, True)])
+def test_the_low_mark_is_half_a_batch(delivered, low):
+    """When half a batch has come, and not before, it is time to ask for more."""
+    window = window_with(BATCH)
+    window.delivered_up_to += delivered
+    assert (low, low) == (window.is_low, window.delivered_up_to >= window.low_at)
 
 
 class Pulls(RuleBasedStateMachine):
@@ -127,7 +139,7 @@ class Pulls(RuleBasedStateMachine):
         self.requests[0] -= 1
         self.requests = [left for left in self.requests if left]
         self.held += 1
-        self.window.delivered()
+        self.window.delivered_up_to += 1
 
     @precondition(lambda self: self.requests)
     @rule(code=st.sampled_from([404, 408, 409]))
@@ -142,7 +154,7 @@ class Pulls(RuleBasedStateMachine):
     @rule()
     def start_over(self):
         self.requests.clear()
-        self.window.reset()
+        self.window.start(self.window.delivered_up_to)
 
     @invariant()
     def counts_what_the_server_owes(self):

@@ -2,7 +2,10 @@ import pytest
 
 from relay.contract.subjects import Reason
 from relay.contract.wire import Reply, ReplyError
-from relay.core.verdict import ACKNOWLEDGED, DUPLICATE, Ack, DeadLetter, Outcome, Retry, judge, judge_drop
+from relay.core.backoff import Backoff
+from relay.core.verdict import ACKNOWLEDGED, DUPLICATE, Ack, DeadLetter, Outcome, Retry, RetryPolicy, judge, judge_drop
+
+POLICY = RetryPolicy(5, Backoff(1.0, 8.0, lambda: 0.5))
 
 
 def refusal(*types):
@@ -11,13 +14,13 @@ def refusal(*types):
 
 def test_success_acknowledges():
     """Success acknowledges, however many attempts came before."""
-    assert Ack(Outcome.ACKNOWLEDGED) == ACKNOWLEDGED == judge(Reply("success"), 9, 5)
+    assert Ack(Outcome.ACKNOWLEDGED) == ACKNOWLEDGED == judge(Reply("success"), 9, POLICY)
 
 
 @pytest.mark.parametrize("types", [("job.integrity_error",), ("job.not_found", "job.integrity_error")])
 def test_an_update_that_is_already_there_is_acknowledged(types):
     """`job.integrity_error` anywhere among the errors means that the Facilitator has the update."""
-    assert Ack(Outcome.DUPLICATE) == DUPLICATE == judge(refusal(*types), 5, 5)
+    assert Ack(Outcome.DUPLICATE) == DUPLICATE == judge(refusal(*types), 5, POLICY)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def test_an_update_that_is_already_there_is_acknowledged(types):
 def test_what_the_facilitator_cannot_read_is_not_tried_again(type_):
     """A pydantic error dead-letters at the first attempt, with the Facilitator's words."""
     error = f"the Facilitator refused the update: {type_}: because"
-    assert DeadLetter(Reason.REFUSED, error) == judge(refusal(type_), 1, 5)
+    assert DeadLetter(Reason.REFUSED, error) == judge(refusal(type_), 1, POLICY)
 
 
 @pytest.mark.parametrize("types", [("job.not_found",), ("something.new",), ()])
@@ -43,7 +46,7 @@ def test_what_the_facilitator_cannot_read_is_not_tried_again(type_):
 def test_any_other_error_is_tried_again(types, attempts):
     """An error that may pass is retried while attempts are left, also one that nobody has seen before."""
     told = "; ".join(f"{type_}: because" for type_ in types) or "an error without a word of explanation"
-    assert Retry(told) == judge(refusal(*types), attempts, 5)
+    assert Retry(told, POLICY.backoff.delay_s(attempts)) == judge(refusal(*types), attempts, POLICY)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +60,16 @@ def test_any_other_error_is_tried_again(types, attempts):
 )
 def test_the_last_attempt_ends_in_the_dead_letters(types, reason):
     """At `max_attempts` the reason says whether it was the unknown job or something else."""
-    assert reason == judge(refusal(*types), 5, 5).reason
+    assert reason == judge(refusal(*types), 5, POLICY).reason
 
 
 def test_a_dead_letter_quotes_the_last_answer():
     """Whoever reads the dead letter learns how often it was tried and what was said last."""
     error = "the Facilitator answered 5 times, the last time: job.not_found: because"
-    assert DeadLetter(Reason.JOB_NOT_FOUND, error) == judge(refusal("job.not_found"), 5, 5)
+    assert DeadLetter(Reason.JOB_NOT_FOUND, error) == judge(refusal("job.not_found"), 5, POLICY)
 
 
 def test_a_suspected_drop_is_tried_again_until_the_attempts_are_used_up():
-    """Drops count like answers: below `max_attempts` the suspect is retried, at it dead-lettered."""
-    kinds = [(type(judge_drop(n, 3)), getattr(judge_drop(n, 3), "reason", None)) for n in (1, 2, 3)]
-    assert [(Retry, None), (Retry, None), (DeadLetter, Reason.CONNECTION_DROPPED)] == kinds
+    """Drops count like answers: below `max_attempts` the suspect may go again, at it it is dead-lettered."""
+    reasons = [getattr(judge_drop(attempts, POLICY), "reason", None) for attempts in (1, 4, 5)]
+    assert [None, None, Reason.CONNECTION_DROPPED] == reasons

@@ -9,23 +9,20 @@ from dead_letter_kit import JOB, Dlq, change_stream
 from relay_kit import ACKED, TERMED, Scene, new_job
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, Reason, status_subject
-from relay.dead_letters import writer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.path import dead_letter_worker
+from relay.service.intervals import Intervals
 
 Restore = Callable[[], Awaitable[object]]
 
 
 @pytest.fixture
-async def scene(monkeypatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(dead_letter_worker, "_RETRY_S", 0.2)
-    monkeypatch.setattr(writer, "_WRITE_TIMEOUT_S", 0.3)
+async def scene() -> AsyncIterator[Scene]:
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
         Scene(server, facilitator, ACK_WAIT="0.6") as scene,
-        scene.relay(),
+        scene.relay(intervals=Intervals(dead_letter_retry_s=0.2, dead_letter_write_s=0.3)),
     ):
         yield scene
 

@@ -23,7 +23,7 @@ from manifests import (
 )
 
 from relay.contract.environment import load_settings
-from relay.service.app import DRAIN_S
+from relay.service.intervals import DEFAULTS
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 KUBERNETES = ("1.30", "1.34")
@@ -165,7 +165,7 @@ def test_probes_ask_what_the_relay_answers(documents):
 def test_there_is_time_to_drain(documents):
     """A pod that is told to stop has the drain's time, that of the last pushes, and that of a silent NATS."""
     grace_s = pod(find(documents, "Deployment", "job-status-relay"))["spec"]["terminationGracePeriodSeconds"]
-    assert grace_s >= DRAIN_S + 5 + 3 * 5
+    assert grace_s >= DEFAULTS.drain_s + 5 + 3 * 5
 
 
 @overlay

@@ -55,9 +55,7 @@ async def echo(connection):
 async def test_batch():
     """Messages of one batch arrive one by one, in order, and so do their answers."""
     async with conversation(echo) as websocket:
-        for number in range(100):
-            websocket.send(str(number).encode())
-        websocket.flush()
+        websocket.send(*(str(number).encode() for number in range(100)))
         assert [str(number).encode() for number in range(100)] == await received(websocket, 100)
 
 
@@ -188,7 +186,6 @@ async def test_congestion():
         sent = 0
         while websocket.writable:
             websocket.send(b"x" * MIB)
-            websocket.flush()
             sent += 1
         assert not relieved.is_set()
         connection.transport.resume_reading()
@@ -202,9 +199,7 @@ async def test_tls(certificate, monkeypatch):
     """With `wss://` the conversation goes over TLS, if the machine trusts the certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     async with conversation(echo, ssl=server_side(certificate)) as websocket:
-        for number in range(100):
-            websocket.send(str(number).encode())
-        websocket.flush()
+        websocket.send(*(str(number).encode() for number in range(100)))
         assert [str(number).encode() for number in range(100)] == await received(websocket, 100)
 
 

@@ -23,8 +23,9 @@ from relay.contract.settings import Settings
 from relay.contract.settings_table import settings_table
 from relay.contract.subjects import status_subject
 from relay.contract.wire import Fault, Push, Reply, decode, decode_incoming
+from relay.core.backoff import Backoff
 from relay.core.session import Answered, Broken, Opened, Pushed, Session, Unpaired
-from relay.core.verdict import judge
+from relay.core.verdict import RetryPolicy, judge
 from relay.dead_letters.export import from_line, to_line
 from relay.dead_letters.moments import parse_since
 from relay.dead_letters.replay_message import replay_message_of
@@ -223,7 +224,7 @@ def test_any_message(message):
     """Any message is a reply with bounded lines, a push, or not understood."""
     match decode_incoming(message):
         case Reply(status, errors) as reply:
-            verdict = judge(reply, 2, 2)
+            verdict = judge(reply, 2, RetryPolicy(2, Backoff(1.0, 8.0, lambda: 0.5)))
             assert len(getattr(verdict, "error", "")) < 5000
             assert status in ("success", "error")
             assert all(re.fullmatch(r"[ -~]{0,500}", told) for error in errors for told in (error.type, error.msg))
@@ -240,10 +241,9 @@ def test_pairing(conversation):
     """Each reply answers the oldest unanswered update; after a message in doubt nothing is answered any more."""
     session, unanswered, trusted, sent = open_session(), deque(), True, 0
     for (kind, frame), wanted in conversation:
-        for _ in range(min(wanted, session.room)):
-            session.sent(sent, 0.0)
-            unanswered.append(sent)
-            sent += 1
+        updates = session.fill(lambda room, _: range(sent, sent + min(wanted, room)), 0.0)  # noqa: B023 - called here
+        unanswered.extend(updates)
+        sent += len(updates)
         event = session.received(frame, 1.0)
         if kind == "push":
             assert isinstance(event, Pushed)
@@ -251,7 +251,7 @@ def test_pairing(conversation):
             assert Unpaired() == event
         elif kind == "reply" and unanswered:
             assert isinstance(event, Answered)
-            assert unanswered.popleft() == event.ticket
+            assert unanswered.popleft() == event.update
         else:
             assert isinstance(event, Broken)
             trusted = False
@@ -264,16 +264,15 @@ def test_pairing(conversation):
 @given(st.lists(MESSAGES, max_size=8), st.sampled_from([None, 1000, 1009, 3000]))
 def test_any_conversation(messages, code):
     """Whatever is received, no update is answered out of order, and none is forgotten when the connection ends."""
-    session, tickets = open_session(8), deque(range(8))
-    for ticket in tickets:
-        session.sent(ticket, 0.0)
+    session, unanswered = open_session(8), deque(range(8))
+    session.fill(lambda room, _: range(room), 0.0)
     for message in messages:
         event = session.received(message, 1.0)
         if isinstance(event, Answered):
-            assert tickets.popleft() == event.ticket
+            assert unanswered.popleft() == event.update
     lost = session.closed(code)
     kept = lost.unanswered if lost.suspect is None else (lost.suspect, *lost.unanswered)
-    assert tuple(tickets) == kept
+    assert tuple(unanswered) == kept
 
 
 # --- dead letters

@@ -12,10 +12,10 @@ from load_kit import steadily_published
 from relay_kit import Scene, counters
 from rough_proxy import RoughProxy, Way, port_of
 
-from relay.facilitator import connection as connection_to_facilitator
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats import connection as connection_to_nats
+from relay.service.intervals import DEFAULTS, Intervals
 
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"
@@ -36,7 +36,7 @@ def collected():
 
 
 @contextlib.asynccontextmanager
-async def between(target, *, service_time_s=0.001, proxied=None, **variables):
+async def between(target, *, service_time_s=0.001, proxied=None, intervals=DEFAULTS, **variables):
     """A scene, a relay in this process that reaches `target` (`nats` or `facilitator`) through a proxy, and both."""
     async with (
         NatsServer() as server,
@@ -45,7 +45,7 @@ async def between(target, *, service_time_s=0.001, proxied=None, **variables):
         RoughProxy(port_of(server.url if target == "nats" else facilitator.url), **proxied or {}).serving() as proxy,
     ):
         url = {"NATS_URL": proxy.nats_url} if target == "nats" else {"FACILITATOR_URL": proxy.facilitator_url}
-        async with scene.relay(**url) as relay:
+        async with scene.relay(intervals=intervals, **url) as relay:
             yield scene, proxy, relay
 
 
@@ -96,10 +96,14 @@ async def test_facilitator_half_open_under_load():
     assert 0 == counters(relay)["relay_retries"]
 
 
-async def test_facilitator_half_open_while_idle(monkeypatch):
+async def test_facilitator_half_open_while_idle():
     """A Facilitator that vanishes while nothing is sent is missed by the keepalive, before an update needs it."""
-    monkeypatch.setattr(connection_to_facilitator, "_PING_INTERVAL_S", 0.3)
-    async with between("facilitator", FACILITATOR_REPLY_TIMEOUT=f"{REPLY_TIMEOUT_S}") as (scene, proxy, _):
+    often = Intervals(facilitator_ping_s=0.3)
+    async with between("facilitator", intervals=often, FACILITATOR_REPLY_TIMEOUT=f"{REPLY_TIMEOUT_S}") as (
+        scene,
+        proxy,
+        _,
+    ):
         await scene.publish_lives(1)
         await scene.dust_settled()
         proxy.go_silent()

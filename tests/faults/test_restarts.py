@@ -18,7 +18,7 @@ from relay.local.faults import Fault, stall
 from relay.local.ledger import DROPPED
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request
-from relay.service.app import DRAIN_S
+from relay.service.intervals import DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 SWALLOW = Fault(store=False, answers=0)
@@ -113,7 +113,7 @@ async def test_sigterm_while_somebody_is_away(away):
                 elif away == "nats gone":
                     await server.stop()
                 relay.send_signal(signal.SIGTERM)
-                async with asyncio.timeout(DRAIN_S + 10):
+                async with asyncio.timeout(DEFAULTS.drain_s + 10):
                     status = await relay.wait()
         if away == "facilitator gone":
             await facilitator.back()

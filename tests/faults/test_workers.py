@@ -233,23 +233,23 @@ async def test_late_renewal(monkeypatch):
         Scene(server, facilitator, LANES="1", LEASE_TTL="60", ACK_WAIT="1") as scene,
         scene.relay() as relay,
     ):
-        dispatcher = relay._lines[0][0]
-        write, may_write = dispatcher._dead_letters.write, asyncio.Event()
+        lanes = relay._lines[0].lanes
+        write, may_write = lanes._dead_letters.write, asyncio.Event()
 
         async def write_later(*arguments):
             await may_write.wait()
             await write(*arguments)
 
-        monkeypatch.setattr(dispatcher._dead_letters, "write", write_later)
+        monkeypatch.setattr(lanes._dead_letters, "write", write_later)
         *first, last = [
             await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON) for _ in range(WRITERS + 1)
         ]
         next_one = await scene.publish(last.job)
         await scene.kept(last)  # it is at hand, and the writers are busy
-        dispatcher.extend(0, time.monotonic())
+        lanes.extend(0, time.monotonic())
         may_write.set()
         assert [TERMED] * len(first) == await scene.settled(*first)
-        dispatcher.extend(0, time.monotonic() + 60)
+        lanes.extend(0, time.monotonic() + 60)
         assert [TERMED, ACKED] == await scene.settled(last, next_one)
 
 

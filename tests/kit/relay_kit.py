@@ -44,6 +44,7 @@ from relay.nats.ack_subject import ack_of_nothing, all_acks, parse_ack_subject
 from relay.nats.connection import api_request, close, connect, publish_confirmed
 from relay.nats.messages import find_message
 from relay.service.app import Relay
+from relay.service.intervals import DEFAULTS, Intervals
 from relay.topology.provision import provision, topology_of
 
 STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
@@ -170,12 +171,14 @@ class Scene:
     # The relay.
 
     @contextlib.asynccontextmanager
-    async def relay(self, authentication: str | None = None, **variables: str) -> AsyncIterator[Relay]:
+    async def relay(
+        self, authentication: str | None = None, *, intervals: Intervals = DEFAULTS, **variables: str
+    ) -> AsyncIterator[Relay]:
         """A relay in this process, taking part in the lanes; drained and stopped at the end.
 
         `variables` are settings of this relay alone.
         """
-        relay = Relay(load_settings(self._changed(variables), None), authentication)
+        relay = Relay(load_settings(self._changed(variables), None), authentication, intervals=intervals)
         stop = asyncio.Event()
         running = asyncio.create_task(relay.run(stop))
         ready = asyncio.create_task(relay.ready.wait())

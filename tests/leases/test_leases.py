@@ -530,7 +530,7 @@ async def test_late_renewal():
         scene.relay() as relay,
     ):
         await scene.settled(await scene.publish(new_job(0, 1)))
-        (lane,) = relay._lines[0][0]._feeds
+        (lane,) = relay._lines[0].lanes.turns.lanes
         lane.ours_until_s = -math.inf
         late = await scene.publish(new_job(0, 1))
         assert [ACKED] == await scene.settled(late)

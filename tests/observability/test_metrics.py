@@ -5,6 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay.contract.subjects import Reason
 from relay.contract.wire import PushKind, Repair
+from relay.core.verdict import Outcome
 from relay.observability.metrics import Metrics
 
 
@@ -20,8 +21,7 @@ def test_what_happens_is_counted():
     """Every event shows in its series, and nothing else moves."""
     metrics = Metrics(lanes=2)
     before = dict(series(metrics))
-    metrics.acknowledged(0.003)
-    metrics.duplicate(0.004)
+    metrics.answered([0.000_3], [0.011], {Outcome.ACKNOWLEDGED: [0.003], Outcome.DUPLICATE: [0.004]})
     metrics.dead_lettered(Reason.JOB_NOT_FOUND)
     metrics.replayed("duplicate")
     metrics.retried()
@@ -39,11 +39,9 @@ def test_what_happens_is_counted():
     metrics.backlog(1, 11, 2.5)
     metrics.receipt_dropped()
     metrics.nats_reconnected()
-    metrics.traceparent_malformed()
+    metrics.traceparents_malformed(1)
     metrics.state(ready=True, nats=True, facilitator=2)
     metrics.loop_lagged(0.2)
-    metrics.sent(0.000_3)
-    metrics.answered(0.011)
     after = dict(series(metrics))
     changed = {
         name: value

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from delivery_kit import FakeDelivery
 from nats.aio.msg import Msg
 from relay_kit import Published, Scene, counters, new_job, update
 
@@ -30,8 +32,9 @@ from relay.contract.subjects import (
     lane_consumer,
     status_subject,
 )
-from relay.core.continuity import Continuity
-from relay.core.lane import Lane, Update
+from relay.core.continuity import ConsumerState, Continuity
+from relay.core.lane import Lane
+from relay.core.update import DeadLetterHorizon
 from relay.core.verdict import Outcome
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
@@ -39,7 +42,6 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.observability.metrics import Metrics
-from relay.path import advisories
 from relay.path.advisories import Advisories
 
 LANE = 0
@@ -116,12 +118,15 @@ def summary(letters: list[StoredDeadLetter]) -> list[tuple[int, str, str]]:
 
 
 @contextlib.asynccontextmanager
-async def watching(scene: Scene, *lanes: Lane) -> AsyncIterator[Metrics]:
+async def watching(scene: Scene, *lanes: Lane, look_every_s: float = 5.0) -> AsyncIterator[Metrics]:
     """The advisories of each of these lanes are looked after; their common metrics."""
     metrics = Metrics(scene.settings.delivery.lanes)
     async with asyncio.TaskGroup() as group:
         watches = [
-            group.create_task(Advisories(scene.nc, lane, DeadLetterWriter(scene.nc), metrics).run()) for lane in lanes
+            group.create_task(
+                Advisories(scene.nc, lane, DeadLetterWriter(scene.nc), metrics, look_every_s=look_every_s).run()
+            )
+            for lane in lanes
         ]
         yield metrics
         for watch in watches:
@@ -129,7 +134,7 @@ async def watching(scene: Scene, *lanes: Lane) -> AsyncIterator[Metrics]:
 
 
 def new_lane() -> Lane:
-    return Lane(LANE, Continuity(patience_s=0))
+    return Lane(LANE, Continuity(patience_s=0), DeadLetterHorizon(-math.inf, -math.inf))
 
 
 async def test_exhausted_update_becomes_a_dead_letter(scene):
@@ -154,9 +159,9 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
 
 async def test_given_up_while_the_lane_is_driven(scene):
     """What the server gives up on while somebody drives the lane becomes a dead letter when it says so."""
-    async with watching(scene, new_lane()), heard(scene, DLQ_SUBJECTS) as written:
+    async with watching(scene, new_lane(), look_every_s=3600), heard(scene, DLQ_SUBJECTS) as written:
         (doomed,) = await exhaust(scene, new_job(LANE))
-        await asyncio.wait_for(written.get(), advisories._LOOK_EVERY_S / 2)
+        await next_of(written)
     assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
@@ -205,13 +210,12 @@ async def test_killed_before_the_advisory_is_deleted(scene):
     assert b'relay_updates_total{outcome="dead_lettered"} 0.0' in metrics.render()
 
 
-async def test_dead_letter_stream_is_full(scene, monkeypatch):
+async def test_dead_letter_stream_is_full(scene):
     """An advisory is kept, and tried again, until its dead letter can be written."""
-    monkeypatch.setattr(advisories, "_LOOK_EVERY_S", 0.1)
     (doomed,) = await exhaust(scene, new_job(LANE))
     config = (await api_request(scene.nc, api_stream_info(DLQ_STREAM)))["config"]
     await api_request(scene.nc, api_stream_update(DLQ_STREAM), config | {"max_bytes": 1})
-    async with watching(scene, new_lane()), heard(scene, DLQ_SUBJECTS) as tried:
+    async with watching(scene, new_lane(), look_every_s=0.1), heard(scene, DLQ_SUBJECTS) as tried:
         await next_of(tried, 2)
         assert 1 == await advisories_kept(scene)
         async with deletions(scene) as until_deleted:
@@ -223,13 +227,12 @@ async def test_dead_letter_stream_is_full(scene, monkeypatch):
 @pytest.mark.parametrize("outcome", Outcome)
 async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
     """While a lane works on the update its advisory waits; settled there, in whatever way, it is no dead letter."""
-    monkeypatch.setattr(advisories, "_LOOK_EVERY_S", 0.1)
     job = new_job(LANE)
     (doomed,) = await exhaust(scene, job)
     lane = new_lane()
-    lane.continuity.held = False
-    lane.deliver(Update(lane, doomed.sequence, job, delivery=None, frame=None))
-    async with watching(scene, lane):
+    lane.admit([FakeDelivery(doomed.sequence)], 0.0)
+    lane.resolve(ConsumerState(0, 0, 0), 0.0)
+    async with watching(scene, lane, look_every_s=0.1):
         async with heard(scene, api_message_get(ADVISORY_STREAM)) as looks:
             await next_of(looks, 5)
         assert 1 == await advisories_kept(scene)

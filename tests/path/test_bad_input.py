@@ -13,6 +13,7 @@ from relay.contract.subjects import DLQ_STREAM, Reason
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import publish_confirmed
+from relay.service.intervals import Intervals
 
 shared = pytest.mark.asyncio(loop_scope="module")
 MIB = 2**20
@@ -226,13 +227,12 @@ async def test_the_largest_update_arrives(scene):
 
 
 @pytest.fixture
-async def alone(nats_server, monkeypatch):
+async def alone(nats_server):
     """A relay of the test's own, which soon tries again to write a dead letter."""
-    monkeypatch.setattr("relay.path.dead_letter_worker._RETRY_S", 0.1)
     async with (
         FacilitatorSimulator() as facilitator,
         Scene(nats_server, facilitator, ACK_WAIT="1") as scene,
-        scene.relay(),
+        scene.relay(intervals=Intervals(dead_letter_retry_s=0.1)),
     ):
         yield scene
 

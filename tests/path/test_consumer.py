@@ -1,6 +1,7 @@
 """The pull loop and its deliveries, where nothing else of a relay shows what they do."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from relay_kit import new_job, update
@@ -17,8 +18,8 @@ TIMEOUT_S = 10
 async def test_who_takes_deliveries_fails(provisioned):
     """A bug in whoever takes deliveries ends the pull loop: unseen, it would leave an update untouched for ever."""
 
-    def fail(delivery: Delivery) -> None:
-        raise RuntimeError(delivery.subject)
+    def fail(deliveries: Sequence[Delivery]) -> None:
+        raise RuntimeError(deliveries[0].subject)
 
     consumer = PullConsumer(
         provisioned,
@@ -27,7 +28,7 @@ async def test_who_takes_deliveries_fails(provisioned):
         batch=10,
         expires_s=5.0,
         room=lambda: 10,
-        on_delivery=fail,
+        on_deliveries=fail,
         on_start=lambda _: None,
     )
     job = new_job(lane=0)

@@ -10,6 +10,7 @@ from process_kit import ask
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
 from relay.contract.environment import load_settings
+from relay.facilitator.websocket import WebSocket
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
 from relay.local.faults import stall
@@ -206,7 +207,7 @@ async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
 
 async def test_window_use(nats_server, facilitator, after):
     """Unanswered updates show as a share of the window."""
-    sent = after(Metrics, "sent")
+    sent = after(WebSocket, "send")
     async with Scene(nats_server, facilitator, FACILITATOR_WINDOW="4") as scene, scene.relay() as relay:
         with facilitator.inject(stall()):
             for _ in range(3):

@@ -11,6 +11,7 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.core.verdict import Outcome
 from relay.observability.metrics import Metrics
 from relay.service.health import HealthServer
 from relay.service.supervisor import private_listener
@@ -179,7 +180,7 @@ def test_everything_once_with_its_worker(workers):
     texts = {}
     for worker in workers:
         metrics = Metrics(lanes=2 + worker)  # that there are series which only one has does no harm
-        metrics.acknowledged(0.001 * worker)
+        metrics.answered([], [], {Outcome.ACKNOWLEDGED: [0.001 * worker]})
         metrics.at_hand(1, worker)
         texts[worker] = metrics.render().decode()
     samples, families = parsed(merge(texts).decode())

@@ -4,21 +4,23 @@ Each is a context manager in which the bug is there. They reach into private par
 """
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from relay.core.continuity import Continuity
-from relay.core.lane import Lane, Update, _Job
-from relay.core.session import Opened, Phase, Session
+import relay.core.lane
+import relay.path.lanes
+from relay.core.continuity import ConsumerState, Continuity
+from relay.core.lane import Lane, Turns
+from relay.core.session import Phase, Session
+from relay.core.update import Update
 from relay.core.verdict import Outcome
 from relay.dead_letters.index import DeadLetterIndex
-from relay.dead_letters.writer import DeadLetterWriter
 from relay.path.consumer import PullConsumer
 from relay.path.dead_letter_worker import DeadLetterWorker
-from relay.path.lanes import Dispatcher
+from relay.path.settlement import Settlement
 from simulation.leases import Bucket
 from simulation.schedule import MISFORTUNES, Kind, Schedule, make_schedule
 
@@ -68,15 +70,15 @@ def gaps_ignored() -> Iterator[None]:
 @bug()
 def acknowledged_before_the_reply() -> Iterator[None]:
     """What is given out to be sent is acknowledged at once."""
-    real = Dispatcher.next
+    real = Turns.take
 
-    def next_(self: Dispatcher) -> Any:
-        update = real(self)
-        if update is not None:
+    def take(self: Turns, room: int, now_s: float) -> list[Update]:
+        updates = real(self, room, now_s)
+        for update in updates:
             update.delivery.ack()
-        return update
+        return updates
 
-    with mock.patch.object(Dispatcher, "next", next_):
+    with mock.patch.object(Turns, "take", take):
         yield
 
 
@@ -84,26 +86,25 @@ def acknowledged_before_the_reply() -> Iterator[None]:
 def retried_by_a_delayed_nak() -> Iterator[None]:
     """An update to be tried again goes back to the server, and its job's later ones do not wait for it."""
 
-    def retry(self: Dispatcher, update: Any, delay_s: float) -> None:
-        update.delivery._answer(b'-NAK {"delay":%d}' % (delay_s * 1e9))
-        update.lane.settle(update, Outcome.ACKNOWLEDGED)
-        del update.lane._settled[update.sequence]
-        self._progressed(update)
+    def retry(self: Lane, update: Any, due_s: float) -> None:
+        update.delivery._answer(b'-NAK {"delay":%d}' % ((due_s - relay.path.lanes.time.monotonic()) * 1e9))
+        self.settle(update, Outcome.ACKNOWLEDGED)
+        del self._settled[update.sequence]
 
-    with mock.patch.object(Dispatcher, "retry", retry):
+    with mock.patch.object(Lane, "retry", retry):
         yield
 
 
 @bug()
 def answers_paired_last_in_first_out() -> Iterator[None]:
     """A reply is taken for the answer to what was sent last."""
-    real = Session._answered
+    real = Session.received
 
-    def answered(self: Session[Any], *args: Any) -> Any:
+    def received(self: Session[Any], *args: Any) -> Any:
         self._unanswered.rotate(1)
         return real(self, *args)
 
-    with mock.patch.object(Session, "_answered", answered):
+    with mock.patch.object(Session, "received", received):
         yield
 
 
@@ -129,13 +130,13 @@ def lease_taken_whoever_has_it() -> Iterator[None]:
 @bug()
 def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
     """The server is told to forget an update before anybody has its dead letter."""
-    real = DeadLetterWorker._bury
+    real = DeadLetterWorker._dead_letter
 
-    async def bury(self: DeadLetterWorker, update: Any) -> None:
+    async def dead_letter(self: DeadLetterWorker, update: Any) -> None:
         update.delivery.term("early")
         await real(self, update)
 
-    with mock.patch.object(DeadLetterWorker, "_bury", bury):
+    with mock.patch.object(DeadLetterWorker, "_dead_letter", dead_letter):
         yield
 
 
@@ -163,20 +164,20 @@ def drops_always_blamed() -> Iterator[None]:
 @bug()
 def unanswered_forgotten() -> Iterator[None]:
     """What was not answered when the connection broke is not sent again."""
-    with mock.patch.object(Dispatcher, "on_lost", lambda self, _: self._open.clear()):
+    with mock.patch.object(Settlement, "lost", lambda self, _: self._lanes.connection_lost()):
         yield
 
 
 @bug()
 def suspect_forgotten() -> Iterator[None]:
     """A suspect that may not go again is not put back."""
-    real = Dispatcher.on_opened
+    real = Lane.may_go_again
 
-    def on_opened(self: Dispatcher, event: Opened[Any]) -> bool:
-        with mock.patch.object(Dispatcher, "put_back"):
-            return real(self, event)
+    def may_go_again(self: Lane, *args: Any, **options: Any) -> bool:
+        with mock.patch.object(Lane, "put_back"):
+            return real(self, *args, **options)
 
-    with mock.patch.object(Dispatcher, "on_opened", on_opened):
+    with mock.patch.object(Lane, "may_go_again", may_go_again):
         yield
 
 
@@ -195,16 +196,14 @@ def timeouts_answered_by_the_next_reply() -> Iterator[None]:
 @bug(Kind.ACKS_LOST, Kind.FACILITATOR_STALL)
 def redelivery_taken_for_new() -> Iterator[None]:
     """An update that comes again while it is at hand is put in a second time."""
-    real = Lane.deliver
+    real = Lane.admit
 
-    def deliver(self: Lane[Any], update: Update[Any]) -> None:
-        self._at_hand.pop(update.sequence, None)
-        real(self, update)
+    def admit(self: Lane, deliveries: Sequence[Any], now_s: float) -> Any:
+        for delivery in deliveries:
+            self._at_hand.pop(delivery.sequence, None)
+        return real(self, deliveries, now_s)
 
-    with (
-        mock.patch.object(Lane, "redelivered", return_value=False),
-        mock.patch.object(Lane, "deliver", deliver),
-    ):
+    with mock.patch.object(Lane, "admit", admit):
         yield
 
 
@@ -226,25 +225,20 @@ async def _wake_only(self: PullConsumer) -> bool:
 def sorted_by_arrival() -> Iterator[None]:
     """A job's updates queue in the order in which they came."""
 
-    def deliver(self: Lane[Any], update: Update[Any]) -> None:
-        self._at_hand[update.sequence] = update
-        job = self._jobs.setdefault(update.job, _Job())
-        job.queue.append(update)
-        self._promote(job)
-
-    with mock.patch.object(Lane, "deliver", deliver):
+    with mock.patch.object(relay.core.lane, "insort", lambda queue, update, **_: queue.append(update)):
         yield
 
 
 @bug(Kind.CONSUMERS_ANEW)
 def dead_letters_forgotten_with_the_consumer() -> Iterator[None]:
     """What a consumer delivers for the first time is new to everybody."""
-    real = DeadLetterWriter.may_hold
+    real = Lane.began
 
-    def may_hold(self: DeadLetterWriter, delivery: Any, made_at_s: float) -> bool:
-        return delivery.deliveries > 1 and real(self, delivery, made_at_s)
+    def began(self: Lane, state: ConsumerState, now_s: float) -> None:
+        real(self, state, now_s)
+        self._consumer_made_at_s = -math.inf
 
-    with mock.patch.object(DeadLetterWriter, "may_hold", may_hold):
+    with mock.patch.object(Lane, "began", began):
         yield
 
 
@@ -262,13 +256,15 @@ def one_dead_letter_for_each_job() -> Iterator[None]:
 @bug(Kind.JETSTREAM_LATE, crowds=1.0)
 def late_renewal_forgets() -> Iterator[None]:
     """What waits for its dead letter to be written while a lease is over is forgotten, though the renewal comes."""
-    real = Dispatcher.put_back
 
-    def put_back(self: Dispatcher, update: Any) -> None:
-        if sys._getframe(1).f_code.co_name != "_keep_burying":
-            real(self, update)
+    def take_dead_letter(self: Lane, now_s: float) -> Update | None:
+        while self.dead_letters and not self.held:
+            update = self.dead_letters.popleft()
+            if self._goes_out(update) and now_s < self.ours_until_s:
+                return update
+        return None
 
-    with mock.patch.object(Dispatcher, "put_back", put_back):
+    with mock.patch.object(Lane, "take_dead_letter", take_dead_letter):
         yield
 
 

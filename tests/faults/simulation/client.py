@@ -14,7 +14,7 @@ from nats.aio.client import DEFAULT_FLUSH_TIMEOUT
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from relay.nats.frames import Take
+from relay.nats.frames import Take, TakeBatch
 from relay.nats.nats_py import stay_cancelled
 from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
@@ -49,27 +49,47 @@ class Client:
     def new_inbox(self) -> str:
         return f"_INBOX.{self._link.process.name}.{next(self._serials)}"
 
+    async def listen_in_batches(self, subject: str, take: TakeBatch) -> Subscription:
+        """What comes before the process gets its turn was read together."""
+        read: list[tuple[bytes, bytes, bytes, bytes]] = []
+
+        def give() -> None:
+            messages = read[:]
+            read.clear()
+            self._guard(take, messages)
+
+        def gather(*message: bytes) -> None:
+            read.append(message)
+            if len(read) == 1:
+                self._link.process.post(give)
+
+        return await self.listen(subject, gather)
+
     async def listen(self, subject: str, take: Take) -> Subscription:
         number = next(self._serials)
 
         def arrive(subject: str, reply: str, headers: bytes, body: bytes) -> None:
-            try:
-                if inbox.is_wanted:
-                    take(subject.encode(), reply.encode(), headers, body)
-            except Exception as error:  # noqa: BLE001 - a bug of any kind
-                self._swallowed(error)
+            if inbox.is_wanted:
+                self._guard(take, subject.encode(), reply.encode(), headers, body)
 
         inbox = self._inboxes[number] = Inbox(self._link, subject, arrive)
         self._link.listen(inbox)
         return Subscription(self, number, subject)
 
+    def _guard(self, take: Callable[..., None], *given: Any) -> None:
+        try:
+            take(*given)
+        except Exception as error:  # noqa: BLE001 - a bug of any kind
+            self._swallowed(error)
+
     def write(self, lines: bytes) -> None:
-        head, _, rest = lines.partition(b"\r\n")
-        _, subject, *reply, size = head.decode().split(" ")
-        payload = rest[: int(size)]
-        tell = self._link.acknowledge if subject.startswith(_WORDS) else self._link.tell
-        inbox = next((each for each in self._inboxes.values() if [each.subject] == reply), None)
-        tell(self._jetstream.hear, subject, payload, inbox)
+        while lines:
+            head, _, rest = lines.partition(b"\r\n")
+            _, subject, *reply, size = head.decode().split(" ")
+            payload, lines = rest[: int(size)], rest[int(size) + 2 :]
+            tell = self._link.acknowledge if subject.startswith(_WORDS) else self._link.tell
+            inbox = next((each for each in self._inboxes.values() if [each.subject] == reply), None)
+            tell(self._jetstream.hear, subject, payload, inbox)
 
     async def request(
         self,

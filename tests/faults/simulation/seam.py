@@ -16,49 +16,54 @@ import relay.path.dead_letter_worker
 import relay.path.delivery
 import relay.path.lane_run
 import relay.path.lanes
-import relay.timing.clock
+import relay.path.settlement
 from relay.facilitator.websocket import ConnectionClosed
 from simulation.book import Log
 from simulation.clock import Clock, Process
 from simulation.facilitator import Connection, Facilitator
 from simulation.network import Pipe
 
-_PATH = (relay.path.lanes, relay.path.lane_run)
-_TIMED = (*_PATH, relay.timing.clock, relay.facilitator.connection)
-_SOURCE = (relay.path.consumer, relay.path.delivery)
-_LOGGING = (*_PATH, *_SOURCE, relay.path.dead_letter_worker, relay.facilitator.connection, relay.leases.ownership)
+_TIMED = (
+    relay.facilitator.connection,
+    relay.leases.ownership,
+    relay.path.dead_letter_worker,
+    relay.path.lane_run,
+    relay.path.lanes,
+    relay.path.settlement,
+)
+_LOGGING = (
+    relay.facilitator.connection,
+    relay.leases.ownership,
+    relay.path.consumer,
+    relay.path.dead_letter_worker,
+    relay.path.delivery,
+    relay.path.lane_run,
+    relay.path.settlement,
+)
 _CONNECT_S = 0.005
-_CONGESTION = 0.05
-"""How often the network takes no more for a while."""
-_CONGESTED_S = 0.02
 
 
 class Socket:
-    """What relay/facilitator.py needs of relay/websocket.py."""
+    """What facilitator/connection.py needs of facilitator/websocket.py."""
 
-    def __init__(self, process: Process, rng: random.Random, on_writable: Callable[[], None]) -> None:
+    def __init__(self, process: Process) -> None:
         self.connection: Connection | None = None
-        self._on_writable = on_writable
-        self._congested = False
         self._process = process
-        self._rng = rng
         self._messages: list[bytes] = []
         self._news = asyncio.Event()
         self._sent: Close | None = None
         self._end: ConnectionClosed | None = None
 
-    def send(self, text: bytes) -> None:
+    def send(self, *texts: bytes) -> None:
         if self._end is not None or self._sent is not None:
             raise self._end or ConnectionClosed(self._sent)
         assert self.connection is not None
-        self.connection.send(text.decode())
+        for text in texts:
+            self.connection.send(text.decode())
 
     @property
     def writable(self) -> bool:
         return self._end is None and self._sent is None
-
-    def flush(self) -> None:
-        """What was sent is on its way already."""
 
     async def receive(self) -> list[bytes]:
         while not self._messages:
@@ -89,10 +94,6 @@ class Socket:
     def closed(self, code: int | None) -> None:
         self._process.post(self._finish, code)
 
-    def _relax(self) -> None:
-        self._congested = False
-        self._on_writable()
-
     def _take(self, message: bytes) -> None:
         self._messages.append(message)
         self._news.set()
@@ -105,12 +106,12 @@ class Socket:
 def connector(
     clock: Clock, facilitator: Facilitator, process_of: Callable[[], Process], rng: random.Random
 ) -> Callable[..., Awaitable[Socket]]:
-    """What stands for `connect` of relay/websocket.py."""
+    """What stands for `connect` of facilitator/websocket.py."""
 
-    async def connect(url: str, *, on_writable: Callable[[], None], **_: Any) -> Socket:
+    async def connect(url: str, **_: Any) -> Socket:
         process = process_of()
         await asyncio.sleep(rng.expovariate(1 / _CONNECT_S))
-        socket = Socket(process, rng, on_writable)
+        socket = Socket(process)
         pipes = Pipe(clock, rng, 0.001), Pipe(clock, rng, 0.001)
         socket.connection = facilitator.connect(process.name, url, pipes, socket)
         if socket.connection is None:

@@ -6,19 +6,16 @@ import random
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.contract.subjects import STATUS_STREAM, lane_consumer
 from relay.core.backoff import Backoff
-from relay.core.lane import Lane
-from relay.core.ports import InFlight
 from relay.core.pull import expiry_s
-from relay.core.session import Pushed, Session
-from relay.dead_letters.writer import DeadLetterWriter
-from relay.facilitator.connection import Facilitator as Shell
+from relay.core.session import Pushed
+from relay.core.verdict import RetryPolicy
 from relay.leases.ownership import Ownership
 from relay.observability.metrics import Metrics
-from relay.path.consumer import PullConsumer
-from relay.path.lanes import Dispatcher
-from relay.path.limits import Limits
+from relay.path.lanes import Lanes
+from relay.path.limits import LaneLimits
+from relay.service.lifecycle import background
+from relay.service.line import Line, LineSettings, for_lane
 from simulation.book import Book
 from simulation.client import Client
 from simulation.clock import Clock, Process
@@ -65,9 +62,8 @@ class Worker:
         self._around = around
         self._rng = rng
         self._leave = asyncio.Event()
-        self._nc: Any = Client(self.link, around.jetstream, self._swallowed)
-        connections = min(around.schedule.connections, around.schedule.lanes)
-        self._lines = [self._make_line(f"ws://facilitator/{number}") for number in range(connections)]
+        self._client: Any = Client(self.link, around.jetstream, self._swallowed)
+        self._lines = [self._make_line(f"ws://facilitator/{number}") for number in range(self._connections)]
         leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
         self._ownership = Ownership(
             leases,  # type: ignore[arg-type]
@@ -107,48 +103,33 @@ class Worker:
 
     async def _run(self) -> None:
         """As Relay._relay does."""
-        async with asyncio.TaskGroup() as group:
-            carrying: list[asyncio.Task[Any]] = []
-            for dispatcher, shell in self._lines:
-                carrying.append(group.create_task(dispatcher.run()))
-                carrying.append(group.create_task(shell.run(dispatcher)))
-            owning = group.create_task(self._ownership.run(self._leave))
-            await self._leave.wait()
-            await owning
-            for task in carrying:
-                task.cancel()
+        async with background(*(line.run() for line in self._lines)):
+            await self._ownership.run(self._leave)
 
-    def _make_line(self, url: str) -> tuple[Dispatcher, Shell]:
-        around = self._around
-        session: Session[InFlight] = Session(
-            window=around.schedule.window, reply_timeout_s=REPLY_TIMEOUT_S, authentication=AUTHENTICATION
-        )
-        backoff = Backoff(*_BACKOFF_S, self._rng.random)
-        metrics = _metrics(around.schedule.lanes)
-        shell = Shell(url, session, backoff, metrics, ping_timeout_s=REPLY_TIMEOUT_S)
-        dispatcher = Dispatcher(
-            self._open_source,
-            shell,
-            DeadLetterWriter(self._nc),
-            _Pushes(),
-            watch_advisories=_no_advisories,
-            limits=Limits(around.schedule.capacity, MAX_ATTEMPTS, around.schedule.ack_wait_s),
-            backoff=backoff,
-            metrics=metrics,
-        )
-        return dispatcher, shell
+    @property
+    def _connections(self) -> int:
+        return min(self._around.schedule.connections, self._around.schedule.lanes)
 
-    def _open_source(self, lane: int, **callbacks: Any) -> PullConsumer:
+    def _make_line(self, url: str) -> Line:
         schedule = self._around.schedule
-        batch, expires_s = schedule.capacity // 2, expiry_s(schedule.lease_ttl_s, schedule.ack_wait_s)
-        return PullConsumer(self._nc, STATUS_STREAM, lane_consumer(lane), batch=batch, expires_s=expires_s, **callbacks)
+        settings = LineSettings(
+            url=url,
+            authentication=AUTHENTICATION,
+            window=schedule.window,
+            reply_timeout_s=REPLY_TIMEOUT_S,
+            policy=RetryPolicy(MAX_ATTEMPTS, Backoff(*_BACKOFF_S, self._rng.random)),
+            lanes=LaneLimits(schedule.capacity, schedule.ack_wait_s),
+            pull_batch=schedule.capacity // 2,
+            pull_expires_s=expiry_s(schedule.lease_ttl_s, schedule.ack_wait_s),
+        )
+        return Line(self._client, settings, _Pushes(), _metrics(schedule.lanes), watch_advisories=_no_advisories)
 
-    def _driver_of(self, lane: int) -> Dispatcher:
-        return self._lines[lane % len(self._lines)][0]
+    def _driver_of(self, lane: int) -> Lanes:
+        return for_lane(self._lines, lane)
 
     def _reconnected(self) -> None:
-        for dispatcher, _ in self._lines:
-            dispatcher.on_broker_reconnected()
+        for line in self._lines:
+            line.lanes.broker_reconnected()
 
     def _swallowed(self, error: Exception) -> None:
         self._around.book.complain(f"nobody hears that {self.process.name} met {error!r}")
@@ -167,7 +148,7 @@ class Worker:
                 connection.vanish(after_s)
 
 
-async def _no_advisories(_: Lane[Any]) -> None:
+async def _no_advisories(*_: Any) -> None:
     await asyncio.Event().wait()
 
 

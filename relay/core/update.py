@@ -1,0 +1,108 @@
+"""One update at hand, what it came in, and what admission says about a batch of them."""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from relay.contract.wire import Repair
+from relay.core.verdict import DeadLetter, Outcome
+
+if TYPE_CHECKING:
+    from relay.core.lane import Lane
+
+
+class UpdateLike(Protocol):
+    """An update as it was published: what a dead letter is made of."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def stored_at_s(self) -> float: ...
+
+
+class DeliveryLike(UpdateLike, Protocol):
+    """One delivery of an update, and JetStream's verbs to settle it with; see path/delivery.py."""
+
+    @property
+    def reply(self) -> bytes: ...
+    @property
+    def consumer_sequence(self) -> int: ...
+    @property
+    def deliveries(self) -> int: ...
+    def ack(self, *others: "DeliveryLike") -> None: ...
+    def nak(self) -> None: ...
+    def in_progress(self) -> None: ...
+    def term(self, reason: str) -> None: ...
+
+
+class State(enum.Enum):
+    """Where an update at hand is; the drawing in lane.py shows how it moves."""
+
+    QUEUED = enum.auto()  # behind an older update of its job
+    READY = enum.auto()  # the head of its job, free to go
+    OUT = enum.auto()  # taken: at the Facilitator, or on its way to the dead letters
+    WAITING = enum.auto()  # the head of its job, waiting out a backoff
+
+
+@dataclass(slots=True, eq=False)
+class Update:
+    """One update at hand, from its first delivery to this worker until it is settled. Times are monotonic seconds."""
+
+    lane: "Lane"
+    sequence: int
+    """Stream sequence: the order in which updates of one job must arrive."""
+    job: str
+    delivery: DeliveryLike
+    """What to settle it with: the newest delivery, because a redelivery replaces the one before."""
+    delivered_s: float
+    """When it was first delivered to this worker."""
+    touched_s: float
+    """When the server last heard that it is worked on: at its latest delivery or +WPI."""
+    text: bytes = b""
+    """What to send to the Facilitator, UTF-8 JSON; empty if it cannot be sent, and then `dead_letter` says why."""
+    status: str | None = None
+    """The job status in it; None if it cannot be sent."""
+    dead_letter: DeadLetter | None = None
+    """Set once it is decided that the update ends in the dead-letter stream."""
+    maybe_dead_lettered: bool = False
+    """A worker before this one may have written its dead letter already: look before anything else."""
+    attempts: int = 0
+    """Failed answers, or suspected drops, that were this update's own fault."""
+    sent_s: float | None = None
+    """When it was first sent to the Facilitator, perhaps over a connection that is gone; None if it never was."""
+    state: State = State.QUEUED
+
+
+@dataclass(slots=True)
+class DeadLetterHorizon:
+    """How new the newest dead letters are: a dead letter is never older than its update. Unix time, server's clock.
+
+    So an update that is newer than the horizon has no dead letter, and nothing needs to be looked up for it.
+    """
+
+    at_start_s: float = math.inf
+    """When the newest dead letter was stored that was there before the lanes were driven here; infinite if unknown."""
+    newest_s: float = math.inf
+    """The same, with the dead letters that this worker has written since."""
+
+
+@dataclass(slots=True)
+class Admission:
+    """What a lane made of a batch of deliveries, as far as others have to act on it."""
+
+    settled_before: list[tuple[DeliveryLike, Outcome]] = field(default_factory=list[tuple[DeliveryLike, Outcome]])
+    """Deliveries of updates that this worker has settled: the server did not hear it, so tell it again."""
+    repairs: list[Repair] = field(default_factory=list[Repair])
+    """Every repair that was made to a body."""
+    malformed_traceparents: int = 0
+    """How many updates have a `traceparent` header that cannot be read."""
+    held: bool = False
+    """Whether the lane is held after these deliveries."""

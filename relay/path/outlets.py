@@ -1,0 +1,23 @@
+"""Where updates leave their lanes, so that whoever makes one free to go can say so."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from relay.core.lane import Lane
+
+
+@dataclass(slots=True)
+class Outlets:
+    """The two ways out: the connection to the Facilitator, and the dead-letter stream."""
+
+    send: Callable[[], None]
+    """Sends at once whatever may be sent."""
+    dead_letters: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a lane may have a head for the dead-letter stream."""
+
+    def open(self, lanes: Iterable[Lane]) -> None:
+        """Something may go out of these lanes."""
+        self.send()
+        if any(lane.dead_letters for lane in lanes):
+            self.dead_letters.set()

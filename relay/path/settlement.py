@@ -1,0 +1,119 @@
+"""What becomes of updates that were sent: acknowledged, sent again, or on to the dead-letter stream."""
+
+import time
+from collections.abc import Sequence
+
+from relay.contract.subjects import REPLAYED_FROM_HEADER
+from relay.core.lane import Lane
+from relay.core.ports import SettlementObserver
+from relay.core.session import Answered, Lost, Opened
+from relay.core.trace import traced
+from relay.core.update import DeliveryLike, Update
+from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, RetryPolicy, judge
+from relay.observability.logs import get_logger
+from relay.observability.metrics import Metrics
+from relay.path.lanes import Lanes
+
+_log = get_logger(__name__)
+
+
+class Settlement:
+    """Acts on what a connection to the Facilitator learns.
+
+    Args:
+        lanes: the lanes of that connection.
+        observers: are told of each update that is settled.
+    """
+
+    def __init__(
+        self, lanes: Lanes, policy: RetryPolicy, metrics: Metrics, observers: Sequence[SettlementObserver] = ()
+    ) -> None:
+        self._lanes = lanes
+        self._policy = policy
+        self._metrics = metrics
+        self._observers = observers
+
+    # --- what the connection to the Facilitator calls
+
+    def opened(self, event: Opened[Update]) -> bool:
+        """The session may be used. With a suspect: whether it is to be sent, alone and before anything else."""
+        self._lanes.connection_opened()
+        if (suspect := event.suspect) is None:
+            return False
+        if event.blamed:
+            self._metrics.retried()
+        lane = suspect.lane
+        goes = lane.may_go_again(suspect, self._policy, time.monotonic(), blamed=event.blamed, alone=event.alone)
+        if not goes:
+            self._lanes.progressed([lane])
+        return goes
+
+    def answered(self, answers: Sequence[Answered[Update]]) -> None:
+        """Settle what was answered together, or let it wait for its next attempt."""
+        now_s, wall_s = time.monotonic(), time.time()
+        lanes: set[Lane] = set()
+        acknowledged: list[DeliveryLike] = []
+        hot_path_s: list[float] = []
+        round_trip_s: list[float] = []
+        end_to_end_s: dict[Outcome, list[float]] = {}
+        for answer in answers:
+            update = answer.update
+            lanes.add(update.lane)
+            round_trip_s.append(answer.round_trip_s)
+            verdict = judge(answer.reply, update.attempts + 1, self._policy)
+            if isinstance(verdict, Ack):
+                update.lane.settle(update, verdict.outcome)
+                acknowledged.append(update.delivery)
+                end_to_end_s.setdefault(verdict.outcome, []).append(wall_s - update.delivery.stored_at_s)
+                if update.sent_s is not None:
+                    hot_path_s.append(update.sent_s - update.delivered_s)
+                if self._observers or update.delivery.headers:
+                    self._tell(update, verdict.outcome)
+            else:
+                update.lane.fail(update, verdict, now_s)
+                self._tell_of_retry(update, verdict)
+        if acknowledged:
+            acknowledged[0].ack(*acknowledged[1:])
+        self._metrics.answered(hot_path_s, round_trip_s, end_to_end_s)
+        self._lanes.progressed(lanes)
+
+    def lost(self, event: Lost[Update]) -> None:
+        """The session is over: what was not answered is the head of its job again; the session keeps the suspect."""
+        for update in event.unanswered:
+            update.lane.put_back(update)
+        self._lanes.connection_lost()
+        self._lanes.progressed({update.lane for update in event.unanswered})
+
+    # --- what the dead-letter worker calls
+
+    def dead_lettered(self, update: Update, reason: str) -> None:
+        """Its dead letter is stored: end it on the server, with this reason."""
+        update.delivery.term(reason)
+        update.lane.settle(update, Outcome.DEAD_LETTERED)
+        if update.sent_s is not None:
+            self._metrics.answered([update.sent_s - update.delivered_s], [], {})
+        self._tell(update, Outcome.DEAD_LETTERED)
+        self._lanes.progressed([update.lane])
+
+    # --- how that is done
+
+    def _tell(self, update: Update, outcome: Outcome) -> None:
+        for observer in self._observers:
+            observer.settled(update, outcome)
+        if REPLAYED_FROM_HEADER in update.delivery.headers:
+            self._metrics.replayed(outcome)
+
+    def _tell_of_retry(self, update: Update, verdict: Retry | DeadLetter) -> None:
+        if isinstance(verdict, DeadLetter):
+            return  # it is told of when its dead letter is written
+        self._metrics.retried()
+        self._lanes.backoff_began()
+        _log.info(
+            "refused, will be tried again",
+            subject=update.delivery.subject,
+            sequence=update.sequence,
+            attempts=update.attempts,
+            wait_s=round(verdict.wait_s, 3),
+            error=verdict.error,
+            **traced(update.delivery.headers),
+        )

@@ -1,0 +1,127 @@
+"""One connection to the Facilitator with the lanes that go through it: how the parts of the path are put together.
+
+    PullConsumer ─deliveries─► LaneRun ─► Lane ◄─take── FacilitatorConnection ─answers─► Settlement ─► ack
+                                           ▲                                                │
+                                           └── dead letters ── DeadLetterWorker ────────────┘
+
+There is one circle in this graph, and it is closed here: what arrives must be sent at once, so lanes call `send` of the
+connection; and the connection takes what it sends from the lanes and hands answers to the settlement, which settles
+them there. The connection is made first and gets the others when it runs.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relay.contract.subjects import STATUS_STREAM, lane_consumer
+from relay.core.lane import Lane
+from relay.core.ports import PushQueue, SettlementObserver, WatchAdvisories
+from relay.core.session import Session
+from relay.core.update import Update
+from relay.core.verdict import RetryPolicy
+from relay.dead_letters.writer import DeadLetterWriter
+from relay.facilitator.connection import FacilitatorConnection
+from relay.nats.frames import FrameClient
+from relay.observability.metrics import Metrics
+from relay.path.advisories import Advisories
+from relay.path.consumer import PullConsumer
+from relay.path.dead_letter_worker import DeadLetterWorker
+from relay.path.lanes import Lanes
+from relay.path.limits import LaneLimits
+from relay.path.outlets import Outlets
+from relay.path.settlement import Settlement
+from relay.service.intervals import DEFAULTS, Intervals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineSettings:
+    """What a line goes by. Durations are in seconds."""
+
+    url: str
+    """Of the Facilitator."""
+    authentication: str | None
+    """The first message to the Facilitator, or None if it wants none."""
+    window: int
+    """How many updates may be unanswered at a time."""
+    reply_timeout_s: float
+    policy: RetryPolicy
+    lanes: LaneLimits
+    pull_batch: int
+    pull_expires_s: float
+    intervals: Intervals = DEFAULTS
+
+
+class Line:
+    """One connection to the Facilitator with the lanes that go through it.
+
+    Args:
+        pushes: where messages go that the Facilitator sends of its own accord.
+        observers: are told of each update that is settled.
+        watch_advisories: dead-letters what JetStream gave up on in a lane; what Advisories does, if not given.
+    """
+
+    def __init__(
+        self,
+        client: FrameClient,
+        settings: LineSettings,
+        pushes: PushQueue,
+        metrics: Metrics,
+        observers: Sequence[SettlementObserver] = (),
+        *,
+        watch_advisories: WatchAdvisories | None = None,
+    ) -> None:
+        session: Session[Update] = Session(
+            window=settings.window, reply_timeout_s=settings.reply_timeout_s, authentication=settings.authentication
+        )
+        self.connection = FacilitatorConnection(
+            settings.url,
+            session,
+            settings.policy.backoff,
+            metrics,
+            ping_interval_s=settings.intervals.facilitator_ping_s,
+            ping_timeout_s=settings.reply_timeout_s,
+        )
+        self._client = client
+        self._settings = settings
+        self._pushes = pushes
+        self._metrics = metrics
+        self._dead_letters = DeadLetterWriter(client, write_timeout_s=settings.intervals.dead_letter_write_s)
+        self.lanes = Lanes(
+            Outlets(self.connection.send),
+            self._open_source,
+            self._dead_letters,
+            watch_advisories or self._watch_advisories,
+            limits=settings.lanes,
+            metrics=metrics,
+        )
+        self._settlement = Settlement(self.lanes, settings.policy, metrics, observers)
+        self._dead_letter_worker = DeadLetterWorker(
+            self.lanes, self._settlement, self._dead_letters, metrics, retry_s=settings.intervals.dead_letter_retry_s
+        )
+
+    async def run(self) -> None:
+        """Carry the updates of the lanes that are driven, until cancelled; who drives lanes is up to the leases."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.lanes.run())
+            group.create_task(self._dead_letter_worker.run())
+            group.create_task(self.connection.run(self.lanes.turns, self._settlement, self._pushes))
+
+    def _open_source(self, lane: int, **callbacks: Any) -> PullConsumer:
+        settings = self._settings
+        return PullConsumer(
+            self._client,
+            STATUS_STREAM,
+            lane_consumer(lane),
+            batch=settings.pull_batch,
+            expires_s=settings.pull_expires_s,
+            **callbacks,
+        )
+
+    async def _watch_advisories(self, lane: Lane) -> None:
+        await Advisories(self._client, lane, self._dead_letters, self._metrics).run()
+
+
+def for_lane(lines: Sequence[Line], lane: int) -> Lanes:
+    """Where a lane is driven when this worker drives it: always over the same connection, so that jobs stay on one."""
+    return lines[lane % len(lines)].lanes
