@@ -1,4 +1,4 @@
-"""A real cluster of three nats-servers on loopback, for tests and benchmarks that end some of them."""
+"""A real cluster of three nats-servers on loopback, for tests and benchmarks that stop some of them."""
 
 import asyncio
 import socket
@@ -156,7 +156,7 @@ class NatsCluster:
         return self._nodes[leader] if leader in self._running else None
 
     async def _pause(self) -> None:
-        """Wait for an election; not for long, because the news of it is lost if the observer's node dies just then."""
+        """Wait for an election, but not for long: its advisory is lost if the observer's own node has just died."""
         await set_within(self._elected, _AGAIN_AFTER_S)
 
     async def _move(self, request: str, info: str, to: NatsServer) -> None:
@@ -201,9 +201,9 @@ def _config(number: int, ports: list[int]) -> str:
 def _reserve_port() -> socket.socket:
     """A free port for a node's route, which the other nodes must know before that node runs.
 
-    Bound but not listening, the socket keeps the port from everybody who asks for any free one, also while the node
+    Bound but not listening, the socket keeps the port from every process that asks for a free one, also while the node
     is down, and does not keep it from the node, which asks for this one. That is so on Linux; elsewhere the port is
-    let go, and with bad luck it is taken when the node wants it.
+    released, and another process may have taken it when the node starts.
     """
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""The Facilitator, simulated: its real protocol with its real oddities, and faults on demand.
+"""A simulator of the Facilitator: its real protocol with its oddities, and faults on demand.
 
-The demo, the tests and the benchmarks run against it. `ledger` decides what a message leads to, `faults` says what
-goes wrong; here are the socket, the order and the clock. `python -m relay.local.facilitator` runs it by itself.
+The demo and the tests run against it. `ledger` decides what a message leads to, `faults` what goes wrong; this module
+has the socket, the order and the clock. `python -m relay.local.facilitator` runs the simulator alone.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class _Session:
         self.connection = connection
         self.conversation = conversation
         self.deadline = deadline
-        """When the connection is closed for want of a heartbeat."""
+        """When the connection is closed if no heartbeat comes before."""
         self.task = asyncio.current_task()
 
     async def end(self, code: int) -> None:
@@ -194,7 +194,7 @@ class FacilitatorSimulator:
         nth: int = 1,
         times: int | None = 1,
     ) -> Injection:
-        """Let `fault` befall the `nth` such moment from now and the `times` - 1 after it (None: for ever)."""
+        """Apply `fault` to `times` such moments, from the `nth` one from now on (None: to all); see Injection."""
         return self._plan.add(Injection(fault, at, uuid=uuid, status=status, nth=nth, times=times))
 
     def database_down(self) -> Injection:
@@ -211,7 +211,7 @@ class FacilitatorSimulator:
     async def close_all(self, code: int) -> None:
         """Close every connection with `code`, or drop them with DROPPED; new ones are welcome.
 
-        An update that a stall holds meanwhile is stored when the stall ends, with nobody left to tell.
+        An update that a stall holds at that time is stored when the stall ends, and not answered.
         """
         await asyncio.gather(*(session.end(code) for session in self._sessions))
         self._changed()
@@ -232,7 +232,7 @@ class FacilitatorSimulator:
             return
         self._servers[-1].close(close_connections=False)
         self._servers[-1].server.close()
-        # Bound but not listening: connecting is refused, and nobody else is given the port meanwhile.
+        # Bound but not listening: connections are refused, and no other process can be given the port.
         self._reserved = socket.socket()
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reserved.bind((HOST, self._port))

@@ -1,7 +1,7 @@
 """What the simulated Facilitator can be made to do wrong, and when.
 
-A `Fault` says how the handling of one moment differs from the rule. An `Injection` says which moments it befalls,
-counted from now, and ends it. Everything that goes wrong is put together from these two.
+A `Fault` says how the handling of one message differs from the rules. An `Injection` says which messages or new
+connections it applies to, counted from now, and can be lifted. Every failure of the simulator is made of these two.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from relay.timing.waiting import set_within
 
 
 class Moment(Enum):
-    """What can happen on a connection, and so what a fault can befall."""
+    """What can happen on a connection, and so what a fault can apply to."""
 
     CONNECT = auto()
     """The upgrade has succeeded, nothing has been said."""
@@ -43,7 +43,7 @@ UNTIL_LIFTED: Final = math.inf
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How one message is handled, in this order. The defaults are the rule.
+    """How one message is handled, in this order. The defaults change nothing.
 
     hold_s: wait so long before anything is stored; UNTIL_LIFTED waits for `Injection.lift`.
     store: False throws the message away, so that nothing is stored and the rules give no answer.
@@ -79,7 +79,7 @@ ANSWER_TWICE: Final = Fault(answers=2)
 
 
 def stall(seconds: float = UNTIL_LIFTED) -> Fault:
-    """Stop before storing. The connection's later messages wait behind it, and past the window its pongs too."""
+    """Stop before storing. Later messages of the connection wait behind it; when many wait, its pongs wait too."""
     return Fault(hold_s=seconds)
 
 
@@ -100,10 +100,10 @@ def refuse(error_type: str, msg: str = "Refused on purpose.") -> Fault:
 
 
 class Injection:
-    """A fault in wait for the moments that it befalls. As a context manager it is lifted at the end.
+    """A fault, and what it applies to. Used as a context manager, it is lifted at the end of the block.
 
-    Of the moments in `at` that concern job `uuid` and `status` (None: any), the `nth` from now on and the
-    `times` - 1 after it are hit; `times` None hits for ever. `hits` counts them.
+    It counts the moments in `at` that concern job `uuid` and `status` (None: any). From the `nth` one on it applies to
+    `times` of them, or to all if `times` is None. `hits` is how often it has applied.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class Injection:
 
     @property
     def spent(self) -> bool:
-        """Whether it will hit nothing any more."""
+        """Whether it will not apply any more."""
         return self._lifted.is_set() or self.hits >= self._times
 
     def strikes(self, moment: Moment, uuid: str | None, status: str | None) -> bool:
-        """Count this moment if it is one of those meant, and say whether it is hit."""
+        """Count this moment if it is one of those meant; returns whether the fault applies to it."""
         if self.spent or moment not in self._at or self._uuid not in {None, uuid} or self._status not in {None, status}:
             return False
         if self._to_spare > 0:
@@ -147,7 +147,7 @@ class Injection:
         return True
 
     def lift(self) -> None:
-        """End the fault: nothing more is hit, and what it holds goes on. Lifting twice is harmless."""
+        """End the fault: it does not apply any more, and messages that it holds go on. Lifting twice is harmless."""
         self._lifted.set()
 
     async def hold(self, seconds: float) -> None:
@@ -157,11 +157,11 @@ class Injection:
 
 
 NO_INJECTION: Final = Injection(NO_FAULT)
-"""What befalls a message when nothing was injected: the rule."""
+"""What applies to a message if nothing was injected: the rules."""
 
 
 class FaultPlan:
-    """The injections that are in wait."""
+    """The injections that may still apply."""
 
     def __init__(self) -> None:
         self._waiting: list[Injection] = []
@@ -175,7 +175,7 @@ class FaultPlan:
         return self._strike(Moment.CONNECT)
 
     def on_message(self, message: Message | Answer) -> Injection:
-        """What befalls a message; an Answer stands for a frame that is none."""
+        """What applies to a message; an Answer stands for a frame that is no valid message."""
         if isinstance(message, Update):
             return self._strike(Moment.UPDATE, message.job, message.status)
         if isinstance(message, Authentication):
@@ -183,6 +183,6 @@ class FaultPlan:
         return self._strike(Moment.HEARTBEAT if isinstance(message, Heartbeat) else Moment.INVALID)
 
     def _strike(self, moment: Moment, uuid: str | None = None, status: str | None = None) -> Injection:
-        """The injection that hits this moment, or NO_INJECTION. Each that means it counts it; the oldest acts."""
+        """The injection that applies to this moment, or NO_INJECTION. All count it; the oldest of several applies."""
         struck = [injection for injection in self._waiting if injection.strikes(moment, uuid, status)]
         return struck[0] if struck else NO_INJECTION

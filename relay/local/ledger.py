@@ -1,8 +1,7 @@
 """What the simulated Facilitator answers and keeps: messages in, answers out, no I/O and no clock.
 
-Written from the protocol's side and sharing nothing with the relay's own models, so that a mistake there shows
-against this. Lax and odd in the places where the real server is: pydantic's error types, Django's and PostgreSQL's
-surprises.
+It follows the protocol and shares nothing with the relay's own models, so that a mistake in those models shows here.
+It is as lax and as odd as the real server: pydantic's error types, and the surprises of Django and PostgreSQL.
 """
 
 import json
