@@ -7,7 +7,8 @@ import pytest
 from cli_kit import TIMEOUT_S, start_command
 from dead_letter_kit import JOB, OTHER, Dlq, change_stream
 from nats.aio.msg import Msg
-from relay_kit import TERMED, Published, Scene, counters, new_job
+from oracle import Published
+from relay_kit import TERMED, Scene, counters, new_job
 
 from relay.contract.subjects import STATUS_STREAM, dlq_subject, status_subject
 from relay.dead_letters.replay import Replayer

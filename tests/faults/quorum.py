@@ -13,7 +13,8 @@ from itertools import permutations
 
 import pytest
 from cluster_kit import ELECTION_S, LANES, flows, lead, load, scene_at
-from relay_kit import ACKED, Published, Scene, new_job, update
+from oracle import Published
+from relay_kit import ACKED, Scene, new_job, update
 from rough_proxy import RoughProxy
 
 from relay.contract.errors import PublishUnconfirmed

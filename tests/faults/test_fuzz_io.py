@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
-from relay_kit import ACKED, TERMED, Published, Scene, new_job, update
+from oracle import Published
+from relay_kit import ACKED, TERMED, Scene, new_job, update
 from test_fuzz import EXAMPLES, JOB, SUCCESS, bounded
 from websockets import InvalidHandshake
 from websockets.utils import accept_key

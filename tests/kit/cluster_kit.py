@@ -5,12 +5,13 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator
 
-from relay_kit import Published, Scene, new_job
+from oracle import Published
+from relay_kit import Scene, new_job
 
 from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, lane_consumer
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
-from relay.local.jobs import Parcel, job_uuid, life_cycle, parcel
+from relay.local.jobs import StatusMessage, job_updates, job_uuid, status_message
 from relay.local.server import NatsServer
 from relay.local.traffic import TrafficSource
 
@@ -43,13 +44,15 @@ async def load(scene: Scene) -> AsyncIterator[None]:
     rng = random.Random(1)
     enough = asyncio.Event()
 
-    def jobs() -> Iterator[list[Parcel]]:
+    def jobs() -> Iterator[list[StatusMessage]]:
         while not enough.is_set():
-            yield [parcel(update) for update in life_cycle(rng, job_uuid(rng))]
+            yield [status_message(update) for update in job_updates(rng, job_uuid(rng))]
 
     source = TrafficSource(scene.nc, jobs(), rate_per_s=200, rng=rng)
     publishing = asyncio.create_task(
-        source.run(lambda each: scene.published.append(Published(each.sequence, each.parcel.uuid, each.parcel.status)))
+        source.run(
+            lambda each: scene.published.append(Published(each.sequence, each.message.uuid, each.message.status))
+        )
     )
     try:
         await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200, ELECTION_S)

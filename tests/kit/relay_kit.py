@@ -15,12 +15,13 @@ import signal
 import sys
 import time
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 from nats.aio.msg import Msg
+from oracle import Published, oracle
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.contract.environment import load_settings
@@ -38,7 +39,6 @@ from relay.contract.subjects import (
 )
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.local.facilitator import FacilitatorSimulator
-from relay.local.ledger import Row
 from relay.local.server import NatsServer
 from relay.nats.ack_subject import ack_of_nothing, all_acks, parse_ack_subject
 from relay.nats.connection import api_request, close, connect, publish_confirmed
@@ -73,16 +73,6 @@ def update(job: str, status: Any = "accepted", metadata: Any = None, **changes: 
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """An update whose publish was acknowledged. `doom` is the reason with which it must end as a dead letter."""
-
-    sequence: int
-    job: str
-    status: str | None
-    doom: Reason | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Taking:
     """A change of a lane's owner, heard from the lease bucket. `worker` is empty if the lane was given up.
 
@@ -97,32 +87,6 @@ class Taking:
     def pid(self) -> int | None:
         """The worker's process id; None if the lane was given up."""
         return int(self.worker.rsplit("-", 2)[1]) if self.worker else None
-
-
-def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[StoredDeadLetter]) -> list[str]:
-    """In which ways the promise was not kept; nothing if it was. Ask when nothing is unsettled any more.
-
-    Everything published is at the Facilitator or a dead letter, as it was meant to be; nothing is both; nothing is
-    there that was not published; and each job's updates arrived in stream order.
-    """
-    meant = sorted((each.sequence, str(each.doom)) for each in published if each.doom)
-    found = sorted((letter.source_sequence, letter.reason) for letter in letters)
-    broken = [] if found == meant else [f"dead letters (source, reason) are {found}, not {meant}"]
-
-    arrived: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        arrived[row.uuid].append(row.status)
-    expected: dict[str, list[str]] = defaultdict(list)
-    for each in sorted(published, key=lambda each: each.sequence):
-        # The Facilitator keeps the first of each status, and has `sent` from itself.
-        if not each.doom and each.status != "sent" and each.status not in expected[each.job]:
-            expected[each.job].append(str(each.status))
-    broken += [
-        f"of job {job} there arrived {arrived[job]}, not {expected[job]}"
-        for job in arrived.keys() | expected.keys()
-        if arrived[job] != expected[job]
-    ]
-    return broken
 
 
 class Scene:

@@ -1,7 +1,7 @@
 """The oracle that the other tests rely on sees every way to break the promise."""
 
 import pytest
-from relay_kit import Published, oracle
+from oracle import Published, oracle
 
 from relay.contract.subjects import Reason
 from relay.dead_letters.moments import moment_of_us

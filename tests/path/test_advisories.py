@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from delivery_kit import FakeDelivery
 from nats.aio.msg import Msg
-from relay_kit import Published, Scene, counters, new_job, update
+from oracle import Published
+from relay_kit import Scene, counters, new_job, update
 
 from relay.contract.subjects import (
     ADVISORY_STREAM,

@@ -1,0 +1,45 @@
+"""The oracle of the promise: what was published, against what the Facilitator stored and what was dead-lettered."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from relay.contract.subjects import Reason
+from relay.dead_letters.stored import StoredDeadLetter
+from relay.local.ledger import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An update whose publish was acknowledged. `doom` is the reason with which it must end as a dead letter."""
+
+    sequence: int
+    job: str
+    status: str | None
+    doom: Reason | None = None
+
+
+def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[StoredDeadLetter]) -> list[str]:
+    """In which ways the promise was not kept; nothing if it was. Ask when nothing is unsettled any more.
+
+    Everything published is at the Facilitator or a dead letter, as it was meant to be; nothing is both; nothing is
+    there that was not published; and each job's updates arrived in stream order.
+    """
+    meant = sorted((each.sequence, str(each.doom)) for each in published if each.doom)
+    found = sorted((letter.source_sequence, letter.reason) for letter in letters)
+    broken = [] if found == meant else [f"dead letters (source, reason) are {found}, not {meant}"]
+
+    arrived: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        arrived[row.uuid].append(row.status)
+    expected: dict[str, list[str]] = defaultdict(list)
+    for each in sorted(published, key=lambda each: each.sequence):
+        # The Facilitator keeps the first of each status, and has `sent` from itself.
+        if not each.doom and each.status != "sent" and each.status not in expected[each.job]:
+            expected[each.job].append(str(each.status))
+    broken += [
+        f"of job {job} there arrived {arrived[job]}, not {expected[job]}"
+        for job in arrived.keys() | expected.keys()
+        if arrived[job] != expected[job]
+    ]
+    return broken
