@@ -45,7 +45,7 @@ class SettlementObserver(Protocol):
 
 
 class PushQueue(Protocol):
-    """What the Facilitator pushes goes here; see path/requests.py."""
+    """What the Facilitator pushes goes here; see path/pushes.py."""
 
     async def put(self, pushed: Pushed) -> None: ...
 

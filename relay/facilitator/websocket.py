@@ -1,7 +1,7 @@
 """A WebSocket client that reads and writes in batches: one system call for as many messages as there are.
 
-The framing and the handshakes are those of the `websockets` library, in its form without I/O. Its asyncio client
-does the I/O message by message; what that costs at full load stands in docs/benchmarks.md.
+Framing and handshakes are done by the `websockets` library, in its form without I/O. Its asyncio client does the I/O
+message by message; docs/benchmarks.md says what that costs at full load.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 _UNREAD_BATCH: Final = 256
-"""How many messages may wait to be received before nothing more is read from the network."""
+"""With more messages than this waiting to be received, nothing more is read from the network."""
 
 
 class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every connection
@@ -26,10 +26,7 @@ class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every
 
 
 class WebSocket(asyncio.Protocol):
-    """One connection; made by `connect`.
-
-    Pings are answered and close frames echoed without being asked.
-    """
+    """One connection; made by `connect`. It answers pings and close frames by itself."""
 
     def __init__(self, protocol: ClientProtocol, close_timeout_s: float, on_writable: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -69,9 +66,10 @@ class WebSocket(asyncio.Protocol):
             self._hang_up = asyncio.get_running_loop().call_later(self._close_timeout_s, self._abort)
 
     def receive(self) -> asyncio.Future[list[bytes]]:
-        """Every message that has arrived, at least one. Raises ConnectionClosed when there will be no more.
+        """Every message that has arrived, at least one. Raises ConnectionClosed when no more will come.
 
-        For one caller at a time. It is a future and no coroutine: its messages go straight to who waits for it.
+        For one caller at a time. It is a future, not a coroutine, so that messages go straight to the waiting task.
+        Cancelling it is safe: what arrives later is kept for the next call.
         """
         self._receiving = asyncio.get_running_loop().create_future()
         if self._transport is not None:
@@ -97,7 +95,7 @@ class WebSocket(asyncio.Protocol):
                 self._flush()
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE) -> None:
-        """Close, unless it is closing already, and wait until the connection is gone."""
+        """Close, unless it is closing already, and wait until the connection is gone. Cancelling the wait is safe."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(code)
         elif self._protocol.state is State.CONNECTING:
@@ -130,7 +128,7 @@ class WebSocket(asyncio.Protocol):
             else:
                 self._take_in(event)
         if not self._shaken.done():
-            self._look_at_handshake()
+            self._check_handshake()
         self._flush()
         if self._messages:
             self._hand_over()
@@ -141,7 +139,7 @@ class WebSocket(asyncio.Protocol):
         """Nothing to add: the transport closes itself, and `connection_lost` follows."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        del exc  # whatever it was, the close frames tell how the conversation ended
+        del exc  # the close frames say how the conversation ended
         self._protocol.receive_eof()
         self._transport = None
         self.writable = False
@@ -166,7 +164,7 @@ class WebSocket(asyncio.Protocol):
     # --- what these do
 
     def _hand_over(self) -> None:
-        """Give what has arrived to who waits for it."""
+        """Give what has arrived to the task that waits for it, if one does."""
         receiving = self._receiving
         if receiving is None or receiving.done():
             return
@@ -185,7 +183,7 @@ class WebSocket(asyncio.Protocol):
         elif frame.opcode is Opcode.PONG:
             self._ponged.set()
 
-    def _look_at_handshake(self) -> None:
+    def _check_handshake(self) -> None:
         if self._protocol.handshake_exc is not None:
             self._shaken.set_exception(self._protocol.handshake_exc)
         elif self._protocol.state is not State.CONNECTING:  # it may be closing again already
@@ -202,15 +200,15 @@ async def connect(
     """Open a WebSocket.
 
     Args:
-        url: `ws://` or `wss://`; the certificate of the latter must be one that this machine trusts.
+        url: `ws://` or `wss://`; with `wss://` this machine must trust the server's certificate.
         max_size: the largest message to accept, in bytes; a larger one closes the connection with 1009.
         open_timeout_s: how long connecting and both handshakes may take.
         close_timeout_s: how long to wait for the other side to close as well.
-        on_writable: called when the network takes more again, after it did not.
+        on_writable: called when the network can take more again, after it could not.
 
     Raises:
-        OSError, TimeoutError: nobody answers.
-        websockets.InvalidHandshake: somebody answers, but not as a WebSocket.
+        OSError, TimeoutError: no server answers.
+        websockets.InvalidHandshake: the server answers, but does not open a WebSocket.
     """
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()

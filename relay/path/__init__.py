@@ -13,7 +13,7 @@
     dead_letter_worker.py   the way into the dead-letter stream
     advisories.py           dead letters of what JetStream gave up on
     receipts.py             receipts of settled updates, for watching
-    requests.py             what the Facilitator pushes
+    pushes.py               what the Facilitator pushes
     backlog.py              how far the lanes are behind
 
 Every decision is made in core/; nothing here keeps state that decides. service/line.py puts the parts together.

@@ -1,9 +1,9 @@
 """The pull loop of one lane: a steady flow of deliveries, without batches to wait for.
 
-`fetch()` of the client waits for a whole batch and stalls now and then, so the loop speaks JetStream's own pull
-protocol: one inbox, requests topped up when half of what was asked for has come, idle heartbeats to notice when
-nobody is serving them. Each start, after a reconnect too, takes a fresh inbox: what the server may still hold for
-the old one cannot be told from new requests, and would be delivered twice over.
+`fetch()` of nats-py waits for a whole batch and sometimes stalls. So the loop speaks JetStream's own pull protocol: one
+inbox, more requests when half of what was asked for has come, and idle heartbeats to notice that no server serves them.
+Each start, also after a reconnect, takes a fresh inbox: requests for the old one may still be served, and could not be
+told from new ones.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _log = get_logger(__name__)
 
 _NS_PER_S: Final = 1_000_000_000
 _RETRY_S: Final = 1.0
-"""How long to wait before asking again for a consumer that cannot be had."""
+"""How long to wait before asking again for a consumer that is missing or does not answer."""
 _RESTART_S: Final = 0.1
 """How long to wait before pulling again, so that a server in trouble is not asked in a tight loop."""
 _STATE_TIMEOUT_S: Final = 1.0
@@ -47,7 +47,7 @@ class PullConsumer:
 
     Args:
         client: a connection that reconnects by itself.
-        stream, name: the consumer, which must exist; while it does not, the loop says so and asks again.
+        stream, name: the consumer. While it does not exist, the loop says so and asks again.
         batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
         on_deliveries: called with the deliveries that were read together, in the order of arrival; at least one.
@@ -88,7 +88,7 @@ class PullConsumer:
         self._replaced = False
 
     def top_up(self) -> None:
-        """There may be room again."""
+        """Ask for more updates, if there is room for them again."""
         if self._window.wanted(self._room()):
             self._wake.set()
 
@@ -114,7 +114,7 @@ class PullConsumer:
         )
 
     async def confirm(self) -> None:
-        """Wait until the server has taken in every acknowledgement sent so far; gives up with the connection.
+        """Wait until the server has processed every acknowledgement sent so far; gives up when the connection is lost.
 
         Cancelling it is safe.
         """
@@ -125,9 +125,9 @@ class PullConsumer:
             _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
 
     async def run(self) -> None:
-        """Pull until cancelled or drained; or until the consumer is another one, made anew under the same name.
+        """Pull until cancelled or drained, or until the consumer was deleted and made anew under the same name.
 
-        Then stream sequences may begin anew too, and nothing that is known of the old ones holds any more.
+        Then stream sequences may begin anew as well, and nothing that is known about the old ones is valid.
         """
         while not self._draining.is_set() and not self._replaced:
             try:
@@ -141,7 +141,7 @@ class PullConsumer:
                 await self._close_inbox()
 
     def drain(self) -> None:
-        """Ask for nothing more and take in what is on its way; `run` returns when that is done."""
+        """Ask for nothing more; `run` returns when what is on its way has come."""
         self._draining.set()
         self._wake.set()
 
@@ -158,7 +158,7 @@ class PullConsumer:
         self.trouble = None
 
     async def _pull(self) -> None:
-        """Keep requests under way until they have to be started over."""
+        """Keep pull requests under way until they have to be made anew."""
         while self._signal is Signal.ASK_AGAIN and not self._draining.is_set() and not self._replaced:
             self._wake.clear()
             await self._request()
@@ -171,7 +171,7 @@ class PullConsumer:
             raise JetStreamError(self.name, _NOT_FOUND, CONSUMER_NOT_FOUND, "consumer deleted")
 
     async def _woken(self) -> bool:
-        """Wait for something to do; False if requests are under way and nobody serves them."""
+        """Wait for something to do; False if requests are under way and no server serves them."""
         loop = asyncio.get_running_loop()
         while True:
             dead_at_s = self._heard_s + self._window.dead_after_s if self._window.outstanding else None

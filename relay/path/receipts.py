@@ -1,4 +1,4 @@
-"""Receipts of settled updates on `job.relayed.<uuid>`: for watching, so that losing one loses nothing."""
+"""Receipts of settled updates on `job.relayed.<uuid>`. They are for watching: a lost receipt loses no update."""
 
 import asyncio
 import time
@@ -17,9 +17,9 @@ from relay.observability.metrics import Metrics
 
 _QUEUE_SIZE: Final = 10_000
 _BATCH: Final = 64
-"""So many are published before whatever else is to be done gets its turn."""
+"""How many are published before other work in the event loop gets its turn."""
 _MOST_BUFFERED_BYTES: Final = 1024 * 1024
-"""With more than this not sent yet the connection is behind, and acknowledgements go first."""
+"""With more than this waiting to be sent the connection is slow, and acknowledgements go first."""
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Receipt(msgspec.Struct, frozen=True):
     """In JOB_STATUS."""
     outcome: Outcome
     reason: Reason | None
-    """Of a dead-lettered one; null also if an earlier worker wrote its dead letter."""
+    """Of a dead-lettered update; null if an earlier worker wrote its dead letter."""
     attempts: int
     """Answers, or suspected drops of the connection, that were the update's own fault: as `Relay-Attempts`."""
     relayed_ms: float

@@ -29,8 +29,8 @@ from relay.observability.metrics import Metrics
 from relay.observability.tracing import open_tracing
 from relay.path.backlog import Backlog
 from relay.path.limits import LaneLimits
+from relay.path.pushes import PushPublisher
 from relay.path.receipts import Receipts
-from relay.path.requests import Requests
 from relay.query.answers import Answers
 from relay.query.archive import Archive
 from relay.query.progress_sources import ProgressSources
@@ -115,12 +115,12 @@ class Relay:
 
     async def _relay(self, client: FrameClient, stop: asyncio.Event) -> None:
         """The same for what needs NATS: pushes, the Facilitator, those who ask, and last of all the lanes."""
-        requests, receipts = Requests(client, self._backoff, self.metrics), Receipts(client, self.metrics)
+        pushes, receipts = PushPublisher(client, self._backoff, self.metrics), Receipts(client, self.metrics)
         lanes = self._settings.delivery.lanes
-        self._lines = self._make_lines(client, requests, receipts)
+        self._lines = self._make_lines(client, pushes, receipts)
         self._ownership, lane_count = self._make_ownership(client), LaneCount(client, lanes)
         async with contextlib.AsyncExitStack() as started:
-            await started.enter_async_context(_published_to_the_end(requests, self._intervals.last_pushes_s))
+            await started.enter_async_context(_publishing_pushes(pushes, self._intervals.last_pushes_s))
             await started.enter_async_context(background(receipts.run()))
             await started.enter_async_context(background(*(line.run() for line in self._lines)))
             await started.enter_async_context(
@@ -218,7 +218,7 @@ class Relay:
 
         return StatusService(client, answers, worker=self._worker, version=self._version, on_serving=self.serving.set)
 
-    def _make_lines(self, client: FrameClient, requests: Requests, receipts: Receipts) -> list[Line]:
+    def _make_lines(self, client: FrameClient, pushes: PushPublisher, receipts: Receipts) -> list[Line]:
         """A line for each connection to the Facilitator; no more of them than there are lanes."""
         facilitator, delivery = self._settings.facilitator, self._settings.delivery
         settings = LineSettings(
@@ -235,7 +235,7 @@ class Relay:
         wanted: list[tuple[bool, SettlementObserver | None]] = [(delivery.receipts, receipts), (True, self._tracing)]
         observers = [observer for on, observer in wanted if on and observer is not None]
         connections = min(facilitator.connections, delivery.lanes)
-        return [Line(client, settings, requests, self.metrics, observers) for _ in range(connections)]
+        return [Line(client, settings, pushes, self.metrics, observers) for _ in range(connections)]
 
     def _on_reconnected(self) -> None:
         self.metrics.nats_reconnected()
@@ -249,12 +249,12 @@ class Relay:
 
 
 @contextlib.asynccontextmanager
-async def _published_to_the_end(requests: Requests, at_most_s: float) -> AsyncGenerator[None]:
+async def _publishing_pushes(pushes: PushPublisher, at_most_s: float) -> AsyncGenerator[None]:
     """Publish what the Facilitator pushes; at the end wait a while for what is left, and name what is lost."""
-    async with background(requests.run()):
+    async with background(pushes.run()):
         yield
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(at_most_s):
-                await requests.drain()
-        for push in requests.unpublished():
+                await pushes.drain()
+        for push in pushes.unpublished():
             _log.error("a push of the Facilitator could not be published before the end, and is lost", push=push)

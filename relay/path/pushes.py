@@ -1,4 +1,4 @@
-"""What the Facilitator pushes, published on JetStream for whoever runs the jobs."""
+"""What the Facilitator pushes (job requests, cheated jobs), published on JetStream for those who run the jobs."""
 
 import asyncio
 import hashlib
@@ -18,20 +18,20 @@ from relay.observability.metrics import Metrics
 _log = get_logger(__name__)
 
 _QUEUE_SIZE: Final = 1000
-"""Beyond it the Facilitator is not read any more: it must wait, because a push that is dropped is lost."""
+"""While the queue is full nothing is read from the Facilitator: it has to wait, because a dropped push is lost."""
 
 
-class Requests:
-    """Publishes pushes in the order in which they came, each until the server has it."""
+class PushPublisher:
+    """Publishes pushes in the order in which they came; each is tried until the server has it."""
 
-    def __init__(self, nc: FrameClient, backoff: Backoff, metrics: Metrics) -> None:
-        self._nc = nc
+    def __init__(self, client: FrameClient, backoff: Backoff, metrics: Metrics) -> None:
+        self._client = client
         self._backoff = backoff
         self._metrics = metrics
         self._queue: asyncio.Queue[Pushed] = asyncio.Queue(_QUEUE_SIZE)
 
     async def put(self, pushed: Pushed) -> None:
-        """Take a push for publishing; waits while the queue is full."""
+        """Take a push, to be published in its turn; waits while the queue is full. Cancelled, it has not taken it."""
         await self._queue.put(pushed)
 
     async def drain(self) -> None:
@@ -62,7 +62,7 @@ class Requests:
         attempt = 0
         while True:
             try:
-                await publish_confirmed(self._nc, subject, message, headers)
+                await publish_confirmed(self._client, subject, message, headers)
             except RelayError as error:
                 if isinstance(error, JetStreamError) and error.err_code == TOO_LARGE:
                     # It would never fit, and all that is pushed after it would wait for it.
