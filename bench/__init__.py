@@ -1,1 +1,1 @@
-"""Measures the relay beside its floors and its peers: `python -m bench --help`, `make bench`."""
+"""Measures the relay beside its peers and the floors of its cost: `python -m bench --help`, `make bench`."""

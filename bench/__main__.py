@@ -23,7 +23,7 @@ _SECTIONS: Final = {
     Durability: "durability",
     Memory: "memory",
 }
-"""Where results go in the JSON."""
+"""The key in the JSON under which each kind of result goes."""
 _HELP: Final = """
 latency: publish to Facilitator at fixed rates. saturation: a backlog worked off. scale: memory and latency by the
 number of jobs, recovery, start-up, durability. all: latency and saturation.
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All results; saved after each, so that what was measured before an interruption is not lost."""
+    """All results. They are saved after each measurement, so that an interruption loses only the current one."""
     result: dict[str, Any] = {"machine": machine.describe(), "options": _plain(options)}
     plan = _plan(options)
     async for row in measure_scale(plan) if options.what == "scale" else measure(plan):

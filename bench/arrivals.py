@@ -1,10 +1,10 @@
-"""What arrived, and when: kept by the sink, or by a floor that forwards nothing, and asked for over stdin.
+"""Records what arrived and when, and answers questions about it on stdin. The sink uses it, and floors without a sink.
 
-The process prints a first line `{"ready": true, ...}` and then answers each line of stdin with one of JSON:
+The process first prints a line `{"ready": true, ...}`, then answers each line of stdin with one line of JSON:
 
     count           how many updates have arrived since the last `take`: {"count": N}
-    wait N SECONDS  the same, as soon as it is N or more, or after SECONDS
-    take PATH       the same; writes (sent_ns, arrived_ns) of each as two native int64 to PATH, and forgets them
+    wait N SECONDS  the same, as soon as the count is N or more, or after SECONDS
+    take PATH       the same; also writes (sent_ns, arrived_ns) of each as two native int64 to PATH, and forgets them
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _PER_UPDATE: Final = 2
 
 
 class Arrivals:
-    """Pairs of times in nanoseconds, in order of arrival; 16 bytes each, until they are taken."""
+    """Pairs of times in nanoseconds, in order of arrival. Each pair takes 16 bytes until it is taken."""
 
     def __init__(self) -> None:
         self._pairs = array("q")
@@ -35,7 +35,7 @@ class Arrivals:
         return len(self._pairs) // _PER_UPDATE
 
     def record(self, sent_ns: int) -> None:
-        """An update that was due at `sent_ns` is here now."""
+        """Record that an update that was due at `sent_ns` arrives now."""
         pairs = self._pairs
         pairs.append(sent_ns)
         pairs.append(time.monotonic_ns())
@@ -43,7 +43,7 @@ class Arrivals:
             self._reached.set()
 
     async def wait(self, count: int, timeout_s: float) -> None:
-        """Until `count` updates are here, or the time is over."""
+        """Return when `count` updates have arrived, or after `timeout_s`."""
         self._reached.clear()
         if len(self) >= count:
             return
@@ -63,7 +63,7 @@ class Arrivals:
 
 
 async def answer(arrivals: Arrivals, **ready: Any) -> None:
-    """Announce that all is ready, with what the harness has to know, and obey it until it closes stdin."""
+    """Print the ready line with `ready`, and answer the harness's commands until it closes stdin."""
     say({"ready": True} | ready)
     async for line in await _stdin():
         match line.decode().split():
@@ -80,7 +80,7 @@ async def answer(arrivals: Arrivals, **ready: Any) -> None:
 
 
 def say(what: dict[str, Any]) -> None:
-    """One line of JSON to the harness."""
+    """Print one line of JSON for the harness."""
     print(json.dumps(what), flush=True)
 
 

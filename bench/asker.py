@@ -1,9 +1,9 @@
 """The open-loop asker: `python -m bench.asker URL --jobs N --rate R --seconds S [--to server]`.
 
-Question k, on `job.query.<uuid>` about one of the first N jobs of `load.job_uuids`, is due at start + k / rate,
-however long the answers take, and its time is counted from then. `--to server` asks nats-server itself for the job's
-last stored update, as the relay has to do for its answer: the floor. Prints one line of JSON at the end: `asked`,
-`refused` (what the errors were, or that there was no answer, and how often), `pending` (answers that say so), and
+Question k, on `job.query.<uuid>` about one of the first N jobs of `load.job_uuids`, is due at start + k / rate, however
+long the answers take. Its time is counted from when it was due. `--to server` asks nats-server itself for the job's
+last stored update, which the relay must do for each answer: this is the floor. At the end it prints one line of JSON:
+`asked`, `refused` (each kind of error, or of missing answer, with its count), `pending` (how many answers say so), and
 `latencies_ms` in order.
 """
 
@@ -29,13 +29,13 @@ from relay.query.replies import UpdateProgress
 _PATIENCE_S: Final = 5.0
 """How long to wait for the last answers."""
 _FIRST_ONES: Final = 50
-"""The first ones of any process take longer, and are not counted."""
+"""A new process takes longer for its first questions; these are not counted."""
 _HEAD_START_S: Final = 0.02
 _NO_ANSWER: Final = f"no answer within {_PATIENCE_S:g} s"
 
 
 class _Answer(msgspec.Struct):
-    """As much of either's answer as is looked at."""
+    """The fields of an answer, of the relay or of the server, that are looked at."""
 
     progress: UpdateProgress | None = None
     error: Any = None
@@ -53,7 +53,7 @@ def to_server(job: str) -> tuple[str, bytes]:
 
 
 class Asker:
-    """Asks over a connection of its own, which is to be closed.
+    """Asks over a connection of its own, which the caller closes.
 
     Args:
         question: the subject and the body of a request about a job.
@@ -62,14 +62,14 @@ class Asker:
     def __init__(self, url: str, question: Callable[[str], tuple[str, bytes]]) -> None:
         self._question = question
         self._answers: list[tuple[int, float, bytes]] = []
-        """Which question's, when it came, and the answer: looked at when all is over."""
+        """For each answer: the number of its question, when it came, and its bytes. They are decoded after the run."""
         self._line = NatsLine(url, self._take)
 
     def close(self) -> None:
         self._line.close()
 
     def ask(self, jobs: Sequence[str], rate: float) -> dict[str, Any]:
-        """Ask about each of `jobs`, so many a second, and wait for the answers."""
+        """Ask about each of `jobs`, `rate` questions a second, and wait for the answers."""
         questions = [self._lines(number, job) for number, job in enumerate(jobs)]
         self._answers.clear()
         began_s = time.monotonic() + _HEAD_START_S

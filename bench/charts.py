@@ -1,4 +1,4 @@
-"""PNG charts of a result: a colour for each system, the same in all of them, told apart by the colour-blind too."""
+"""PNG charts of a result. A system has the same colour in all of them; the colours suit colour-blind readers."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bench.figures import QUANTILES, Spread, spread
 from bench.report import Row, figure
 from bench.systems import SYSTEMS
 
-# Okabe and Ito's palette.
+# The palette of Okabe and Ito.
 _COLOURS: Final = {
     "floor_core": "#999999",
     "floor_pull": "#000000",
@@ -33,7 +33,7 @@ mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.rig
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw whatever `result` has figures for; returns the files written."""
+    """Draw the charts for which `result` has figures; returns the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
     if latency := result.get("latency"):
@@ -74,7 +74,7 @@ def _latency(rows: Sequence[Row]) -> Figure:
 
 def _curve(panel: Axes, name: str, rows: Sequence[Row]) -> None:
     medians = [spread(values).median for values in zip(*(row["quantiles_ms"] for row in rows), strict=True)]
-    # Beyond that there is less than one update to tell it from.
+    # A higher quantile would need more updates than arrived.
     last = 1 - 1 / min(row["arrived"] for row in rows)
     shown = [(_nines(q), ms) for q, ms in zip(QUANTILES, medians, strict=True) if q <= last]
     panel.plot(
@@ -87,7 +87,7 @@ def _curve(panel: Axes, name: str, rows: Sequence[Row]) -> None:
 
 
 def _name_the_failed(panel: Axes, failed: Sequence[Row]) -> None:
-    """A curve of what did arrive must not pass for one of a system that kept up."""
+    """Name the systems that failed, because the curve of what did arrive looks as if the system had kept up."""
     titles = dict.fromkeys(SYSTEMS[row["system"]].title for row in failed)
     if titles:
         text = "\n".join(["fell behind or failed:", *titles])
@@ -95,7 +95,7 @@ def _name_the_failed(panel: Axes, failed: Sequence[Row]) -> None:
 
 
 def _nines(q: float) -> float:
-    """Where a quantile is drawn: as far from 0.9 to 0.99 as from 0.99 to 0.999."""
+    """The position of a quantile on the axis: from 0.9 to 0.99 is as far as from 0.99 to 0.999."""
     return -math.log10(1 - q)
 
 

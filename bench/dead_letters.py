@@ -5,13 +5,13 @@
 An embedded nats-server, or a cluster of three with three replicas, holds the dead letters. `relay dlq list` and
 `relay dlq replay` run as processes of their own, as an operator runs them.
 
-- List: the time and the peak memory of listing all of them, and of listing a tenth: what grows with the number of
-  dead letters shows in between.
-- Replay: the rate of `relay dlq replay --all`, from the first to the last update stored. The floor is what the same
-  requests take that do the work (publish, remove the source, remove the dead letter), encoded beforehand and sent over
-  a bare socket with the same window, by a server of its own in the same run: faster than that this server cannot be
-  asked. What a replay takes besides is to read the dead letters. How much of the time the command and the server used
-  a processor shows which of the two waited for the other.
+- List: the time and the peak memory of listing all of them, and of listing a tenth. The difference shows what grows
+  with the number of dead letters.
+- Replay: the rate of `relay dlq replay --all`, from the first to the last update stored. The floor is the time of the
+  same requests (publish, remove the source, remove the dead letter), encoded beforehand and sent over a bare socket
+  with the same window, by a server of its own in the same run: the server cannot be asked faster. A replay also
+  has to read the dead letters. The processor time of the command and of the server shows which of the two waited for
+  the other.
 """
 
 import argparse
@@ -65,7 +65,7 @@ async def provisioned(servers: int = 1) -> AsyncIterator[tuple[Client, dict[str,
 
 
 async def publish_many(nc: Client, messages: list[tuple[str, bytes, dict[str, str]]]) -> float:
-    """Publish all, many at a time, each with its PubAck; returns how many a second."""
+    """Publish all, many at a time, each with its PubAck; returns the rate in messages a second."""
     remaining = iter(messages)
 
     async def publish() -> None:
@@ -97,7 +97,7 @@ async def relay(environment: dict[str, str], *arguments: str) -> tuple[float, fl
     """Run a command to its end; returns its seconds, its peak memory in MiB, and its seconds of processor time."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "relay", *arguments]
-    # Not by asyncio: the event loop would wait for the process as well, and of two only one is told what it used.
+    # Not asyncio's subprocess: its event loop would wait for the process as well, and only one waiter gets its usage.
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - it starts at once
     _, status, usage = await asyncio.to_thread(os.wait4, process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -107,7 +107,7 @@ async def relay(environment: dict[str, str], *arguments: str) -> tuple[float, fl
 
 
 def job_of(sequence: int) -> str:
-    """A job with five dead letters, as jobs have that the Facilitator does not know."""
+    """The UUID of a job. Five consecutive sequences share it, as when the Facilitator does not know a job."""
     return str(uuid.UUID(int=sequence // 5))
 
 
@@ -129,9 +129,9 @@ async def measure_list(letters: int) -> dict[str, Any]:
 
 
 async def write_dead_letters(nc: Client, count: int) -> list[str]:
-    """So many dead letters, each of a job of its own, and their updates under the same sequences; returns the jobs."""
+    """Write `count` dead letters, each of another job, and their updates under the same sequences; returns the jobs."""
     jobs = [str(uuid.uuid4()) for _ in range(count)]
-    # One after another: the sequence of each has to be known.
+    # One after another, because the sequence of each has to be known.
     for job in jobs:
         await publish_confirmed(nc, status_subject(job), body_of(job), {})
     for sequence, job in enumerate(jobs, 1):
@@ -194,7 +194,7 @@ def condition_of(job: str, sequence: int) -> dict[str, str]:
 
 
 def server_processor_s(environment: dict[str, str]) -> float:
-    """What the servers have used of the processors since they started, in seconds."""
+    """The processor time that the servers have used since they started, in seconds."""
     stats = [Path(f"/proc/{pid}/stat").read_text() for pid in environment["SERVER_PIDS"].split()]
     ticks = [int(field) for stat in stats for field in stat.rpartition(")")[2].split()[11:13]]
     return sum(ticks) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""How a benchmark ends before its time."""
+"""Lets a benchmark clean up when it is ended early."""
 
 import signal
 from typing import Final
@@ -7,7 +7,7 @@ _ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 def end_in_order() -> None:
-    """From now on SIGTERM and the end of the terminal do what Ctrl-C does, so that servers end and folders go away."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C from now on, so that servers are stopped and folders removed."""
     for number in _ENDINGS:
         if signal.getsignal(number) is signal.SIG_DFL:  # else somebody, such as nohup, has decided otherwise
             signal.signal(number, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""From pairs of times to figures: percentiles, throughput, and what to say of several rounds. Pure."""
+"""Figures from pairs of times: percentiles, throughput, and the spread over several rounds. No I/O."""
 
 import math
 from array import array
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Final
 
 QUANTILES: Final = (*(n / 100 for n in range(100)), 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
-"""At which a distribution is kept for the charts."""
+"""The quantiles that are kept of each distribution, for the charts."""
 SKIPPED: Final = 0.1
-"""The part of a backlog that belongs to the system's start, and not to its throughput."""
+"""The first part of a backlog, which is not counted in the throughput because the system is still starting."""
 _NS_PER_MS: Final = 1e6
 _NS_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """One figure of several rounds."""
+    """One figure over several rounds."""
 
     median: float
     least: float
@@ -26,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """When updates were due and when they arrived, in nanoseconds of one clock, in order of arrival."""
+    """When updates were due and when they arrived, in nanoseconds of the same clock, in order of arrival."""
 
     sent_ns: Sequence[int]
     arrived_ns: Sequence[int]
@@ -36,7 +36,7 @@ class Pairs:
 
     @property
     def duplicates(self) -> int:
-        """Arrivals of updates that had arrived before; no two updates are due at the same time."""
+        """How many arrivals were of updates that had arrived before. No two updates are due at the same time."""
         return len(self) - len(set(self.sent_ns))
 
     @property
@@ -45,15 +45,15 @@ class Pairs:
 
     @property
     def per_s(self) -> float:
-        """Updates a second from the first tenth on to the last; 0 if there are too few to tell."""
+        """Updates a second, without the first tenth; 0 if there are too few to tell."""
         first = int(len(self) * SKIPPED)
         if len(self) - first < 2:  # noqa: PLR2004 - it takes two to make an interval
             return 0.0
-        # The first of them only starts the clock.
+        # The first of these only starts the clock.
         return (len(self) - first - 1) / ((self.arrived_ns[-1] - self.arrived_ns[first]) / _NS_PER_S)
 
     def last_late_ns(self, tolerance_ms: float) -> int | None:
-        """When the last update arrived that was late by more than `tolerance_ms`; None if none was."""
+        """When the last update arrived that was more than `tolerance_ms` late; None if none was."""
         limit_ns = tolerance_ms * _NS_PER_MS
         return max((arrived for sent, arrived in self._zipped() if arrived - sent > limit_ns), default=None)
 
@@ -62,7 +62,7 @@ class Pairs:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """What a recorder wrote at `take`."""
+    """Read the file that `Arrivals.take` wrote."""
     flat = array("q", path.read_bytes())
     return Pairs(flat[::2], flat[1::2])
 

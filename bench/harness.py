@@ -1,7 +1,7 @@
-"""Latency at fixed rates, and throughput of a backlog, of several systems in turn.
+"""Measures several systems in turn: latency at fixed rates, and the throughput of a backlog.
 
-In each round every system is measured once, in fresh servers, and the round after begins with another one: whatever
-else the machine does meanwhile, it does to all of them.
+In each round every system is measured once, on fresh servers. The next round begins with another system, so that what
+the machine does besides affects all of them alike.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from relay.contract.errors import RelayError
 
 RATES: Final = (200, 1000, 5000)
 BEHIND_S: Final = 10.0
-"""How long after the last publish the last update may arrive; a system that needs longer has fallen behind."""
+"""How long after the last publish the last update may arrive. A system that needs longer has fallen behind."""
 WARM_UP: Final = (500, 2.0)
 _BACKLOG_S: Final = 60.0
 _LEAST_UPDATES: Final = 1000
-"""At each rate, so that p99.9 stands for at least one of them."""
+"""The least number of updates at each rate, so that at least one of them is above p99.9."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One round at one rate; `quantiles_ms` at figures.QUANTILES, empty if nothing arrived."""
+    """One round at one rate. `quantiles_ms` are at figures.QUANTILES, and empty if nothing arrived."""
 
     system: str
     round: int
@@ -42,7 +42,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """One round of a backlog. Processor time in microseconds per update: the system's processes, and the brokers'."""
+    """One round of a backlog. Processor time is in microseconds per update: of the system, and of the brokers."""
 
     system: str
     round: int
@@ -58,7 +58,7 @@ class Saturation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `backlog` multiplies the size of each system's backlog."""
+    """What to measure. `backlog` is a factor on the size of each system's backlog."""
 
     systems: tuple[System, ...]
     latency: bool = True
@@ -71,7 +71,7 @@ class Plan:
 
 
 async def measure(plan: Plan) -> AsyncIterator[Latency | Saturation]:
-    """Each measurement as it is taken; what cannot be measured carries its `problem` instead of figures."""
+    """Yield each measurement as it is taken. One that failed has its `problem` instead of figures."""
     for number in range(plan.rounds):
         for system in rotated(plan.systems, number):
             note(f"round {number + 1} of {plan.rounds}: {system.title}")
@@ -83,13 +83,13 @@ async def measure(plan: Plan) -> AsyncIterator[Latency | Saturation]:
 
 
 def rotated(systems: Sequence[System], by: int) -> list[System]:
-    """The systems, beginning with another one in each round."""
+    """The systems in the order of a round: each round begins with another one."""
     at = by % len(systems)
     return [*systems[at:], *systems[:at]]
 
 
 async def latencies(system: System, number: int, plan: Plan) -> list[Latency]:
-    """One start of the system, and all rates in turn."""
+    """Start the system once, and measure all rates in turn."""
     results: list[Latency] = []
 
     async def measure_rates() -> None:
@@ -98,7 +98,7 @@ async def latencies(system: System, number: int, plan: Plan) -> list[Latency]:
             for rate in plan.rates:
                 seconds = max(plan.seconds, _LEAST_UPDATES / rate)
                 results.append(await latency(place, running, rate, seconds, number))
-                if results[-1].problem is not None:  # what is still on its way would count for the next rate
+                if results[-1].problem is not None:  # updates still on their way would count for the next rate
                     return
 
     problem = await problem_of(system, measure_rates) or "not tried after the rate before"
@@ -109,7 +109,7 @@ async def latencies(system: System, number: int, plan: Plan) -> list[Latency]:
 
 
 async def warm_up(place: Scene, running: Running) -> None:
-    """The first updates, which are not counted. Raises BenchError if they do not all arrive."""
+    """Send the first updates, which are not counted. Raises BenchError if they do not all arrive."""
     rate, seconds = WARM_UP
     published = await place.publish_at(rate, seconds)
     arrived = await running.recorder.wait(published.expected, 3 * BEHIND_S)
@@ -151,7 +151,7 @@ def _refused(published: Published) -> str:
 
 
 async def saturation(system: System, number: int, plan: Plan) -> Saturation:
-    """A backlog first, then the system: from the first tenth of it on to the last."""
+    """Measure throughput: first a backlog is stored, then the system starts. The first tenth is not counted."""
     results: list[Saturation] = []
 
     async def measure_backlog() -> None:
@@ -166,7 +166,7 @@ async def saturation(system: System, number: int, plan: Plan) -> Saturation:
 
 
 async def _work_off(place: Scene, running: Running, updates: int, filled: Published | None, number: int) -> Saturation:
-    """With a system that keeps nothing, the publisher goes on as fast as it can meanwhile."""
+    """Wait for the backlog. For a system that stores nothing, publish as fast as possible meanwhile."""
     recorder, pid = running.recorder, running.child.pid
     publishing = asyncio.create_task(place.fill(updates) if filled is None else asyncio.sleep(0, filled))
     try:
@@ -200,12 +200,12 @@ async def _work_off(place: Scene, running: Running, updates: int, filled: Publis
 
 
 def _costs(place: Scene, pid: int) -> tuple[float, float]:
-    """Processor seconds until now: of the system, of its brokers."""
+    """Processor seconds used until now: by the system, and by its brokers."""
     return cpu_s(pid), sum(map(cpu_s, place.broker_pids))
 
 
 async def problem_of(system: System, work: Callable[[], Coroutine[Any, Any, None]]) -> str | None:
-    """Do the work; what keeps it from being done is a finding about this system, and the others go on."""
+    """Do the work. An error is returned as a finding about this system, so that the others are still measured."""
     if system.missing is not None:
         return f"not measured: {system.missing}"
     try:

@@ -1,7 +1,7 @@
 """The updates of the benchmarks, and the clock that they carry.
 
-The time at which an update was due travels in its metadata as `sent_ns=` and 19 digits, and so survives every way of
-serialising it again. The clock is `time.monotonic_ns`, which all processes of a machine share.
+The time at which an update was due is in its metadata, as `sent_ns=` and 19 digits, which every serialiser keeps as it
+is. The clock is `time.monotonic_ns`, which all processes of a machine share.
 """
 
 import json
@@ -20,23 +20,23 @@ _RANDOM_BITS: Final = (1 << 128) - 1 - (0xF << 76) - (3 << 62)
 
 
 def job_uuids(n: int, seed: int = 0) -> list[str]:
-    """The ids of the first `n` jobs: version 4, lower case; the same for the same seed, whatever `n` is."""
+    """The UUIDs of the first `n` jobs: version 4, lower case. With the same seed a larger `n` only adds jobs."""
     rng = Random(seed)
     return [_spell(rng.getrandbits(128) & _RANDOM_BITS | _VERSION_4 | _VARIANT) for _ in range(n)]
 
 
 def body(uuid: str, sent_ns: int, status: str = "accepted") -> bytes:
-    """An update as a job runner sends it, some 250 bytes."""
+    """An update as a job runner sends it, about 250 bytes."""
     return _BODY % (uuid.encode(), status.encode(), sent_ns)
 
 
 def payload(uuid: str, sent_ns: int) -> dict[str, Any]:
-    """`body` for transports that serialise by themselves."""
+    """The same as `body`, for transports that serialise it themselves."""
     return json.loads(body(uuid, sent_ns))
 
 
 def sent_ns_of(update: bytes) -> int | None:
-    """When the update was due, or None if it is none of ours."""
+    """When the update was due, or None if it is not from a benchmark."""
     at = update.find(MARK)
     if at < 0:
         return None

@@ -1,4 +1,4 @@
-"""Where a measurement was taken: figures mean little without it."""
+"""Describes the machine of a measurement: without it, figures mean little."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ _PACKAGES: Final = (
 
 
 def describe() -> dict[str, Any]:
-    """The machine, its load at this moment, the versions of what takes part, and the RELAY_ settings in force."""
+    """The machine, its current load, the versions of the software measured, and the RELAY_ settings in force."""
     return {
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(),
@@ -34,12 +34,12 @@ def describe() -> dict[str, Any]:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a variable is a setting of the relay's that can hold no secret."""
+    """Whether a variable is a setting of the relay that cannot hold a secret."""
     return name.startswith("RELAY_") and not re.search("PASSWORD|TOKEN|CREDS|URL|FILE", name)
 
 
 def sentence(machine: dict[str, Any]) -> str:
-    """The same in one line."""
+    """The description in one line."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     load = ", ".join(f"{load:.1f}" for load in machine["load_average"])
     return (

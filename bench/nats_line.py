@@ -1,6 +1,6 @@
-"""A NATS connection that takes little from the system under test: a blocking socket, a few microseconds for a message.
+"""A NATS connection that takes little processor time: a blocking socket, a few microseconds for a message.
 
-A client library would do, and cost more than a system under test may have left on a small machine.
+A client library could use more processor time than is left for the system under test on a small machine.
 """
 
 import json
@@ -27,11 +27,11 @@ _OPTIONS: Final = {
 _SUBJECT: Final = b"job.status."
 
 Take = Callable[[bytes, bytes], None]
-"""Told the subject and the content of a message that came to the inbox: its headers, if it has any, and its body."""
+"""Called with the subject and the content (headers if there are any, and body) of a message to the inbox."""
 
 
 class NatsLine:
-    """Connected when constructed. Raises OSError if the server cannot be reached or hangs up.
+    """Connected when constructed. Raises OSError if the server cannot be reached or closes the connection.
 
     Args:
         url: `nats://host:port`.
@@ -39,7 +39,7 @@ class NatsLine:
 
     def __init__(self, url: str, take: Take) -> None:
         self.inbox = b"_INBOX.bench-%d" % os.getpid()
-        """Where answers are to be sent: here, or to subjects below it."""
+        """The subject for answers; subjects below it are received as well."""
         address = urlsplit(url)
         self._socket = socket.create_connection((address.hostname or "", address.port or 0), _HANDSHAKE_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,16 +55,16 @@ class NatsLine:
         self._socket.close()
 
     def send(self, lines: bytes) -> None:
-        """Send lines of NATS's protocol; see `publication` of relay/broker/frames.py."""
+        """Send lines of NATS's protocol; see `publication` in relay/nats/frames.py."""
         self._socket.sendall(lines)
 
     def read(self, timeout_s: float) -> None:
-        """Take in what the server sent; waits for it, but not beyond `timeout_s`."""
+        """Read what the server sends next; waits for it at most `timeout_s`."""
         if select.select([self._socket], [], [], max(0.0, timeout_s))[0]:
             self.read_at_hand()
 
     def read_at_hand(self) -> None:
-        """Take in what the server has sent by now. Raises ConnectionError if it hung up."""
+        """Read what the server has sent so far. Raises ConnectionError if it closed the connection."""
         try:
             received = self._socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -75,7 +75,7 @@ class NatsLine:
         self._parse()
 
     def flush(self, timeout_s: float) -> None:
-        """Until the server has read all that was sent. Raises TimeoutError if it does not say so in time."""
+        """Wait until the server has read all that was sent. Raises TimeoutError after `timeout_s`."""
         before = self._pongs
         self.send(b"PING\r\n")
         while self._pongs == before:
@@ -114,13 +114,13 @@ class UpdateLine(NatsLine):
         self.published = 0
         self.acked = 0
         self.refused = 0
-        """Publications that the server answered with an error instead of a PubAck."""
+        """How many publications the server answered with an error instead of a PubAck."""
         self._confirmed = confirmed
         super().__init__(url, self._count)
 
     @property
     def outstanding(self) -> int:
-        """Publications whose PubAck is not here yet."""
+        """How many publications still wait for their PubAck."""
         return self.published - self.acked - self.refused if self._confirmed else 0
 
     def update(self, uuid: str, body: bytes) -> bytes:
@@ -132,7 +132,7 @@ class UpdateLine(NatsLine):
         self.published += len(updates)
 
     def _count(self, _subject: bytes, answer: bytes) -> None:
-        # Where no stream captures the subject, nobody answers, and the server says so in headers.
+        # If no stream captures the subject, nobody answers, and the server says so in headers.
         if b'"error"' in answer or answer.startswith(b"NATS/1.0"):
             self.refused += 1
         else:

@@ -1,4 +1,4 @@
-"""The processes of a benchmark: started from Python modules, spoken to in lines, measured, and ended by their ids."""
+"""The processes of a benchmark: started from Python modules, controlled by lines, measured, and stopped by id."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,16 @@ _MOST_ERROR_CHARS: Final = 300
 
 
 class BenchError(Exception):
-    """A measurement could not be taken. The message says whose fault it was, in words for the table."""
+    """A measurement could not be taken. The message says what failed, in words for the table."""
 
 
 class Child:
-    """A process that prints lines of JSON and may be given commands; use as `async with`.
+    """A process that prints lines of JSON and can be sent commands; use it as `async with`.
 
     Args:
-        name: what it is called in errors.
-        arguments: of Python.
-        folder: where it runs and leaves its standard error.
+        name: its name in errors.
+        arguments: the arguments of Python.
+        folder: its working directory, where its standard error is stored.
     """
 
     def __init__(self, name: str, arguments: Iterable[str], environment: Mapping[str, str], folder: Path) -> None:
@@ -68,13 +68,13 @@ class Child:
         await self.end()
 
     async def says(self, timeout_s: float) -> dict[str, Any]:
-        """The next line of JSON that it prints. Raises BenchError if it ends instead, or takes too long."""
+        """The next line of JSON that it prints. Raises BenchError if the process ends instead, or after `timeout_s`."""
         output = self._running().stdout
         assert output is not None
         try:
             async with asyncio.timeout(timeout_s):
                 async for line in output:
-                    if line.startswith(b"{"):  # libraries print greetings
+                    if line.startswith(b"{"):  # libraries print other lines
                         return json.loads(line)
                 await self._running().wait()
                 raise BenchError(self.end_note or "")
@@ -82,26 +82,26 @@ class Child:
             raise BenchError(f"{self.name} was silent for {timeout_s:g} s{self._last_words}") from None
 
     async def ask(self, command: str, timeout_s: float = 10.0) -> dict[str, Any]:
-        """Its answer to a command. Raises BenchError as `says` does."""
+        """Send a command and return the answer. Raises BenchError as `says` does."""
         commands = self._running().stdin
         assert commands is not None
-        with contextlib.suppress(ConnectionError):  # it ended: `says` knows how
+        with contextlib.suppress(ConnectionError):  # the process has ended: `says` reports how
             commands.write(f"{command}\n".encode())
             await commands.drain()
         return await self.says(timeout_s)
 
     def ignore(self) -> None:
-        """Nothing that it prints from now on is of interest; a full pipe would stop it."""
+        """Read and discard what it prints from now on: a full pipe would block it."""
         self._draining = asyncio.create_task(self._drain())
 
     async def end(self) -> None:
-        """SIGTERM, and SIGKILL for what is left after a while, the processes that it started among them."""
+        """Send SIGTERM, and later SIGKILL to it and to the processes that it started if any are left."""
         process, self._process = self._process, None
         if process is None:
             return
         family = _family(process.pid)
-        # Not process.terminate(): if it has just ended, that takes its exit status away from asyncio. And psutil sees
-        # to it that an id still means the same process.
+        # Not process.terminate(): if the process has just ended, asyncio would not get its exit status. And psutil
+        # checks that the id still belongs to the same process.
         for member in family[:1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
@@ -135,7 +135,7 @@ class Child:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time, user and system, that a process and those that it started have used; ticks of 10 ms."""
+    """User and system time that a process and its children have used, in seconds, with a resolution of 10 ms."""
     total = 0.0
     for process in _family(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -145,7 +145,7 @@ def cpu_s(pid: int) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and those that it started, in MiB."""
+    """Resident memory of a process and its children, in MiB."""
     total = 0
     for process in _family(pid):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,15 +1,15 @@
 """The open-loop publisher: `python -m bench.publisher URL (--rate R --seconds S | --fill N)`.
 
-Update k is due at start + k / rate, however the system does, and carries its *due* time: what a late publisher, or
-one that waits for PubAcks, adds, counts against the latency. `--fill` publishes as fast as it may instead. Either way
-at most OUTSTANDING publications wait for their confirmation. Updates go round the jobs `load.job_uuids(jobs)`.
+Update k is due at start + k / rate, whatever the system does, and carries its *due* time. So if the publisher is late,
+or waits for PubAcks, the delay counts as latency. `--fill` publishes as fast as possible instead. In both modes at most
+OUTSTANDING publications wait for their confirmation. The updates go to the jobs `load.job_uuids(jobs)` in turn.
 
 Prints one line of JSON at the end: `published`, `acked`, `refused`, `seconds`, and how late updates were published
 (`late_p99_ms`, `late_max_ms`).
 
 Transports: `jetstream` (PubAcks counted), `core` (plain NATS), or the name of a module `bench.systems.NAME_publish`
-with `async def connect(url) -> publish`, where `await publish(uuid, payload)` is all that the system's own client
-does to send an update.
+with `async def connect(url) -> publish`, where `await publish(uuid, payload)` does what the system's own client does
+to send an update.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bench.nats_line import UpdateLine
 
 OUTSTANDING: Final = 1000
 GIVE_UP_S: Final = 10.0
-"""How far behind its schedule the publisher goes on, and how long it waits for the last confirmations."""
+"""The publisher stops when it is this late, and waits this long for the last confirmations."""
 _PATIENCE_S: Final = 30.0
 _HEAD_START_NS: Final = 20_000_000
 _NS: Final = 1_000_000_000
@@ -63,11 +63,11 @@ class Schedule:
 
     @property
     def wait_s(self) -> float:
-        """How long until then; 0 if it is due."""
+        """Seconds until the next update is due; 0 if it is due now."""
         return max(0.0, (self.due_ns - time.monotonic_ns()) / _NS) if self._interval_ns else 0.0
 
     def take(self) -> tuple[str, int]:
-        """The job and the due time of the next update, which goes out now."""
+        """The job and the due time of the next update, which the caller sends now."""
         now_ns = time.monotonic_ns()
         due_ns = self.due_ns if self._interval_ns else now_ns
         self._late_ns.append(now_ns - due_ns)
@@ -81,9 +81,9 @@ class Schedule:
 
 
 def publish_on_nats(line: UpdateLine, schedule: Schedule) -> None:
-    """Raises TimeoutError if PubAcks stop coming, ConnectionError if the server does not want the publisher."""
+    """Publish what is scheduled. Raises TimeoutError if PubAcks stop, ConnectionError if the server disconnects."""
     while not schedule.over:
-        # Not read as they come: waking up for each PubAck would cost as much as publishing.
+        # Not read as soon as they come: waking up for each PubAck would cost as much as publishing.
         line.read_at_hand()
         time.sleep(schedule.wait_s)
         batch: list[bytes] = []
@@ -107,14 +107,14 @@ def _await_acks(line: UpdateLine, at_most: int) -> None:
 
 
 async def publish_with(publish: Publish, schedule: Schedule) -> int:
-    """Returns how many were refused: their publish raised. The first such error goes to stderr."""
+    """Publish what is scheduled; returns how many publishes raised. The first error goes to stderr."""
     errors: list[Exception] = []
     room = asyncio.Semaphore(OUTSTANDING)
 
     async def send(uuid: str, sent_ns: int) -> None:
         try:
             await publish(uuid, payload(uuid, sent_ns))
-        except Exception as error:  # noqa: BLE001 - whatever the client raises, the update did not get out
+        except Exception as error:  # noqa: BLE001 - whatever the client raises, the update was not published
             errors.append(error)
         finally:
             room.release()
@@ -157,13 +157,13 @@ def _report(schedule: Schedule, *, acked: int, refused: int) -> None:
 
 
 def wake_up_in_time() -> None:
-    # Linux lets a sleeper oversleep by 50 microseconds unless it is told not to.
+    # By default Linux may wake a sleeping process 50 microseconds late.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
 
 
 def _precise_loop() -> asyncio.AbstractEventLoop:
-    # epoll and uvloop count their timeouts in milliseconds, select in microseconds.
+    # epoll and uvloop round timeouts to milliseconds, select to microseconds.
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 

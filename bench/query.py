@@ -1,16 +1,16 @@
-"""Asking for the status of jobs while updates are relayed, and what receipts cost.
+"""Measures queries for the status of jobs while updates are relayed, and the cost of receipts.
 
     python -m bench.query [--rounds 3] [--seconds 10] [--stored 10,1000000] [--json FILE]
 
-Fresh servers in each round, every part a process of its own: nats-server, the relay, the sink that takes its updates,
-the publisher and the asker.
+Each round uses fresh servers. Every part is a process of its own: nats-server, the relay, the sink that takes its
+updates, the publisher and the asker.
 
-- Queries: so many updates are stored, each of another job, and relayed. Then 500 questions a second about those jobs
-  beside 1,000 updates a second of them; the time of either counts from when it was due. In turn with that the floor,
-  for which nats-server itself is asked for the jobs' last updates, as the relay has to do for an answer; and the
-  updates alone.
-- Receipts: a backlog worked off with RELAY_RECEIPTS off and on, in turn: updates a second, and the processor time that
-  the relay takes for one.
+- Queries: a number of updates are stored, each of another job, and relayed. Then 500 questions a second about those
+  jobs are asked while 1,000 updates a second of them are relayed. Both are timed from when they were due. Also
+  measured, in turn: the floor, where nats-server itself is asked for the jobs' last updates, as the relay does for an
+  answer; and updates without questions.
+- Receipts: a backlog is relayed with RELAY_RECEIPTS off and on, in turn: updates a second, and the relay's processor
+  time for each.
 """
 
 import argparse
@@ -39,14 +39,14 @@ _ASKED: Final = ("relay", "server", NOBODY)
 _QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _PATIENCE_S: Final = 600.0
 _MARGIN_S: Final = 2.0
-"""So much longer than the questions the updates go on, on either side."""
+"""How long before the questions the updates begin, and how long after them they end."""
 
 Figures = dict[str, dict[str, float]]
-"""What was measured, by name and quantile."""
+"""Measured values, by name and quantile."""
 
 
 async def queries(stored: int, seconds: float, order: Sequence[str]) -> Figures:
-    """Milliseconds that questions took, and updates beside them, by who was asked: first whom `order` has first.
+    """Milliseconds for questions, and for updates beside them, by who was asked; measured in the given order.
 
     Raises BenchError if a question or an update was refused.
     """
@@ -86,7 +86,7 @@ async def ask(place: Scene, whom: str, seconds: float) -> list[float]:
 
 
 async def receipts_cost(number: int, backlog: float) -> dict[str, Saturation]:
-    """The same without receipts and with them; the round after begins with the other."""
+    """Measure throughput without receipts and with them; each round begins with the other."""
     found: dict[str, Saturation] = {}
     for wanted in ("false", "true") if number % 2 == 0 else ("true", "false"):
         os.environ["RELAY_RECEIPTS"] = wanted
@@ -119,13 +119,13 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _turns(number: int) -> Sequence[str]:
-    """Each round begins with the next one."""
+    """The order in a round: each round begins with the next one."""
     first = number % len(_ASKED)
     return _ASKED[first:] + _ASKED[:first]
 
 
 def _with_ratios(figures: Figures) -> Iterator[tuple[str, str, float]]:
-    """Each figure with its quantile, and what a question to the relay costs by the floor."""
+    """Each figure with its quantile, and the ratio of the relay's figure to the floor."""
     for what, values in figures.items():
         yield from ((what, quantile, value) for quantile, value in values.items())
     for quantile in _QUANTILES:

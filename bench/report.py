@@ -1,4 +1,4 @@
-"""What the rounds come to: medians with their spread, ratios to the floor of the same run, and tables of them."""
+"""Summarises the rounds: medians with their spread, ratios to the floor of the same run, and tables of them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -9,7 +9,7 @@ from bench.systems import SYSTEMS
 SHOWN: Final = (0.5, 0.9, 0.99, 0.999)
 _FLOOR: Final = "floor_pull"
 _COARSE: Final = 100.0
-"""From here on digits behind the point say nothing."""
+"""Values above this are shown without decimals, which would mean nothing."""
 _RATIO_OF: Final = (0.5, 0.99)
 
 Row = dict[str, Any]
@@ -17,7 +17,7 @@ Table = list[list[str]]
 
 
 def latency_table(rows: Sequence[Row]) -> Table:
-    """A line for each rate and system. `rows`: harness.Latency as dictionaries, of all rounds."""
+    """A line for each rate and system. `rows`: harness.Latency of all rounds, as dictionaries."""
     head = ["rate/s", "system", *(f"{_name(q)} ms" for q in SHOWN), "p50, p99 ÷ floor", "publisher late, p99 ms", ""]
     table = [head]
     for rate in _distinct(rows, "rate"):
@@ -32,7 +32,7 @@ def latency_table(rows: Sequence[Row]) -> Table:
 
 
 def saturation_table(rows: Sequence[Row]) -> Table:
-    """A line for each system. `rows`: harness.Saturation as dictionaries, of all rounds."""
+    """A line for each system. `rows`: harness.Saturation of all rounds, as dictionaries."""
     head = ["system", "updates/s", "÷ floor", "CPU µs/update", "brokers' CPU µs/update", "resident MiB", ""]
     table = [head]
     floor = figure([row for row in rows if row["system"] == _FLOOR], "per_s")
@@ -94,18 +94,18 @@ TABLES: Final[dict[str, Callable[[Sequence[Row]], Table]]] = {
 
 
 def quantile(rows: Iterable[Row], q: float) -> Spread | None:
-    """Over rounds, in milliseconds; rounds in which the system could not keep up count with what did arrive."""
+    """In milliseconds, over rounds. In a round in which the system fell behind, only the updates that arrived count."""
     at = QUANTILES.index(q)
     return _over(rows, lambda row: row["quantiles_ms"][at] if row["quantiles_ms"] else None)
 
 
 def figure(rows: Iterable[Row], name: str) -> Spread | None:
-    """Over rounds; a round without the figure has none in it."""
+    """The figure over all rounds that have it."""
     return _over(rows, lambda row: row[name] or None)
 
 
 def text(table: Table) -> str:
-    """For a terminal: columns side by side, numbers to the right, what there is to say of a row below."""
+    """The table for a terminal: aligned columns, numbers to the right, notes below."""
     noted, notes = _footnoted(table)
     widths = [max(len(line[column]) for line in noted) for column in range(len(noted[0]))]
     lines = ["  ".join(_aligned(cell, width) for cell, width in zip(line, widths, strict=True)) for line in noted]
@@ -113,14 +113,14 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """For a page."""
+    """The table for a page."""
     noted, notes = _footnoted(table)
     rule = ["---"] * len(noted[0])
     return "\n".join(["| " + " | ".join(line) + " |" for line in [noted[0], rule, *noted[1:]]] + ["", *notes]).rstrip()
 
 
 def _footnoted(table: Table) -> tuple[Table, list[str]]:
-    """The table with numbers in its last column, and what they stand for."""
+    """The table with numbers in its last column, and the notes that they refer to."""
     numbers = {
         note: f"[{number}]" for number, note in enumerate(dict.fromkeys(line[-1] for line in table if line[-1]), 1)
     }

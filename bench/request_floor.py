@@ -1,6 +1,6 @@
 """The rate of requests that nats-server can serve one connection: the floor of `relay dlq replay`.
 
-It sends what a replay sends, encoded beforehand, and looks no closer at the answers than to count them.
+It sends what a replay sends, encoded beforehand, and only counts the answers.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def removal(source: int, letter: int) -> bytes:
 
 
 async def measure(url: str, work: list[tuple[bytes, bytes]], window: int) -> float:
-    """Seconds to have all publishes done, `window` at a time, and each one's removals after its PubAck."""
+    """Seconds until all is done: `window` publishes at a time, each followed by its removals after its PubAck."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1 << 22)
     await reader.readline()

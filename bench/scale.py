@@ -1,4 +1,4 @@
-"""The relay as things grow and fail: memory by the number of jobs, recovery, start-up, and the price of durability."""
+"""Measures the relay under growth and failure: memory by number of jobs, recovery, start-up, cost of durability."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ RATE: Final = 1000
 BACKLOG: Final = 100_000
 RECOVERY_S: Final = 30.0
 TOLERANCE_MS: Final = 100.0
-"""The relay has recovered when no update is late by more than this any more."""
+"""The relay has recovered once no more updates are late by more than this."""
 DURABILITIES: Final[dict[str, Callable[[], AbstractAsyncContextManager[Broker]]]] = {
     "1 server, fsync every 2 minutes (default)": single_server,
     "1 server, fsync every second": lambda: single_server("1s"),
@@ -31,7 +31,7 @@ _SAMPLE_S: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident MiB of the relay by updates relayed, each of another job while there are jobs; then latency at RATE."""
+    """Resident MiB of the relay by updates relayed, each of another job until `jobs` have one; then latency at RATE."""
 
     jobs: int
     round: int
@@ -43,7 +43,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Seconds from the relay's start until it had caught up with `backlog` updates and RATE more a second."""
+    """Seconds from the relay's start until it had caught up with `backlog` updates and RATE new ones a second."""
 
     round: int
     backlog: int
@@ -53,7 +53,7 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class StartUp:
-    """Seconds from the start of the process to the arrival of a waiting update."""
+    """Seconds from the start of the process to the arrival of an update that was waiting."""
 
     round: int
     seconds: float
@@ -62,7 +62,7 @@ class StartUp:
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """What a way of storing costs: publishes a second at most, and the relay's latency at RATE."""
+    """The cost of a way of storing: the highest rate of publishes a second, and the relay's latency at RATE."""
 
     variant: str
     round: int
@@ -75,7 +75,7 @@ Measurement = Memory | Recovery | StartUp | Durability
 
 
 async def measure_scale(plan: Plan) -> AsyncIterator[Measurement]:
-    """Each measurement as it is taken. `plan.backlog` multiplies jobs and backlogs."""
+    """Yield each measurement as it is taken. `plan.backlog` is a factor on jobs and backlogs."""
     for number in range(plan.rounds):
         note(f"round {number + 1} of {plan.rounds}: start-up and recovery")
         yield await start_up(number)

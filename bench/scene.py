@@ -1,4 +1,4 @@
-"""What a system is measured in: fresh servers, the sink and the publisher, each its own process."""
+"""What a system is measured with: fresh servers, the sink and the publisher, each its own process."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the publisher says at its end; see `bench.publisher`."""
+    """What the publisher prints at its end; see `bench.publisher`."""
 
     published: int
     acked: int
@@ -52,12 +52,12 @@ class Published:
 
     @property
     def expected(self) -> int:
-        """How many updates are to arrive."""
+        """How many updates should arrive."""
         return self.published - self.refused
 
 
 class Recorder:
-    """Where updates arrive, and who counts them: see `bench.arrivals`."""
+    """The process where updates arrive and are counted; see `bench.arrivals`."""
 
     def __init__(self, child: Child, folder: Path) -> None:
         self._child = child
@@ -67,31 +67,31 @@ class Recorder:
         return (await self._child.ask("count"))["count"]
 
     async def wait(self, count: int, timeout_s: float) -> int:
-        """How many have arrived as soon as there are `count`, or after `timeout_s`."""
+        """Return how many have arrived, as soon as there are `count`, or after `timeout_s`."""
         return (await self._child.ask(f"wait {count} {timeout_s}", timeout_s + 10))["count"]
 
     async def take(self) -> Pairs:
-        """All that has arrived since the last `take`."""
+        """The pairs of all updates that arrived since the last `take`."""
         await self._child.ask(f"take {self._pairs}")
         return await asyncio.to_thread(read_pairs, self._pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A system under test that takes updates (or will soon, if it does not say when)."""
+    """A system under test that takes updates; one that does not announce itself may still be starting."""
 
     child: Child
     recorder: Recorder
 
 
 class Scene:
-    """Made by `scene`.
+    """The surroundings of one system; made by `scene`.
 
     Args:
         system: what is measured.
         jobs: how many jobs the updates belong to.
-        broker: the nats-servers; provisioned, unless the system wants nothing stored.
-        sink: the Facilitator.
+        broker: the nats-servers; provisioned, unless the system's updates must not be stored.
+        sink: the process in the role of the Facilitator.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Scene:
 
     @property
     def broker_pids(self) -> tuple[int, ...]:
-        """The servers that updates pass, and that work for the system."""
+        """The servers that updates pass through and that do work for the system."""
         return self.broker.pids + (self.redis.pids if self.redis else ())
 
     @property
@@ -120,7 +120,7 @@ class Scene:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Running]:
-        """The system under test, and who counts what it carries."""
+        """The system under test, and the process that counts its updates."""
         async with Child(self.system.name, self.system.arguments, self.environment, self.folder) as child:
             if self.system.announces:
                 await child.says(START_S)
@@ -147,9 +147,9 @@ class Scene:
 async def scene(
     system: System, jobs: int, broker: AbstractAsyncContextManager[Broker] | None = None
 ) -> AsyncIterator[Scene]:
-    """All that `system` needs around it, and the end of all of that afterwards.
+    """Start all that `system` needs around it, and stop it afterwards.
 
-    `broker` is a fresh `single_server` if not given. Raises BenchError if something of it cannot be started.
+    `broker` is a fresh `single_server` if not given. Raises BenchError if a part cannot be started.
     """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
@@ -157,7 +157,7 @@ async def scene(
         redis = await stack.enter_async_context(redis_server(folder)) if system.on_redis else None
         sink = await stack.enter_async_context(Child("sink", ("-m", "bench.sink"), {}, folder))
         sink_url = (await sink.says(START_S))["url"]
-        if system.transport != "core":  # else nothing must store what is published
+        if system.transport != "core":  # else nothing may store what is published
             await _provision(servers, sink_url)
         yield Scene(system, system.jobs or jobs, servers, (sink, sink_url), redis)
 
@@ -175,14 +175,14 @@ async def single_server(sync_interval: str | None = None) -> AsyncIterator[Broke
 
 @asynccontextmanager
 async def cluster() -> AsyncIterator[Broker]:
-    """Three nats-servers, and each update on all of them."""
+    """Three nats-servers; each update is stored on all of them."""
     async with NatsCluster() as nodes:
         yield Broker(nodes.urls, tuple(node.pid for node in nodes.nodes), len(nodes.nodes))
 
 
 @asynccontextmanager
 async def redis_server(folder: Path) -> AsyncIterator[Broker]:
-    """A redis-server that keeps nothing on disk. Raises BenchError if it does not come up."""
+    """A redis-server that stores nothing on disk. Raises BenchError if it does not start."""
     binary = shutil.which("redis-server")
     if binary is None:
         raise BenchError("there is no redis-server on PATH")
@@ -242,5 +242,5 @@ def _free_port() -> int:
 
 
 def note(text: str) -> None:
-    """Progress, for whoever waits."""
+    """Print progress."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""What a scrape of /metrics every second costs the updates that pass meanwhile.
+"""Measures what a scrape of /metrics every second costs the updates that are relayed meanwhile.
 
     python -m bench.scrape [--rounds 6] [--seconds 10] [--rate 1000] [--json FILE]
 
-One relay, started once. Each round measures it once without a scrape and once with one, and the round after begins
-with the other: whatever else the machine does, it does to both. The figures are ratios of a round's two halves.
+One relay, started once. Each round measures it once without a scrape and once with one, and the next round begins with
+the other, so that what the machine does besides affects both alike. The figures are ratios of a round's two halves.
 """
 
 import argparse
@@ -32,7 +32,7 @@ JOBS: Final = 1000
 
 @contextlib.asynccontextmanager
 async def scraped(port: int, took_ms: list[float]) -> AsyncIterator[None]:
-    """Scrape every second, and note how long each took."""
+    """Scrape every second, and append to `took_ms` how long each took."""
     scraping = asyncio.create_task(_scrape(port, took_ms))
     try:
         yield
@@ -56,7 +56,7 @@ async def _scrape(port: int, took_ms: list[float]) -> None:
 
 
 async def half(place: Scene, running: Running, rate: float, seconds: float) -> dict[str, float]:
-    """Milliseconds from when an update was due to its arrival, at some quantiles."""
+    """Quantiles of the milliseconds from when an update was due to its arrival."""
     published = await place.publish_at(rate, seconds)
     await running.recorder.wait(published.expected, BEHIND_S)
     pairs = await running.recorder.take()
@@ -66,7 +66,7 @@ async def half(place: Scene, running: Running, rate: float, seconds: float) -> d
 
 
 async def measure(rounds: int, rate: float, seconds: float) -> dict[str, Any]:
-    """Ratios, with a scrape to without, and the figures that they are made of."""
+    """The ratios of the figures with a scrape to those without, and the figures themselves."""
     halves: dict[bool, list[dict[str, float]]] = defaultdict(list)
     took_ms: list[float] = []
     port = _free_port()

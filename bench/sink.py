@@ -1,8 +1,8 @@
-"""The Facilitator as fast as it can be: takes every update, answers in order, remembers when it came.
+"""A Facilitator that is as fast as possible: it takes every update, answers in order, and records when it came.
 
     python -m bench.sink
 
-It believes whoever authenticates, checks nothing and stores nothing, so that it never is what limits. The protocol on
+It accepts every authentication, checks nothing and stores nothing, so that it is never the bottleneck. The protocol on
 stdin and stdout is that of `bench.arrivals`.
 """
 
@@ -21,7 +21,7 @@ _HOST: Final = "127.0.0.1"
 
 
 class Conversation(WSListener):
-    """One connection. What came in one read is answered in one write."""
+    """One connection. What was read together is answered in one write."""
 
     def __init__(self, arrivals: Arrivals) -> None:
         self._record = arrivals.record
@@ -45,7 +45,7 @@ class Conversation(WSListener):
         if sent_ns is not None:
             self._record(sent_ns)
             self._unanswered += 1
-        elif _HEARTBEAT not in message:  # authentication, or the knock of a client that needs none
+        elif _HEARTBEAT not in message:  # authentication, or the probe of a client that needs none
             self._unanswered += 1
 
 
@@ -55,10 +55,10 @@ async def main() -> None:
     def converse(_request: WSUpgradeRequest) -> WSListener:
         return Conversation(arrivals)
 
-    # Pings are answered here, because one that is the last in a read would else leave the updates before it waiting.
+    # Pings are answered here. Otherwise a ping at the end of a read would leave the updates before it waiting.
     server = await ws_create_server(converse, _HOST, 0, enable_auto_pong=False)
     port = server.sockets[0].getsockname()[1]
-    # Not `async with server`: that would wait for clients to hang up.
+    # Not `async with server`: that would wait until the clients have closed their connections.
     await answer(arrivals, url=f"ws://{_HOST}:{port}/ws/v0/")
     server.close()
 

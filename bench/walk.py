@@ -1,9 +1,9 @@
 """The walk of one update through the relay: each call from its delivery to its acknowledgement.
 
 A nats-server, the Facilitator simulator and one relay with one lane run in this process, as in the demo. Updates are
-published one at a time, and `sys.setprofile` records each call of a function of the relay; it reports a coroutine that
-continues as a call, too. Not recorded: the publishing client, the simulator, and what libraries call among themselves.
-Periodic work, such as a heartbeat, falls into a few walks only. Printed is the walk that was seen most often.
+published one at a time, and `sys.setprofile` records each call of a function of the relay; a coroutine that continues
+is reported as a call, too. Not recorded: the publishing client, the simulator, and what libraries call among
+themselves. Periodic work, such as a heartbeat, is part of a few walks only, so the most frequent walk is printed.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _SETTLED_WITHIN_S: Final = 10.0
 
 
 class Call(NamedTuple):
-    """One call of a function of the relay; `depth` is the number of the relay's functions that were running then."""
+    """One call of a function of the relay; `depth` is how many of the relay's functions were running then."""
 
     depth: int
     file: str
@@ -117,7 +117,7 @@ def _depth(frame: FrameType) -> int:
 
 
 def main() -> None:
-    """Trace, and print the walk that was seen most often."""
+    """Trace updates, and print the most frequent walk."""
     logs.configure("error", "console")
     ((walk, seen),) = Counter(asyncio.run(walks(_WALKS))).most_common(1)
     print(report(walk, seen, _WALKS))

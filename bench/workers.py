@@ -1,14 +1,14 @@
-"""Many workers: how long nothing moves when one hands over or dies, and what more of them carry.
+"""Several workers: how long a lane stops when its owner hands over or dies, and the throughput of more workers.
 
     python -m bench.workers [--rounds 5] [--json FILE]
 
 Each round starts an embedded nats-server, the Facilitator simulator, and workers as processes of their own.
 
 - Hand-over and crash: two workers share the lanes while a steady stream of updates goes through. One is stopped
-  (SIGTERM) or killed (SIGKILL). The figure is the longest time in which no update of one of its lanes arrived,
-  less the longest such time of the lanes that stayed where they were: what the change of owner cost.
-- Throughput: a backlog is relayed by 1, 2 and 4 workers; the simulator takes `SERVICE_TIME_S` for an update of a
-  connection, as the real Facilitator does, so that connections are what limits.
+  (SIGTERM) or killed (SIGKILL). The figure is the longest time without an arrival in one of its lanes, minus the
+  longest such time in the lanes that kept their owner: the cost of the change of owner.
+- Throughput: a backlog is relayed by 1, 2 and 4 workers. The simulator takes `SERVICE_TIME_S` for each update of a
+  connection, as the real Facilitator does, so that connections are the bottleneck.
 """
 
 import argparse
@@ -80,7 +80,7 @@ async def start_worker(environment: dict[str, str]) -> asyncio.subprocess.Proces
 
 
 async def owners(nc: Any, workers: int) -> dict[int, str]:
-    """Who drives which lane, as soon as `workers` of them share all lanes evenly."""
+    """The worker that drives each lane, as soon as `workers` of them share all lanes evenly."""
     leases = Leases(nc, "bench", LEASE_TTL_S)
     await leases.watch()
     while True:
@@ -97,7 +97,7 @@ def new_updates(rng: Random) -> Any:
 
 
 async def change_of_owner(how: signal.Signals, seed: int) -> float:
-    """Seconds without progress in the lanes that changed hands, beyond the usual."""
+    """Seconds without progress in the lanes that changed owners, beyond the usual."""
     async with scene() as (environment, simulator, nc):
         first = await start_worker(environment)
         await owners(nc, 1)
@@ -124,7 +124,7 @@ def longest_gap(arrivals: list[float]) -> float:
 
 
 async def load(nc: Any, rng: Random) -> None:
-    """A steady stream of updates of ever new jobs, in an open loop."""
+    """A steady, open-loop stream of updates, each of a new job."""
     began_s = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for number, update in enumerate(new_updates(rng)):
@@ -143,13 +143,13 @@ async def throughput(workers: int, seed: int) -> float:
         for process in processes:
             process.terminate()
         await asyncio.gather(*(process.wait() for process in processes))
-        # The first tenth belongs to the start: workers come up one by one and share the lanes out.
+        # The first tenth is left out: workers are still starting and sharing the lanes.
         rows = simulator.rows[BACKLOG // 10 :]
         return len(rows) / (rows[-1].arrived_s - rows[0].arrived_s)
 
 
 async def measure(rounds: int) -> dict[str, Any]:
-    """The median of every figure, with what it was taken from; the systems alternate within a round."""
+    """The median of every figure, with its samples; the systems alternate within a round."""
     figures: dict[str, list[float]] = defaultdict(list)
     for seed in range(rounds):
         figures["planned hand-over, ms without progress"].append(1e3 * await change_of_owner(signal.SIGTERM, seed))

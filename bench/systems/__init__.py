@@ -16,7 +16,7 @@ class System:
     """One row of the tables.
 
     `backlog` is how many updates a measurement of throughput takes: enough for some seconds of work. `jobs` is for a
-    system that cannot do with as many as the others. One that `keeps_nothing` has its backlog published while it runs.
+    system that cannot work with as many as the others. With `keeps_nothing` the backlog is published while it runs.
     """
 
     name: str
@@ -37,7 +37,7 @@ class System:
 
     @property
     def missing(self) -> str | None:
-        """What has to be installed before this system can be measured."""
+        """What must be installed before this system can be measured; None if nothing is missing."""
         programs = [name for name in self.executables if shutil.which(name) is None]
         modules = [name for name in self.modules if importlib.util.find_spec(name) is None]
         lacking = [f"there is no {name} on PATH" for name in programs]

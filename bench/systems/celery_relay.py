@@ -1,13 +1,13 @@
 """The replaced design with Celery: one listener per job hands each update over to a worker process, which forwards it.
 
-The listener is that of `bench.systems.listener`. The broker is Redis, and the worker keeps one WebSocket open
-(`websockets.sync`), on which it waits for the Facilitator's reply to an update before it takes the next.
+The listener is that of `bench.systems.listener`. The broker is Redis. The worker keeps one WebSocket open
+(`websockets.sync`), and waits for the Facilitator's reply to an update before it takes the next.
 
 Set up as Celery's guides "Optimizing" and "Tasks" recommend for many short tasks: a large prefetch multiplier, results
-ignored, no events; and without what a lone worker does not need (gossip, mingle, heartbeats). The pool is `prefork`,
-the one it recommends unless there is a reason against it, with a concurrency of 1: two would be two connections, on
-which a job's updates overtake each other. (`solo` costs a little less CPU time, and carried fewer updates a second.)
-Celery's own early acknowledgement is left as it is, which costs less than `acks_late`.
+ignored, no events; and without what a single worker does not need (gossip, mingle, heartbeats). The pool is `prefork`,
+the recommended default, with a concurrency of 1: two would be two connections, on which a job's updates overtake each
+other. (`solo` costs a little less CPU time, but carried fewer updates a second.) Celery's default, early
+acknowledgement, is kept; it costs less than `acks_late`.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
 )
 _sockets: list[ClientConnection] = []
-"""The one connection of the pool's process, opened before its first task."""
+"""The one connection of the pool's process; it is opened before the first task."""
 
 
 @signals.worker_process_init.connect
@@ -63,7 +63,7 @@ def forward(payload: dict[str, Any]) -> None:
 
 
 async def start_worker() -> asyncio.subprocess.Process:
-    """A Celery worker that takes tasks; raises RuntimeError if it ended before it did."""
+    """Start a Celery worker, and return once it takes tasks. Raises RuntimeError if it ends before."""
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "celery", "--app", "bench.systems.celery_relay", "--quiet", "worker"),
         *("--pool", "prefork", "--concurrency", "1", "--loglevel", "WARNING"),
@@ -92,7 +92,7 @@ async def end(worker: asyncio.subprocess.Process) -> None:
 
 
 async def hand_over(payload: dict[str, Any]) -> None:
-    # Blocks the loop while Redis takes the task, as `delay` did in the design that was replaced.
+    # Blocks the loop while Redis takes the task. `delay` did so in the replaced design, too.
     forward.delay(payload)  # pyright: ignore[reportFunctionMemberAccess]  # Celery comes without types
 
 

@@ -1,7 +1,7 @@
 """How job runners published before: a message on the job's own channel of a Django Channels layer on Redis.
 
-The layer is `channels_redis.core.RedisChannelLayer`, configured as the README of channels-redis shows it: `hosts`, and
-everything else left as it is. (Its `capacity` of 100 messages a channel is per job here.)
+The layer is `channels_redis.core.RedisChannelLayer`, configured as in the README of channels-redis: `hosts`, and
+defaults for the rest. (Its `capacity` of 100 messages a channel is per job here.)
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from typing import Any, Final
 from channels_redis.core import RedisChannelLayer
 
 AT_ONCE: Final = 32
-"""How many publications are under way at most. Real ones came from many processes; in one, more than 100 at once would
-exhaust the pool of connections to Redis, and the publisher is not what is measured."""
+"""How many publications run at once at most. Real ones came from many processes. In one process, more than 100 at once
+would exhaust the pool of connections to Redis, and the publisher is not what is measured."""
 
 Publish = Callable[[str, dict[str, Any]], Awaitable[None]]
 
@@ -25,8 +25,8 @@ def channel_of(uuid: str) -> str:
 async def connect(redis_url: str) -> Publish:
     """A function that publishes one update: `await publish(uuid, payload)`.
 
-    It returns when Redis has the update, and raises channels.exceptions.ChannelFull if 100 updates of the job wait
-    already, redis.exceptions.RedisError if Redis is away.
+    It returns when Redis has the update. It raises channels.exceptions.ChannelFull if 100 updates of the job are
+    waiting, and redis.exceptions.RedisError if Redis cannot be reached.
     """
     layer = RedisChannelLayer(hosts=[redis_url])
     room = asyncio.Semaphore(AT_ONCE)

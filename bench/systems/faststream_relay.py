@@ -1,15 +1,15 @@
 """FastStream: a NATS JetStream pull subscriber that forwards over one WebSocket and acknowledges after the reply.
 
-Built as its page "Pull Subscriber" recommends for a large flow: `PullSub` with a batch size, on the stream that is
-there already (`JStream(declare=False)`) and a durable consumer of its own, with the handler called per message.
+Built as its page "Pull Subscriber" recommends for a large flow: `PullSub` with a batch size, on the existing stream
+(`JStream(declare=False)`), with a durable consumer of its own. The handler is called for each message.
 
 Tuned with what it offers: `max_workers`, so that handlers run concurrently and the next fetch begins before
 the last handler has ended; no dependency injection and no validation (`apply_types=False`); a decoder that passes the
-body on as it came; no log line per message; uvloop, as `faststream run` would. The handlers share one connection, on
+body on unchanged; no log line per message; uvloop, as `faststream run` would use. The handlers share one connection, on
 which up to `WINDOW` updates wait for their replies at once.
 
-`PullSub(batch=True)`, one call of the handler for a list, costs less CPU time per update, but is no choice here: it
-waits until the batch is full or its timeout is over. With 5 s (the default) that is the latency; with 10 or 50 ms some
+`PullSub(batch=True)`, one call of the handler for a list, costs less CPU time per update, but does not suit here: it
+waits until the batch is full or its timeout is over. With 5 s (the default) that is the latency. With 10 or 50 ms some
 updates came only after a redelivery, 30 s later.
 """
 
@@ -26,7 +26,7 @@ from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from bench.systems.forwarding import WINDOW, Facilitator, connected
 
 BATCH: Final = 100
-"""The most that one request to NATS asks for: of 1, 10, 100 and 256, measured in turn, the one that carried most."""
+"""The most updates that one request to NATS asks for. Of 1, 10, 100 and 256, this one had the highest throughput."""
 
 
 async def undecoded(message: NatsMessage) -> bytes:
@@ -34,7 +34,7 @@ async def undecoded(message: NatsMessage) -> bytes:
 
 
 def subscribing_broker(nats_url: str, facilitator: Facilitator) -> NatsBroker:
-    """The broker with its one subscriber, not started yet."""
+    """The broker with its one subscriber, not yet started."""
     broker = NatsBroker(nats_url, apply_types=False, logger=None)
     subscriber = broker.subscriber(
         "job.status.*.*",

@@ -1,4 +1,4 @@
-"""What peers share that await each update's reply: one WebSocket on which updates wait side by side."""
+"""What the peers that wait for each update's reply share: one WebSocket on which several updates wait at once."""
 
 import asyncio
 import json
@@ -22,25 +22,25 @@ class Facilitator:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def forward(self, update: bytes) -> None:
-        """Send one update and wait for its reply; raises ConnectionClosed if there is nobody to send to."""
+        """Send one update and wait for its reply; raises ConnectionClosed if the connection is lost."""
         reply = asyncio.get_running_loop().create_future()
         self._waiting.append(reply)
         await self._socket.send(update, text=True)
         await reply
 
     async def read_replies(self) -> None:
-        """Run for as long as the connection lives; raises RuntimeError for a refusal, which the sink never sends."""
+        """Run as long as the connection lives; raises RuntimeError for a refusal, which the sink never sends."""
         async for reply in self._socket:
             if json.loads(reply)["status"] != "success":
                 raise RuntimeError(f"the sink refused an update: {reply!r}")
             answered = self._waiting.popleft()
-            if not answered.done():  # its handler was cancelled: the process is being stopped
+            if not answered.done():  # done means that its handler was cancelled because the process is being stopped
                 answered.set_result(None)
 
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Facilitator]:
-    """A connection to the sink that has let us in, read from until the end."""
+    """A connection to the sink, authenticated, whose replies are read until the end of the block."""
     async with (
         connect(os.environ["BENCH_FACILITATOR_URL"], compression=None, proxy=None) as socket,
         asyncio.TaskGroup() as group,

@@ -4,10 +4,10 @@ Each task loops on `receive` of its job's channel, as the Channels documentation
 it gets over the one connection. Replies are read and dropped; the next update does not wait for them. An update that
 is between Redis and the Facilitator when the process ends is lost.
 
-The layer is configured as the README of channels-redis shows it. Each waiting `receive` holds a connection to Redis,
-and redis-py allows a pool 100 of them by default, so with that many jobs or more the process ends and says so.
-BENCH_REDIS_CONNECTIONS (a number) allows the pool more, which the library passes on to redis-py, and shows what that
-costs. Tuned otherwise by uvloop, which the usual ASGI servers bring, and by leaving out compression.
+The layer is configured as in the README of channels-redis. Each waiting `receive` holds a connection to Redis, and
+redis-py allows a pool 100 of them by default, so with that many jobs or more the process ends and says so.
+BENCH_REDIS_CONNECTIONS (a number) raises the limit, which the library passes on to redis-py, and shows what that
+costs. Also tuned by uvloop, which the usual ASGI servers use, and by disabling compression.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from bench.load import job_uuids
 from bench.systems.channels_publish import channel_of
 
 Forward = Callable[[dict[str, Any]], Awaitable[None]]
-"""What becomes of an update, the message's `payload`."""
+"""What is done with an update: the `payload` of the message."""
 
 
 def channel_layer() -> RedisChannelLayer:
     """The layer of BENCH_REDIS_URL; it connects when it is used."""
-    # A `receive` blocks in Redis for up to 5 s, which is when redis-py 8 gives a read up unless it is told not to: a
-    # job without updates would end its listener.
+    # A `receive` blocks in Redis for up to 5 s. By default redis-py 8 gives up a read after the same time, so that
+    # the listener of a job without updates would end.
     host: dict[str, Any] = {"address": os.environ["BENCH_REDIS_URL"], "socket_timeout": None}
     if connections := os.environ.get("BENCH_REDIS_CONNECTIONS"):
         host["max_connections"] = int(connections)
@@ -41,14 +41,14 @@ def channel_layer() -> RedisChannelLayer:
 
 
 async def listen(layer: RedisChannelLayer, uuid: str, forward: Forward) -> None:
-    """Forward the updates of one job for ever; raises redis.exceptions.RedisError if a connection cannot be had."""
+    """Forward the updates of one job forever; raises redis.exceptions.RedisError if no connection is available."""
     while True:
         message = await layer.receive(channel_of(uuid))
         await forward(message["payload"])
 
 
 async def listen_to_all(forward: Forward) -> None:
-    """One task per job of BENCH_JOBS until SIGTERM, announced once all wait for Redis; ends with the first failure.
+    """One task per job of BENCH_JOBS until SIGTERM; prints the ready line once all wait. The first failure ends it.
 
     Ends the process with exit status 1 and one line if the Redis pool is exhausted.
     """
@@ -59,7 +59,7 @@ async def listen_to_all(forward: Forward) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(listen(layer, uuid, forward)) for uuid in jobs]
-            # Each task's first request has to have found a connection by now, or the group ends here.
+            # By now the first request of each task must have a connection; otherwise the group ends here.
             await layer.connection(0).ping()
             print(json.dumps({"ready": True}), flush=True)
             await stop.wait()

@@ -1,10 +1,10 @@
-"""How a user of taskiq publishes: a task is kicked, and taskiq-nats puts it on its own JetStream stream.
+"""How a user of taskiq publishes: the client sends a task, and taskiq-nats puts it on its own JetStream stream.
 
-taskiq has messages of its own (task, arguments, labels), so raw updates on `job.status.<uuid>` are nothing that its
-workers could read; the producer kicks a task instead. The task is called by its name with `AsyncKicker`, as taskiq's
-documentation shows it for a client that does not import the worker's code.
+taskiq has its own message format (task, arguments, labels), so its workers could not read raw updates on
+`job.status.<uuid>`; the producer sends a task ("kicks" it) instead. The task is called by name with `AsyncKicker`, as
+taskiq's documentation shows it for a client that does not import the worker's code.
 
-The broker is the pull-based one: of a push-based one the client would itself become a consumer and take tasks away.
+The broker is the pull-based one: with a push-based one the client would become a consumer, too, and take tasks.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,13 +16,13 @@ from taskiq_nats import PullBasedJetStreamBroker
 TASK: Final = "bench.forward"
 BATCH: Final = 100
 FETCH_TIMEOUT_S: Final = 5.0
-"""Without one (the default), a fetch waits until its batch is full, however long that takes."""
+"""Without a timeout (the default), a fetch waits until its batch is full, however long that takes."""
 
 Publish = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 def broker_of(nats_url: str) -> PullBasedJetStreamBroker:
-    """The broker of both sides, not started yet; the first to start makes its stream and its consumer."""
+    """The broker of both sides, not yet started; the first one to start creates its stream and its consumer."""
     return PullBasedJetStreamBroker(
         nats_url,
         subject="bench_tasks",

@@ -1,13 +1,13 @@
 """taskiq-nats: a worker that runs one task per update, which forwards it over one WebSocket and awaits the reply.
 
-Updates come in as tasks that the producer kicks, see `bench.systems.taskiq_publish`: this system needs the publisher's
+Updates come as tasks that the producer sends, see `bench.systems.taskiq_publish`: this system needs the publisher's
 transport `taskiq` and uses neither the stream JOB_STATUS nor its consumers. The broker is taskiq-nats'
 PullBasedJetStreamBroker.
 
 The worker is taskiq's receiver, run by `taskiq.api.run_receiver_task` as its documentation shows for use inside a
-program: the same code as `taskiq worker --workers 1` without the process that watches over it. Tuned with what it
-offers: pulls of a hundred, prefetching, no parsing of parameters, no result backend, acknowledgement when the task has
-been executed, uvloop as the command line has it. `WINDOW` tasks share the connection, each waiting for its own reply.
+program: the same code as `taskiq worker --workers 1` without the process that supervises it. Tuned with what it
+offers: pulls of a hundred, prefetching, no parsing of parameters, no result backend, acknowledgement after the task,
+uvloop as the command line uses. `WINDOW` tasks share the connection, each waiting for its own reply.
 """
 
 import asyncio
