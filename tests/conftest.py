@@ -1,4 +1,4 @@
-"""A real nats-server for each test, connections to it, and a TCP proxy that can misbehave in between."""
+"""Fixtures: a real nats-server for each test, connections to it, and a TCP proxy between them that can misbehave."""
 
 import contextlib
 import signal
@@ -21,13 +21,13 @@ from relay.nats.frames import FrameClient
 from relay.topology.provision import Topology, provision
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Who runs the tests in the background of a shell script hands this down to every process that they start.
+    # A shell script starts background commands with SIGINT ignored, and every process that they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 async def nats_server() -> AsyncIterator[NatsServer]:
-    """A fresh nats-server with JetStream and nothing in it (it starts in about 10 ms)."""
+    """A fresh, empty nats-server with JetStream (it starts in about 10 ms)."""
     async with NatsServer() as server:
         yield server
 
@@ -61,7 +61,7 @@ async def nc(nats_server: NatsServer, connect: Callable[..., Any]) -> Client:
 
 @pytest.fixture
 def topology() -> Topology:
-    """What `provisioned` provisions."""
+    """The topology that `provisioned` creates."""
     return Topology(lanes=4, replicas=1, ack_wait_s=5, max_deliver=50, lease_ttl_s=5)
 
 
@@ -87,14 +87,14 @@ async def proxied(nats_server: NatsServer) -> AsyncIterator[TcpProxy]:
 
 @pytest.fixture
 async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
-    """A simulated Facilitator that runs."""
+    """A simulated Facilitator, running."""
     async with FacilitatorSimulator() as facilitator:
         yield facilitator
 
 
 @pytest.fixture
 async def scene(nats_server: NatsServer, facilitator: FacilitatorSimulator) -> AsyncIterator[Scene]:
-    """Both of them, provisioned, for relays to run in between."""
+    """`nats_server`, provisioned, and `facilitator`, for the relays that a test starts between them."""
     async with Scene(nats_server, facilitator) as scene:
         yield scene
 

@@ -13,7 +13,7 @@ def test_the_ceiling_doubles_up_to_the_longest_wait(attempt, ceiling_s):
 
 @pytest.mark.parametrize(("drawn", "delay_s"), [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0)])
 def test_the_jitter_is_full(drawn, delay_s):
-    """The delay is the drawn share of the whole ceiling, down to no delay at all."""
+    """The delay is the random number times the whole ceiling, and may be 0."""
     assert delay_s == Backoff(0.5, 30.0, lambda: drawn).delay_s(3)
 
 

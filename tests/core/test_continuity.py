@@ -8,12 +8,12 @@ PATIENCE_S = 11.0
 
 
 def at_hand(count):
-    """That many updates at hand, up to whatever sequence."""
+    """There are `count` updates at hand, up to any sequence."""
     return lambda _sequence: count
 
 
 def flowing(delivered_count=12):
-    """A lane that is let go, at time 0, after `delivered_count` deliveries."""
+    """A lane that was released, at time 0, after `delivered_count` deliveries."""
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=0, delivered=10, delivered_count=delivered_count)
     continuity.began(state, 0.0)
@@ -22,7 +22,7 @@ def flowing(delivered_count=12):
 
 
 def test_a_lane_is_held_until_the_consumer_was_looked_at():
-    """Nothing may go before it is known what an earlier worker had in hand, not even when pulling has begun."""
+    """A lane is held until the consumer's state shows what an earlier worker had at hand, even if pulling has begun."""
     continuity = Continuity(PATIENCE_S)
     fresh = continuity.held
     continuity.began(ConsumerState(pending=0, delivered=0, delivered_count=0), 0.0)
@@ -30,7 +30,7 @@ def test_a_lane_is_held_until_the_consumer_was_looked_at():
 
 
 def test_a_takeover_is_over_when_everything_pending_has_come_back():
-    """The lane is held while fewer updates are at hand than the server has pending, and let go when none is missing."""
+    """The lane is held while fewer updates are at hand than the server has pending, then it is released."""
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=3, delivered=10, delivered_count=12)
     continuity.began(state, 0.0)
@@ -39,7 +39,7 @@ def test_a_takeover_is_over_when_everything_pending_has_come_back():
 
 
 def test_a_late_acknowledgement_does_not_end_a_takeover():
-    """What the worker before acknowledges late is at hand and not pending; it does not stand for what is missing."""
+    """An update that the previous worker acknowledges late is at hand, not pending. It replaces no missing one."""
     continuity = Continuity(PATIENCE_S)
     continuity.began(ConsumerState(pending=3, delivered=10, delivered_count=12), 0.0)
     after_the_ack = ConsumerState(pending=2, delivered=10, delivered_count=14)
@@ -48,13 +48,13 @@ def test_a_late_acknowledgement_does_not_end_a_takeover():
 
 
 def test_more_at_hand_than_pending_misses_nothing():
-    """An update that the server counts as settled already is not missing with a negative sign."""
+    """If more updates are at hand than the server counts as pending, the number of missing ones is 0, not negative."""
     continuity = Continuity(PATIENCE_S)
     assert 0 == continuity.resolve(ConsumerState(pending=1, delivered=10, delivered_count=12), at_hand(2), 0.0)
 
 
 def test_unbroken_deliveries_flow():
-    """Deliveries that are numbered one after another hold nothing."""
+    """A lane is not held if its deliveries are numbered without a gap."""
     continuity = flowing(delivered_count=12)
     for number in (13, 14, 15):
         continuity.delivered([number], 1.0)
@@ -63,7 +63,7 @@ def test_unbroken_deliveries_flow():
 
 @pytest.mark.parametrize("number", [14, 100, 12, 1])
 def test_a_gap_in_the_deliveries_holds_the_lane(number):
-    """A delivery with any number but the next one tells of another that went astray."""
+    """A delivery whose number is not the next one shows that another delivery was lost."""
     continuity = flowing(delivered_count=12)
     continuity.delivered([number], 1.0)
     assert continuity.held
@@ -71,7 +71,7 @@ def test_a_gap_in_the_deliveries_holds_the_lane(number):
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=20))
 def test_the_lane_is_held_exactly_if_a_delivery_is_missing(steps):
-    """Whatever comes after a gap, the hold stays; without one there is none."""
+    """A lane is held from a gap on, whatever comes after it; without a gap it is not held."""
     continuity = flowing(delivered_count=0)
     number = 0
     for step in steps:
@@ -81,7 +81,7 @@ def test_the_lane_is_held_exactly_if_a_delivery_is_missing(steps):
 
 
 def test_after_a_gap_is_resolved_the_count_goes_on_from_there():
-    """One gap is one hold: the next delivery in turn holds nothing."""
+    """One gap causes one hold: after it is resolved, the next delivery in sequence does not hold the lane again."""
     continuity = flowing(delivered_count=12)
     continuity.delivered([15], 1.0)
     continuity.resolve(ConsumerState(pending=3, delivered=13, delivered_count=15), at_hand(3), 2.0)
@@ -91,7 +91,7 @@ def test_after_a_gap_is_resolved_the_count_goes_on_from_there():
 
 @pytest.mark.parametrize(("delivered_count", "held"), [(13, False), (14, True), (12, True), (0, True)])
 def test_pulling_again_holds_only_if_something_was_delivered_in_between(delivered_count, held):
-    """After a restart of the pulls the server's count tells whether a delivery was lost with the old ones."""
+    """After a restart of the pulls, the server's count shows whether a delivery was lost with the old ones."""
     continuity = flowing(delivered_count=12)
     continuity.delivered([13], 1.0)
     continuity.began(ConsumerState(pending=1, delivered=11, delivered_count=delivered_count), 2.0)
@@ -99,7 +99,7 @@ def test_pulling_again_holds_only_if_something_was_delivered_in_between(delivere
 
 
 def test_pulling_again_does_not_let_go():
-    """An unbroken restart says nothing of what was missing before it."""
+    """A restart of the pulls does not release a lane that was held before."""
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=1, delivered=10, delivered_count=12)
     continuity.began(state, 0.0)
@@ -109,7 +109,7 @@ def test_pulling_again_does_not_let_go():
 
 @pytest.mark.parametrize(("now", "held"), [(10.9, True), (11.0, False)])
 def test_patience_ends(now, held):
-    """What does not come back in `patience_s` is reported as missing and waited for no longer."""
+    """What does not come back within `patience_s` is reported as missing, and the lane is released."""
     continuity = Continuity(PATIENCE_S)
     state = ConsumerState(pending=2, delivered=10, delivered_count=12)
     continuity.began(state, 0.0)
@@ -136,7 +136,7 @@ def unbroken(continuity):
     ("what_happens", "over_s"), [(gap, 16.0), (restart, 16.0), (reconnect, 16.0), (unbroken, 11.0)]
 )
 def test_patience_starts_anew_with_each_reason_to_wait(what_happens, over_s):
-    """A gap, a restart and a reconnect give what is missing all the time again; a delivery in turn does not."""
+    """A gap, a restart and a reconnect start the full waiting time again; a delivery in sequence does not."""
     continuity = flowing(delivered_count=12)
     what_happens(continuity)
     continuity.held = True
@@ -148,7 +148,7 @@ def test_patience_starts_anew_with_each_reason_to_wait(what_happens, over_s):
 
 
 def test_an_old_look_does_not_end_a_new_hold():
-    """A state that the server gave before the gap was noticed says nothing of what is missing since."""
+    """A state that the server reported before the gap was noticed does not release the lane."""
     continuity = flowing(delivered_count=12)
     continuity.delivered([15], 1.0)
     continuity.resolve(ConsumerState(pending=0, delivered=10, delivered_count=12), at_hand(0), 2.0)

@@ -27,13 +27,13 @@ def lane_with(*deliveries, held=False):
 
 
 def admit(lane, *deliveries):
-    """Admit without a gap in the consumer's count, which test_continuity looks at."""
+    """Admit deliveries that are numbered without a gap; test_continuity tests gaps."""
     lane.continuity._next = deliveries[0].consumer_sequence
     return lane.admit(deliveries, 0.0)
 
 
 def take(lane):
-    """All that may be sent now, in the order in which it is given out."""
+    """All updates that may be sent now, in the order in which the lane returns them."""
     return list(iter(lambda: lane.take(0.0), None))
 
 
@@ -53,13 +53,13 @@ def acknowledge(lane, update):
 
 
 class Bare(FakeDelivery):
-    """An update without what the Facilitator needs and the relay can add."""
+    """An update that lacks a field which the Facilitator needs and the relay can add."""
 
     body = b'{"uuid":"%b","status":"accepted"}' % JOBS["a"].encode()
 
 
 def test_admission_tells_what_others_must_act_on():
-    """Repairs, malformed traceparents and a hold because of a gap are told of a batch; the repaired text is sent."""
+    """Admission returns the batch's repairs, malformed traceparents and hold; the repaired text is what is sent."""
     lane = lane_with()
     spoiled, repaired = FakeDelivery(1, "b", headers={"traceparent": "nonsense"}), Bare(2)
     whole, gap = admit(lane, spoiled, repaired), admit(lane, FakeDelivery(3, "c"))
@@ -71,7 +71,7 @@ def test_admission_tells_what_others_must_act_on():
 
 @pytest.mark.parametrize("state", [State.READY, State.OUT, State.WAITING])
 def test_a_redelivery_replaces_the_handle_and_nothing_else(state):
-    """In every state a redelivery gives the newest handle, resets the ack timer's age, and is not given out twice."""
+    """In every state a redelivery replaces the delivery and restarts its ack timer; the update is not sent twice."""
     lane = lane_with(FakeDelivery(1), FakeDelivery(2))
     head, queued = sorted(lane.at_hand(), key=lambda update: update.sequence)
     if state is not State.READY:
@@ -90,7 +90,7 @@ def test_a_redelivery_replaces_the_handle_and_nothing_else(state):
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_what_was_settled_is_settled_the_same_way_again(outcome):
-    """A lost ack brings an update back: it is not given out again, and its outcome is told."""
+    """An update whose ack was lost comes back: it is not sent again, and its outcome is returned."""
     lane = lane_with(FakeDelivery(1))
     lane.settle(lane.take(0.0), outcome)
     again = FakeDelivery(1, deliveries=2)
@@ -99,7 +99,7 @@ def test_what_was_settled_is_settled_the_same_way_again(outcome):
 
 
 def test_the_memory_of_what_was_settled_is_bounded():
-    """The oldest outcome is forgotten for the newest when the memory is full."""
+    """When the memory of outcomes is full, the oldest is forgotten."""
     bound = lane_module._SETTLED_REMEMBERED
     lane = lane_with()
     for sequence in range(1, bound + 3):
@@ -115,7 +115,7 @@ def test_the_memory_of_what_was_settled_is_bounded():
     ids=["as old as a dead letter then", "newer", "delivered before", "delivered before, newer"],
 )
 def test_which_updates_may_have_a_dead_letter(deliveries, stored_at_s, asked):
-    """A first delivery is looked up if a dead letter from before this worker may be its own, a later one if any may."""
+    """A first delivery is looked up if a dead letter older than the worker may be its own; a redelivery, if any may."""
     lane = Lane(0, Continuity(1.0), DeadLetterHorizon(at_start_s=50.0, newest_s=100.0))
     lane.began(ConsumerState(0, 0, 0, made_at_s=60.0), 0.0)
     lane.resolve(NOTHING, 9.0)
@@ -124,7 +124,7 @@ def test_which_updates_may_have_a_dead_letter(deliveries, stored_at_s, asked):
 
 
 def test_a_consumer_made_before_the_newest_dead_letter_delivered_it():
-    """What a consumer delivers for the first time has a dead letter only if an earlier consumer delivered it."""
+    """At its first delivery by a consumer, an update has a dead letter only if an earlier consumer delivered it."""
     lane = Lane(0, Continuity(1.0), DeadLetterHorizon(at_start_s=500.0, newest_s=500.0))
     lane.began(ConsumerState(0, 0, 0, made_at_s=60.0), 0.0)
     lane.resolve(NOTHING, 9.0)
@@ -136,7 +136,7 @@ def test_a_consumer_made_before_the_newest_dead_letter_delivered_it():
 
 
 def test_only_the_head_of_a_job_goes():
-    """The later updates of a job stay until the one before them is settled, in whatever order they came."""
+    """The later updates of a job wait until the one before is settled, in whatever order they came."""
     lane = lane_with(*(FakeDelivery(n) for n in (3, 1, 2)))
     rounds = []
     for _ in range(3):
@@ -147,13 +147,13 @@ def test_only_the_head_of_a_job_goes():
 
 
 def test_heads_of_different_jobs_go_oldest_first():
-    """Jobs do not wait for each other; among their heads the stream decides."""
+    """Jobs do not wait for each other; their heads are sent in stream order."""
     lane = lane_with(FakeDelivery(3, "c"), FakeDelivery(1, "a"), FakeDelivery(4, "c"), FakeDelivery(2, "b"))
     assert [1, 2, 3] == taken(lane)
 
 
 def test_an_older_update_goes_before_a_newer_one_that_is_ready():
-    """An update that comes back while a newer one of its job is free to go takes its place."""
+    """If an update comes back while a newer one of its job is ready, the older one is sent first."""
     lane = lane_with(FakeDelivery(2), FakeDelivery(1))
     (old,) = take(lane)
     acknowledge(lane, old)
@@ -161,7 +161,7 @@ def test_an_older_update_goes_before_a_newer_one_that_is_ready():
 
 
 def test_an_older_update_goes_while_a_newer_one_waits():
-    """A backoff of a newer update does not keep an older one that comes back, but is itself kept behind it."""
+    """An older update that comes back is sent while a newer one waits for its retry; the newer one must wait longer."""
     lane = lane_with(FakeDelivery(2))
     lane.retry(lane.take(0.0), 5.0)
     admit(lane, FakeDelivery(1))
@@ -173,7 +173,7 @@ def test_an_older_update_goes_while_a_newer_one_waits():
 
 
 def test_a_backoff_outlasts_the_older_update_that_came_back():
-    """Settling the older update does not shorten the wait of the newer one."""
+    """When the older update is settled, the newer one still waits for the rest of its backoff."""
     lane = lane_with(FakeDelivery(2))
     lane.retry(lane.take(0.0), 5.0)
     admit(lane, FakeDelivery(1))
@@ -185,7 +185,7 @@ def test_a_backoff_outlasts_the_older_update_that_came_back():
 
 @pytest.mark.parametrize("comes_in", [lambda lane, new: lane.put_back(new), lambda lane, new: lane.retry(new, 5.0)])
 def test_an_older_update_waits_for_a_newer_one_that_is_out(comes_in):
-    """What is out cannot be called back; when it comes in unsettled, the older one goes first."""
+    """If a newer update is in flight, the older one waits; if the newer one is then not settled, it goes first."""
     lane = lane_with(FakeDelivery(2))
     new = lane.take(0.0)
     admit(lane, FakeDelivery(1))
@@ -197,7 +197,7 @@ def test_an_older_update_waits_for_a_newer_one_that_is_out(comes_in):
 
 
 def test_an_older_update_goes_after_a_newer_one_that_settled():
-    """If the newer one is settled before, the older one is not forgotten."""
+    """An older update that comes back is still sent if the newer one was settled first."""
     lane = lane_with(FakeDelivery(2))
     new = lane.take(0.0)
     admit(lane, FakeDelivery(1))
@@ -206,7 +206,7 @@ def test_an_older_update_goes_after_a_newer_one_that_settled():
 
 
 def test_a_settled_lane_keeps_nothing_of_its_jobs():
-    """When all is settled the lane is as empty as before."""
+    """When all is settled, the lane keeps nothing of its jobs."""
     lane = lane_with(FakeDelivery(1), FakeDelivery(2, "b"), FakeDelivery(3))
     while (head := lane.take(0.0)) is not None:
         acknowledge(lane, head)
@@ -215,7 +215,7 @@ def test_a_settled_lane_keeps_nothing_of_its_jobs():
 
 @pytest.mark.parametrize("stopped", ["held", "lease over"])
 def test_a_stopped_lane_gives_out_nothing(stopped):
-    """While an older update may still come, or after the lease, nothing goes to the Facilitator or the dead letters."""
+    """While an older update may still come back, or without the lease, nothing is sent or dead-lettered."""
     lane = lane_with(FakeDelivery(2), FakeDelivery(3, "b", fit=False), held=stopped == "held")
     if stopped == "lease over":
         lane.ours_until_s = 0.0
@@ -229,13 +229,13 @@ def test_a_stopped_lane_gives_out_nothing(stopped):
 
 
 def test_what_cannot_be_sent_goes_to_the_dead_letters_only():
-    """A head that cannot be sent is never taken for the Facilitator, and the others never for the dead letters."""
+    """A head that cannot be sent is returned only to be dead-lettered; the others are returned only to be sent."""
     lane = lane_with(FakeDelivery(1, "a", fit=False), FakeDelivery(2, "b"), FakeDelivery(3, "c", fit=False))
     assert ([2], [1, 3]) == (taken(lane), dead_letters(lane))
 
 
 def test_dead_letters_wait_their_turn():
-    """An update that cannot be sent goes no earlier than its job's older one is settled, and holds the later one."""
+    """An update that cannot be sent is dead-lettered after its job's older update, and before the next is sent."""
     lane = lane_with(FakeDelivery(1), FakeDelivery(2, fit=False), FakeDelivery(3))
     (first,) = take(lane)
     early = dead_letters(lane)
@@ -247,7 +247,7 @@ def test_dead_letters_wait_their_turn():
 
 
 def test_a_dead_letter_gives_way_to_an_older_update_that_comes_back():
-    """Dead letters, too, are written in stream order."""
+    """Dead letters are written in stream order, too."""
     lane = lane_with(FakeDelivery(2, fit=False), FakeDelivery(1))
     early, (old,) = dead_letters(lane), take(lane)
     acknowledge(lane, old)
@@ -255,7 +255,7 @@ def test_a_dead_letter_gives_way_to_an_older_update_that_comes_back():
 
 
 def test_a_permanent_fault_leads_to_the_dead_letters():
-    """An update that failed for good, or waits because its dead letter could not be written, is not sent again."""
+    """An update with a permanent fault, or whose dead letter could not be written yet, is not sent again."""
     lane = lane_with(FakeDelivery(1))
     (head,) = take(lane)
     lane.fail(head, UNFIT, 0.0)
@@ -267,7 +267,7 @@ def test_a_permanent_fault_leads_to_the_dead_letters():
 
 @pytest.mark.parametrize(("fit", "expected"), [(True, (None, [1], [])), (False, ("invalid_json", [], []))])
 def test_an_update_that_turns_out_to_have_no_dead_letter(fit, expected):
-    """It is sent, or its dead letter is returned to be written; it is not looked up again."""
+    """An update without a dead letter is sent, or returned to be dead-lettered; it is not looked up again."""
     lane = Lane(0, Continuity(1.0), DeadLetterHorizon())
     lane.resolve(NOTHING, 9.0)
     admit(lane, FakeDelivery(1, fit=fit))
@@ -280,7 +280,7 @@ def test_an_update_that_turns_out_to_have_no_dead_letter(fit, expected):
 
 
 def test_what_is_put_back_goes_again_before_its_successors():
-    """A break costs an update nothing: it is free at once, still in front of its job."""
+    """An update lost with its connection is ready at once, before its job's later ones, and no attempt is counted."""
     lane = lane_with(FakeDelivery(1, "a"), FakeDelivery(2, "b"), FakeDelivery(3, "a"))
     first, second = take(lane)
     lane.put_back(second)
@@ -289,7 +289,7 @@ def test_what_is_put_back_goes_again_before_its_successors():
 
 
 def test_a_retry_holds_its_own_job_only():
-    """While a head waits, its job waits, and the others go on; the attempt counts."""
+    """While a head waits for its retry, its job waits and other jobs go on; the attempt is counted."""
     lane = lane_with(FakeDelivery(1), FakeDelivery(2), FakeDelivery(3, "b"))
     head = lane.take(0.0)
     lane.fail(head, Retry("refused", 5.0), 1.0)
@@ -297,7 +297,7 @@ def test_a_retry_holds_its_own_job_only():
 
 
 def test_wake_frees_what_is_due_and_tells_when_the_next_is():
-    """Waits end exactly when they are due; what is returned is the earliest of those left, or None."""
+    """Retries become ready exactly when they are due. `wake` returns when the next is due, or None."""
     lane = lane_with(*(FakeDelivery(n, job) for n, job in ((1, "a"), (2, "b"), (3, "c"))))
     never = lane.wake(0.0)
     for update, due_s in zip(take(lane), (9.0, 5.0, 5.0), strict=True):
@@ -308,7 +308,7 @@ def test_wake_frees_what_is_due_and_tells_when_the_next_is():
 
 
 def test_the_second_backoff_counts_not_the_first():
-    """An update that went again and was refused again waits its new wait in full."""
+    """An update that is refused again waits for its new backoff in full."""
     lane = lane_with(FakeDelivery(1))
     for due_s in (5.0, 20.0):
         lane.retry(lane.take(0.0), due_s)
@@ -328,7 +328,7 @@ def test_the_second_backoff_counts_not_the_first():
     ids=["once more", "not blamed", "too often alone", "too often in company", "the lease is over"],
 )
 def test_whether_a_suspect_goes_again(attempts, blamed, alone, lease_s, goes, counted):  # noqa: PLR0917
-    """It goes until it has dropped the connection too often, the last time alone, and only under a good lease."""
+    """A suspect is sent until it dropped the connection too often, at last alone, and only with a valid lease."""
     lane = lane_with(FakeDelivery(1))
     suspect = lane.take(0.0)
     suspect.attempts, lane.ours_until_s = attempts, lease_s
@@ -343,7 +343,7 @@ def test_whether_a_suspect_goes_again(attempts, blamed, alone, lease_s, goes, co
 
 
 def test_the_lane_tells_what_it_has():
-    """Counts and lists cover every update at hand, whatever its state; only what is out is not `unsent`."""
+    """Counts and lists cover every update at hand, in every state; `unsent` leaves out only what is in flight."""
     lane = lane_with(FakeDelivery(1, "a"), FakeDelivery(2, "a"), FakeDelivery(3, "b"), FakeDelivery(4, "c"))
     lane.retry(lane.take(0.0), 5.0)
     lane.take(0.0)
@@ -366,7 +366,7 @@ def test_the_lane_tells_what_it_has():
     ids=["settle", "put back", "retry"],
 )
 def test_a_bug_of_ours_is_noticed(misuse):
-    """Whoever settles, puts back or retries what is not OUT fails at once instead of corrupting the order."""
+    """To settle, put back or retry an update that is not OUT fails at once, instead of corrupting the order."""
     lane = lane_with(FakeDelivery(1))
     (head,) = lane.at_hand()
     with pytest.raises(AssertionError):
@@ -377,7 +377,7 @@ def test_a_bug_of_ours_is_noticed(misuse):
 
 
 def test_lanes_take_turns():
-    """A busy lane does not starve the others, within one take and from one to the next; `room` is the limit."""
+    """A busy lane does not starve the others, within one `take` and across several; `room` is the limit."""
     busy = [FakeDelivery(sequence, job) for sequence, job in enumerate("abcdef", 1)]
     lanes = [lane_with(*busy), lane_with(FakeDelivery(7))]
     turns = Turns()
@@ -389,7 +389,7 @@ def test_lanes_take_turns():
 
 
 def test_a_lane_without_a_turn_gives_out_nothing():
-    """A lane that drains keeps what it has, also its backoffs and dead letters."""
+    """A lane that drains sends and dead-letters nothing, also after its backoffs end."""
     lane, turns = lane_with(FakeDelivery(1), FakeDelivery(2, "b", fit=False)), Turns()
     turns.add(lane)
     lane.retry(lane.take(0.0), 5.0)

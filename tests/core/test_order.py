@@ -1,8 +1,8 @@
-"""The promise, against every interleaving that hypothesis can think of.
+"""Each job's updates are settled in order, once, in every interleaving that hypothesis generates.
 
-`World` is a nats-server, a Facilitator and one worker, without sockets, clock or event loop. All that its worker
-decides is decided by the core: it only passes on, as path/ and facilitator/ do with I/O. Whatever is sent passes
-`World._send`, whatever is settled passes `World._settle`: there the promise is checked, at every step.
+`World` is a nats-server, a Facilitator and one worker, without sockets, clock or event loop. The core decides
+everything for the worker; `World` only passes things on, as path/ and facilitator/ do with I/O. Whatever is sent goes
+through `World._send`, and whatever is settled through `World._settle`: there the property is checked at every step.
 """
 
 import math
@@ -27,7 +27,7 @@ WINDOW = 2
 BACKOFF_S = 3.0
 POLICY = RetryPolicy(3, Backoff(BACKOFF_S, BACKOFF_S, lambda: 1.0))
 REPLY_TIMEOUT_S = 60.0
-PATIENCE_S = 1e9  # what the server owes always comes back in time; what happens otherwise is test_continuity's
+PATIENCE_S = 1e9  # a missing update always comes back in time here; test_continuity tests that it does not
 
 PUSH = '{"message_type":"V2JobRequest","uuid":"123","type":"job.new"}'
 REPLIES = {
@@ -40,7 +40,7 @@ REPLIES = {
 
 @dataclass
 class Consumer:
-    """What the server knows of one lane's consumer. Redeliveries come in any order, as they really do."""
+    """The server's state of one lane's consumer. Redeliveries come in any order, as from the real server."""
 
     unseen: deque[int] = field(default_factory=deque)
     pending: dict[int, int] = field(default_factory=dict)
@@ -61,13 +61,13 @@ class World:
         self.now_s = 0.0
         self.jobs: dict[int, str] = {}
         self.consumers = [Consumer(), Consumer()]
-        self.socket: deque[int] = deque()  # what reached the Facilitator on this connection and has no reply yet
+        self.socket: deque[int] = deque()  # reached the Facilitator on this connection and have no reply yet
         self.unfit: set[int] = set()
         self.stored: set[int] = set()
         self.dead: set[int] = set()
         self.settled: set[int] = set()
         self.sends: list[int] = []
-        self.attempts: Counter[int] = Counter()  # as they should be
+        self.attempts: Counter[int] = Counter()  # the expected attempts
         self.suspect: int | None = None
         self.blamed = self.may_be_outage = False
         self.start_worker()
@@ -75,9 +75,9 @@ class World:
     # --- the worker
 
     def start_worker(self) -> None:
-        """A new worker on the old streams; what the one before it had in hand comes back after `ack_wait`."""
+        """A new worker on the old streams; what the previous one had at hand comes back after `ack_wait`."""
         self.session = Session(window=WINDOW, reply_timeout_s=REPLY_TIMEOUT_S, authentication="let me in")
-        # Times are left out here: an update may have a dead letter if there is any.
+        # There are no times here: any update may have a dead letter if one exists.
         horizon = DeadLetterHorizon(*[math.inf if self.dead else -math.inf] * 2)
         self.lanes = [Lane(number, Continuity(PATIENCE_S), horizon) for number in (0, 1)]
         self.turns = Turns()
@@ -94,7 +94,7 @@ class World:
         self.lanes[number].began(self.consumers[number].state(), self.now_s)
 
     def deliver(self, number: int, sequences: list[int], *, lost: bool = False) -> None:
-        """The server delivers these, and they are read together, unless they get lost."""
+        """The server delivers these updates, and they are read together, unless they are lost."""
         lane, consumer = self.lanes[number], self.consumers[number]
         deliveries = []
         for sequence in sequences:
@@ -111,13 +111,13 @@ class World:
         self.open()
 
     def look(self, number: int) -> None:
-        """See whether a held lane may flow."""
+        """Release a held lane if nothing is missing."""
         if self.lanes[number].held:
             self.lanes[number].resolve(self.consumers[number].state(), self.now_s)
         self.open()
 
     def open(self) -> None:
-        """Let out what may go."""
+        """Send all that may be sent."""
         for update in self.session.fill(self.turns.take, self.now_s):
             self._send(update)
         if self.dead_lettering is None:
@@ -129,7 +129,7 @@ class World:
         self.open()
 
     def dead_letter(self, *, written: bool, term_lost: bool = False) -> None:
-        """Look the next one up and write its dead letter, or fail to."""
+        """Look up the next update to be dead-lettered and write its dead letter, or fail to."""
         update, self.dead_lettering = self.dead_lettering, None
         self._check_turn(update)
         if not written:
@@ -165,7 +165,7 @@ class World:
     # --- the Facilitator and the way there
 
     def reply(self, kind: str, *, ack_lost: bool = False) -> None:
-        """Answer the oldest update of the connection; one that is stored is always a duplicate."""
+        """Answer the oldest update of the connection; one that is stored already is always a duplicate."""
         sequence = self.socket.popleft()
         kind = "duplicate" if sequence in self.stored else kind
         if kind == "success":
@@ -176,14 +176,14 @@ class World:
         self.receive(REPLIES[kind], ack_lost=ack_lost)
 
     def stall(self) -> None:
-        """No answer comes for as long as one is waited for."""
+        """No answer comes within the timeout."""
         self.now_s += REPLY_TIMEOUT_S
         if self.session.overdue(self.now_s) is not None:
             self.receive(REPLIES["success"])  # too late
             self.lose(1002)
 
     def drop(self, code: int | None, *, stored: bool) -> None:
-        """The connection goes away; the oldest update may have been stored before."""
+        """The connection is lost; the oldest update may have been stored before."""
         if self.socket and stored:
             self.stored.add(self.socket[0])
         if self.socket and code in (None, 1009):
@@ -199,7 +199,7 @@ class World:
             update.lane.put_back(update)
 
     def connect(self, how: str) -> None:
-        """Connect, or fail in one of the two ways in which an outage lets one fail."""
+        """Connect, or fail in one of the two ways that an outage can cause."""
         if how != "let in":
             self.blamed = self.blamed and not self.may_be_outage
         if how == "no connection":
@@ -248,7 +248,7 @@ class World:
             self.consumers[LANES[job]].unseen.append(sequence)
 
     def deliver_all(self) -> None:
-        """Deliver again whatever is pending and not at hand, and then what is new."""
+        """Redeliver what is pending and not at hand, then deliver what is new."""
         for number, consumer in enumerate(self.consumers):
             at_hand = {update.sequence for update in self.lanes[number].at_hand()}
             again = sorted(set(consumer.pending) - at_hand, reverse=True)
@@ -257,7 +257,7 @@ class World:
             self.look(number)
 
     def calm_down(self) -> None:
-        """Time passes, everybody is well, until nothing is left to do; bounded, because a deadlock never ends."""
+        """Let time pass without faults until all is settled. Steps are limited, because a deadlock never ends."""
         for _ in range(5 + 2 * len(self.jobs)):
             if not any(consumer.pending or consumer.unseen for consumer in self.consumers):
                 return
@@ -292,7 +292,7 @@ def test_a_lost_delivery_holds_the_lane_until_it_comes_back():
 
 
 def test_a_poison_update_goes_down_alone():
-    """An update that drops every connection gains all the attempts, is sent alone after the first, and ends dead."""
+    """An update that drops every connection is sent alone after the first drop, and is dead-lettered at last."""
     world = connected("a", "c")
     world.deliver_all()
     while world.attempts[1] < POLICY.max_attempts:
@@ -304,7 +304,7 @@ def test_a_poison_update_goes_down_alone():
 
 
 def test_an_outage_costs_no_attempts():
-    """However often the reconnect fails after a drop, all that was unanswered is sent again, unblamed, and settled."""
+    """However often the reconnect fails after a drop, all unanswered updates are sent again, and no attempt counts."""
     world = connected("a", "c")
     world.deliver_all()
     world.drop(None, stored=True)
@@ -315,7 +315,7 @@ def test_an_outage_costs_no_attempts():
 
 
 def test_a_dead_letter_that_the_server_did_not_hear_of():
-    """The next worker finds the dead letter of an update whose end was lost, and goes on with the job's next one."""
+    """If the TERM of a dead-lettered update was lost, the next worker finds its dead letter and goes on."""
     world = connected("a", "a")
     world.look(0)
     world.deliver(0, [world.consumers[0].next()])
@@ -440,6 +440,6 @@ TestInterleavings.settings = settings(
     max_examples=80,
     stateful_step_count=40,
     deadline=None,
-    phases=[phase for phase in Phases if phase is not Phases.explain],  # it takes a minute to say little
+    phases=[phase for phase in Phases if phase is not Phases.explain],  # it takes a minute, and says little
 )
 TestInterleavings.__doc__ = "In any interleaving each job's updates go in stream order, and each settles exactly once."

@@ -1,4 +1,4 @@
-"""What the owner of a lane may say is settled: never too much, whatever was lost on the way."""
+"""The owner of a lane never reports an update as settled that is not, whatever was lost."""
 
 import math
 
@@ -23,7 +23,7 @@ def state(delivered: int, told_at_s: float = 100.0) -> ConsumerState:
 def released_at(
     delivered: int, *, began_at: int | None = None, missing: int = 0, own: tuple[int, ...] = ()
 ) -> SettlementLog:
-    """What is known when a lane was released at time 100, after so many deliveries, `began_at` of them before us."""
+    """The log after a release at time 100: `delivered` updates were delivered, `began_at` of them to earlier owners."""
     log = SettlementLog()
     log.began(state(delivered if began_at is None else began_at))
     log.released(state(delivered), missing, {"a": own})
@@ -37,7 +37,7 @@ def settled(
 
 
 def test_nothing_is_known_at_first():
-    """Until a lane is released for the first time only what is at hand is known, not to be settled."""
+    """Before a lane's first release only updates at hand are known: they are not settled."""
     log = SettlementLog()
     log.began(state(6))
     log.delivered([FakeDelivery(7, stored_at_s=0.0)], held=True)
@@ -47,7 +47,7 @@ def test_nothing_is_known_at_first():
 
 
 def test_own_updates():
-    """What was delivered to the owner is settled as soon as it is not at hand; what was not delivered is not."""
+    """An update delivered to the owner is settled once it is not at hand; one that was not delivered is not."""
     log = released_at(10)
     for sequence in (11, 12):
         log.delivered([FakeDelivery(sequence, stored_at_s=0.0)], held=False)
@@ -57,7 +57,7 @@ def test_own_updates():
 
 
 def test_own_dead_letters():
-    """What the owner has dead-lettered is told apart from what it has acknowledged, job by job."""
+    """Updates that the owner dead-lettered are distinguished from those that it acknowledged, for each job."""
     log = released_at(10)
     for sequence in (11, 12, 13):
         log.delivered([FakeDelivery(sequence, stored_at_s=0.0)], held=False)
@@ -68,7 +68,7 @@ def test_own_dead_letters():
 
 
 def test_too_many_dead_letters(monkeypatch):
-    """With more dead letters than it remembers the owner knows nothing any more of what was before."""
+    """If there are more dead letters than the owner can remember, it knows nothing about the updates before."""
     monkeypatch.setattr(progress, "_MOST_DEAD_LETTERS", 2)
     log = released_at(10)
     for sequence in (11, 12, 13, 14):
@@ -81,21 +81,21 @@ def test_too_many_dead_letters(monkeypatch):
 
 
 def test_inherited_updates():
-    """What was delivered before the owner came is settled or given up, if all that was pending has come to hand."""
+    """Updates delivered to earlier owners are settled or given up, if everything pending has been at hand."""
     assert Settled.UNLESS_GIVEN_UP is settled(released_at(10), 10)
     assert Settled.NO is settled(released_at(10), 10, 10)
     assert Settled.UNKNOWN is settled(released_at(10, missing=1), 10)
 
 
 def test_delivered_while_held():
-    """Of what was delivered while the lane was held only what came to hand is known."""
+    """Of the updates that were delivered while the lane was held, only those that were at hand are known."""
     log = released_at(13, began_at=10, own=(12, 13))
     said = [settled(log, sequence, 13) for sequence in (10, 11, 12, 13)]
     assert [Settled.UNLESS_GIVEN_UP, Settled.UNKNOWN, Settled.ACKNOWLEDGED, Settled.NO] == said
 
 
 def test_gap():
-    """While a lane is held for a gap in its deliveries what was known before it is known, and afterwards the rest."""
+    """While a lane is held for a gap, earlier knowledge stays valid; later updates are known after the release."""
     log = released_at(10)
     log.delivered([FakeDelivery(11, stored_at_s=0.0)], held=False)
     log.delivered([FakeDelivery(14, stored_at_s=0.0)], held=True)
@@ -108,7 +108,7 @@ def test_gap():
 
 
 def test_stream_made_anew():
-    """An update that is younger than all that is known of is of another stream, whatever its sequence is."""
+    """An update that is younger than all known ones belongs to another stream, whatever its sequence is."""
     log = released_at(10)
     assert Settled.UNKNOWN is settled(log, 5, stored_at_s=100.5)
     log.delivered([FakeDelivery(11, stored_at_s=101.0)], held=False)
@@ -116,7 +116,7 @@ def test_stream_made_anew():
 
 
 class World:
-    """A lane's owner and the server, where deliveries and acknowledgements get lost and owners follow each other."""
+    """A lane's owner and the server; deliveries and acknowledgements are lost, and owners follow each other."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -152,7 +152,7 @@ class World:
         self.lane.began(self._state, self.now)
 
     def acknowledge_late(self, which: int) -> None:
-        """The owner before had sent an update, and is answered only now."""
+        """The previous owner had sent an update, and its answer comes only now."""
         if self.inherited:
             self._acknowledge(sorted(self.inherited)[which % len(self.inherited)], lost=False)
 
@@ -163,7 +163,7 @@ class World:
 
     @property
     def claimed(self) -> set[int]:
-        """What the owner says is settled."""
+        """The sequences that the owner reports as settled."""
         sure = (Settled.ACKNOWLEDGED, Settled.UNLESS_GIVEN_UP)
         return {each for each in range(1, self.stored + 1) if self.said_of(each) in sure}
 
@@ -205,7 +205,7 @@ EVENTS = st.one_of(
 
 @given(st.lists(EVENTS, max_size=60))
 def test_never_too_much(events):
-    """Whatever gets lost, whoever takes over and whatever comes back late: what is said to be settled is."""
+    """Whatever is lost, taken over or comes back late: every update that is reported as settled is settled."""
     world = World()
     for name, arguments in events:
         getattr(world, name)(**arguments)

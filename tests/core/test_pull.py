@@ -10,20 +10,20 @@ BATCH = 8
 EXPIRES_S = 30.0
 CAPACITY = 10
 DELIVERED = 100
-"""How many deliveries the consumer had made before."""
+"""How many deliveries the consumer had made before the test."""
 
 
 LEASE_TTLS_S = 0.5, 1, 5, 15, 60, 3600
 ACK_WAITS_S = 0.05, 0.5, 1, 2, 5, 30, 3600
 NEW_PULL_S = 0.3
-"""What it takes to make requests anew, once it is noticed that nobody serves them."""
+"""How long new requests take, once it is noticed that the old ones are not served."""
 
 
 @pytest.mark.parametrize("ack_wait_s", ACK_WAITS_S)
 @pytest.mark.parametrize("lease_ttl_s", LEASE_TTLS_S)
 def test_dead_requests_are_made_anew_while_a_lane_is_patient(lease_ttl_s, ack_wait_s):
-    """Whatever the settings, requests that nobody serves are made anew before a held lane goes on without what is
-    missing, and the server serves none of a worker whose lease is over.
+    """With all settings, dead requests are replaced before a held lane goes on without what is missing, and no request
+    outlives the lease of its worker.
     """
     expires_s = expiry_s(lease_ttl_s, ack_wait_s)
     assert expires_s <= lease_ttl_s
@@ -53,12 +53,12 @@ def window_with(outstanding):
     ],
 )
 def test_requests_are_topped_up_at_half_a_batch(outstanding, room, wanted):
-    """At half a batch or less the request fills up to the batch or the room, whichever is less; above it nothing."""
+    """At half a batch or less, a request fills up to the batch or the room, whichever is less; above, there is none."""
     assert wanted == window_with(outstanding).wanted(room)
 
 
 def test_a_batch_of_one_flows():
-    """With a batch of 1 each delivery makes way for the next request."""
+    """With a batch of 1, each delivery allows the next request."""
     window = PullWindow(1, EXPIRES_S)
     before = window.wanted(5)
     window.requested(before)
@@ -68,7 +68,7 @@ def test_a_batch_of_one_flows():
 
 
 def test_a_surplus_delivery_owes_nothing():
-    """A delivery that nobody counts on any more does not make the window ask for more than a batch."""
+    """A delivery beyond what was requested does not make the window ask for more than a batch."""
     window = window_with(0)
     window.delivered_up_to += 3
     window.requested(window.wanted(100))
@@ -97,7 +97,7 @@ def test_a_surplus_delivery_owes_nothing():
     ],
 )
 def test_every_status_says_what_becomes_of_the_requests(code, description, pending, signal, outstanding):
-    """A status that returns what a request still owed is asked again for it; what is not understood starts over."""
+    """A status that ends a request makes the rest of it available for new ones; an unknown status starts over."""
     window = window_with(6)
     assert (signal, outstanding) == (window.status(code, description, pending), window.outstanding)
 
@@ -111,14 +111,14 @@ def test_after_a_reset_a_whole_batch_is_wanted():
 
 @pytest.mark.parametrize(("delivered", "low"), [(0, False), (BATCH // 2 - 1, False), (BATCH // 2, True), (BATCH, True)])
 def test_the_low_mark_is_half_a_batch(delivered, low):
-    """When half a batch has come, and not before, it is time to ask for more."""
+    """When half a batch has come, and not before, more is requested."""
     window = window_with(BATCH)
     window.delivered_up_to += delivered
     assert (low, low) == (window.is_low, window.delivered_up_to >= window.low_at)
 
 
 class Pulls(RuleBasedStateMachine):
-    """Updates come, stay for a while and go; requests are made whenever the window wants some."""
+    """Updates come, stay for a while and are settled; requests are made whenever the window wants some."""
 
     def __init__(self):
         super().__init__()

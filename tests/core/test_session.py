@@ -37,19 +37,19 @@ def let_in(session, now=0.0):
 
 
 def send(session, update, now_s=0.0):
-    """Send an update, if there is room for it."""
+    """Send an update, if there is room."""
     return list(session.fill(lambda _room, _now_s: [update], now_s))
 
 
 def room(session):
-    """How many updates the session would take now."""
+    """How many updates the session would send now."""
     rooms = []
     session.fill(lambda room, _now_s: rooms.append(room) or (), 0.0)
     return sum(rooms)
 
 
 def session_in(phase, *updates):
-    """A session in `phase` at time 0 with `updates` unanswered; PROBING is reached by a drop of the first of them."""
+    """A session in `phase` at time 0 with `updates` unanswered; PROBING is reached by a drop on the first of them."""
     session = new_session()
     if phase is Phase.CLOSED:
         return session
@@ -84,7 +84,7 @@ EVENTS = {
     "failed to open": lambda session: session.failed_to_open(),
 }
 
-# Each cell: what comes out, and the phase after. No connection, no messages: CLOSED has no row for them.
+# Each cell: the result, and the phase after it. CLOSED has no row for messages, which need a connection.
 STATE_TABLE = {
     Phase.CLOSED: {
         "opened": (AUTHENTICATION, Phase.AUTHENTICATING),
@@ -155,7 +155,7 @@ STATE_TABLE = {
 
 @pytest.mark.parametrize(("phase", "event"), [(phase, event) for phase, row in STATE_TABLE.items() for event in row])
 def test_what_every_event_does_in_every_phase(phase, event):
-    """With update "a" unanswered where one can be, each event gives what the table says, and leads where it says."""
+    """With update "a" unanswered where that is possible, each event gives the result and the phase in the table."""
     session = session_in(phase, "a")
     outcome, phase_after = STATE_TABLE[phase][event]
     if outcome is AssertionError:
@@ -169,7 +169,7 @@ def test_what_every_event_does_in_every_phase(phase, event):
 
 
 def test_without_authentication_an_empty_message_goes_first():
-    """Behind a trusted proxy no update is sent before somebody has answered, if only with a complaint."""
+    """Behind a trusted proxy an empty message is sent first, and updates only after any answer to it, even an error."""
     session = new_session(authentication=None)
     assert ("{}", 0) == (session.opened(0.0), room(session))
     complaint = '{"status":"error","errors":[{"type":"union_tag_not_found","msg":"what is this?"}]}'
@@ -177,7 +177,7 @@ def test_without_authentication_an_empty_message_goes_first():
 
 
 def test_an_empty_message_that_is_answered_with_a_demand_for_authentication_is_refused():
-    """Without a proxy that signs in for us, an update would not be taken either."""
+    """If the empty message is answered with a demand for authentication, no update is sent: no proxy signs in."""
     session = new_session(authentication=None)
     session.opened(0.0)
     assert (SignInRefused("auth.not_authenticated: who are you"), 0) == (
@@ -188,14 +188,14 @@ def test_an_empty_message_that_is_answered_with_a_demand_for_authentication_is_r
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_there_is_room_only_while_open(phase):
-    """Only an open session takes updates, and only as many as the window has left."""
+    """Only an open session takes updates, at most as many as the window has left."""
     assert (WINDOW - 1 if phase is Phase.OPEN else 0) == room(session_in(phase, "a"))
 
 
 @given(st.lists(st.sampled_from(["send", "answer", "push"]), max_size=60), st.integers(1, 5))
 @settings(deadline=None, max_examples=50)
 def test_replies_answer_first_in_first_out_within_the_window(steps, window):
-    """However sends, replies and pushes mix: each reply answers the oldest, never more than `window` are unanswered."""
+    """In any mix of sends, replies and pushes, each reply answers the oldest, and at most `window` are unanswered."""
     session = new_session(window)
     let_in(session)
     sent, answered = [], []
@@ -212,12 +212,12 @@ def test_replies_answer_first_in_first_out_within_the_window(steps, window):
 
 
 def test_a_full_window_takes_no_more():
-    """With a full window nobody is asked for more."""
+    """A full window asks for no update."""
     assert [] == send(session_in(Phase.OPEN, *range(WINDOW)), "one too many")
 
 
 def test_the_round_trip_is_measured_from_the_send():
-    """An answer tells how long its own update was on its way."""
+    """An answer carries the round-trip time of its own update."""
     session = session_in(Phase.OPEN)
     send(session, "a", 1.0)
     send(session, "b", 2.0)
@@ -226,14 +226,14 @@ def test_the_round_trip_is_measured_from_the_send():
 
 @pytest.mark.parametrize("reply", [SUCCESS, NOT_FOUND])
 def test_an_unmatched_reply_breaks_the_connection(reply):
-    """A reply that nothing was asked for means that the pairing was wrong all along."""
+    """A reply without an unanswered update breaks the connection: earlier replies may have been matched wrongly."""
     session = session_in(Phase.OPEN, "a")
     session.received(SUCCESS, 0.0)
     assert Broken("the Facilitator answered something that was not asked") == session.received(reply, 0.0)
 
 
 def test_a_forgotten_authentication_is_not_the_updates_fault():
-    """`auth.not_authenticated` breaks the connection; the updates stay unanswered, and nobody is suspected."""
+    """`auth.not_authenticated` breaks the connection; the updates stay unanswered, and none becomes a suspect."""
     session = session_in(Phase.OPEN, "a", "b")
     broken = session.received(NOT_KNOWN, 0.0)
     assert Broken("the Facilitator has forgotten that we are authenticated") == broken
@@ -242,7 +242,7 @@ def test_a_forgotten_authentication_is_not_the_updates_fault():
 
 @pytest.mark.parametrize(("sent_s", "now", "broken"), [(0.0, 59.9, False), (0.0, 60.0, True), (5.0, 60.0, False)])
 def test_an_overdue_answer_breaks_the_connection(sent_s, now, broken):
-    """The oldest unanswered update has `reply_timeout_s` from its own send."""
+    """The oldest unanswered update must be answered within `reply_timeout_s` of its own send."""
     session = session_in(Phase.OPEN)
     send(session, "a", sent_s)
     send(session, "b", sent_s + 1)
@@ -250,21 +250,21 @@ def test_an_overdue_answer_breaks_the_connection(sent_s, now, broken):
 
 
 def test_nothing_is_overdue_while_nothing_is_asked():
-    """An idle connection is never broken for want of answers."""
+    """An idle connection never breaks for a missing answer."""
     session = session_in(Phase.OPEN, "a")
     session.received(SUCCESS, 0.0)
     assert None is session.overdue(1e9)
 
 
 def test_heartbeats_go_out_at_once_and_then_every_interval():
-    """The first one announces us to the Facilitator; each later one is due an interval after the one before it."""
+    """The first heartbeat is sent at once; each later one is due an interval after the one before."""
     session = session_in(Phase.OPEN)
     times = (0.0, 1.0, HEARTBEAT_INTERVAL_S - 0.1, HEARTBEAT_INTERVAL_S, HEARTBEAT_INTERVAL_S + 1, 200.0)
     assert [HEARTBEAT, None, None, HEARTBEAT, None, HEARTBEAT] == [session.heartbeat(now) for now in times]
 
 
 def test_each_connection_starts_with_a_heartbeat():
-    """A new connection does not wait for the interval of the old one."""
+    """A new connection sends a heartbeat at once, whatever was left of the old one's interval."""
     session = session_in(Phase.OPEN)
     session.heartbeat(0.0)
     session.closed(1012)
@@ -278,7 +278,7 @@ def test_each_connection_starts_with_a_heartbeat():
 )
 @settings(deadline=None, max_examples=50)
 def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
-    """Whoever sleeps from one deadline to the next, whatever happens meanwhile, misses no heartbeat and no timeout."""
+    """A caller that sleeps from one deadline to the next never misses a heartbeat or a timeout."""
     session = new_session(reply_timeout_s=reply_timeout_s)
     now, asleep_until = 0.0, float("inf")
     for step, pause_s in steps:
@@ -304,14 +304,14 @@ def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
 
 
 def test_the_deadline_before_we_are_let_in_counts_the_heartbeats_too():
-    """Whoever goes to sleep while the authentication is unanswered wakes in time for the second heartbeat."""
+    """A caller that sleeps while the authentication is unanswered wakes in time for the second heartbeat."""
     session = new_session(reply_timeout_s=3 * HEARTBEAT_INTERVAL_S)
     session.opened(0.0)
     assert HEARTBEAT_INTERVAL_S == session.deadline(0.0)
 
 
 def test_a_drop_makes_the_first_unanswered_update_the_suspect():
-    """The suspect stays with the session; the others are given back in the order in which they were sent."""
+    """The suspect stays with the session; the others are returned in the order in which they were sent."""
     session = session_in(Phase.OPEN, "a", "b", "c")
     session.received(SUCCESS, 0.0)
     assert Lost(("c",), "b") == session.closed(None)
@@ -324,13 +324,13 @@ def test_a_drop_makes_the_first_unanswered_update_the_suspect():
     + [(code, False) for code in (1000, 1001, 1002, 1006, 1011, 1012, 1013, 3000, 3001)],
 )
 def test_only_a_silent_drop_or_a_complaint_about_a_message_blames(code, blames):
-    """A close frame that does not speak of a message is the world's fault, and every update goes back."""
+    """After a close frame that does not complain about a message, nothing is suspected; every update is returned."""
     session = session_in(Phase.OPEN, "a", "b")
     assert (Lost(("b",), "a") if blames else Lost(("a", "b"), None)) == session.closed(code)
 
 
 def test_a_drop_with_nothing_unanswered_blames_nobody():
-    """An idle connection that goes away has no suspect."""
+    """When an idle connection is lost, there is no suspect."""
     session = session_in(Phase.OPEN)
     assert (Lost((), None), Opened()) == (session.closed(None), let_in(session))
 
@@ -361,7 +361,7 @@ FAILURES = [refused_at_the_door, dropped_at_authentication, told_to_go_away, nev
 
 @pytest.mark.parametrize("fail", FAILURES)
 def test_a_failed_reconnect_speaks_for_the_suspect(fail):
-    """If the Facilitator is away after the drop, the update did not do it: it is tried alone, but not blamed."""
+    """If the reconnect after the drop fails, the Facilitator was away: the suspect is tried alone, but not blamed."""
     session = session_in(Phase.OPEN, "a", "b")
     session.closed(None)
     fail(session)
@@ -370,7 +370,7 @@ def test_a_failed_reconnect_speaks_for_the_suspect(fail):
 
 @pytest.mark.parametrize("fail", FAILURES)
 def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
-    """On probation the suspect was the only one there: an outage afterwards is no excuse."""
+    """A suspect that was sent alone is blamed for the drop, even if the reconnect fails."""
     session = session_in(Phase.PROBING, "a")
     session.closed(None)
     fail(session)
@@ -379,14 +379,14 @@ def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
 
 @pytest.mark.parametrize(("code", "blamed"), [(None, True), (1009, True), (1012, False), (1011, False)])
 def test_a_second_break_is_judged_like_the_first(code, blamed):
-    """A suspect is blamed again only if its probation ends in a drop or a complaint; it stays suspected either way."""
+    """A suspect is blamed again only if its probe ends in a drop or a complaint; it stays suspect in any case."""
     session = session_in(Phase.PROBING, "a")
     lost = session.closed(code)
     assert (Lost((), "a"), Opened("a", blamed=blamed, alone=blamed)) == (lost, let_in(session))
 
 
 def test_a_probation_that_we_broke_off_blames_nobody():
-    """If it is us who give up on the connection, the suspect is tried again without an attempt."""
+    """If we close the connection during a probe, the suspect is tried again without an attempt."""
     session = session_in(Phase.PROBING, "a")
     session.overdue(TIMEOUT_S)
     lost = session.closed(None)
@@ -394,7 +394,7 @@ def test_a_probation_that_we_broke_off_blames_nobody():
 
 
 def test_a_late_answer_on_a_broken_connection_answers_nobody():
-    """What comes after we gave up is not paired: the suspect is tried again, and is not settled behind our back."""
+    """An answer after we gave up on the connection is not matched: the suspect is tried again, not settled."""
     session = session_in(Phase.PROBING, "a")
     session.overdue(TIMEOUT_S)
     late = session.received(SUCCESS, TIMEOUT_S)
@@ -402,7 +402,7 @@ def test_a_late_answer_on_a_broken_connection_answers_nobody():
 
 
 def test_a_drop_before_the_probe_blames_nobody():
-    """A suspect that was not sent yet cannot have dropped this connection."""
+    """A suspect that was not sent on this connection cannot have dropped it."""
     session = session_in(Phase.PROBING, "a")
     session.closed(1012)
     let_in(session)
@@ -412,7 +412,7 @@ def test_a_drop_before_the_probe_blames_nobody():
 
 @pytest.mark.parametrize("answer", [SUCCESS, NOT_FOUND])
 def test_an_answer_absolves_the_suspect(answer):
-    """Any answer shows that the update drops no connections: the window opens, and nobody is suspected any more."""
+    """Any answer shows that the suspect drops no connections: the window opens, and it is no suspect any more."""
     session = session_in(Phase.PROBING, "a", "b")
     session.received(answer, 0.0)
     assert (Phase.OPEN, WINDOW) == (session.phase, room(session))
@@ -420,7 +420,7 @@ def test_an_answer_absolves_the_suspect(answer):
 
 
 def test_a_suspect_dealt_with_otherwise_makes_way():
-    """When the suspect goes to the dead letters instead, the session opens for the others at once."""
+    """When the suspect is dead-lettered instead, the session opens for the others at once."""
     session = session_in(Phase.OPEN, "a")
     session.closed(None)
     let_in(session)
@@ -429,7 +429,7 @@ def test_a_suspect_dealt_with_otherwise_makes_way():
 
 
 def test_a_session_shows_its_state():
-    """What is printed tells the phase, the window and whether there is a suspect."""
+    """`repr` shows the phase, the window and whether there is a suspect."""
     open_, probing = session_in(Phase.OPEN, "a"), session_in(Phase.PROBING, "a")
     assert ("<Session OPEN: 1 of 4 unanswered>", "<Session PROBING: 1 of 4 unanswered, with a suspect>") == (
         repr(open_),

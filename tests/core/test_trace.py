@@ -15,7 +15,7 @@ def test_parsed(flags):
 
 @pytest.mark.parametrize("rest", ["", "-", "-what-comes-later"])
 def test_later_version(rest):
-    """Of a version that is not known yet the part that is known is read."""
+    """Of an unknown later version, the known part is read."""
     assert TraceContext(int(TRACE, 16), int(SPAN, 16), 1) == parse_traceparent(f"cc-{TRACE}-{SPAN}-01{rest}")
 
 
@@ -39,13 +39,13 @@ def test_later_version(rest):
     ],
 )
 def test_malformed(text):
-    """What the standard does not allow is no traceparent, and is not logged as one."""
+    """A value that the standard does not allow is not a traceparent, and is not logged as one."""
     assert parse_traceparent(text) is None
     assert {} == traced({"traceparent": text})
 
 
 def test_header():
-    """The header is found in both spellings that clients use, empty or not, and is a field of log lines."""
+    """The header is found in both spellings that clients use, even if it is empty, and becomes a field of log lines."""
     assert [TRACEPARENT, TRACEPARENT, "", None] == [
         traceparent_of(headers)
         for headers in ({"traceparent": TRACEPARENT}, {"Traceparent": TRACEPARENT}, {"traceparent": ""}, {"a": "b"})

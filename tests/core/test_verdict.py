@@ -13,7 +13,7 @@ def refusal(*types):
 
 
 def test_success_acknowledges():
-    """Success acknowledges, however many attempts came before."""
+    """Success acknowledges the update, however many attempts came before."""
     assert Ack(Outcome.ACKNOWLEDGED) == ACKNOWLEDGED == judge(Reply("success"), 9, POLICY)
 
 
@@ -36,7 +36,7 @@ def test_an_update_that_is_already_there_is_acknowledged(types):
     ],
 )
 def test_what_the_facilitator_cannot_read_is_not_tried_again(type_):
-    """A pydantic error dead-letters at the first attempt, with the Facilitator's words."""
+    """A pydantic error dead-letters at the first attempt, and quotes the Facilitator."""
     error = f"the Facilitator refused the update: {type_}: because"
     assert DeadLetter(Reason.REFUSED, error) == judge(refusal(type_), 1, POLICY)
 
@@ -44,7 +44,7 @@ def test_what_the_facilitator_cannot_read_is_not_tried_again(type_):
 @pytest.mark.parametrize("types", [("job.not_found",), ("something.new",), ()])
 @pytest.mark.parametrize("attempts", [1, 4])
 def test_any_other_error_is_tried_again(types, attempts):
-    """An error that may pass is retried while attempts are left, also one that nobody has seen before."""
+    """An error that may be temporary, also an unknown one, is retried while attempts are left."""
     told = "; ".join(f"{type_}: because" for type_ in types) or "an error without a word of explanation"
     assert Retry(told, POLICY.backoff.delay_s(attempts)) == judge(refusal(*types), attempts, POLICY)
 
@@ -59,17 +59,17 @@ def test_any_other_error_is_tried_again(types, attempts):
     ],
 )
 def test_the_last_attempt_ends_in_the_dead_letters(types, reason):
-    """At `max_attempts` the reason says whether it was the unknown job or something else."""
+    """At `max_attempts` the update is dead-lettered; the reason says whether the job was unknown."""
     assert reason == judge(refusal(*types), 5, POLICY).reason
 
 
 def test_a_dead_letter_quotes_the_last_answer():
-    """Whoever reads the dead letter learns how often it was tried and what was said last."""
+    """The dead letter says how often the update was tried, and quotes the last answer."""
     error = "the Facilitator answered 5 times, the last time: job.not_found: because"
     assert DeadLetter(Reason.JOB_NOT_FOUND, error) == judge(refusal("job.not_found"), 5, POLICY)
 
 
 def test_a_suspected_drop_is_tried_again_until_the_attempts_are_used_up():
-    """Drops count like answers: below `max_attempts` the suspect may go again, at it it is dead-lettered."""
+    """Drops count like answers: below `max_attempts` the suspect may be sent again, then it is dead-lettered."""
     reasons = [getattr(judge_drop(attempts, POLICY), "reason", None) for attempts in (1, 4, 5)]
     assert [None, None, Reason.CONNECTION_DROPPED] == reasons

@@ -1,4 +1,4 @@
-"""`relay ...` as a user runs it: in this process, because a new one takes a second, or on a terminal of its own."""
+"""Runs `relay ...` as a user does: in this process, because a new one takes a second, or in a terminal of its own."""
 
 import asyncio
 import contextlib
@@ -32,14 +32,14 @@ class Ended(NamedTuple):
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """What a command is run with: `NATS_URL=...`, and nothing of this machine's."""
+    """The environment of a command: `NATS_URL=...`, and none of this machine's variables."""
     return {"PATH": os.environ["PATH"], "NO_COLOR": "1"} | {f"RELAY_{name}": value for name, value in settings.items()}
 
 
 def make_command(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., Any]:
-    """`await command("doctor", NATS_URL=...)`: runs it to its end in `folder`, off a terminal, 200 columns wide."""
+    """`await command("doctor", NATS_URL=...)` runs it to its end in `folder`, without a terminal, 200 columns wide."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(logs, "configure", lambda *_: None)  # it would keep the standard error of one run for good
+    monkeypatch.setattr(logs, "configure", lambda *_: None)  # it would keep the first run's standard error
     monkeypatch.setenv("COLUMNS", "200")
 
     async def command(*arguments: str, stdin: bytes = b"", **settings: str) -> Ended:
@@ -56,7 +56,7 @@ def make_command(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[...,
 
 @contextlib.contextmanager
 def _standard_input(content: bytes) -> Iterator[None]:
-    """The commands read the file descriptor, not `sys.stdin`."""
+    """Replace the file descriptor, because the commands read it, not `sys.stdin`."""
     saved = os.dup(0)
     with tempfile.TemporaryFile() as file:
         file.write(content)
@@ -81,7 +81,7 @@ def _run() -> Ended:
 
 
 async def start_command(folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
-    """`relay ...` as a process of its own, with pipes: for signals, and for what it prints while it runs."""
+    """`relay ...` as a process of its own, with pipes: to send signals, and to read output while it runs."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", *arguments),
         cwd=folder,
@@ -98,7 +98,7 @@ def hotkey_file(folder: Path, keypair: Keypair) -> str:
 
 
 class Terminal:
-    """A process on a terminal; `screen` is all that it has written so far."""
+    """A process in a terminal; `screen` is all that it has written so far."""
 
     def __init__(self, process: asyncio.subprocess.Process, reader: int) -> None:
         self.process = process
@@ -109,7 +109,7 @@ class Terminal:
         asyncio.get_running_loop().add_reader(reader, self._read)
 
     async def shows(self, text: str, after: int = 0) -> None:
-        """Wait until `text` is written, behind position `after` of the screen."""
+        """Wait until `text` appears after position `after` of the screen."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 while text not in self.screen[after:]:
@@ -122,7 +122,7 @@ class Terminal:
         os.write(self._reader, text.encode())
 
     async def finished(self) -> int:
-        """Wait until the process has written all and ended; returns its exit code."""
+        """Wait until the process has ended and all its output is read; returns its exit code."""
         async with asyncio.timeout(TIMEOUT_S):
             while not self._ended:
                 self._news.clear()
@@ -130,14 +130,14 @@ class Terminal:
             return await self.process.wait()
 
     def resize(self, columns: int, lines: int) -> None:
-        """Give the terminal another size, which the process learns of by SIGWINCH."""
+        """Change the terminal's size; the process gets SIGWINCH."""
         fcntl.ioctl(self._reader, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process.send_signal(signal.SIGWINCH)
 
     def _read(self) -> None:
         try:
             chunk = os.read(self._reader, 65536)
-        except OSError:  # that is how a terminal ends
+        except OSError:  # Linux reports the end of a terminal in this way
             chunk = b""
         if not chunk:
             asyncio.get_running_loop().remove_reader(self._reader)
@@ -150,7 +150,7 @@ class Terminal:
 async def on_terminal(
     *arguments: str, columns: int = 80, lines: int = 24, kind: str = "xterm", **settings: str
 ) -> AsyncIterator[Terminal]:
-    """`relay ...` on a terminal of so many columns and lines; killed at the end if it still runs."""
+    """`relay ...` in a terminal of this many columns and lines; killed at the end if it still runs."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = await asyncio.create_subprocess_exec(

@@ -17,16 +17,16 @@ from relay.local.traffic import TrafficSource
 
 LANES = 4
 ELECTION_S = 20
-"""What an election and whoever waits for it may take together; 4 to 9 s are usual."""
+"""The longest time for an election and the reconnects after it; 4 to 9 s are usual."""
 
 
 def scene_at(node: NatsServer, facilitator: FacilitatorSimulator, **variables: str) -> Scene:
-    """A scene whose relay and producer connect to `node`, and learn of the others from it."""
+    """A scene whose relay and producer connect to `node`, and learn the addresses of the other nodes from it."""
     return Scene(node, facilitator, REPLICAS="3", ACK_WAIT="1", **variables)
 
 
 async def lead(cluster: NatsCluster, leader: NatsServer, but: str = "", instead: NatsServer | None = None) -> None:
-    """Make `leader` the one who leads all that the relay works with, and `instead` the leader of `but`."""
+    """Make `leader` the leader of all streams and consumers of the relay, except `but`, which `instead` leads."""
 
     def of(name: str) -> NatsServer:
         return instead if name == but else leader
@@ -40,7 +40,7 @@ async def lead(cluster: NatsCluster, leader: NatsServer, but: str = "", instead:
 
 @contextlib.asynccontextmanager
 async def load(scene: Scene) -> AsyncIterator[None]:
-    """Publish 200 updates a second, each until it is stored, from when a few hundred are relayed."""
+    """Publish 200 updates a second, each until it is stored. The block starts when a few hundred are relayed."""
     rng = random.Random(1)
     enough = asyncio.Event()
 
@@ -63,6 +63,6 @@ async def load(scene: Scene) -> AsyncIterator[None]:
 
 
 async def flows(scene: Scene) -> list[str]:
-    """How an update of each lane is settled that is published now."""
+    """Publish an update in each lane, and return how each is settled."""
     probes = await asyncio.gather(*(scene.publish(new_job(lane, LANES)) for lane in range(LANES)))
     return await scene.settled(*probes, timeout_s=ELECTION_S)

@@ -55,7 +55,7 @@ class Dlq:
         return await publish_confirmed(self.client, status_subject(job), body, headers)
 
     async def write(self, job: str = JOB, body: bytes = b"{}", reason: Reason = Reason.REFUSED, **headers: str) -> int:
-        """Publish an update and dead-letter it; returns the update's sequence. A header's `-` is given as `_`."""
+        """Publish an update and dead-letter it; returns the update's sequence. Write a header's `-` as `_`."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         ack = await self.publish(job, body, given or None)
         await self.write_for(job, ack.sequence, body, given, reason=reason)
@@ -76,7 +76,7 @@ class Dlq:
         reason: Reason = Reason.REFUSED,
         stored_at_s: float = 0.0,
     ) -> None:
-        """Write the dead letter of an update that has this sequence, or is said to have it."""
+        """Write a dead letter whose source has this sequence, whether it exists or not."""
         update = GivenUpdate(f"job.status.0.{job}", sequence, headers or {}, body, stored_at_s)
         await DeadLetterWriter(self.client).write(update, DeadLetter(reason, "told"), 5)
 
@@ -90,7 +90,7 @@ class Dlq:
         return [letter.sequence for letter in await self.read(selection, up_to, **how)]
 
     async def updates(self, start: int = 1) -> list[tuple[str, bytes, dict[str, str]]]:
-        """The updates that the status stream has from a sequence on: job, body and headers of each."""
+        """The updates in the status stream from a sequence on: job, body and headers of each."""
         info = await api_request(self.client, api_stream_info(STATUS_STREAM))
         found = []
         for sequence in range(start, info["state"]["last_seq"] + 1):
@@ -100,23 +100,23 @@ class Dlq:
         return found
 
     async def max_size(self) -> int:
-        """Of an update with its headers."""
+        """The size limit of an update with its headers, in bytes."""
         return (await api_request(self.client, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
 
     async def update_sequences(self) -> list[int]:
-        """Which sequences the status stream has."""
+        """The sequences in the status stream."""
         info = await api_request(self.client, api_stream_info(STATUS_STREAM), {"deleted_details": True})
         first, last = info["state"]["first_seq"], info["state"]["last_seq"]
         return sorted(set(range(first, last + 1)) - set(info["state"].get("deleted", [])))
 
     async def recreate_status_stream(self) -> None:
-        """Delete and make it anew, so that it counts from 1 again."""
+        """Delete the stream and create it again, so that it counts from 1."""
         config = (await api_request(self.client, api_stream_info(STATUS_STREAM)))["config"]
         await self.client.jetstream().delete_stream(STATUS_STREAM)
         await api_request(self.client, api_stream_create(STATUS_STREAM), config)
 
     async def updates_published(self, count: int) -> asyncio.Event:
-        """Set when so many updates were published from now on."""
+        """An event that is set when `count` updates have been published from now on."""
         published, counter = asyncio.Event(), itertools.count(1)
 
         async def watch(_: object) -> None:
@@ -128,7 +128,7 @@ class Dlq:
         return published
 
     async def replay(self, selection: Selection = EVERYTHING) -> tuple[ReplaySummary, list[ReplayResult]]:
-        """What `relay dlq replay` does."""
+        """Do what `relay dlq replay` does."""
         letters = stream.read(self.client, selection, await stream.last_sequence(self.client))
         async with contextlib.aclosing(letters):
             return await self.replay_these(letters)
@@ -140,5 +140,5 @@ class Dlq:
         return summary, results
 
     async def purge(self, selection: Selection = EVERYTHING) -> None:
-        """What `relay dlq purge` does after asking."""
+        """Do what `relay dlq purge` does after the confirmation."""
         await remove(self.client, selection, 2**40)

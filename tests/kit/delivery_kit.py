@@ -1,4 +1,4 @@
-"""Deliveries for the tests of the core, which has no I/O: as much of path/delivery.py as decisions need."""
+"""Deliveries for the tests of the core, without I/O: the part of path/delivery.py that decisions need."""
 
 import itertools
 import json
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 JOBS = {name: f"00000000-0000-4000-8000-00000000000{name}" for name in "abcdef"}
-"""UUIDs of jobs, by a letter."""
+"""UUIDs of jobs, by letter."""
 _numbers = itertools.count(1)
 
 
 def body(job: str, status: str = "accepted") -> bytes:
-    """An update that is fit to be sent."""
+    """An update that can be sent."""
     return json.dumps({"message_type": "V0JobStatusUpdate", "uuid": job, "status": status, "metadata": {}}).encode()
 
 
 @dataclass(eq=False)
 class FakeDelivery:
-    """A delivery of an update: its stream sequence, the letter of its job, and whether it is fit to be sent."""
+    """A delivery of an update: its stream sequence, the letter of its job, and whether it can be sent."""
 
     sequence: int
     letter: str = "a"

@@ -1,6 +1,6 @@
 """A nats-server with the users of deploy/nats/users.conf, and connections as each of them.
 
-One more user of the relay's account, `anybody`, may do everything there: to set scenes and to look around.
+The relay's account has one more user, `anybody`, with all permissions, to set up tests and to inspect.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ def password(role: str) -> str:
 
 
 def passwords() -> dict[str, str]:
-    """The variables that users.conf wants."""
+    """The variables that users.conf needs."""
     return {f"NATS_{role.upper()}_PASSWORD": password(role) for role in ROLES}
 
 
 def let_anybody_in(users: str) -> str:
-    """users.conf with the user who may do everything."""
+    """users.conf with the user who has all permissions."""
     return users.replace("users: [", f'users: [\n{{user: {ANYBODY}, password: "{password(ANYBODY)}"}}', 1)
 
 
 def guarded_server() -> NatsServer:
-    """The server; `passwords` have to be in the environment when it starts."""
+    """The server; `passwords` must be in its environment when it starts."""
     return NatsServer(extra_config=let_anybody_in(USERS))
 
 
@@ -53,7 +53,7 @@ def settings(server: NatsServer, role: str) -> NatsSettings:
 
 @contextlib.asynccontextmanager
 async def signed_in(server: NatsServer, role: str) -> AsyncIterator[Client]:
-    """A connection as `role`, with any client's means: not the relay's own. What is refused is not reported."""
+    """A connection as `role`, made with nats-py, not the relay's own client. It does not report permission errors."""
 
     async def ignore(_: Exception) -> None:
         pass
@@ -68,8 +68,8 @@ async def signed_in(server: NatsServer, role: str) -> AsyncIterator[Client]:
 
 
 async def until_heard(client: Client) -> None:
-    """Wait until the server has dealt with all that `client` sent, and the client has got what it was sent before.
+    """Wait until the server has processed all that `client` sent, and `client` has received what it was sent before.
 
-    Every role may ask this. (`flush` does not do: its PING overtakes what waits in the client.)
+    Every role may send this request. (`flush` does not suffice: its PING overtakes what waits in the client.)
     """
     await client.request("$JS.API.INFO", timeout=5)

@@ -11,7 +11,7 @@ from relay.local.facilitator import FacilitatorSimulator
 
 @contextlib.asynccontextmanager
 async def steadily_published(scene: Scene, backlog: int) -> AsyncIterator[None]:
-    """Publish the updates of new jobs during the block, about `backlog` of them on their way at any time."""
+    """Publish updates of new jobs during the block, so that about `backlog` of them are unsettled at any time."""
 
     def wanted(facilitator: FacilitatorSimulator) -> bool:
         return done.is_set() or len(scene.published) - len(facilitator.rows) <= backlog

@@ -1,4 +1,4 @@
-"""The oracle of the promise: what was published, against what the Facilitator stored and what was dead-lettered."""
+"""Compares what was published with what the Facilitator stored and what was dead-lettered."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -11,7 +11,7 @@ from relay.local.ledger import Row
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An update whose publish was acknowledged. `doom` is the reason with which it must end as a dead letter."""
+    """An update whose publish was acknowledged. `doom` is the reason with which it must be dead-lettered, if any."""
 
     sequence: int
     job: str
@@ -20,10 +20,10 @@ class Published:
 
 
 def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[StoredDeadLetter]) -> list[str]:
-    """In which ways the promise was not kept; nothing if it was. Ask when nothing is unsettled any more.
+    """A line for each difference, none if the promise was kept. Call it when everything is settled.
 
-    Everything published is at the Facilitator or a dead letter, as it was meant to be; nothing is both; nothing is
-    there that was not published; and each job's updates arrived in stream order.
+    The promise: everything published is at the Facilitator or a dead letter, as expected; nothing is both;
+    nothing else is there; and each job's updates arrived in stream order.
     """
     meant = sorted((each.sequence, str(each.doom)) for each in published if each.doom)
     found = sorted((letter.source_sequence, letter.reason) for letter in letters)
@@ -34,7 +34,7 @@ def oracle(published: Collection[Published], rows: Iterable[Row], letters: Itera
         arrived[row.uuid].append(row.status)
     expected: dict[str, list[str]] = defaultdict(list)
     for each in sorted(published, key=lambda each: each.sequence):
-        # The Facilitator keeps the first of each status, and has `sent` from itself.
+        # The Facilitator keeps the first of each status, and makes `sent` itself.
         if not each.doom and each.status != "sent" and each.status not in expected[each.job]:
             expected[each.job].append(str(each.status))
     broken += [

@@ -1,4 +1,4 @@
-"""The relay as a process that is listened to, and what its port of probes answers."""
+"""The relay as a process whose output is read, and requests to its HTTP port."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ class RelayProcess:
         self.lines: list[str] = []
 
     async def says(self, text: str, times: int = 1) -> list[str]:
-        """The next `times` lines that contain `text`."""
+        """Wait for the next `times` lines that contain `text`, and return them."""
         found: list[str] = []
         async with asyncio.timeout(TIMEOUT_S):
             while len(found) < times:
@@ -30,11 +30,11 @@ class RelayProcess:
         return found
 
     async def logs(self, text: str, times: int = 1) -> list[dict[str, Any]]:
-        """The fields of the next `times` lines that contain `text`, if it logs JSON."""
+        """The same, as the fields of lines in JSON."""
         return [json.loads(line) for line in await self.says(text, times)]
 
     async def ended(self) -> int:
-        """Its exit status, when it and every child has ended: until then somebody holds its output open."""
+        """Wait until it and every child have ended, and return its exit status. Children keep its output open."""
         async with asyncio.timeout(TIMEOUT_S):
             while await self._read():
                 pass
@@ -80,7 +80,7 @@ class Response(NamedTuple):
 
 
 async def ask(port: int, path: str, method: str = "GET") -> Response:
-    """What 127.0.0.1 answers on this port, whatever the status."""
+    """Ask 127.0.0.1 on this port, and return the answer, whatever its status."""
 
     def request() -> Response:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:

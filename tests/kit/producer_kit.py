@@ -1,4 +1,4 @@
-"""What the tests of the producer share: updates, what is stored of them, and a stream that the test plays."""
+"""What the producer's tests share: updates, reading what is stored, and a stream whose answers the test sends."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def numbered(job: str, count: int) -> list[JobStatusUpdate]:
 
 
 async def stored(server: NatsServer) -> dict[str, list[JobStatusUpdate]]:
-    """Each job's updates in the order of the stream; over a connection that no death of the server has touched."""
+    """Each job's updates in stream order, read over a new connection."""
     client = await connect(NatsSettings(urls=(server.url,)), name="test")
     try:
         last = (await api_request(client, api_stream_info(STATUS_STREAM)))["state"]["last_seq"]
@@ -42,7 +42,7 @@ async def stored(server: NatsServer) -> dict[str, list[JobStatusUpdate]]:
 
 
 class PlayedStream:
-    """Takes the stream's place where no stream captures the subject: the test answers. `publisher` publishes to it."""
+    """Replaces the stream: no stream captures its subject, and the test answers. `publisher` publishes to it."""
 
     def __init__(self, publisher: StatusPublisher) -> None:
         self.publisher = publisher
@@ -54,7 +54,7 @@ class PlayedStream:
         return self
 
     async def hear(self) -> Msg:
-        """The next publish."""
+        """Return the next publish."""
         async with asyncio.timeout(_WAIT_S):
             return await self._arrived.get()
 

@@ -1,10 +1,10 @@
-"""A relay between a real nats-server and the simulated Facilitator, and the oracle that judges its promise.
+"""A relay between a real nats-server and the simulated Facilitator, and a check of its promise.
 
     async with Scene(server, facilitator) as scene, scene.relay():
         await scene.publish(job, "accepted")
         assert await scene.broken_promises() == []
 
-What happens is waited for on the wire: the scene listens to the relay's own acknowledgements.
+Tests wait for what happens on the wire: the scene subscribes to the relay's own acknowledgements.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from relay.service.intervals import DEFAULTS, Intervals
 from relay.topology.provision import provision, topology_of
 
 STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
-"""A job's life, in order."""
+"""The statuses of a job's life, in order."""
 ACKED, TERMED = "+ACK", "+TERM"
 _OF_LANES = ("relay_takeovers", "relay_lanes_left")
 _QUICK = {
@@ -61,7 +61,7 @@ _QUICK = {
 
 
 def new_job(lane: int | None = None, lanes: int = 4) -> str:
-    """A UUID that nobody has used yet; with `lane`, one whose updates travel in that lane."""
+    """A new UUID; with `lane`, one whose updates belong to that lane."""
     job = str(uuid.uuid4())
     return job if lane in (None, lane_of(job, lanes)) else new_job(lane, lanes)
 
@@ -74,9 +74,9 @@ def update(job: str, status: Any = "accepted", metadata: Any = None, **changes: 
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """A change of a lane's owner, heard from the lease bucket. `worker` is empty if the lane was given up.
+    """A change of a lane's owner, seen in the lease bucket. `worker` is empty if the lane was released.
 
-    `heard_s` is on the monotonic clock. A lease that just expires is not heard of.
+    `heard_s` is on the monotonic clock. A lease that expires is not seen.
     """
 
     heard_s: float
@@ -85,14 +85,15 @@ class Taking:
 
     @property
     def pid(self) -> int | None:
-        """The worker's process id; None if the lane was given up."""
+        """The worker's process id; None if the lane was released."""
         return int(self.worker.rsplit("-", 2)[1]) if self.worker else None
 
 
 class Scene:
-    """A provisioned `server` and a `facilitator` that runs, with a producer's connection to NATS.
+    """A provisioned `server` and a running `facilitator`, with a producer's connection to NATS.
 
-    `variables` are the relay's settings without their prefix, in place of small quick ones: `MAX_ATTEMPTS="1"`.
+    `variables` are settings of the relay without their prefix, such as `MAX_ATTEMPTS="1"`. They replace the scene's
+    defaults, which are small and quick.
     """
 
     def __init__(self, server: NatsServer, facilitator: FacilitatorSimulator, **variables: str) -> None:
@@ -106,7 +107,7 @@ class Scene:
         }
         self.published: list[Published] = []
         self.takings: list[Taking] = []
-        """How the lanes changed hands, in order."""
+        """The changes of the lanes' owners, in order."""
         self._settled: dict[int, asyncio.Future[str]] = {}
         self._beats: dict[int, asyncio.Event] = {}
         self._news = asyncio.Event()
@@ -129,7 +130,7 @@ class Scene:
         return load_settings(self.environment, None)
 
     async def provision(self) -> None:
-        """Bring streams and consumers to what they should be."""
+        """Create or update streams and consumers as they should be."""
         await provision(self.nc, topology_of(self.settings.delivery))
 
     # The relay.
@@ -138,7 +139,7 @@ class Scene:
     async def relay(
         self, authentication: str | None = None, *, intervals: Intervals = DEFAULTS, **variables: str
     ) -> AsyncIterator[Relay]:
-        """A relay in this process, taking part in the lanes; drained and stopped at the end.
+        """A relay in this process that takes lanes; drained and stopped at the end.
 
         `variables` are settings of this relay alone.
         """
@@ -172,16 +173,16 @@ class Scene:
 
     @property
     def owners(self) -> dict[int, Taking]:
-        """Who took each lane last; a lane that was given up has no owner."""
+        """The last taking of each lane; a lane that was released has no owner."""
         last = {taking.lane: taking for taking in self.takings}
         return {lane: taking for lane, taking in last.items() if taking.worker}
 
     def lanes_of(self, process: asyncio.subprocess.Process) -> set[int]:
-        """The lanes that a worker process took last."""
+        """The lanes that this worker process took last."""
         return {lane for lane, taking in self.owners.items() if taking.pid == process.pid}
 
     async def owned(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
-        """Wait until `condition()` holds; it is looked at whenever a lane changes hands."""
+        """Wait until `condition()` holds; it is checked whenever a lane changes its owner."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not condition():
@@ -198,7 +199,7 @@ class Scene:
     async def publish(
         self, job: str, status: str = "accepted", metadata: Any = None, *, doom: Reason | None = None
     ) -> Published:
-        """Publish an update and wait for its PubAck. `doom`: it must become a dead letter, with this reason."""
+        """Publish an update and wait for its PubAck. `doom`: the reason with which it must be dead-lettered."""
         return await self.publish_body(job, update(job, status, metadata), status=status, doom=doom)
 
     async def publish_life(self, job: str, statuses: Iterable[str] = STATUSES) -> list[Published]:
@@ -206,7 +207,7 @@ class Scene:
         return [await self.publish(job, status, {}) for status in statuses]
 
     async def publish_lives(self, jobs: int) -> list[Published]:
-        """Publish the lives of new jobs side by side, so that several jobs are in the window at any time."""
+        """Publish the lives of new jobs concurrently, so that the window holds updates of several jobs at any time."""
         lives = await asyncio.gather(*(self.publish_life(new_job()) for _ in range(jobs)))
         return [update for life in lives for update in life]
 
@@ -219,7 +220,7 @@ class Scene:
         status: str | None = None,
         doom: Reason | None = None,
     ) -> Published:
-        """Publish any bytes on the subject of `job`. `status` is what the Facilitator must make of them."""
+        """Publish any bytes on the subject of `job`. `status` is what the Facilitator must store of them."""
         ack = await publish_confirmed(self.nc, status_subject(job), body, headers)
         self.published.append(Published(ack.sequence, job, status, doom))
         return self.published[-1]
@@ -227,7 +228,7 @@ class Scene:
     # What became of it.
 
     async def settled(self, *updates: Published, timeout_s: float = 10) -> list[str]:
-        """Wait until the relay has settled all of these, and say how: ACKED or TERMED, each."""
+        """Wait until the relay has settled all of these; returns ACKED or TERMED for each."""
         async with asyncio.timeout(timeout_s):
             return list(await asyncio.gather(*(self._settlement(each.sequence) for each in updates)))
 
@@ -238,24 +239,24 @@ class Scene:
         self._reconnected.clear()
 
     async def kept(self, update: Published, timeout_s: float = 10) -> None:
-        """Wait until the relay next tells the server that it still works on this."""
+        """Wait until the relay next extends the update's ack wait (`+WPI`)."""
         beat = self._beats[update.sequence] = asyncio.Event()
         async with asyncio.timeout(timeout_s):
             await beat.wait()
 
     async def unsettled(self) -> int:
-        """How many updates the lanes still have to deliver or to see acknowledged."""
+        """How many updates of the lanes are not delivered or not acknowledged yet."""
         left = 0
         for lane in range(self.settings.delivery.lanes):
             consumer = lane_consumer(lane)
-            # The answer shows that the server has taken in the acknowledgements that came before.
+            # The answer shows that the server has processed all acknowledgements before.
             await self.nc.request(ack_of_nothing(STATUS_STREAM, consumer), b"+WPI", timeout=5)
             info = await api_request(self.nc, api_consumer_info(STATUS_STREAM, consumer))
             left += info["num_pending"] + info["num_ack_pending"]
         return left
 
     async def dust_settled(self, timeout_s: float = 10) -> None:
-        """Wait until nothing is unsettled. Raises TimeoutError, with what there is, after `timeout_s` seconds."""
+        """Wait until nothing is unsettled. Raises TimeoutError, which names what is left, after `timeout_s` seconds."""
         left = -1
         try:
             async with asyncio.timeout(timeout_s):
@@ -268,7 +269,7 @@ class Scene:
             raise TimeoutError(f"{left} updates are unsettled after {timeout_s} s: {self.facilitator!r}") from None
 
     async def dead_letters(self, subjects: str = DLQ_SUBJECTS) -> list[StoredDeadLetter]:
-        """What the dead-letter stream holds on these subjects, in its order."""
+        """The dead letters on these subjects, in stream order."""
         letters: list[StoredDeadLetter] = []
         request = {"next_by_subj": subjects, "seq": 1}
         while (message := await find_message(self.nc, DLQ_STREAM, request)) is not None:
@@ -277,13 +278,13 @@ class Scene:
         return letters
 
     async def broken_promises(self, timeout_s: float = 10) -> list[str]:
-        """The oracle, asked when the dust has settled."""
+        """What the oracle says when everything is settled."""
         await self.dust_settled(timeout_s)
         return oracle(self.published, self.facilitator.rows, await self.dead_letters())
 
     def _on_reconnected(self) -> None:
         self._reconnected.set()
-        self._news.set()  # what was settled meanwhile went unheard
+        self._news.set()  # what was settled while disconnected was not heard
 
     async def _on_word(self, message: Msg) -> None:
         word, sequence = message.data.split()[0].decode(), parse_ack_subject(message.subject.encode()).sequence
@@ -314,12 +315,12 @@ async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
 
 
 def counters(relay: Relay) -> Counter[str]:
-    """The relay's counters by name and label, `relay_updates acknowledged`, `relay_retries`; but not those of lanes."""
+    """The relay's counters by name and label, such as `relay_retries`, without those of lanes."""
     return Counter({name: int(value) for name, value in _samples(relay, "counter") if not name.startswith(_OF_LANES)})
 
 
 def lane_changes(relay: Relay) -> Counter[str]:
-    """How lanes came and went: `relay_takeovers free`, `relay_lanes_left lost`."""
+    """The relay's counters of lanes taken and left: `relay_takeovers free`, `relay_lanes_left lost`."""
     return Counter({name: int(value) for name, value in _samples(relay, "counter") if name.startswith(_OF_LANES)})
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that treats what it passes as roughly as a network can.
+"""A TCP proxy on loopback that causes the faults of a network.
 
 async with RoughProxy(server.port).serving() as proxy, scene.relay(NATS_URL=proxy.nats_url):
     await proxy.cut_after(Way.DOWN, 100)
@@ -18,11 +18,11 @@ from relay.local.facilitator import PATH
 
 _CHUNK_BYTES = 65536
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-"""The SO_LINGER with which closing a socket sends RST, and not FIN."""
+"""With this SO_LINGER, closing a socket sends RST instead of FIN."""
 
 
 def port_of(url: str) -> int:
-    """The port that a URL names."""
+    """The port in a URL."""
     port = urlsplit(url).port
     assert port is not None
     return port
@@ -35,7 +35,7 @@ class Way(enum.Enum):
 
 @dataclass(eq=False)
 class _Link:
-    """One client's connection and the one to the server that belongs to it."""
+    """One client's connection, and the connection to the server that belongs to it."""
 
     ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
     passing: list[asyncio.Task[None]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Link:
         for end in self.ends:
             if reset:
                 its_socket = end.get_extra_info("socket")
-                if its_socket.fileno() >= 0:  # else it has ended just now
+                if its_socket.fileno() >= 0:  # else it has just ended
                     its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
                 end.transport.abort()
             else:
@@ -54,7 +54,7 @@ class _Link:
 
 @dataclass(eq=False)
 class _Cut:
-    """The end of the connection that lets `left_bytes` more through."""
+    """A cut that lets `left_bytes` more through, then ends the connection."""
 
     left_bytes: int
     reset: bool
@@ -64,10 +64,10 @@ class _Cut:
 class RoughProxy:
     """Passes bytes between its clients and a port of this machine.
 
-    target_port: may be changed as long as nobody has connected.
-    slice_bytes: pass so many bytes at a time, each in a segment of its own.
-    delay_s: hold each chunk back for so long; chunks of one way wait for each other.
-    edit: changes what clients send. It sees chunks as they come, whatever the protocol.
+    target_port: may be changed until the first client connects.
+    slice_bytes: how many bytes are passed at a time, each slice in a segment of its own.
+    delay_s: how long each chunk is held; chunks in one direction wait for each other.
+    edit: changes what clients send. It gets chunks as they come, whatever the protocol.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RoughProxy:
         self.edit = edit
         self.port = 0
         self.connections = 0
-        """Connections ever made."""
+        """Connections made so far, open or not."""
         self._slice_bytes = slice_bytes
         self._delay_s = delay_s
         self._cuts: dict[Way, _Cut] = {}
@@ -113,36 +113,36 @@ class RoughProxy:
             await asyncio.gather(*joined, return_exceptions=True)
 
     async def joined(self, connections: int) -> None:
-        """Wait until so many connections have ever been made."""
+        """Wait until this many connections have been made."""
         async with self._joined:
             await self._joined.wait_for(lambda: self.connections >= connections)
 
     def cut(self, *, reset: bool = False) -> None:
-        """End every connection that there is now: with FIN, or with RST."""
+        """End every open connection: with FIN, or with RST."""
         for link in self._links:
             link.end(reset=reset)
 
     async def cut_after(self, way: Way, count: int, *, reset: bool = False) -> None:
-        """Let `count` more bytes through one way, and end the connection that carried the last; wait until it is."""
+        """Pass `count` more bytes one way, then end the connection that carried the last; returns when it has ended."""
         cut = self._cuts[way] = _Cut(count, reset)
         await cut.made.wait()
 
     def go_silent(self) -> None:
-        """Pass nothing more on the connections that there are now, and leave them open: a peer that has vanished."""
+        """Pass nothing more on the open connections, and leave them open, like a peer that has vanished."""
         for link in self._links:
             link.silent = True
             for task in link.passing:
                 task.cancel()
 
     def hold(self) -> None:
-        """Pass nothing more, on new connections neither, until `release`: a network that is cut.
+        """Pass nothing, also on new connections, until `release`: a network that is interrupted.
 
-        As with a real one, nothing is lost by it that both sides have the patience to wait for.
+        Nothing is lost if both sides wait long enough, as with a real network.
         """
         self._passable.clear()
 
     def release(self) -> None:
-        """Pass again, what was held first."""
+        """Pass again, beginning with what was held."""
         self._passable.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,7 +152,7 @@ class RoughProxy:
         await self._passable.wait()
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        except OSError:  # nobody listens there: so it is here
+        except OSError:  # the server does not listen, so the client's connection fails as well
             writer.transport.abort()
             return
         link = _Link((writer, server_writer))
@@ -166,7 +166,7 @@ class RoughProxy:
         try:
             await asyncio.wait(link.passing, return_when=asyncio.FIRST_COMPLETED)
             if link.silent:
-                await asyncio.Event().wait()  # as long as the proxy serves
+                await asyncio.Event().wait()  # until the proxy stops
             link.end(reset=False)
             await asyncio.gather(*(end.wait_closed() for end in link.ends), return_exceptions=True)
         finally:
@@ -201,6 +201,6 @@ class RoughProxy:
             sink.write(chunk[start : start + self._slice_bytes])
             await sink.drain()
             if len(chunk) > self._slice_bytes:
-                # Two turns of the loop, so that a reader in this process sees each slice by itself.
+                # Yield twice to the event loop, so that a reader in this process sees each slice by itself.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)

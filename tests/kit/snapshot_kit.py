@@ -1,4 +1,4 @@
-"""A snapshot of a relay at which all is well, to change in one thing at a time."""
+"""A snapshot of a healthy relay, for tests that change one thing at a time."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,12 +31,12 @@ _SNAPSHOT = Snapshot(
 
 
 def report(worker: str = WORKER, **changes: Any) -> Report:
-    """The report of a worker that drives four lanes over one connection, changed."""
+    """The report of a worker that drives four lanes over one connection, with changes."""
     return msgspec.structs.replace(_REPORT, worker=worker, **changes)
 
 
 def snapshot(*reports: Report, stream: dict[str, Any] | None = None, advisories: int = 0, **changes: Any) -> Snapshot:
-    """A snapshot at which all is well, changed: with other `reports`, or with JOB_STATUS changed by `stream`."""
+    """A snapshot of a healthy relay, with other `reports`, or with JOB_STATUS changed by `stream`."""
     if reports:
         changes["reports"] = {each.worker: each for each in reports}
     streams = _STREAMS | {

@@ -8,9 +8,9 @@ _CHUNK_BYTES = 65536
 
 
 class TcpProxy:
-    """Passes bytes between clients and a port, until told otherwise.
+    """Passes bytes between clients and a port.
 
-    `edit` changes what clients send. `freeze` is a peer that has vanished without a word.
+    `edit` changes what clients send. `freeze` acts like a peer that vanishes without closing its connections.
     """
 
     def __init__(self, target_port: int, edit: Callable[[bytes], bytes] = lambda sent: sent) -> None:
@@ -63,5 +63,5 @@ async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter, edit: 
         while chunk := await source.read(_CHUNK_BYTES):
             sink.write(edit(chunk))
             await sink.drain()
-        # The end of what one side says is the end of the connection for the other.
+        # When one side ends its stream, close the connection to the other.
         sink.close()

@@ -1,4 +1,4 @@
-"""The oracle that the other tests rely on sees every way to break the promise."""
+"""The oracle, which other tests rely on, sees every way to break the promise."""
 
 import pytest
 from oracle import Published, oracle
@@ -28,7 +28,7 @@ def letter(source: int, reason: Reason = Reason.REFUSED) -> StoredDeadLetter:
 
 
 def test_a_promise_kept():
-    """Repeated, self-written and dead-lettered updates are accounted for, in whatever order they were published."""
+    """Repeated updates, `sent` updates of the Facilitator and dead letters fit the promise, in any order."""
     assert oracle(PUBLISHED, [row("accepted"), row("completed")], [letter(4)]) == []
 
 
@@ -46,5 +46,5 @@ def test_a_promise_kept():
     }.values(),
 )
 def test_a_promise_broken(rows, letters):
-    """Anything else is told."""
+    """Every difference is reported."""
     assert len(oracle(PUBLISHED, rows, letters)) >= 1

@@ -1,11 +1,11 @@
-"""Updates as values, for tests that need no server to store them."""
+"""Updates as values, for tests that need no server."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class GivenUpdate(NamedTuple):
-    """What a dead letter is made of; see UpdateLike."""
+    """The update that a dead letter is made of; see UpdateLike."""
 
     subject: str
     sequence: int
