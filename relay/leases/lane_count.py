@@ -1,4 +1,4 @@
-"""Whether the status stream still has as many lanes as this relay: provisioning can change that while it runs."""
+"""Checks that the stream still has as many lanes as this relay: provisioning can change that while it runs."""
 
 import asyncio
 from typing import Final
@@ -14,17 +14,17 @@ _TIMEOUT_S: Final = 1.0
 
 
 class LaneCount:
-    """Compares the lanes of the stream with `lanes`, those of the relay, every `look_every_s` seconds."""
+    """Compares the number of lanes of the stream with `lanes`, the relay's, every `look_every_s` seconds."""
 
     def __init__(self, client: Requester, lanes: int, look_every_s: float = 5.0) -> None:
         self.trouble: str | None = None
-        """How they differ and what to do, in words for an operator; None if they do not."""
+        """How the numbers differ and what to do, in words for an operator; None if they are equal."""
         self._client = client
         self._lanes = lanes
         self._look_every_s = look_every_s
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Compare until cancelled."""
         while True:
             await self._look()
             await asyncio.sleep(self._look_every_s)

@@ -1,11 +1,11 @@
-"""Leases on lanes, in the key-value bucket RELAY_LEASES: who drives which lane, and who is alive to drive one.
+"""Leases on lanes, in the key-value bucket RELAY_LEASES: which worker drives which lane, and which workers are alive.
 
-    lane.<n>       the worker that drives lane n: created if absent, renewed by revision, deleted when given up
+    lane.<n>       the worker that drives lane n: created if absent, renewed by revision, deleted when released
     worker.<id>    a worker that is alive
 
-The server removes a key that is not renewed within the bucket's time to live. A lease is good for that long, counted
-from the moment at which its renewal was *sent*: the server starts counting later, so our lease has ended before anybody
-else can get one.
+The server removes a key that is not renewed within the bucket's time to live. A lease is valid for that time, counted
+from the moment at which its renewal was *sent*. The server starts counting later, so our lease has ended before another
+worker can get one.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class LeaseTable:
     owners: Mapping[int, str]
     """The worker that drives each lane; lanes without an owner are left out."""
     revisions: Mapping[str, int]
-    """The last revision of each key, deleted ones included: what a new entry must follow."""
+    """The last revision of each key, deleted ones included. A new entry must follow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +72,24 @@ class Leases:
         self.worker = worker
         self.ttl_s = ttl_s
         self.changed = asyncio.Event()
-        """Set when somebody wrote to the bucket: a hint to read it, no proof that anything changed."""
+        """Set when the bucket may have changed, as a hint to read it."""
         self._client = client
-        # Not longer, because a leader that just died never answers, and the next one does at once.
+        # Short, because a leader that has just died never answers, and the next leader answers at once.
         self._timeout_s = ttl_s / 3
-        self._last_values: dict[str, bytes] = {}  # by subject; as many as there are lanes and workers
+        self._last_values: dict[str, bytes] = {}  # by subject; one for each lane and worker
 
     async def watch(self) -> None:
-        """Set `changed` from now on. What is missed while disconnected is found when the bucket is next read."""
+        """Set `changed` from now on. Changes that are missed while disconnected are seen at the next read."""
         await self._client.subscribe(LEASE_SUBJECTS, cb=self._on_write)
 
     async def try_elsewhere(self) -> None:
-        """Connect to another server of the cluster, if one is known: this one may be cut off from the others."""
+        """Connect to another server of the cluster, if one is known: the present one may be cut off from the others."""
         if len(self._client.servers) > 1 and self._client.is_connected:
             _log.warning("nobody answers for the leases; trying another server of the cluster")
             await self._client.force_reconnect()
 
     async def read(self) -> LeaseTable:
-        """Read the bucket from its leader. Raises RelayError if that fails."""
+        """Read the bucket from its leader. Raises RelayError. Cancelling is safe."""
         info = await api_request(
             self._client, api_stream_info(LEASE_STREAM), {"subjects_filter": LEASE_SUBJECTS}, timeout_s=self._timeout_s
         )
@@ -109,7 +109,7 @@ class Leases:
                 case ["lane", lane], str(owner) if _LANE.fullmatch(lane):
                     owners[int(lane)] = owner
                 case _:
-                    pass  # somebody else's key
+                    pass  # not a key of the relay
         return LeaseTable(frozenset(workers), owners, {entry.key: entry.revision for entry in entries})
 
     async def announce(self) -> None:
@@ -117,11 +117,11 @@ class Leases:
         await self._put(worker_key(self.worker))
 
     async def depart(self) -> None:
-        """Say that this worker takes no lanes any more. Raises RelayError."""
+        """Say that this worker takes no more lanes. Raises RelayError."""
         await self._put(worker_key(self.worker), deleted=True)
 
     async def acquire(self, lane: int, table: LeaseTable) -> Lease | None:
-        """Take a lane that is free in `table`, or ours; None if somebody was quicker. Raises RelayError."""
+        """Take a lane that is free or ours in `table`; None if another worker was faster. Raises RelayError."""
         assert table.owners.get(lane, self.worker) == self.worker, "another's lane is not taken"
         return await self._write_lease(lane, table.revisions.get(lane_key(lane), 0))
 
@@ -129,14 +129,14 @@ class Leases:
         """Keep a lane for another `ttl_s`; None if the lease was lost. Raises RelayError."""
         renewed = await self._write_lease(lease.lane, lease.revision)
         if renewed is None:
-            # An earlier renewal may have been stored although its confirmation was not seen.
+            # An earlier renewal may have been stored although its confirmation was lost.
             entry = await self._read(_subject(lane_key(lease.lane)))
             if entry is not None and entry.value == self.worker:
                 renewed = await self._write_lease(lease.lane, entry.revision)
         return renewed
 
     async def release(self, lease: Lease) -> None:
-        """Give a lane up, so that its next owner can start at once; a lost lease is left alone. Raises RelayError."""
+        """Delete the lease, so that the lane's next owner can start at once; ignores a lost one. Raises RelayError."""
         try:
             await self._put(lane_key(lease.lane), after=lease.revision, deleted=True)
         except JetStreamError as error:
@@ -144,7 +144,7 @@ class Leases:
                 raise
 
     async def _write_lease(self, lane: int, after: int) -> Lease | None:
-        # Not the event loop's clock: uvloop reads that once per turn, and a process that was stopped for a while would
+        # Not the event loop's clock: uvloop reads it once per turn, so a process that was stopped for a while would
         # still believe that its leases are valid.
         good_until_s = time.monotonic() + self.ttl_s
         try:
@@ -171,7 +171,7 @@ class Leases:
         return _Entry(_key(subject), value, message.sequence)
 
     async def _on_write(self, message: Msg) -> None:
-        """Tell of a write, unless it only renewed what was there."""
+        """Set `changed`, unless the write only renewed an entry."""
         value = None if _OPERATION in (message.headers or {}) else message.data
         if value is None or self._last_values.get(message.subject) != value:
             self.changed.set()

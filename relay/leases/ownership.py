@@ -1,4 +1,4 @@
-"""Which lanes this worker drives: it takes its fair share, keeps it, and gives up what others should have.
+"""Which lanes this worker drives: it takes its fair share, keeps it, and releases lanes that others should have.
 
 free, and our share ──acquire──► driven ──renew, every third of the TTL──► driven
                                     ├── the lease was lost or has ended ──► dropped
@@ -26,10 +26,10 @@ _RENEWALS_PER_TTL: Final = 3
 
 
 class LaneDriver(Protocol):
-    """Takes a lane's updates to the Facilitator. `ours_until_s` is on the monotonic clock."""
+    """Takes a lane's updates to the Facilitator. `ours_until_s`: when the lease ends, on the monotonic clock."""
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
-        """Drive a lane until `leaving` is set and what is in flight is settled; cancelling drops the lane at once."""
+        """Drive a lane until `leaving` is set and what is in flight is settled. Cancelling drops the lane at once."""
         ...
 
     def extend(self, number: int, ours_until_s: float) -> None:
@@ -45,21 +45,21 @@ class _Holding:
     leaving: asyncio.Event
     driving: asyncio.Task[None]
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One renewal or release at a time, because each must follow the revision of the one before."""
+    """Allows one renewal or release at a time, because each must follow the revision of the one before."""
     lost: bool = False
 
 
 class Ownership:
-    """Takes part in sharing out the lanes.
+    """Takes, renews and releases this worker's lanes.
 
     Args:
         leases: the bucket as this worker sees it.
         lanes: how many lanes there are.
-        driver_of: who drives a given lane.
-        drain_s: how long a lane that is given up may take to finish what is with the Facilitator.
+        driver_of: returns the driver of a lane.
+        drain_s: how long a lane that is given up may wait for the Facilitator's answers.
         metrics: counts lanes taken and left.
-        election_s: longer than a cluster takes to elect a leader. If the bucket gives no answer for so long, this
-            server may be cut off from the cluster, and another one is tried.
+        election_s: longer than a cluster takes to elect a leader. If the bucket gives no answer for this long, the
+            server may be cut off from its cluster, and another server is tried.
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class Ownership:
         return sorted(self._held)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take part until `stop` is set; then give up every lane as soon as it is drained.
+        """Take and renew lanes until `stop` is set; then release every lane as soon as it is drained.
 
-        Cancelled, it gives up nothing: the leases end by themselves.
+        If cancelled, it releases nothing: the leases expire.
         """
         await self._leases.watch()
         async with asyncio.TaskGroup() as others:
@@ -106,7 +106,7 @@ class Ownership:
                     self._leases.changed.clear()
                     await self._rebalance(holdings)
                     await set_within(self._leases.changed, self._renewal_s)
-                with contextlib.suppress(RelayError):  # then its announcement expires
+                with contextlib.suppress(RelayError):  # if this fails, its announcement expires
                     await self._leases.depart()
                 for holding in self._held.values():
                     self._leave(holding)
@@ -139,16 +139,16 @@ class Ownership:
             if worker != me and lane in self._held:
                 self._leave(self._held[lane])
             elif worker == me and lane not in self._held and table.owners.get(lane, me) == me:
-                # It is free; or it is ours, and we do not know, because the confirmation was lost.
+                # The lane is free, or it is ours without our knowledge, because the confirmation was lost.
                 lease = await self._leases.acquire(lane, table)
                 if lease is not None:
                     self._take(lease, how_free[lane], holdings)
 
     def _how_free(self, lane: int, table: LeaseTable) -> HowTaken:
-        """Why the lane has no owner in `table`, if it has none; to be asked once for each table."""
+        """Why the lane has no owner in `table`, if it has none. Call it once for each table."""
         if lane in table.owners:
             self._seen_driven.add(lane)
-        elif lane_key(lane) in table.revisions:  # a lane that was given up leaves a mark for as long as a lease lasts
+        elif lane_key(lane) in table.revisions:  # releasing leaves a deleted key for as long as a lease lasts
             self._seen_driven.discard(lane)
             return "handed_over"
         return "expired" if lane in self._seen_driven else "free"
@@ -162,7 +162,7 @@ class Ownership:
         holdings.create_task(self._release_after(holding))
 
     def _leave(self, holding: _Holding) -> None:
-        """Have the lane drained, within `drain_s`."""
+        """Begin to drain the lane; cancel the driver after `drain_s`."""
         if not holding.leaving.is_set():
             holding.leaving.set()
             asyncio.get_running_loop().call_later(self._drain_s, holding.driving.cancel)
@@ -174,7 +174,7 @@ class Ownership:
         async with holding.writing:
             del self._held[lane]
             if not holding.lost:
-                with contextlib.suppress(RelayError):  # then the lease ends by itself
+                with contextlib.suppress(RelayError):  # if this fails, the lease expires
                     await self._leases.release(holding.lease)
         undrained = holding.driving.cancelled()
         how: HowLeft = "lost" if holding.lost else "given_up_undrained" if undrained else "given_up"
@@ -183,14 +183,14 @@ class Ownership:
         self._leases.changed.set()
 
     async def _keep_renewing(self, stop: asyncio.Event) -> None:
-        """Renew in time. Apart from rebalancing, because the lease of a lane that is being drained must last, too."""
+        """Renew leases in time. Not part of rebalancing, because lanes that are being drained need their leases too."""
         while True:
             announcing = [] if stop.is_set() else [self._announce()]
             await asyncio.gather(*announcing, *map(self._renew, list(self._held.values())))
             await asyncio.sleep(self._renewal_s)
 
     async def _announce(self) -> None:
-        with contextlib.suppress(RelayError):  # rebalancing reports what is wrong
+        with contextlib.suppress(RelayError):  # rebalancing reports the error
             await self._leases.announce()
 
     async def _renew(self, holding: _Holding) -> None:
@@ -199,7 +199,7 @@ class Ownership:
             if self._held.get(lane) is not holding:
                 return  # it was released meanwhile
             renewed: Lease | None = holding.lease
-            with contextlib.suppress(RelayError):  # the lease is good for a while yet
+            with contextlib.suppress(RelayError):  # the lease is still valid for a while
                 renewed = await self._leases.renew(holding.lease)
             if renewed is not None and time.monotonic() < renewed.good_until_s:
                 holding.lease = renewed

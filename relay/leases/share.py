@@ -1,7 +1,7 @@
 """Which worker should drive which lane.
 
-Every worker computes this for itself, from the same two facts: who is alive and who drives what. Same facts, same
-answer, so nobody has to decide for the others.
+Every worker computes this for itself, from the same two facts: which workers are alive, and which worker drives which
+lane. The same facts give the same answer, so no worker has to decide for the others.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 def share_out(lanes: int, workers: Collection[str], owners: Mapping[int, str]) -> dict[int, str]:
     """The worker that each lane, 0 to `lanes` - 1, should belong to; empty if there are no workers.
 
-    `owners` says which worker drives a lane now; lanes of workers that are gone count as free. Nobody gets more than
-    one lane more than anybody else, and a lane changes hands only where that is needed for it.
+    `owners` says which worker drives a lane now; lanes of workers that are gone count as free. The numbers of lanes of
+    any two workers differ by one at most, and a lane changes its owner only if that requires it.
     """
     if not workers:
         return {}
@@ -20,7 +20,7 @@ def share_out(lanes: int, workers: Collection[str], owners: Mapping[int, str]) -
         if (owner := owners.get(lane)) in driven:
             driven[owner].append(lane)
     even, left_over = divmod(lanes, len(driven))
-    # What does not divide stays with those who have more than the even share already.
+    # The lanes that are left over stay with the workers that drive the most now.
     richest = sorted(driven, key=lambda worker: (-len(driven[worker]), worker))
     quota = {worker: even + (place < left_over) for place, worker in enumerate(richest)}
     shares = {lane: worker for worker, has in driven.items() for lane in has[: quota[worker]]}

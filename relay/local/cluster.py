@@ -20,8 +20,8 @@ from relay.timing.waiting import set_within
 
 NODES: Final = 3
 ELECTION_TIMEOUT_S: Final = 25.0
-"""How long to wait for a leader. A nats-server stands for election 4 to 9 s after it last heard of one, and has to
-stand again if another one did at the same moment."""
+"""How long to wait for a leader. A nats-server starts an election 4 to 9 s after it last heard from a leader, and has
+to repeat it if another node started one at the same moment."""
 _CURRENT_TIMEOUT_S: Final = 30.0
 _ANSWER_TIMEOUT_S: Final = 0.5
 _AGAIN_AFTER_S: Final = 0.1
@@ -31,16 +31,17 @@ _MONITOR_REQUEST: Final = b"GET /jsz?streams=1&consumers=1 HTTP/1.0\r\n\r\n"
 
 
 class NatsCluster:
-    """Three nodes, started and ended by `async with`; each can be killed and started again meanwhile.
+    """Three nodes, started and ended by `async with`; each can be killed and started again in between.
 
-    Ready means that the nodes have elected a leader of their metadata, and that it says that the others have caught
-    up. Ports and stores outlive a kill.
+    The cluster is ready when the nodes have elected a leader for their metadata and the followers have caught up with
+    it. A node that was killed keeps its ports and its store.
 
         async with NatsCluster() as cluster:
             leader = await cluster.leader_of_stream("JOB_STATUS")
             await cluster.kill(leader)
 
-    Wherever a leader is wanted, the wait is for an election: LocalServerError if there is none in ELECTION_TIMEOUT_S.
+    Methods that need a leader wait for its election; they raise LocalServerError if none is elected within
+    ELECTION_TIMEOUT_S.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class NatsCluster:
         await node.kill()
 
     async def start(self, node: NatsServer) -> None:
-        """Start a node that was killed. It has not caught up then: see `until_current`.
+        """Start a node that was killed. It still has to catch up after that: see `until_current`.
 
         Raises LocalServerError if it does not start.
         """
@@ -76,13 +77,13 @@ class NatsCluster:
         self._running.add(self._name_of(node))
 
     async def until_current(self) -> None:
-        """Wait until all nodes that run have caught up: with the metadata, with every stream and every consumer.
+        """Wait until all running nodes have caught up with the metadata, every stream and every consumer.
 
         Raises LocalServerError if that takes more than 30 s.
         """
         try:
             async with asyncio.timeout(_CURRENT_TIMEOUT_S):
-                # A leader tells nobody when a follower has caught up, so the one way to know is to ask again.
+                # A leader does not announce that a follower has caught up, so the only way to know is to ask again.
                 while not await self._all_current():
                     await self._pause()
         except TimeoutError:
@@ -98,11 +99,11 @@ class NatsCluster:
         return await self._leader(api_consumer_info(stream, consumer))
 
     async def move_stream(self, stream: str, to: NatsServer) -> None:
-        """Make a node the leader of a stream, in order: the one before steps down in its favour."""
+        """Make a node the leader of a stream: the present leader is told to hand over to it."""
         await self._move(api_stream_stepdown(stream), api_stream_info(stream), to)
 
     async def move_consumer(self, stream: str, consumer: str, to: NatsServer) -> None:
-        """Make a node the leader of a consumer, in order."""
+        """Make a node the leader of a consumer: the present leader is told to hand over to it."""
         await self._move(api_consumer_stepdown(stream, consumer), api_consumer_info(stream, consumer), to)
 
     async def __aenter__(self) -> Self:
@@ -145,18 +146,18 @@ class NatsCluster:
             raise LocalServerError(problem, self._log_tails) from None
 
     async def _ask_for_leader(self, info: str) -> NatsServer | None:
-        """The leader, who answers this itself; None as long as there is none."""
+        """The leader, which answers this request itself; None as long as there is none."""
         assert self._observer is not None, "enter the cluster first"
         self._elected.clear()
         try:
             answer = await api_request(self._observer, info, timeout_s=_ANSWER_TIMEOUT_S)
         except RelayError:
-            return None  # silence and every error mean here: ask again until ELECTION_TIMEOUT_S is over
+            return None  # after no answer and after any error, the caller asks again until ELECTION_TIMEOUT_S is over
         leader: str | None = answer["cluster"].get("leader")
         return self._nodes[leader] if leader in self._running else None
 
     async def _pause(self) -> None:
-        """Wait for an election, but not for long: its advisory is lost if the observer's own node has just died."""
+        """Wait briefly for an election. Its advisory is lost if the observer's own node has just died."""
         await set_within(self._elected, _AGAIN_AFTER_S)
 
     async def _move(self, request: str, info: str, to: NatsServer) -> None:
@@ -170,7 +171,7 @@ class NatsCluster:
         try:
             views = await asyncio.gather(*(_monitor(self._nodes[name]) for name in running))
         except (OSError, EOFError):
-            return False  # a node that has just started may not take connections yet
+            return False  # a node that has just started may not accept connections yet
         return all(
             _is_current(group, name, self._running)
             for name, view in zip(running, views, strict=True)
@@ -201,9 +202,9 @@ def _config(number: int, ports: list[int]) -> str:
 def _reserve_port() -> socket.socket:
     """A free port for a node's route, which the other nodes must know before that node runs.
 
-    Bound but not listening, the socket keeps the port from every process that asks for a free one, also while the node
-    is down, and does not keep it from the node, which asks for this one. That is so on Linux; elsewhere the port is
-    released, and another process may have taken it when the node starts.
+    On Linux the socket stays bound without listening. Then no process that asks for any free port gets this one, even
+    while the node is down, but the node, which asks for exactly this port, does. On other systems the port is released,
+    and another process may take it before the node starts.
     """
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -212,7 +213,7 @@ def _reserve_port() -> socket.socket:
 
 
 async def _monitor(node: NatsServer) -> dict[str, Any]:
-    """What a node says of its replicas (`/jsz`)."""
+    """What a node says about its Raft groups (`/jsz`)."""
     host, _, port = node.monitor_url.removeprefix("http://").partition(":")
     async with asyncio.timeout(_ANSWER_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -225,7 +226,7 @@ async def _monitor(node: NatsServer) -> dict[str, Any]:
 
 
 def _groups(view: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a node says of each Raft group that it is in: the metadata's, the streams', the consumers'."""
+    """What a node says about each Raft group that it is in: of the metadata, the streams and the consumers."""
     yield view.get("meta_cluster") or {}
     for account in view.get("account_details") or ():
         for stream in account.get("stream_detail") or ():
@@ -235,7 +236,7 @@ def _groups(view: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_current(group: dict[str, Any], node: str, running: set[str]) -> bool:
-    """Whether `node` knows a leader that runs and, if it is that leader, whether the followers have caught up."""
+    """Whether `node` knows a running leader. If `node` is the leader: whether the running followers have caught up."""
     if group.get("leader") != node:
         return group.get("leader") in running
     current = {replica["name"] for replica in group.get("replicas") or () if replica["current"]}

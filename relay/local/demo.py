@@ -1,4 +1,4 @@
-"""`relay demo`: the relay between an embedded nats-server and the Facilitator simulator, with an account at the end."""
+"""`relay demo`: the relay between an embedded nats-server and the Facilitator simulator, with a summary at the end."""
 
 import asyncio
 import contextlib
@@ -38,10 +38,10 @@ from relay.topology.provision import provision, topology_of
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _SETTLE_TIMEOUT_S: Final = 30.0
-"""How long after the last publish the last update may take; what is not settled then counts as it is found."""
+"""How long to wait for the last update after the last publish. The result then counts what is there."""
 _TERM: Final = "+TERM"
 _SETTLING: Final = frozenset({"", "+ACK", _TERM})
-# Patience is for the real Facilitator: three quick attempts show the same in ten seconds.
+# Long retries are for the real Facilitator. Three quick attempts show the same within ten seconds.
 _DELIVERY: Final = DeliverySettings(max_attempts=3, backoff_initial_s=0.05, backoff_max_s=0.5)
 
 
@@ -55,7 +55,7 @@ class Load:
 
 
 class Demo:
-    """A relay at work between its two neighbours; see `open_demo`."""
+    """A running relay between nats-server and the simulated Facilitator; see `open_demo`."""
 
     def __init__(self, client: FrameClient, facilitator: FacilitatorSimulator, relay: Relay, nats_url: str) -> None:
         self.tally = Tally()
@@ -66,7 +66,7 @@ class Demo:
         self._all_settled = asyncio.Event()
 
     async def relay_all(self, load: Load) -> Result:
-        """Publish what `load` says, wait until the relay has settled it, and compare both ends.
+        """Publish what `load` says, wait until it is settled, and compare what was published with what arrived.
 
         Raises an ExceptionGroup of PublishUnconfirmed or JetStreamError if it cannot be published.
         """
@@ -97,7 +97,7 @@ class Demo:
 
     async def _until_settled(self) -> None:
         self._all_settled.clear()
-        with contextlib.suppress(TimeoutError):  # what is missing then is counted, which says more than an exception
+        with contextlib.suppress(TimeoutError):  # the result counts what is missing, which says more than an exception
             async with asyncio.timeout(_SETTLE_TIMEOUT_S):
                 while self.tally.in_flight:
                     await self._all_settled.wait()
@@ -108,17 +108,17 @@ def make_hotkey(folder: Path) -> Signer:
     """A new sr25519 hotkey in a wallet file in `folder`, read back as the relay reads its own."""
     path = folder / "hotkey"
     keypair = Keypair.create_from_mnemonic(Keypair.generate_mnemonic())
-    with contextlib.redirect_stdout(io.StringIO()):  # standard output is the command's, not the library's
+    with contextlib.redirect_stdout(io.StringIO()):  # the library prints; standard output belongs to the command
         Keyfile(str(path)).set_keypair(keypair, encrypt=False)
     return load_signer(path, None)
 
 
 @contextlib.asynccontextmanager
 async def open_demo(signer: Signer, delivery: DeliverySettings = _DELIVERY) -> AsyncGenerator[Demo]:
-    """A nats-server, a Facilitator simulator that knows `signer`, and a relay that has signed in there.
+    """Start a nats-server, a Facilitator simulator that knows `signer`, and a relay that signs in at the simulator.
 
-    `delivery` are the relay's settings of that name; no other settings are read. All are stopped at the end of the
-    block, the relay first, which drains. Raises LocalServerError if something does not start.
+    `delivery` are the relay's delivery settings; the environment is not read. At the end of the block all are stopped;
+    the relay is drained first. Raises LocalServerError if something does not start.
     """
     async with NatsServer() as server, FacilitatorSimulator([signer.public_key_hex]) as facilitator:
         settings = Settings(

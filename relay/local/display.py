@@ -21,7 +21,7 @@ _REFRESH_S: Final = 0.2
 
 @contextlib.asynccontextmanager
 async def live(console: Console, tally: Tally) -> AsyncGenerator[None]:
-    """Show `tally` as it changes, for as long as the block lasts; nothing unless `console` is a terminal."""
+    """Show `tally` as it changes, until the block ends. Shows nothing if `console` is not a terminal."""
     if console.quiet or not console.is_terminal:
         yield
         return
@@ -77,7 +77,7 @@ def summary(result: Result, repeated: int) -> Table:
 
 
 def directions(nats_url: str, http_port: int) -> str:
-    """The commands to look further with, while the demo's servers are up."""
+    """Commands to look around with while the demo's servers run."""
     relay = "relay" if shutil.which("relay") else f"{os.path.relpath(sys.executable)} -m relay"
     job = "00000000-0000-4000-8000-000000000001"
     return "\n".join(

@@ -1,7 +1,7 @@
-"""A simulator of the Facilitator: its real protocol with its oddities, and faults on demand.
+"""A simulator of the Facilitator. It speaks the real protocol, oddities included, and fails on demand.
 
-The demo and the tests run against it. `ledger` decides what a message leads to, `faults` what goes wrong; this module
-has the socket, the order and the clock. `python -m relay.local.facilitator` runs the simulator alone.
+The demo and the tests run against it. `ledger` decides how a message is answered, `faults` decides what goes wrong, and
+this module has the socket, the order and the clock. `python -m relay.local.facilitator` runs the simulator alone.
 """
 
 import argparse
@@ -42,7 +42,7 @@ HOST: Final = "127.0.0.1"
 PATH: Final = "/ws/v0/"
 MAX_FRAME_BYTES: Final = 16 * 2**20
 READ_AHEAD: Final = 32
-"""Updates that wait behind the one being handled; with one more the server stops reading."""
+"""How many updates may wait behind the one being handled. With one more the server stops reading."""
 _KEPT_FRAMES: Final = 1000
 
 
@@ -53,7 +53,7 @@ class _Session:
         self.connection = connection
         self.conversation = conversation
         self.deadline = deadline
-        """When the connection is closed if no heartbeat comes before."""
+        """Closes the connection if no heartbeat comes in time."""
         self.task = asyncio.current_task()
 
     async def end(self, code: int) -> None:
@@ -67,14 +67,14 @@ class _Session:
 class FacilitatorSimulator:
     """A Facilitator on 127.0.0.1, for as long as the `async with` block lasts.
 
-    validators: the active validators' public keys, hex without 0x; None takes every connection as authenticated,
-        as behind a trusted proxy.
-    service_time_s: what each update takes before it is stored; the real server needs 0.010 to 0.012.
-    heartbeat_limit_s: a connection without a heartbeat for so long is closed with 3001.
-    ping_interval_s, ping_timeout_s: a ping so often, close with 1011 if the pong takes so long.
+    validators: public keys of the active validators, hex without 0x. With None every connection counts as
+        authenticated, as behind a trusted proxy.
+    service_time_s: how long each update takes before it is stored; on the real server 0.010 to 0.012.
+    heartbeat_limit_s: a connection that sends no heartbeat for this long is closed with 3001.
+    ping_interval_s, ping_timeout_s: how often to ping, and how long to wait for the pong before closing with 1011.
 
     Updates of one connection are handled one after another and answered in order. `on_row`, if set, is called
-    with each row as it is stored. Raises LocalServerError if `port` cannot be had.
+    with each row when it is stored. Raises LocalServerError if `port` is not available.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class FacilitatorSimulator:
         """The latest frames, as they came."""
         self.heartbeats = 0
         self.accepted = 0
-        """Connections ever made; `connections` are those that are open."""
+        """All connections since the start; `connections` counts the open ones."""
         self._ping_interval_s = ping_interval_s
         self._ping_timeout_s = ping_timeout_s
         self._port = port
@@ -143,7 +143,7 @@ class FacilitatorSimulator:
 
     @property
     def unknown_jobs(self) -> set[str]:
-        """UUIDs that answer `job.not_found` for as long as they are in here."""
+        """Updates of these UUIDs are answered with `job.not_found`; the set may be changed at any time."""
         return self.ledger.unknown_jobs
 
     def rows_of(self, uuid: str) -> list[Row]:
@@ -155,9 +155,9 @@ class FacilitatorSimulator:
         return self.ledger.current_status(uuid)
 
     async def wait_for(self, condition: "Callable[[FacilitatorSimulator], bool]", timeout_s: float = 15.0) -> None:
-        """Wait until `condition(simulator)` holds; it is looked at on each change, so nothing brief is missed.
+        """Wait until `condition(simulator)` holds. It is checked at each change, so a short-lived state is not missed.
 
-        Raises TimeoutError, with what there is instead, after `timeout_s` seconds.
+        Raises TimeoutError, which shows the simulator's state, after `timeout_s` seconds. Cancelling is safe.
         """
         if condition(self):
             return
@@ -194,11 +194,11 @@ class FacilitatorSimulator:
         nth: int = 1,
         times: int | None = 1,
     ) -> Injection:
-        """Apply `fault` to `times` such moments, from the `nth` one from now on (None: to all); see Injection."""
+        """Apply `fault` to `times` matching moments (None: all), beginning with the `nth` from now; see Injection."""
         return self._plan.add(Injection(fault, at, uuid=uuid, status=status, nth=nth, times=times))
 
     def database_down(self) -> Injection:
-        """From now until lifted, each message drops its connection: authentication and heartbeats, too."""
+        """Until lifted, drop the connection at each message, also at authentication and heartbeats."""
         return self.inject(DROP_BEFORE_STORING, at=EVERY_MESSAGE, times=None)
 
     def cache_down(self) -> Injection:
@@ -209,24 +209,24 @@ class FacilitatorSimulator:
         return injection
 
     async def close_all(self, code: int) -> None:
-        """Close every connection with `code`, or drop them with DROPPED; new ones are welcome.
+        """Close every connection with `code`; with DROPPED, drop them without a close frame. New ones are accepted.
 
-        An update that a stall holds at that time is stored when the stall ends, and not answered.
+        An update that a stall holds meanwhile is stored when the stall ends, and not answered.
         """
         await asyncio.gather(*(session.end(code) for session in self._sessions))
         self._changed()
 
     async def remove_validator(self, public_key: str) -> None:
-        """Make a validator inactive: its connections are closed with 3001, and new ones refused."""
+        """Make a validator inactive: its connections are closed with 3001, and new ones are refused."""
         if self.ledger.validators is not None:
             self.ledger.validators.discard(public_key)
         theirs = [session for session in self._sessions if session.conversation.public_key == public_key]
         await asyncio.gather(*(session.end(INACTIVE) for session in theirs))
 
     async def away(self, code: int | None = None) -> None:
-        """Refuse new connections until `back`; close the open ones with `code`, or drop them with DROPPED.
+        """Refuse new connections until `back`. Close open ones with `code`, drop them (DROPPED) or keep them (None).
 
-        A restart is `away(1012)` and then `back()`, a killed worker `away(DROPPED)`; None leaves them open.
+        `away(1012)` and then `back()` is a restart; `away(DROPPED)` is a killed worker.
         """
         if self._reserved is not None:
             return
@@ -247,7 +247,7 @@ class FacilitatorSimulator:
             await self._listen()
 
     async def stop(self) -> None:
-        """Go away for good: drop what is open and wait until all of it has ended."""
+        """Stop listening, drop the open connections, and wait until all of them have ended."""
         await self.away()
         if self._reserved is not None:
             self._reserved.close()
@@ -269,7 +269,7 @@ class FacilitatorSimulator:
                 ping_interval=self._ping_interval_s,
                 ping_timeout=self._ping_timeout_s,
                 max_size=MAX_FRAME_BYTES,
-                # The message being handled has left this queue, and reading stops when it is exceeded.
+                # The message being handled is not in this queue. Reading stops when the queue is exceeded.
                 max_queue=(READ_AHEAD, READ_AHEAD),
             )
         except OSError as problem:
@@ -289,7 +289,7 @@ class FacilitatorSimulator:
                 await connection.close(INACTIVE)
 
     async def _serve(self, session: _Session) -> None:
-        """Handle the messages of one connection strictly one after another, until it ends."""
+        """Handle the messages of one connection one after another, until the connection ends."""
         self._sessions.append(session)
         self.accepted += 1
         self._changed()
@@ -305,7 +305,7 @@ class FacilitatorSimulator:
             self._changed()
 
     async def _take(self, session: _Session, message: Message | Answer, arrived_s: float) -> int | None:
-        """Handle one message and return the code to end the connection with, if it has to end."""
+        """Handle one message. Returns the code to end the connection with; None if it stays open."""
         injection = self._plan.on_message(message)
         self._changed()
         fault = injection.fault
@@ -348,7 +348,7 @@ class FacilitatorSimulator:
 
 
 def _refuse_other_paths(connection: ServerConnection, request: Request) -> Response | None:
-    """The real server fails on a path that it has no route for, and leaves the trailing slash to the client."""
+    """Answer 500 to other paths, as the real server does; it does not add a missing trailing slash either."""
     if request.path.partition("?")[0] == PATH:
         return None
     return connection.respond(HTTPStatus.INTERNAL_SERVER_ERROR, f"No route for {request.path}; try {PATH}\n")

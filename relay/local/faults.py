@@ -1,7 +1,7 @@
 """What the simulated Facilitator can be made to do wrong, and when.
 
 A `Fault` says how the handling of one message differs from the rules. An `Injection` says which messages or new
-connections it applies to, counted from now, and can be lifted. Every failure of the simulator is made of these two.
+connections it applies to, counted from now on, and can be lifted. All failures of the simulator are made of these two.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ from relay.timing.waiting import set_within
 
 
 class Moment(Enum):
-    """What can happen on a connection, and so what a fault can apply to."""
+    """What can happen on a connection. A fault applies to some of these."""
 
     CONNECT = auto()
-    """The upgrade has succeeded, nothing has been said."""
+    """The upgrade has succeeded, and no message was sent yet."""
     AUTHENTICATION = auto()
     HEARTBEAT = auto()
     UPDATE = auto()
     INVALID = auto()
-    """A frame that is no valid message."""
+    """A frame that is not a valid message."""
 
 
 EVERY_MESSAGE: Final = frozenset(Moment) - {Moment.CONNECT}
@@ -43,14 +43,14 @@ UNTIL_LIFTED: Final = math.inf
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How one message is handled, in this order. The defaults change nothing.
+    """What is done with one message, in this order. The defaults change nothing.
 
-    hold_s: wait so long before anything is stored; UNTIL_LIFTED waits for `Injection.lift`.
-    store: False throws the message away, so that nothing is stored and the rules give no answer.
-    late_s: wait so long between storing and answering.
+    hold_s: seconds to wait before anything is stored; UNTIL_LIFTED waits for `Injection.lift`.
+    store: False discards the message: nothing is stored, and the rules give no answer.
+    late_s: seconds to wait between storing and answering.
     answers: how often the answer is sent.
-    reply: send this text and not the answer that the rules give.
-    end_code: then end the connection with this close code, or DROPPED; None leaves it to the rules.
+    reply: text to send instead of the answer that the rules give.
+    end_code: close code to end the connection with, or DROPPED; with None the rules decide.
     """
 
     hold_s: float = 0.0
@@ -61,9 +61,9 @@ class Fault:
     end_code: int | None = None
 
     def answer(self, conversation: Conversation, message: Message | Answer, arrived_s: float) -> Answer:
-        """What the message leads to: what the rules say, which may store an update, changed by this fault.
+        """Apply the rules, which may store an update, and return their answer as this fault changes it.
 
-        The waits, and sending the reply `answers` times, are left to the caller.
+        The caller waits `hold_s` and `late_s`, and sends the reply `answers` times.
         """
         ruled = conversation.answer(message, arrived_s) if self.store else NOTHING
         kind, reply = (ruled.kind, ruled.reply) if self.reply is None else ("injected", self.reply)
@@ -79,17 +79,17 @@ ANSWER_TWICE: Final = Fault(answers=2)
 
 
 def stall(seconds: float = UNTIL_LIFTED) -> Fault:
-    """Stop before storing. Later messages of the connection wait behind it; when many wait, its pongs wait too."""
+    """Stop before storing. Later messages of the connection wait; when many wait, its pongs wait too."""
     return Fault(hold_s=seconds)
 
 
 def answer_late(seconds: float) -> Fault:
-    """Store at once, answer after so many seconds."""
+    """Store at once, and answer after `seconds`."""
     return Fault(late_s=seconds)
 
 
 def close_with(code: int) -> Fault:
-    """Close the connection with `code` in place of storing and answering."""
+    """Close the connection with `code`, and neither store nor answer."""
     return Fault(store=False, end_code=code)
 
 
@@ -102,8 +102,8 @@ def refuse(error_type: str, msg: str = "Refused on purpose.") -> Fault:
 class Injection:
     """A fault, and what it applies to. Used as a context manager, it is lifted at the end of the block.
 
-    It counts the moments in `at` that concern job `uuid` and `status` (None: any). From the `nth` one on it applies to
-    `times` of them, or to all if `times` is None. `hits` is how often it has applied.
+    It counts the moments in `at` of job `uuid` with `status` (None: any). Beginning with the `nth`, it applies to
+    `times` of them, or to all if `times` is None. `hits` counts how often it has applied.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class Injection:
 
     @property
     def spent(self) -> bool:
-        """Whether it will not apply any more."""
+        """Whether it will never apply again."""
         return self._lifted.is_set() or self.hits >= self._times
 
     def strikes(self, moment: Moment, uuid: str | None, status: str | None) -> bool:
-        """Count this moment if it is one of those meant; returns whether the fault applies to it."""
+        """Count this moment if it matches; returns whether the fault applies to it."""
         if self.spent or moment not in self._at or self._uuid not in {None, uuid} or self._status not in {None, status}:
             return False
         if self._to_spare > 0:
@@ -147,17 +147,17 @@ class Injection:
         return True
 
     def lift(self) -> None:
-        """End the fault: it does not apply any more, and messages that it holds go on. Lifting twice is harmless."""
+        """End the fault: it no longer applies, and messages that it holds go on. Lifting twice is harmless."""
         self._lifted.set()
 
     async def hold(self, seconds: float) -> None:
-        """Wait so many seconds, or until the fault is lifted."""
+        """Wait for `seconds`, or until the fault is lifted. Cancelling is safe."""
         if seconds > 0:
             await set_within(self._lifted, None if math.isinf(seconds) else seconds)
 
 
 NO_INJECTION: Final = Injection(NO_FAULT)
-"""What applies to a message if nothing was injected: the rules."""
+"""Stands for no fault: the rules apply unchanged."""
 
 
 class FaultPlan:
@@ -175,7 +175,7 @@ class FaultPlan:
         return self._strike(Moment.CONNECT)
 
     def on_message(self, message: Message | Answer) -> Injection:
-        """What applies to a message; an Answer stands for a frame that is no valid message."""
+        """The injection that applies to a message. An Answer stands for a frame that is not a valid message."""
         if isinstance(message, Update):
             return self._strike(Moment.UPDATE, message.job, message.status)
         if isinstance(message, Authentication):
@@ -183,6 +183,6 @@ class FaultPlan:
         return self._strike(Moment.HEARTBEAT if isinstance(message, Heartbeat) else Moment.INVALID)
 
     def _strike(self, moment: Moment, uuid: str | None = None, status: str | None = None) -> Injection:
-        """The injection that applies to this moment, or NO_INJECTION. All count it; the oldest of several applies."""
+        """The oldest injection that applies to this moment, or NO_INJECTION. Every injection counts the moment."""
         struck = [injection for injection in self._waiting if injection.strikes(moment, uuid, status)]
         return struck[0] if struck else NO_INJECTION

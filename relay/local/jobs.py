@@ -1,4 +1,4 @@
-"""Simulated jobs: their updates in order, and which of these must fail. The same seed makes the same jobs."""
+"""Simulated jobs: their updates in order, and which updates must fail. The same seed makes the same jobs."""
 
 import json
 from collections import Counter
@@ -29,7 +29,7 @@ _PORTS: Final = (30_000, 40_000)
 class StatusMessage:
     """One message to publish.
 
-    uuid: the job in the subject. status: the status in the body. dead_letter: the reason for which it must be
+    uuid: the job in the subject. status: the status in the body. dead_letter: the reason with which it must be
     dead-lettered; None if the Facilitator must get it.
     """
 
@@ -44,7 +44,7 @@ class StatusMessage:
 class Scenario:
     """Jobs, each with its messages in order, and how the simulated Facilitator must treat them.
 
-    unknown_jobs: UUIDs that it must not know. droppers: the (uuid, status) at which it must drop the connection.
+    unknown_jobs: UUIDs that it must not know. droppers: each (uuid, status) at which it must drop the connection.
     """
 
     jobs: tuple[tuple[StatusMessage, ...], ...]
@@ -86,15 +86,15 @@ def status_message(update: JobStatusUpdate) -> StatusMessage:
 
 
 def in_envelope(plain: StatusMessage) -> StatusMessage:
-    """The same update in the envelope of the channel layer."""
+    """The same update, wrapped as a message of the Django channel layer."""
     return replace(plain, body=b'{"type":"job_status_update","payload":' + plain.body + b"}")
 
 
 def make_scenario(rng: Random, jobs: int) -> Scenario:
-    """So many jobs; about one in ten has one of the defects that updates have in practice.
+    """Make `jobs` jobs. About one in ten has one of the defects that updates have in practice.
 
-    Six jobs are enough for each defect to occur once. Some updates are in the channel layer's envelope, some are
-    published twice with the same `Nats-Msg-Id`, some twice with another one.
+    With six jobs or more each defect occurs at least once. Some updates are in the channel layer's envelope; some are
+    published twice, with the same `Nats-Msg-Id` or with two different ones.
     """
     messages = [[status_message(update) for update in job_updates(rng, job_uuid(rng))] for _ in range(jobs)]
     kinds = [kind for kind in _DEFECTS for _ in range(max(1, jobs // _DEFECTIVE_ONE_IN))]
@@ -114,7 +114,7 @@ def make_scenario(rng: Random, jobs: int) -> Scenario:
 
 
 def _updates(uuid: str, steps: list[tuple[JobStatus, dict[str, Any] | None]]) -> list[JobStatusUpdate]:
-    # Through JSON, because strict models do not accept nested plain values.
+    # Through JSON, because the strict models do not accept plain values inside dicts.
     documents = ({"uuid": uuid, "status": status, "metadata": metadata} for status, metadata in steps)
     return [JobStatusUpdate.model_validate_json(json.dumps(document)) for document in documents]
 
@@ -163,7 +163,7 @@ Defect = Callable[[Random, list[StatusMessage]], list[StatusMessage]]
 
 
 def _insert(rng: Random, job: list[StatusMessage], dead_letter: Reason, **changes: str) -> list[StatusMessage]:
-    """`job` with one more message, which must be dead-lettered: a copy of one of its own with changed fields."""
+    """`job` with one more message, which must be dead-lettered: a copy of one of its messages with changed fields."""
     at = rng.randrange(len(job))
     document = json.loads(job[at].body) | changes
     body = json.dumps(document).encode()

@@ -1,7 +1,7 @@
-"""What the simulated Facilitator answers and keeps: messages in, answers out, no I/O and no clock.
+"""What the simulated Facilitator answers and stores: messages in, answers out, no I/O and no clock.
 
-It follows the protocol and shares nothing with the relay's own models, so that a mistake in those models shows here.
-It is as lax and as odd as the real server: pydantic's error types, and the surprises of Django and PostgreSQL.
+It shares nothing with the relay's own models, so that a mistake in those models shows here. It accepts and refuses what
+the real server does, with pydantic's error types and the special cases of Django and PostgreSQL.
 """
 
 import json
@@ -17,7 +17,7 @@ from bittensor_wallet import Keypair
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 DROPPED: Final = 1006
-"""The code a client sees when the TCP connection goes away without a close frame."""
+"""The code that a client sees when the TCP connection ends without a close frame."""
 INACTIVE: Final = 3001
 """The close code for a validator that is unknown, removed, or has sent no heartbeat for too long."""
 
@@ -27,7 +27,7 @@ _FAILS_WITHOUT_METADATA: Final = ("completed", "streaming_ready")
 
 
 def _or_unknown(*known: str) -> BeforeValidator:
-    """Take any value; what is not in `known` becomes `unknown`, as the real enumerations do."""
+    """Accept any value; one that is not in `known` becomes `unknown`, as in the real enumerations."""
     return BeforeValidator(lambda value: value if value in known else "unknown")
 
 
@@ -132,7 +132,7 @@ class Update(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a message leads to: at most one reply, after which the connection may end.
+    """What is done about a message: at most one reply, and then the connection may be ended.
 
     `kind` is `success`, the type of the reply's first error, or `none`. `end_code` is a close code, DROPPED, or
     None to stay open.
@@ -160,7 +160,7 @@ def error(kind: str, msg: str, end_code: int | None = None) -> Answer:
 def parse(frame: str | bytes) -> Message | Answer:
     """Read one frame: the message in it, or the error reply that says why there is none."""
     try:
-        # The real consumer looks at text alone, so a binary frame reads as None.
+        # The real server reads only text, so it takes a binary frame for None.
         return _MESSAGE.validate_json(_keep_first_keys(frame) if isinstance(frame, str) else None)  # pyright: ignore[reportArgumentType]
     except ValidationError as invalid:
         errors = [
@@ -178,7 +178,7 @@ def parse(frame: str | bytes) -> Message | Answer:
 
 
 def _keep_first_keys(text: str) -> str:
-    """Of duplicate keys in one object the real server takes the first; pydantic takes the last."""
+    """Keep the first of duplicate keys in an object, as the real server does; pydantic would keep the last."""
     repeated = False
 
     def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _keep_first_keys(text: str) -> str:
     try:
         document = json.loads(text, object_pairs_hook=first_wins)
     except (ValueError, RecursionError):
-        return text  # pydantic, which reads it next, names what is wrong
+        return text  # pydantic reads it next and says what is wrong
     return json.dumps(document) if repeated else text
 
 
@@ -216,7 +216,7 @@ class Ledger:
 
     `validators` are public keys in hex without 0x; None means that a trusted proxy has done the authentication.
     Every job is known unless its UUID is in `unknown_jobs`, which may change at any time. `rows` grows without
-    bound, as the database does that it stands for.
+    bound, like the database that it stands for.
     """
 
     def __init__(self, validators: Iterable[str] | None) -> None:
@@ -246,7 +246,7 @@ class Ledger:
         return _SUCCESS
 
     def record(self, update: Update, connection: int, arrived_s: float) -> Answer:
-        """Store one update, as far as the real one would, and answer it as the real one would."""
+        """Store and answer one update as the real server would."""
         uuid = _usual_spelling(update.uuid)
         if uuid is None:
             return _DROP
@@ -270,11 +270,11 @@ class Conversation:
         self.connection = connection
         self.authenticated = ledger.validators is None
         self.public_key: str | None = None
-        """The validator's, once it has authenticated itself."""
+        """The validator's public key, after it has authenticated itself."""
         self._ledger = ledger
 
     def answer(self, message: Message | Answer, arrived_s: float) -> Answer:
-        """What one parsed frame leads to. A frame that could not be parsed has its answer already."""
+        """The answer to one parsed frame. For a frame that could not be parsed, `parse` has made the answer already."""
         if isinstance(message, Answer):
             return message
         if isinstance(message, Authentication):
@@ -297,13 +297,13 @@ class Conversation:
 
 @lru_cache(maxsize=64)
 def _is_signed(public_key_hex: str, signature: str) -> bool:
-    """Whether it is the key's own signature of the key. ValueError if one of them cannot be read."""
+    """Whether the signature is the key's, of the key itself. Raises ValueError if one of the two cannot be read."""
     public_key = bytes.fromhex(public_key_hex)
     return Keypair(public_key=public_key.hex()).verify(public_key, signature)
 
 
 def _usual_spelling(uuid: str) -> str | None:
-    """The UUID in lower case with hyphens, or None if it is none: Python's parser decides, as it does in Django."""
+    """The UUID in lower case with hyphens; None if Python's parser, which Django uses too, does not accept it."""
     try:
         return str(UUID(uuid))
     except ValueError:
@@ -311,7 +311,7 @@ def _usual_spelling(uuid: str) -> str | None:
 
 
 def _storable(value: Any) -> bool:
-    """Whether PostgreSQL takes the value into a jsonb column: it knows neither NUL nor NaN nor infinities."""
+    """Whether PostgreSQL can store the value in a jsonb column, which allows no NUL, NaN or infinity."""
     if isinstance(value, str):
         return "\0" not in value
     if isinstance(value, float):
@@ -325,7 +325,7 @@ def _storable(value: Any) -> bool:
 
 
 def _breaks_after_storing(update: Update) -> bool:
-    """Whether the server fails once the row is stored: it reads metadata that is not there, or a port too large."""
+    """Whether the real server fails after storing the row, because metadata is missing or a port is too large."""
     if update.metadata is None:
         return update.status in _FAILS_WITHOUT_METADATA
     streaming = update.metadata.streaming_details

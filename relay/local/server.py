@@ -1,4 +1,4 @@
-"""A real nats-server of one's own: on loopback, on free ports, in a store folder that goes away with it."""
+"""A real, private nats-server: on loopback, on free ports, with a temporary store folder."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ _CLIENT_PORT: Final = re.compile(rb"Listening for client connections on \S+:(\d+
 _MONITOR_PORT: Final = re.compile(rb"Starting http monitor on \S+:(\d+)")
 _READY: Final = b"Server is ready"
 _RANDOM_PORT: Final = -1
-"""What nats-server takes for "any free port"."""
+"""Makes nats-server choose a free port."""
 
 
 def find_server() -> str:
-    """The path of the nats-server binary: the one of this Python environment, else the first on PATH.
+    """The path of the nats-server binary: the one in this Python environment, else the first on PATH.
 
     Raises LocalServerError if there is none.
     """
@@ -46,18 +46,18 @@ def find_server() -> str:
 class NatsServer:
     """One nats-server process, started by `start` or `async with`, ended by `stop` or `kill`.
 
-    Its ports are free ones, chosen at the first start and kept by every later one; its store folder is kept until
-    `close` (the end of `async with`). Ready means: it has said so, and it has greeted a connection with INFO.
+    The server chooses free ports at the first start and keeps them at later ones. Its store folder is kept until
+    `close` (the end of `async with`). It is ready when its log says so and it has greeted a connection with INFO.
 
-    The server writes its log to a pipe. A line there is an event, so waiting for readiness looks at nothing in turn.
+    The server writes its log to a pipe, and each line wakes the reader, so waiting for readiness needs no polling.
 
     Args:
-        max_payload: bytes; the largest message that the server takes.
+        max_payload: the largest message that the server accepts, in bytes.
         jetstream: whether JetStream is on.
         extra_config: lines in nats-server's own syntax, added to the configuration.
-        config_file: used in place of the whole generated configuration (`max_payload`, `jetstream` and
-            `extra_config` have no effect then). Its host and ports are overridden, relative paths in it begin at the
-            server's own folder, and it must not redirect the log.
+        config_file: replaces the whole generated configuration (`max_payload`, `jetstream` and `extra_config` have no
+            effect then). Its host and ports are overridden, relative paths in it start at the server's own folder, and
+            it must not redirect the log.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class NatsServer:
             raise
 
     async def stop(self) -> None:
-        """End the server in order (SIGTERM) and wait for its end; its store folder and ports stay as they are."""
+        """Stop the server (SIGTERM) and wait for its end. Its store folder and ports are kept."""
         await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
@@ -141,7 +141,7 @@ class NatsServer:
         await self._end(signal.SIGKILL)
 
     async def restart(self) -> None:
-        """Stop and start again: the same ports, the same stored messages."""
+        """Stop and start again, with the same ports and the same stored messages."""
         await self.stop()
         await self.start()
 
@@ -196,7 +196,7 @@ class NatsServer:
             raise LocalServerError(f"nats-server greeted with {greeting[:80]!r} instead of INFO", self.log_tail)
 
     async def _read_log(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
-        # Reads until the server ends: a full pipe would block the server at its next log line.
+        # Read until the server ends, because a full pipe would block the server at its next log line.
         assert process.stderr is not None
         async for line in process.stderr:
             self._log.append(line.decode(errors="replace").rstrip())
@@ -209,7 +209,7 @@ class NatsServer:
 
     async def _end(self, how: signal.Signals) -> None:
         process, log_reader = self._running(), self._log_reader
-        # It may have ended by itself; its process id is ours until it has been waited for.
+        # It may have ended by itself. Its process id is not reused before it has been waited for.
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(how)
         try:

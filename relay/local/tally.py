@@ -1,4 +1,4 @@
-"""The demo's account: what was published against what the Facilitator stored and what became a dead letter."""
+"""The demo's counts: what was published, compared with what the Facilitator stored and what became a dead letter."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from relay.local.traffic import Published
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds from publishing an update to its arrival at the Facilitator; None without any arrival."""
+    """Milliseconds from publishing an update to its arrival at the Facilitator; None if nothing arrived."""
 
     p50: float | None
     p99: float | None
@@ -22,8 +22,9 @@ class Latency:
 class Result:
     """How the published updates ended; published = acknowledged + duplicates + dead letters + lost.
 
-    acknowledged: stored by the Facilitator. duplicates: it had the same job and status already. reordered: rows that
-    arrived after a row of their job that was published later. lost: neither a row nor a dead letter.
+    acknowledged: stored by the Facilitator. duplicates: the Facilitator had the same job and status already.
+    reordered: rows that arrived after a row of their job that was published later. lost: neither a row nor a dead
+    letter.
     """
 
     published: int
@@ -40,15 +41,15 @@ class Result:
 
 
 class Tally:
-    """Takes down what happens, in whatever order the news comes, and adds it up. Grows with what was published."""
+    """Records what happens, in any order, and adds it up. Its memory grows with the number of updates."""
 
     def __init__(self) -> None:
         self.jobs_by_status: Counter[str] = Counter()
         """How many jobs the Facilitator shows in each status now."""
         self.dead_letters: Counter[str] = Counter()
-        """By reason, as the relay ends them; `result` goes by what is in the stream instead."""
+        """By reason, counted when the relay terminates the update; `result` counts what is in the stream instead."""
         self.repeated = 0
-        """Publishes that JetStream recognised by their `Nats-Msg-Id`, and did not store again."""
+        """Publishes that JetStream recognised by their `Nats-Msg-Id` and did not store again."""
         self._published: dict[int, Published] = {}
         self._settled: set[int] = set()
         self._unsettled = 0
@@ -83,7 +84,7 @@ class Tally:
             self._note_latency(key)
 
     def note_row(self, row: Row) -> None:
-        """The Facilitator stored something; it may be quicker than the PubAck."""
+        """The Facilitator stored a row. This may be known before the PubAck arrives."""
         self._rows.append(row)
         self.jobs_by_status[row.status] += 1
         if row.uuid in self._shown:
@@ -94,7 +95,7 @@ class Tally:
         self._note_latency(key)
 
     def note_settled(self, sequence: int, reason: str | None) -> None:
-        """The relay told JetStream that it is done with an update; `reason` if that was a dead letter."""
+        """The relay settled an update; `reason` is given if it became a dead letter."""
         if sequence in self._settled:
             return
         self._settled.add(sequence)
@@ -107,7 +108,7 @@ class Tally:
         return Latency(_quantile_ms(ordered, 0.5), _quantile_ms(ordered, 0.99), _quantile_ms(ordered, 0.999))
 
     def result(self, letters: Mapping[int, str]) -> Result:
-        """Add up. `letters` are the dead letters that are in their stream: source sequence and reason."""
+        """Add up. `letters` are the dead letters in the stream: the reason by source sequence."""
         arrivals = [(row.uuid, row.status) for row in self._rows]
         stored = set(arrivals)
         expected = {sequence: _key(self._published[sequence]) for sequence in sorted(self._published.keys() - letters)}
@@ -141,7 +142,7 @@ def _count_reordered(arrivals: Sequence[tuple[str, str]], firsts: Mapping[tuple[
     for key in arrivals:
         sequence = firsts.get(key)
         if sequence is None:
-            continue  # stored although it is a dead letter, or none of ours: there is no order to judge it by
+            continue  # it is a dead letter that was stored, or not one of ours: its order cannot be checked
         newest_before = newest.get(key[0], 0)
         reordered += sequence < newest_before
         newest[key[0]] = max(sequence, newest_before)

@@ -24,8 +24,9 @@ _Job = deque[StatusMessage]
 class Published:
     """A message that JetStream has stored.
 
-    sequence: its place in the stream; that of the earlier message if `duplicate`. due_s: when the rate asked for it to
-    be sent, in seconds on the monotonic clock. sent_s: when it was first sent; much later than due means overload.
+    sequence: its sequence in the stream; if `duplicate`, that of the earlier message. due_s: when it was due at the
+    chosen rate, in seconds on the monotonic clock. sent_s: when it was first sent; much later than `due_s` means
+    overload.
     """
 
     message: StatusMessage
@@ -36,13 +37,14 @@ class Published:
 
 
 class TrafficSource:
-    """Publishes jobs in an open loop: at `rate_per_s` updates, however long anything takes.
+    """Publishes jobs in an open loop: at `rate_per_s` updates a second, no matter how long each PubAck takes.
 
-    A job's next update is sent after the PubAck of the one before. `interleaved` jobs are under way at a time, and the
-    next one to publish is chosen at random. If all of them wait for a PubAck, the source falls behind and catches up.
+    A job's next update is sent after the PubAck of the one before. `interleaved` jobs are published at a time, and the
+    job of the next update is chosen at random. If all of them wait for a PubAck, the source falls behind, and catches
+    up later.
 
     Args:
-        jobs: each job's messages in order; taken one by one, so it may be endless.
+        jobs: each job's messages in order. Jobs are taken one by one, so there may be infinitely many.
         patience_s: how long to repeat a publish that gets no PubAck, for instance because the server is away.
     """
 
@@ -67,10 +69,10 @@ class TrafficSource:
         self._changed = asyncio.Event()
 
     async def run(self, on_published: Callable[[Published], None]) -> None:
-        """Publish all; `on_published` is called for each as its PubAck comes, in order for each job.
+        """Publish all. `on_published` is called for each update when its PubAck comes, in order within each job.
 
-        Raises an ExceptionGroup of PublishUnconfirmed when `patience_s` is over, of JetStreamError if the server
-        refuses a message. What was published stays published.
+        Raises an ExceptionGroup: of PublishUnconfirmed when `patience_s` is over, of JetStreamError if the server
+        refuses a message. What was published stays published, also if this is cancelled.
         """
         began_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -84,7 +86,7 @@ class TrafficSource:
                 group.create_task(self._publish(job, due_s, on_published))
 
     async def _next_job(self) -> _Job | None:
-        """One that waits for no PubAck, or None if all are done."""
+        """A job that does not wait for a PubAck; None if all jobs are done."""
         while True:
             while len(self._idle) + self._unconfirmed < self._interleaved:
                 job = next(self._waiting, None)

@@ -3,7 +3,7 @@
     $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<stored, ns>.<pending>
     $JS.ACK.<domain>.<account hash>.<stream>.<consumer>. ... .<pending>.<random>
 
-The server chooses the second form where it has a domain or the stream is shared between accounts.
+The server uses the second form if it has a domain, or if the stream is shared between accounts.
 """
 
 from typing import Final
@@ -15,22 +15,22 @@ _NO_SEQUENCE: Final = 2**62
 
 
 class AckSubject(msgspec.Struct, gc=False):
-    """What the subject says of a delivery."""
+    """What the subject says about a delivery."""
 
     deliveries: int
     """How often the message was delivered, this time included."""
     sequence: int
-    """Of the message in its stream."""
+    """The message's sequence in its stream."""
     consumer_sequence: int
-    """Of the delivery in its consumer."""
+    """The delivery's sequence in its consumer."""
     stored_ns: int
     """When the stream stored the message: Unix time in nanoseconds, on the server's clock."""
     pending: int
-    """How many messages the consumer had yet to deliver."""
+    """How many messages the consumer still had to deliver."""
 
 
 def parse_ack_subject(subject: bytes) -> AckSubject:
-    """Read such a subject. Raises ValueError for any other."""
+    """Read an ACK subject. Raises ValueError if it is not one."""
     tokens = subject.split(b".")
     if len(tokens) == _SHORT_FORM_TOKENS:
         _, _, _, _, deliveries, sequence, consumer_sequence, stored_ns, pending = tokens
@@ -40,13 +40,13 @@ def parse_ack_subject(subject: bytes) -> AckSubject:
 
 
 def all_acks(stream: str) -> str:
-    """Where all deliveries of a stream are acknowledged, if the subjects have the first form."""
+    """Matches the ACK subjects of all deliveries of a stream, if they have the first form."""
     return f"$JS.ACK.{stream}.>"
 
 
 def ack_of_nothing(stream: str, consumer: str) -> str:
-    """Where an acknowledgement changes nothing, because no message has its sequence.
+    """An ACK subject that changes nothing, because no message has its sequence.
 
-    The server answers it after it has processed those that were sent before.
+    The server answers it after it has processed the acknowledgements that were sent before.
     """
     return f"$JS.ACK.{stream}.{consumer}.1.{_NO_SEQUENCE}.1.0.0"

@@ -1,4 +1,4 @@
-"""One NATS connection: how it is made, watched and closed; and the two kinds of request that all else is built on."""
+"""A NATS connection: making, watching and closing it; and the two requests that everything else is built on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -91,12 +91,12 @@ async def connect(
     on_reconnected: Callable[[], None] | None = None,
     on_closed: Callable[[], None] | None = None,
 ) -> FrameClient:
-    """Make a client that is connected and reconnects for ever; end it with `close`. Cancelling is safe.
+    """Make a connected client, which reconnects for ever until it is ended with `close`. Cancelling is safe.
 
     The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or by
     the server (credentials withdrawn, a protocol violation). `name` shows in the server's list of connections.
 
-    Raises BrokerUnavailable after each server was tried once without success, ConfigurationError for credentials or
+    Raises BrokerUnavailable if each server was tried once without success, and ConfigurationError for credentials or
     certificates that cannot be used.
     """
     client = FrameClient()
@@ -123,10 +123,10 @@ async def connect(
 
 
 async def close(client: Client, timeout_s: float = 5.0) -> None:
-    """Send what is buffered, acknowledgements included, and close: in every state, within three times `timeout_s`.
+    """Send what is buffered, acknowledgements too, and close. Works in every state, within three times `timeout_s`.
 
-    If the server is away, what is buffered is lost, and the server redelivers. (`Client.drain` raises while
-    reconnecting, and the owners of subscriptions decide whether to drain them.)
+    If the server is away, buffered acknowledgements are lost, and the server redelivers. (`Client.drain` is not used:
+    it raises while reconnecting, and the owners of subscriptions decide whether to drain them.)
     """
     if client.is_connected:
         try:
@@ -150,12 +150,12 @@ async def api_request(
     """One request to JetStream's API and its answer, both as parsed JSON.
 
     Raises JetStreamError if the server answers with an error, UnsuitableServer if it runs without JetStream, and
-    BrokerUnavailable if it gives no answer: the request may have been carried out then, unless it is NotPermitted.
-    It may have been carried out also when this is cancelled.
+    BrokerUnavailable if it gives no answer. Without an answer, as after a cancellation, the request may have been
+    carried out, unless the error is NotPermitted.
     """
-    url = client.connected_url  # read first: it is None after the connection is lost
+    url = client.connected_url  # read now, because it is None after the connection is lost
     if not client.is_connected:
-        # nats-py would buffer the request, and the server would carry it out after the caller has given up.
+        # nats-py would buffer the request, and the server would carry it out after the caller gave up.
         raise BrokerUnavailable(_servers(url), f"not connected, so {subject} was not sent")
     try:
         answer = await client.request(subject, _encode_request(body) if body else b"", timeout=timeout_s)
@@ -188,13 +188,13 @@ async def publish_confirmed(
 ) -> PubAck:
     """Publish and wait for the stream's PubAck.
 
-    Raises JetStreamError if the server refuses the message (the stream is full; too large: TOO_LARGE), and
-    PublishUnconfirmed if there is no PubAck: it may be stored, so publish it again with the same `Nats-Msg-Id`.
-    It may be stored also when this is cancelled.
+    Raises JetStreamError if the server refuses the message (for example the stream is full, or the message is
+    TOO_LARGE), and PublishUnconfirmed if there is no PubAck. Without a PubAck, as after a cancellation, the message may
+    be stored: publish it again with the same `Nats-Msg-Id`.
     """
     size = len(payload) + _headers_size(headers)
     if size > client.max_payload:
-        # The server would close the connection because of it, and nats-py would then close the client for good.
+        # The server would close the connection because of this message, and nats-py would close the client for good.
         problem = f"{size} bytes with headers are more than the server's max_payload of {client.max_payload}"
         raise JetStreamError(f"publish on {subject}", 400, TOO_LARGE, problem)
     if not client.is_connected:
@@ -240,7 +240,7 @@ async def require_server(client: Client) -> None:
 
 @dataclass(slots=True)
 class _Callbacks:
-    """Logs what nats-py reports, and passes it on."""
+    """Logs what nats-py reports, and calls the callbacks of `connect`."""
 
     client: Client
     urls: Sequence[str]
@@ -259,20 +259,20 @@ class _Callbacks:
         if not self.connected:
             self._give_up_after_one_round(problem, error)
         elif problem not in self.failures:
-            # During an outage nats-py reports the same four times a second; it is logged once until the reconnect.
+            # During an outage nats-py reports an error four times a second. It is logged once until the reconnect.
             self.failures.append(problem)
             _log.warning("NATS trouble", error=problem)
 
     def _give_up_after_one_round(self, problem: str, error: Exception) -> None:
-        # Raising from the callback is the only way to end nats-py's first round. With unlimited attempts it would go on
-        # for ever; with a limit it would forget the servers that were away, for later reconnects as well.
+        # Raising from the callback is the only way to end nats-py's first round of attempts. With unlimited attempts it
+        # would go on for ever. With a limit it would forget the servers that were away, also for later reconnects.
         self.failures.append(problem)
         if len(self.failures) >= len(self.urls):
             raise BrokerUnavailable(self.servers, "; ".join(dict.fromkeys(self.failures))) from error
 
     async def disconnected(self) -> None:
         if self.client.is_closed:
-            return  # `closed` reports it
+            return  # `closed` logs it
         _log.warning("disconnected from NATS; reconnecting")
         if self.on_disconnected is not None:
             self.on_disconnected()

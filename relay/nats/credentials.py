@@ -1,4 +1,4 @@
-"""How a client authenticates to NATS, and which servers it trusts: the settings as options of nats-py."""
+"""How a client authenticates to NATS, and which servers it trusts: settings as nats-py's options."""
 
 import re
 import ssl
@@ -15,7 +15,7 @@ _CREDENTIALS: Final = re.compile(
 
 
 def connect_options(settings: NatsSettings) -> dict[str, Any]:
-    """The options of `Client.connect` that these settings ask for.
+    """The options of nats-py's `Client.connect` for these settings.
 
     Raises ConfigurationError for credentials or certificates that cannot be used.
     """
@@ -36,8 +36,8 @@ def connect_options(settings: NatsSettings) -> dict[str, Any]:
 
 
 def _require_credentials_file(path: Path) -> None:
-    # Without the line before the JWT nats-py would search for ever and block the event loop. On an invalid seed it
-    # raises errors of nkeys, which nobody catches. It cuts one character off each line, so line ends must be of Unix.
+    # Without the line before the JWT, nats-py would search for ever and block the event loop. On an invalid seed it
+    # raises errors of nkeys, which nothing catches. It cuts one character off each line, so lines must end with \n.
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -48,7 +48,7 @@ def _require_credentials_file(path: Path) -> None:
 
 
 def _require_seed(path: Path) -> None:
-    # On an invalid seed nats-py raises errors of nkeys, which nobody catches.
+    # On an invalid seed nats-py raises errors of nkeys, which nothing catches.
     try:
         seed = path.read_bytes().strip()
     except OSError as error:
@@ -64,6 +64,6 @@ def _tls(settings: NatsSettings) -> ssl.SSLContext:
         if settings.cert_file is not None:
             variable, path = "RELAY_NATS_CERT_FILE", settings.cert_file
             context.load_cert_chain(settings.cert_file, settings.key_file)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # ssl.SSLError is an OSError
         raise ConfigurationError(variable, str(path), f"a PEM file that fits its purpose ({error})") from error
     return context

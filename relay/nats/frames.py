@@ -1,12 +1,12 @@
-r"""nats-py's client, but it reads and writes whole frames: for the path of an update, and for many requests.
+r"""nats-py's client, changed to read and write whole frames: for the path of an update, and for many requests.
 
-nats-py spends more on a message than nats-server does. For each that comes in: a regular expression for every kind of
-line, a buffer that is moved, a message object, a place in a queue, and a task that waits for it. For each that goes
-out: two coroutines and a future. There is no public way around either.
+nats-py spends more time on a message than nats-server does. Each incoming message costs a regular expression for every
+kind of line, a buffer that is moved, a message object, a place in a queue, and a task that waits for it. Each outgoing
+message costs two coroutines and a future. nats-py has no public way to avoid this.
 
 nats-py also ends a subject at \v and \f, where the server ends it only at a blank, tab or line end, and it fails on
-subjects that are not UTF-8. Its read loop ends for good at such a message. So one producer could silence the connection
-until its pings fail, and again with each redelivery.
+subjects that are not UTF-8. Such a message ends its read loop for good. So one producer could stop all deliveries on
+the connection until its pings fail, and again with each redelivery.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from relay.nats.nats_py import stay_cancelled
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
 
-What it raises is given to the client's `error_cb`, as with callbacks of the client's own."""
+Its exceptions are passed to the client's `error_cb`, like those of nats-py's own callbacks."""
 TakeBatch = Callable[[list[tuple[bytes, bytes, bytes, bytes]]], None]
-"""The same for several messages at once, at least one."""
+"""As Take, with a list of one or more messages."""
 
 T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
@@ -37,18 +37,18 @@ _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
 class FrameClient(Client):
-    """What it adds is `listen` and `write`; all else is the client's own."""
+    """nats-py's client with `listen`, `listen_in_batches` and `write`; the rest works as in nats-py."""
 
     def __init__(self) -> None:
         super().__init__()
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
         self._take_batches: dict[bytes, TakeBatch] = {}
-        """Likewise."""
+        """By subscription."""
         self._read_together: dict[bytes, list[tuple[bytes, bytes, bytes, bytes]]] = {}
-        """By subscription, what the socket has brought since it was last read."""
+        """By subscription: the messages that one read of the socket has brought."""
         self._needed = 0
-        """How many bytes the frame that begins in the parser's buffer has at least."""
+        """The least number of bytes that the incomplete frame in the parser's buffer will have."""
         parser: Any = self._ps
         self._parse_line: Callable[[bytes], Coroutine[Any, Any, None]] = parser.parse
         parser.parse = self._read
@@ -56,17 +56,17 @@ class FrameClient(Client):
     async def listen(self, subject: str, take: Take, *, queue: str = "") -> Subscription:
         """Call `take` with each message on a subject, in order, as soon as it is read, until the subscription ends.
 
-        Draining the subscription also waits for what is on its way.
+        Draining the subscription also waits for messages that are on their way.
         """
         return await self._listen(subject, take, self._takes, queue)
 
     async def listen_in_batches(self, subject: str, take: TakeBatch) -> Subscription:
-        """The same, but what one read of the socket brings is given together."""
+        """As `listen`, but call `take` once with all messages that one read of the socket brings."""
         return await self._listen(subject, take, self._take_batches)
 
     async def _listen(self, subject: str, take: T, takers: dict[bytes, T], queue: str = "") -> Subscription:
         number = b"%d" % (self._sid + 1)
-        takers[number] = take  # before anything can come
+        takers[number] = take  # before the first message can arrive
         try:
             return await self.subscribe(subject, queue=queue)
         except BaseException:
@@ -77,11 +77,11 @@ class FrameClient(Client):
         self,
         subject: str,
         payload: bytes = b"",
-        timeout: float = 0.5,  # noqa: ASYNC109 - the client's own name for it
-        old_style: bool = False,  # noqa: FBT001, FBT002 - likewise
+        timeout: float = 0.5,  # noqa: ASYNC109 - the name in nats-py
+        old_style: bool = False,  # noqa: FBT001, FBT002 - as in nats-py
         headers: dict[str, Any] | None = None,
     ) -> Msg:
-        """The client's own, but cancelling it is safe: it always ends with CancelledError then."""
+        """nats-py's request, but cancelling it is safe: it then always ends with CancelledError."""
         answer = await super().request(subject, payload, timeout, old_style, headers)
         stay_cancelled()
         return answer
@@ -89,14 +89,14 @@ class FrameClient(Client):
     async def subscribe(  # pyright: ignore[reportIncompatibleMethodOverride] - all else by name
         self, subject: str, queue: str = "", cb: Callable[[Msg], Awaitable[None]] | None = None, **options: Any
     ) -> Subscription:
-        """The client's own, with the types that it lacks."""
+        """nats-py's subscribe, with the types that it lacks."""
         return await super().subscribe(subject, queue, cb, **options)  # pyright: ignore[reportUnknownMemberType]
 
     def write(self, lines: bytes) -> None:
         """Send lines of NATS's protocol (see `publication`), together with all that is written in the same moment.
 
-        While disconnected they are kept up to the client's limit, and sent after the reconnect. Raises
-        nats.errors.Error if they are neither sent nor kept.
+        While disconnected they are buffered, up to the client's limit, and sent after the reconnect. Raises
+        nats.errors.Error if they are neither sent nor buffered.
         """
         if self.is_connected:
             flushes: asyncio.Queue[Any] = self._flush_queue  # pyright: ignore[reportAssignmentType] - it has one now
@@ -109,11 +109,11 @@ class FrameClient(Client):
         self._pending.append(lines)
         self._pending_data_size += len(lines)
 
-    # --- what the client calls
+    # --- called by nats-py
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        # nats-py writes a PING ahead of what waits to be written. The PONG would not show that the rest has arrived,
-        # and a drain would end too early.
+        # nats-py writes a PING before what waits to be written. Then the PONG would not prove that the rest has
+        # arrived, and a drain would end too early.
         pongs: list[Any] = self._pongs  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         pongs.append(future or asyncio.get_running_loop().create_future())
         self.write(_PING)
@@ -132,7 +132,7 @@ class FrameClient(Client):
         return super()._build_message(sid, subject.decode(errors="replace").encode(), reply, data, headers)
 
     async def _read(self, data: bytes) -> None:
-        """Stands in for the parser's `parse`. An incomplete frame is kept in its buffer, which a reconnect empties."""
+        """Replaces the parser's `parse`. Incomplete frames stay in the parser's buffer, which a reconnect empties."""
         unread = self._ps.buf
         if unread:
             unread.extend(data)
@@ -181,12 +181,12 @@ class FrameClient(Client):
             if (take := self._take_batches.get(sid)) is not None:  # the subscription may have ended meanwhile
                 try:
                     take(messages)
-                except Exception as error:  # noqa: BLE001 - likewise
+                except Exception as error:  # noqa: BLE001 - as in `_give`
                     await self._error_cb(error)
 
 
 def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
-    """The lines that publish a message. If it is larger than `max_payload`, the server ends the connection."""
+    """The lines that publish a message. If it is larger than `max_payload`, the server closes the connection."""
     to = subject + b" " + reply if reply else subject
     if not headers:
         return b"PUB %b %d\r\n%b\r\n" % (to, len(payload), payload)
@@ -200,6 +200,6 @@ def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Map
 
 
 def _end_of_line(data: bytes, start: int) -> int:
-    """The position after the end of the line; if that has not come yet, one more than there are bytes."""
+    """The position after the end of the line; `len(data) + 1` if the line is not complete yet."""
     found = data.find(_LINE_END, start)
     return found + len(_LINE_END) if found >= 0 else len(data) + 1

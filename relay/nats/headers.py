@@ -1,20 +1,20 @@
-"""The headers of a message, as they travel: a line `NATS/1.0`, then one line `Name: value` for each."""
+"""The headers of a message on the wire: a line `NATS/1.0`, then one line `Name: value` for each header."""
 
 import re
 from typing import Final
 
 STATUS: Final = "Status"
-"""What the server says in the first line is given under these two names, as clients do."""
+"""STATUS and DESCRIPTION are made from what the server adds to the first line, as in NATS clients."""
 DESCRIPTION: Final = "Description"
 _VERSION: Final = b"NATS/1.0"
 _PLAIN: Final = re.compile(rb"NATS/1\.0\r\n(?:[!-9;-~]+: (?:[!-~]+(?: [!-~]+)*)?\r\n)+\r\n").fullmatch
-"""ASCII, single blanks, none at either end of a value: read in a third of the time."""
+"""ASCII, single blanks, none at either end of a value. Such a block is read in a third of the time."""
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """The headers in a block, as nats-py reads them: of a name that comes twice the last value counts.
+    """The headers in a block, as nats-py reads them: if a name comes twice, the last value counts.
 
-    Lines that are no headers are left out; bytes that are no UTF-8 become U+FFFD. Raises nothing.
+    Lines that are not headers are left out; bytes that are not UTF-8 become U+FFFD. Never raises.
     """
     if not block:
         return {}

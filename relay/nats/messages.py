@@ -1,4 +1,4 @@
-"""Single messages of a stream, looked up and deleted by JetStream's API.
+"""Looking up and deleting single messages of a stream through JetStream's API.
 
 The stream's leader answers, so the last write is always seen.
 """
@@ -24,14 +24,14 @@ class StoredMessage(msgspec.Struct, frozen=True):
     subject: str
     sequence: int = msgspec.field(name="seq")
     time: str
-    """When the stream stored it, as the server writes it: RFC 3339, UTC, nanoseconds."""
+    """When the stream stored it, as the server gives it: RFC 3339, UTC, nanoseconds."""
     body: bytes = msgspec.field(name="data", default=b"")
     header_block: bytes = msgspec.field(name="hdrs", default=b"")
-    """See `headers`."""
+    """As on the wire; `headers` parses it."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Parsed anew each time."""
+        """The headers, parsed again at each access."""
         return parse_headers(self.header_block)
 
     @property
@@ -41,14 +41,14 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
     @property
     def stored_at_s(self) -> float:
-        """The same in Unix time, on the server's clock."""
+        """When the stream stored it: Unix time in seconds, on the server's clock."""
         return self.stored_at.timestamp()
 
 
 async def find_message(
     client: Requester, stream: str, request: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
 ) -> StoredMessage | None:
-    """The message that fits `request`; None if none does. Raises RelayError.
+    """The message that matches `request`; None if there is none. Raises RelayError. Cancelling is safe.
 
     `request` is {"seq": n}, {"last_by_subj": subject}, or {"next_by_subj": subject, "seq": n} for the first from n on.
     """
@@ -62,13 +62,13 @@ async def find_message(
 
 
 async def get_message(client: Requester, stream: str, sequence: int) -> StoredMessage | None:
-    """The message with a sequence; None if it is not there. Raises RelayError."""
+    """The message with this sequence; None if it does not exist. Raises RelayError. Cancelling is safe."""
     return await find_message(client, stream, {"seq": sequence})
 
 
 async def delete_message(client: Requester, stream: str, sequence: int) -> bool:
-    """Delete one message; False if it was not there any more. Raises RelayError."""
-    # Erasing would overwrite the bytes on the disk, at the cost of a write of the whole block.
+    """Delete one message; False if it did not exist. Raises RelayError. If cancelled, it may or may not be deleted."""
+    # Erasing would overwrite the bytes on disk, which costs a write of the whole block.
     try:
         await api_request(client, api_message_delete(stream), {"seq": sequence, "no_erase": True})
     except JetStreamError as error:

@@ -1,7 +1,7 @@
-"""Where nats-py needs help.
+"""Workarounds for nats-py.
 
-Only this module and frames.py use what is not public in nats-py. A new release can break them at any time. Each
-function says what goes wrong without it.
+Only this module and frames.py use private parts of nats-py, so any new release can break them. Each function says what
+goes wrong without it.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ _log = get_logger(__name__, guest=True)
 def bound_closing(client: Client) -> None:
     """Make the client give up on a socket that does not close by itself within _CLOSE_GRACE_S.
 
-    On a half-open connection with unsent data nats-py's reconnect waits in `transport.wait_closed` until the kernel
-    gives up, which takes minutes (nats-py issue 671), and reports nothing before that. A client keeps one transport
-    object for all its connections, so limiting that one wait is enough. There is no public way to reach it.
+    Without it, nats-py's reconnect waits for minutes on a half-open connection with unsent data: in
+    `transport.wait_closed`, until the kernel gives up (nats-py issue 671). It reports nothing before that. A client
+    keeps one transport object for all its connections, so limiting that one wait is enough. It is not public.
     """
     transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     if not isinstance(transport, TcpTransport):
@@ -41,7 +41,7 @@ def bound_closing(client: Client) -> None:
 
 
 def abort(client: Client) -> None:
-    """Close the client's socket, if it has one, without sending what is left."""
+    """Close the client's socket, if it has one, and discard what is not sent yet."""
     transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     if isinstance(transport, TcpTransport) and transport:
         writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -49,10 +49,10 @@ def abort(client: Client) -> None:
 
 
 async def end_reconnect(client: Client) -> None:
-    """Cancel nats-py's reconnect until it has ended; to be called before `Client.close`.
+    """Cancel nats-py's reconnect again and again until it has ended; call this before `Client.close`.
 
-    nats-py cancels it once. Before Python 3.12 `wait_for`, in which it connects, loses a cancellation that comes
-    together with the outcome: the reconnect would go on, and connect after the close. There is no public way to it.
+    nats-py cancels it only once. Before Python 3.12, `wait_for`, in which it connects, loses a cancellation that comes
+    together with the outcome. Then the reconnect would go on, and connect after the close. It is not public.
     """
     task: asyncio.Task[None] | None = client._reconnection_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     while task is not None and not task.done():
@@ -61,9 +61,9 @@ async def end_reconnect(client: Client) -> None:
 
 
 def stay_cancelled() -> None:
-    """Raise CancelledError if the task is cancelled; to be called after each request of nats-py's own client.
+    """Raise CancelledError if the task is cancelled; call this after each request of nats-py's own client.
 
-    Before Python 3.12 `wait_for`, in which nats-py waits, loses a cancellation that comes together with the answer.
+    Before Python 3.12, `wait_for`, in which nats-py waits, loses a cancellation that comes together with the answer.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError

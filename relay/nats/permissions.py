@@ -1,8 +1,8 @@
-"""Which permissions a NATS user has, tried without any effect.
+"""Finding out which permissions a NATS user has, without changing anything.
 
-The server refuses what is not permitted before it looks at the content. So the content is such that nothing happens
-where the subject is permitted: requests that cannot be parsed and want no answer, acknowledgements of a sequence that
-no message has, publishes for a stream of another name.
+The server checks permissions before it looks at the content. So the content is chosen to have no effect where the
+subject is permitted: requests that cannot be parsed and have no reply subject, acknowledgements of a sequence that no
+message has, publishes that expect a stream of another name.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from relay.nats.frames import FrameClient
 UNPARSABLE: Final = b"{"
 """The body of a request to JetStream's API that has no effect. (An empty body would be a valid pull.)"""
 WRONG_STREAM: Final = {"Nats-Expected-Stream": "relay-doctor"}
-"""The headers of a publish that its stream refuses, because it has another name."""
+"""The headers of a publish that the stream refuses, because its name is not the expected one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """To publish on a subject or to subscribe to it. To try a publish, `body` and `headers` are sent."""
+    """The permission to publish on a subject or to subscribe to it. To try a publish, `body` and `headers` are sent."""
 
     subject: str
     subscribe: bool = False
@@ -31,10 +31,10 @@ class Permission:
 
 
 async def missing_permissions(client: FrameClient, permissions: Sequence[Permission]) -> list[Permission]:
-    """Those of `permissions` that the server refuses: tried all at once, and one by one if anything is refused.
+    """The `permissions` that the server refuses. All are tried at once, and one by one if anything is refused.
 
-    Nobody else may use the connection meanwhile, because a refusal shows as its last error. Raises nats.errors.Error
-    if the connection is lost.
+    Nothing else may use the connection meanwhile, because a refusal shows only as the connection's last error. Raises
+    nats.errors.Error if the connection is lost.
     """
     if not await _is_any_refused(client, permissions):
         return []

@@ -1,9 +1,9 @@
-"""Many requests at a time over one connection, where the cost of each request is the limit.
+"""Many requests at a time over one connection, for work whose speed depends on the cost of each request.
 
-The client's own `request` costs more than nats-server needs to answer it: a random token, a timer and a task to wait
-in. Here all answers come to one inbox, on a subject with the number of their request. While many requests are under
-way, answers are given out in groups. The requests that follow from one group are sent before the next group is given
-out, so that the server and this process work at the same time.
+nats-py's `request` takes longer than nats-server needs to answer: it makes a random token, a timer and a task to wait
+in. Here all answers come to one inbox, on a subject with the request's number. While many requests are unanswered,
+answers are given out in groups: the callers of one group send their next requests before the next group is given out,
+so that the server and this process work at the same time.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import nats.errors
 from relay.nats.frames import FrameClient, publication
 
 _MANY: Final = 64
-"""With more requests than this under way, answers are gathered; else each is given out at once."""
+"""With more unanswered requests than this, answers are gathered; otherwise each is given out at once."""
 _GATHER_S: Final = 0.005
 """How long answers are gathered."""
 _AT_A_TIME: Final = 128
@@ -36,9 +36,9 @@ _Waiting = asyncio.Future[_Answer]
 
 @contextlib.asynccontextmanager
 async def pipelined(client: FrameClient, look_every_s: float = 0.1) -> AsyncGenerator["Pipeline"]:
-    """A pipeline over the connection of `client`, which can be used for other things meanwhile.
+    """A pipeline over the connection of `client`, which stays usable for other things.
 
-    `look_every_s`: how often to look for requests whose time is over.
+    `look_every_s`: how often to look for requests that have timed out.
     """
     pipeline = Pipeline(client, look_every_s)
     subscription = await client.listen(f"{pipeline.inbox}.*", pipeline.take)
@@ -64,10 +64,10 @@ class Pipeline:
         self._look_every_s = look_every_s
         self._last = 0
         self._waiting: dict[int, tuple[_Waiting, float]] = {}
-        """By the number of the request: the answer to come, and until when, on the loop's clock."""
+        """By the request's number: the future of its answer, and its deadline on the event loop's clock."""
         self._arrived: deque[tuple[int, bytes | Exception]] = deque()
         self._has_answers = asyncio.Event()
-        """Set while `_arrived` may not be empty."""
+        """Set if `_arrived` may hold answers."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -97,7 +97,10 @@ class Pipeline:
         timeout: float = 0.5,
         headers: Mapping[str, str] | None = None,
     ) -> _Waiting:
-        """Send a request; await the answer. Raises as the client's does; a timeout comes up to `look_every_s` late."""
+        """Send a request and return the future of its answer, which may be cancelled.
+
+        Errors are those of nats-py's `request`; a timeout comes up to `look_every_s` late.
+        """
         self._last = number = self._last + 1
         self._client.write(publication(subject.encode(), payload, b"%b.%d" % (self._inbox, number), headers))
         waiting: _Waiting = self._loop.create_future()
@@ -115,10 +118,10 @@ class Pipeline:
             while self._arrived:
                 for _ in range(min(_AT_A_TIME, len(self._arrived))):
                     self._give(*self._arrived.popleft())
-                await asyncio.sleep(0)  # lets those who got an answer send their next request
+                await asyncio.sleep(0)  # lets the callers that got an answer send their next request
 
     def take(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
-        """Take in an answer from the connection."""
+        """Called by the client with each answer."""
         number = int(subject[subject.rindex(b".") + 1 :])
         answer = nats.errors.NoRespondersError() if headers.startswith(_NO_RESPONDERS) else body
         if len(self._waiting) <= _MANY:

@@ -1,13 +1,13 @@
-"""Waiting with a limit."""
+"""Waiting for an event with a time limit."""
 
 import asyncio
 import contextlib
 
 
 async def set_within(event: asyncio.Event, timeout_s: float | None) -> bool:
-    """Wait until the event is set, for at most so many seconds (None: no limit); whether it is set then.
+    """Wait until the event is set, at most `timeout_s` seconds (None: no limit). Returns whether it is set.
 
-    Cancelling it is safe.
+    Cancelling is safe.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):

@@ -18,15 +18,16 @@ _CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
 
 @contextlib.asynccontextmanager
 async def intake_closed(client: Requester, change: LaneChange) -> AsyncGenerator[None]:
-    """A block in which every stored update is settled and none can arrive: the block updates the stream.
+    """Stop the stream's intake for a block, in which every stored update is settled. The block updates the stream.
 
-    Otherwise an update in its job's old lane could be overtaken by a later one in the new lane. According to the plan
-    everything up to `change.last_sequence` is settled. So it is enough to stop the intake, and to check that nothing
-    came after that. Meanwhile (a few milliseconds) no stream captures `job.status.*`: producers get an error, and
-    publish again. The block's update opens the intake again; if the block fails, it is opened here; if this process is
-    killed, the next provisioning does it.
+    Without this, an update in its job's old lane could be overtaken by a later one in the new lane. The plan was made
+    when everything up to `change.last_sequence` was settled. So it is enough to stop the intake, and to check that
+    nothing came after that sequence. For these few milliseconds no stream captures `job.status.*`: producers get an
+    error and publish again. The block's update starts the intake again. If the block fails, it is started here; if this
+    process is killed, the next provisioning starts it.
 
-    Raises UnsafeChange if an update came meanwhile, or if somebody else changes the lanes; and as `api_request` does.
+    Raises UnsafeChange if an update came after the plan was made, or if somebody else changes the lanes; and as
+    `api_request` does. If cancelled, it still starts the intake again.
     """
     await _lock(client, change)
     try:
@@ -46,8 +47,9 @@ async def intake_closed(client: Requester, change: LaneChange) -> AsyncGenerator
 
 
 async def _lock(client: Requester, change: LaneChange) -> None:
-    # Two processes could undo each other's change and let updates in between. Of consumers with one name and different
-    # configurations the server creates only the first. It expires by itself if this process is killed.
+    # Without a lock, two processes could undo each other's change and let updates in meanwhile. The lock is a consumer:
+    # the server refuses to create another one with the same name and a different configuration. It expires by itself if
+    # this process is killed.
     lock: dict[str, Any] = {
         "name": _LOCK_CONSUMER,
         "filter_subject": _CLOSED_SUBJECT,
@@ -67,8 +69,8 @@ async def _lock(client: Requester, change: LaneChange) -> None:
 
 
 async def _require_last_sequence(client: Requester, change: LaneChange) -> None:
-    # A publish that the server must refuse. It is processed after every update that is on its way into the stream. The
-    # server checks the last sequence first: an error about the message id means that the sequence is right.
+    # The server must refuse this publish, and processes it after every update that is on its way into the stream. It
+    # checks the last sequence first, so an error about the message id means that the sequence is right.
     conditions = {
         "Nats-Expected-Last-Sequence": str(change.last_sequence),
         "Nats-Expected-Last-Msg-Id": _CLOSED_SUBJECT,

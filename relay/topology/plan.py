@@ -1,8 +1,8 @@
-"""What provisioning would do, step by step, and what it refuses to do: wanted and actual configurations, compared.
+"""Compares wanted and actual configurations: what provisioning would do, step by step, and what it refuses to do.
 
 Configurations are JetStream's own JSON objects, as plain dicts. A wanted one holds only the fields that the relay
-needs; an actual one holds all that the server answered. Other fields, such as an operator's `max_bytes`, do not count
-as drift, and a change keeps them.
+needs; an actual one holds everything that the server answered. Fields that are not wanted, such as an operator's
+`max_bytes`, do not count as drift, and a change keeps them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from relay.contract import subjects
 
 LANE_CAPACITY: Final = 512
-"""Updates of one lane that may be delivered and unacknowledged at a time: the `max_ack_pending` of its consumer."""
+"""How many updates of a lane may be delivered and unacknowledged at a time: its consumer's `max_ack_pending`."""
 
 Config: TypeAlias = Mapping[str, Any]
 
@@ -40,7 +40,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One field that differs, in readable values: `ack_wait 5s -> 10s`."""
+    """One field that differs, with readable values: `ack_wait 5s -> 10s`."""
 
     field: str
     old: str
@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is done about one stream or consumer; `config` is what to send to the server (empty if nothing is sent)."""
+    """What is done about one stream or consumer. `config` is sent to the server; it is empty if nothing is sent."""
 
     verb: Verb
     kind: Kind
@@ -83,10 +83,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class LaneChange:
-    """The number of lanes changes, which needs more care than a change of fields.
+    """A change of the number of lanes, which needs more care than a change of fields.
 
-    `last_sequence` is that of the last update stored when the plan was made. Everything up to it must be settled, and
-    new consumers start after it, because older updates were relayed in their old lanes.
+    `last_sequence` is the sequence of the last update when the plan was made. Everything up to it must be settled. New
+    consumers start after it, because older updates were relayed in their old lanes.
     """
 
     old: int
@@ -99,7 +99,7 @@ class LaneChange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in the order in which they are carried out. If there are refusals, none is."""
+    """Steps, in the order in which they are carried out. If there are refusals, no step is carried out."""
 
     steps: tuple[Step, ...]
     refusals: tuple[str, ...] = ()
@@ -132,10 +132,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """What the server has: its answers to INFO for the relay's streams and lane consumers that exist.
+    """What the server has: its answers to INFO for those of the relay's streams and lane consumers that exist.
 
-    `last_stored` is the sequence of the newest update that each of these consumers is to deliver, 0 if there is none.
-    `captured_by` names, for each subject that a wanted stream captures, all streams that capture some of it.
+    `last_stored` is, by consumer, the sequence of the newest update that it is to deliver; 0 if there is none.
+    `captured_by` lists, for each subject of a wanted stream, all streams that capture that subject or a part of it.
     """
 
     streams: Mapping[str, Config]
@@ -164,7 +164,7 @@ def differences(wanted: Config, actual: Config) -> tuple[Change, ...]:
 
 
 def merged(wanted: Config, actual: Config) -> dict[str, Any]:
-    """`actual` with the fields of `wanted`, because an update resets each field that it leaves out."""
+    """`actual` with the fields of `wanted`. Both are sent, because an update resets each field that it leaves out."""
     config = {**actual, **wanted}
     if "metadata" in wanted:
         kept = {key: value for key, value in actual.get("metadata", {}).items() if not key.startswith("_nats")}
@@ -211,7 +211,7 @@ def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
 
 
 def _longer_age(wanted: int, found: int) -> int:
-    """Operators raise the age during a long outage; to lower it again would remove updates that are not relayed."""
+    """Keep a longer age: operators raise it in a long outage, and lowering it would remove updates not yet relayed."""
     return found if found == 0 or found > wanted else wanted  # 0: for ever
 
 

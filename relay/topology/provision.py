@@ -1,4 +1,4 @@
-"""Streams, lane consumers and the lease bucket: what is wanted, what is there, and how one becomes the other."""
+"""Streams, lane consumers and the lease bucket: what is wanted, what exists, and changing one into the other."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +15,7 @@ from relay.topology.lane_change import intake_closed
 from relay.topology.plan import LANE_CAPACITY, Actual, Config, Kind, Plan, Step, Verb, Wanted, make_plan
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
-"""Bytes that a dead letter may need beyond its update: for the relay's headers, among them the error's text."""
+"""Bytes that a dead letter may need in addition to its update, for the relay's headers with the error's text."""
 
 _NS: Final = 1_000_000_000
 _MINUTE: Final = 60 * _NS
@@ -25,7 +25,7 @@ _DAY: Final = 24 * _HOUR
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What the settings say about streams and consumers: counts, and durations in seconds."""
+    """The settings of streams and consumers: counts, and durations in seconds."""
 
     lanes: int
     replicas: int
@@ -56,11 +56,11 @@ async def check(client: FrameClient, topology: Topology) -> Plan:
 
 
 async def provision(client: FrameClient, topology: Topology) -> Plan:
-    """Bring the server to `topology`, read back what it made of that, and return what was done.
+    """Change the server to match `topology`, verify the result, and return what was done.
 
-    Safe to run at any time, repeatedly and by several processes at once. Raises UnsafeChange, with nothing changed, if
-    it would endanger updates; UnsuitableServer if the server keeps another configuration than it was sent; and as
-    `check` does. After an error, or when cancelled, some of the steps may be done: run it again.
+    Safe to run at any time, repeatedly and by several processes at once. Raises UnsafeChange, and changes nothing, if a
+    change would endanger updates; UnsuitableServer if the server keeps a configuration other than the one sent; and as
+    `check` does. After another error or a cancellation, some of the steps may be done: run it again.
     """
     plan = await check(client, topology)
     if plan.refusals:
@@ -81,7 +81,7 @@ async def provision(client: FrameClient, topology: Topology) -> Plan:
 
 
 def wanted(topology: Topology, max_payload: int) -> Wanted:
-    """The configurations that make up `topology` on a server that takes messages of `max_payload` bytes.
+    """The configurations of `topology` on a server that accepts messages of up to `max_payload` bytes.
 
     Raises UnsuitableServer if that leaves no room for updates.
     """
@@ -105,8 +105,8 @@ def wanted(topology: Topology, max_payload: int) -> Wanted:
 
 
 def _kept_stream(name: str, captured: list[str], topology: Topology) -> dict[str, Any]:
-    # With limits retention acknowledged messages stay, for queries. Only age removes one. When the disk is full, the
-    # publisher gets an error, and no older message is lost. Operators may add a limit in bytes.
+    # With limits retention, acknowledged messages stay in the stream, for queries; only their age removes them. When
+    # the disk is full, publishers get an error, and no older message is lost. Operators may add a limit in bytes.
     return {
         "name": name,
         "subjects": captured,
@@ -127,15 +127,15 @@ def _status_stream(topology: Topology, max_payload: int) -> dict[str, Any]:
         "subject_transform": subjects.lane_transform(topology.lanes),
         "max_age": 7 * _DAY,
         "duplicate_window": 2 * _MINUTE,
-        # A dead letter is the update with more headers. If that would not fit, the producer must get the error now:
-        # later there is nobody to report it to.
+        # A dead letter is the update with more headers. If that would not fit, the producer must get the error now,
+        # because later there is nobody to report it to.
         "max_msg_size": max_payload - DEAD_LETTER_ROOM,
     }
 
 
 def _dead_letter_stream(topology: Topology) -> dict[str, Any]:
     return _kept_stream(subjects.DLQ_STREAM, [subjects.DLQ_SUBJECTS], topology) | {
-        # Dead letters wait for a human, however long that takes.
+        # Dead letters are kept until somebody handles them.
         "max_age": 0,
         # A relay that is killed between the PubAck and the `+TERM` writes the same dead letter again after its restart.
         "duplicate_window": _HOUR,
@@ -143,8 +143,8 @@ def _dead_letter_stream(topology: Topology) -> dict[str, Any]:
 
 
 def _advisory_stream(topology: Topology) -> dict[str, Any]:
-    # Advisories are kept as long as their updates. The server publishes them without waiting for a PubAck, so if an
-    # operator sets a limit, the oldest are removed.
+    # Advisories are kept as long as their updates. If an operator sets a limit, the oldest are removed: the server
+    # publishes advisories without waiting for a PubAck, so it would not notice that one is refused.
     return _kept_stream(subjects.ADVISORY_STREAM, [subjects.ADVISORY_SUBJECTS], topology) | {
         "discard": "old",
         "max_age": 7 * _DAY,
@@ -160,8 +160,8 @@ def _request_stream(topology: Topology) -> dict[str, Any]:
 
 
 def _lease_stream(topology: Topology) -> dict[str, Any]:
-    # The stream that NATS clients create for a key-value bucket with history 1 and a time to live. In file storage the
-    # entries and the order of their revisions survive a restart of the server.
+    # The same stream that NATS clients create for a key-value bucket with history 1 and a time to live. It is in file
+    # storage, so that entries and revisions survive a restart of the server.
     ttl = _nanoseconds(topology.lease_ttl_s)
     return _kept_stream(subjects.LEASE_STREAM, [subjects.LEASE_SUBJECTS], topology) | {
         "max_msgs_per_subject": 1,
@@ -184,11 +184,11 @@ def _lane_consumer(topology: Topology, lane: int) -> dict[str, Any]:
         "max_deliver": topology.max_deliver,
         "max_ack_pending": LANE_CAPACITY,
         "replay_policy": "instant",
-        # Otherwise acknowledgements, the consumer itself, or the bodies of updates would be lost.
+        # With other values acknowledgements, the consumer itself, or the bodies of updates would be lost.
         "mem_storage": False,
         "inactive_threshold": 0,
         "headers_only": False,
-        # A backoff would add to the delays of NAKs and replace `ack_wait`.
+        # A backoff would replace `ack_wait` and add to the delays of NAKs.
         "backoff": [],
         "metadata": {subjects.DLQ_METADATA_KEY: "job.dlq.<token>"},
     }
@@ -255,7 +255,7 @@ async def _apply(client: FrameClient, step: Step) -> None:
         case Verb.CHANGED, Kind.STREAM:
             await api_request(client, subjects.api_stream_update(step.name), step.config)
         case _:
-            # With the action given, a create cannot become an update of a consumer that somebody else has just made.
+            # With an explicit action, a create cannot become an update of a consumer that somebody else has just made.
             action = "create" if step.verb is Verb.CREATED else "update"
             request = subjects.api_consumer_create(subjects.STATUS_STREAM, step.name, step.config["filter_subject"])
             body = {"stream_name": subjects.STATUS_STREAM, "config": dict(step.config), "action": action}
