@@ -10,7 +10,7 @@ import msgspec
 
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape, format_counts, format_duration
-from relay.contract.wire import Fault, decode
+from relay.contract.wire import Unsendable, decode
 from relay.dead_letters.replay_message import original_headers
 from relay.dead_letters.runbook import ADVICE, PAGE
 from relay.dead_letters.stored import StoredDeadLetter, number_of
@@ -80,7 +80,7 @@ def details(letter: StoredDeadLetter, now: dt.datetime, *, full: bool) -> Iterat
     text, problem = _pretty(letter.body)
     yield _entry("body", f"{len(letter.body)} bytes" + (f"; it cannot be parsed: {problem}" if problem else ""))
     fault = decode(letter.body, letter.job)
-    if isinstance(fault, Fault):
+    if isinstance(fault, Unsendable):
         same = fault.error == letter.error
         how = "in the same way" if same else f"with {fault.reason}: {fault.error}"
         yield _entry("now", f"as it is, a replay would fail again, {how}")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from relay.cli.console import complain
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape
-from relay.contract.wire import Fault, decode
+from relay.contract.wire import Unsendable, decode
 from relay.dead_letters import stream
 from relay.dead_letters.export import from_line
 from relay.dead_letters.replay import Replayer, ReplayResult
@@ -147,7 +147,7 @@ async def _rehearse(letters: AsyncGenerator[StoredDeadLetter]) -> bool:
         count += 1
         typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
         fault = decode(letter.body, letter.job)
-        if isinstance(fault, Fault):
+        if isinstance(fault, Unsendable):
             invalid += 1
             typer.echo(escape(f"  it would fail again, with {fault.reason}: {fault.error}"))
     typer.echo(f"{count} would be replayed" + (f", of which {invalid} would fail again as they are" if invalid else ""))

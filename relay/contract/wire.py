@@ -58,7 +58,7 @@ class Frame(Struct, frozen=True, gc=False):
     repairs: tuple[Repair, ...] = ()
 
 
-class Fault(Struct, frozen=True, gc=False):
+class Unsendable(Struct, frozen=True, gc=False):
     """Why a body must not be sent. `error` is one sentence in printable ASCII, at most 500 characters."""
 
     reason: Reason
@@ -149,7 +149,7 @@ class _Unfit(Exception):  # noqa: N818 - never leaves this module
         super().__init__(error)
 
 
-def decode(body: bytes, token: str) -> Frame | Fault:
+def decode(body: bytes, token: str) -> Frame | Unsendable:
     """What to send for an update published with `body` for the job `token` of its subject, or why nothing is sent.
 
     Accepts the bare update and the envelope `{"type":"job_status_update","payload":{...}}`. Never raises.
@@ -157,9 +157,9 @@ def decode(body: bytes, token: str) -> Frame | Fault:
     try:
         return _decode(body, token)
     except _Unfit as unfit:
-        return Fault(unfit.reason, ascii_line(unfit.error, _MAX_ERROR_CHARS))
+        return Unsendable(unfit.reason, ascii_line(unfit.error, _MAX_ERROR_CHARS))
     except RecursionError:
-        return Fault(Reason.INVALID_JSON, "not JSON that every reader understands alike: nested too deep")
+        return Unsendable(Reason.INVALID_JSON, "not JSON that every reader understands alike: nested too deep")
 
 
 def _decode(body: bytes, token: str) -> Frame:

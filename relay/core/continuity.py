@@ -29,10 +29,17 @@ class ConsumerState:
     """Deliveries so far, redeliveries included (`delivered.consumer_seq`)."""
     waiting: int = 0
     """Updates in the lane that were never delivered (`num_pending`)."""
+    ack_floor: int = 0
+    """The stream sequence up to which every update of the lane is settled (`ack_floor.stream_seq`)."""
     told_at_s: float = 0.0
     """When the server said so: Unix time, on its clock."""
     made_at_s: float = -math.inf
     """When the consumer was made (`created`): Unix time, on the server's clock."""
+
+    @property
+    def unsettled(self) -> int:
+        """Updates that are stored and not settled."""
+        return self.waiting + self.pending
 
 
 def patience_s(ack_wait_s: float) -> float:

@@ -23,7 +23,7 @@ from operator import attrgetter
 from typing import Final
 
 from relay.contract.subjects import token_of_stored
-from relay.contract.wire import Fault, decode
+from relay.contract.wire import Unsendable, decode
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.progress import LaneProgress, SettlementLog
 from relay.core.trace import parse_traceparent, traceparent_of
@@ -245,7 +245,7 @@ class Lane:
         token = token_of_stored(delivery.subject)
         update = Update(self, delivery.sequence, token, delivery, now_s, now_s)
         content = decode(delivery.body, token)
-        if isinstance(content, Fault):
+        if isinstance(content, Unsendable):
             update.dead_letter = DeadLetter(content.reason, content.error)
         else:
             update.text, update.status = content.text, content.status
@@ -330,8 +330,9 @@ class Turns:
 
     def take_dead_letter(self, now_s: float) -> Update | None:
         """The next head for the dead-letter stream; it is OUT from now on, if any."""
-        for lane in self.lanes:
-            if (update := lane.take_dead_letter(now_s)) is not None:
+        for _ in range(len(self.lanes)):
+            self.lanes.rotate(-1)
+            if (update := self.lanes[0].take_dead_letter(now_s)) is not None:
                 return update
         return None
 

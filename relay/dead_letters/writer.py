@@ -64,7 +64,7 @@ class DeadLetterWriter:
             newest_s = newest.stored_at.timestamp() if newest else -math.inf
         self.horizon.at_start_s = self.horizon.newest_s = newest_s
 
-    async def write(self, delivery: UpdateLike, letter: DeadLetter, attempts: int) -> None:
+    async def write(self, update: UpdateLike, dead_letter: DeadLetter, attempts: int) -> None:
         """Store a copy of the update with its reason, and wait until the server has it.
 
         If it is written again within the stream's duplicate window it is still stored once.
@@ -73,26 +73,26 @@ class DeadLetterWriter:
             JetStreamError: the server refused it, for instance because the stream is full.
             PublishUnconfirmed: it may or may not be stored, as after a cancellation.
         """
-        carried = _carried(delivery.headers)
+        carried = _carried(update.headers)
         added = {
-            MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, delivery.sequence),
-            REASON_HEADER: letter.reason.value,
-            ERROR_HEADER: _bounded(one_line(letter.error)),
+            MSG_ID_HEADER: dlq_msg_id(STATUS_STREAM, update.sequence),
+            REASON_HEADER: dead_letter.reason.value,
+            ERROR_HEADER: _bounded(one_line(dead_letter.error)),
             ATTEMPTS_HEADER: str(attempts),
-            SOURCE_SUBJECT_HEADER: published_subject(delivery.subject),
-            SOURCE_SEQUENCE_HEADER: str(delivery.sequence),
+            SOURCE_SUBJECT_HEADER: published_subject(update.subject),
+            SOURCE_SEQUENCE_HEADER: str(update.sequence),
             FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         }
         try:
-            await self._store(delivery, carried | added)
+            await self._store(update, carried | added)
         except JetStreamError as error:
             if error.err_code != TOO_LARGE:
                 raise
             # Headers that were made safe can be larger than those of the update: better without them than not at all.
             kept = {name: value for name, value in carried.items() if name in _REPLAY_HEADERS}
             added[ERROR_HEADER] += _HEADERS_LEFT_OUT
-            await self._store(delivery, kept | added)
-        self.horizon.newest_s = max(self.horizon.newest_s, delivery.stored_at_s)
+            await self._store(update, kept | added)
+        self.horizon.newest_s = max(self.horizon.newest_s, update.stored_at_s)
 
     async def _store(self, update: UpdateLike, headers: dict[str, str]) -> None:
         subject = dlq_subject(token_of_stored(update.subject))

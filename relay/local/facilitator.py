@@ -34,7 +34,7 @@ from relay.local.ledger import (
     Ledger,
     Message,
     Row,
-    Update,
+    StatusUpdate,
     parse,
 )
 
@@ -310,7 +310,7 @@ class FacilitatorSimulator:
         self._changed()
         fault = injection.fault
         await injection.hold(fault.hold_s)
-        if isinstance(message, Update) and self.service_time_s > 0:
+        if isinstance(message, StatusUpdate) and self.service_time_s > 0:
             await asyncio.sleep(self.service_time_s)
         answer = self._answer(session, message, fault, arrived_s)
         await injection.hold(fault.late_s)

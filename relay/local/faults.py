@@ -20,7 +20,7 @@ from relay.local.ledger import (
     Conversation,
     Heartbeat,
     Message,
-    Update,
+    StatusUpdate,
 )
 from relay.timing.waiting import set_within
 
@@ -176,7 +176,7 @@ class FaultPlan:
 
     def on_message(self, message: Message | Answer) -> Injection:
         """The injection that applies to a message. An Answer stands for a frame that is not a valid message."""
-        if isinstance(message, Update):
+        if isinstance(message, StatusUpdate):
             return self._strike(Moment.UPDATE, message.job, message.status)
         if isinstance(message, Authentication):
             return self._strike(Moment.AUTHENTICATION)

@@ -117,7 +117,7 @@ class Heartbeat(BaseModel):
     message_type: Literal["V0Heartbeat"]
 
 
-class Update(BaseModel):
+class StatusUpdate(BaseModel):
     model_config = _CLOSED
     message_type: Literal["V0JobStatusUpdate"]
     uuid: str
@@ -143,7 +143,7 @@ class Answer:
     end_code: int | None = None
 
 
-Message = Authentication | Heartbeat | Update
+Message = Authentication | Heartbeat | StatusUpdate
 _MESSAGE: Final[TypeAdapter[Message]] = TypeAdapter(Annotated[Message, Field(discriminator="message_type")])
 
 NOTHING: Final = Answer()
@@ -245,7 +245,7 @@ class Ledger:
             return error("auth.validator_not_found", "No active validator has this public key.", INACTIVE)
         return _SUCCESS
 
-    def record(self, update: Update, connection: int, arrived_s: float) -> Answer:
+    def record(self, update: StatusUpdate, connection: int, arrived_s: float) -> Answer:
         """Store and answer one update as the real server would."""
         uuid = _usual_spelling(update.uuid)
         if uuid is None:
@@ -324,7 +324,7 @@ def _storable(value: Any) -> bool:
     return True
 
 
-def _breaks_after_storing(update: Update) -> bool:
+def _breaks_after_storing(update: StatusUpdate) -> bool:
     """Whether the real server fails after storing the row, because metadata is missing or a port is too large."""
     if update.metadata is None:
         return update.status in _FAILS_WITHOUT_METADATA

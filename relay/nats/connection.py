@@ -60,7 +60,7 @@ class PubAck(msgspec.Struct, frozen=True):
     duplicate: bool
 
 
-class Answer(Protocol):
+class Response(Protocol):
     @property
     def data(self) -> bytes: ...
 
@@ -80,7 +80,7 @@ class Requester(Protocol):
     def new_inbox(self) -> str: ...
     def request(
         self, subject: str, payload: bytes = ..., timeout: float = ..., *, headers: dict[str, str] | None = ...
-    ) -> Awaitable[Answer]: ...
+    ) -> Awaitable[Response]: ...
 
 
 async def connect(

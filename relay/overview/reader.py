@@ -123,8 +123,8 @@ class SnapshotReader:
             return LaneSnapshot(
                 lane, owner, trouble=f"consumer {lane_consumer(lane)} is missing: run `relay provision`"
             )
-        oldest_s = await oldest_unsettled_s(self._client, state, timeout_s=_TIMEOUT_S)
-        return LaneSnapshot(lane, owner, state.waiting, state.delivered, state.deliveries, oldest_s)
+        oldest_s = await oldest_unsettled_s(self._client, lane, state, timeout_s=_TIMEOUT_S)
+        return LaneSnapshot(lane, owner, state.waiting, state.pending, state.delivered_count, oldest_s)
 
 
 def _lane_count(status_info: Mapping[str, Any]) -> int:

@@ -69,7 +69,7 @@ class Backlog:
                 # Updates that were not delivered yet are younger, so the server need not be asked for the oldest.
                 oldest_s = lane.oldest_at_hand_s if state.unsettled else 0.0
             else:
-                oldest_s = await oldest_unsettled_s(self._client, state, timeout_s=_TIMEOUT_S) or 0.0
+                oldest_s = await oldest_unsettled_s(self._client, lane.lane, state, timeout_s=_TIMEOUT_S) or 0.0
         except RelayError as error:
             # The owner of the lane reports what is wrong with it.
             return not isinstance(error, BrokerUnavailable)

@@ -7,7 +7,6 @@ told from new ones.
 """
 
 import asyncio
-import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -27,6 +26,7 @@ from relay.nats.headers import DESCRIPTION, STATUS, parse_headers
 from relay.observability.logs import get_logger
 from relay.path.delivery import Delivery
 from relay.timing.waiting import set_within
+from relay.topology.consumer_state import consumer_state_of
 
 _log = get_logger(__name__)
 
@@ -84,7 +84,7 @@ class PullConsumer:
         self._signal = Signal.ASK_AGAIN
         self._heard_s = 0.0
         self._failure: Exception | None = None
-        self._created = ""
+        self._made_at_s = 0.0
         self._replaced = False
 
     def top_up(self) -> None:
@@ -99,19 +99,12 @@ class PullConsumer:
     async def state(self) -> ConsumerState:
         """What the server says of the consumer now. Raises RelayError if it cannot be had."""
         info = await api_request(self._client, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
-        self._created = self._created or info["created"]
-        if info["created"] != self._created and not self._replaced:
+        state = consumer_state_of(info)
+        self._made_at_s = self._made_at_s or state.made_at_s
+        if state.made_at_s != self._made_at_s and not self._replaced:
             _log.warning("the consumer was made anew: its lane begins anew as well", consumer=self.name)
             self._replaced = True
-        delivered = info["delivered"]
-        return ConsumerState(
-            pending=info["num_ack_pending"],
-            delivered=delivered["stream_seq"],
-            delivered_count=delivered["consumer_seq"],
-            waiting=info["num_pending"],
-            told_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
-            made_at_s=dt.datetime.fromisoformat(info["created"]).timestamp(),
-        )
+        return state
 
     async def confirm(self) -> None:
         """Wait until the server has processed every acknowledgement sent so far; gives up when the connection is lost.

@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw
 
 from relay.contract.model import JobStatus
 from relay.contract.subjects import is_job_uuid, lane_of, lane_of_stored
-from relay.contract.wire import Fault, decode
+from relay.contract.wire import Unsendable, decode
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.messages import StoredMessage
 from relay.query.archive import Archive
@@ -213,7 +213,7 @@ def _encode_update(job: str, page: _Page, update: StoredMessage, room: int, *, m
 def _update_reply(job: str, page: _Page, update: StoredMessage, *, metadata: bool) -> UpdateReply:
     letter = page.dead_letter(update)
     content = decode(update.body, job)
-    readable = not isinstance(content, Fault)
+    readable = not isinstance(content, Unsendable)
     return UpdateReply(
         uuid=job,
         status=content.status if readable else None,

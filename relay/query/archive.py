@@ -68,7 +68,7 @@ class Archive:
     async def ack_floor(self, lane: int) -> AckFloor | None:
         """The ack floor of the lane's consumer; None if there is no such consumer."""
         state = await find_consumer_state(self._client, lane, timeout_s=_TIMEOUT_S)
-        return None if state is None else AckFloor(state.ack_floor, state.taken_at_s)
+        return None if state is None else AckFloor(state.ack_floor, state.told_at_s)
 
     async def has_given_up(self, lane: int) -> bool:
         """Whether JetStream gave up on updates of the lane whose dead letters may still have to be written."""

@@ -1,34 +1,28 @@
 """How far a lane's consumer has got, as the server counts it."""
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer, lane_filter
+from relay.core.continuity import ConsumerState
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.messages import find_message
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerState:
-    """A lane's consumer at one moment."""
-
-    lane: int
-    waiting: int
-    """Updates that are stored and not delivered yet."""
-    delivered: int
-    """Updates that are delivered and not settled yet."""
-    deliveries: int
-    """All deliveries since the consumer was made, redeliveries included."""
-    ack_floor: int
-    """The stream sequence up to which every update of the lane is settled."""
-    taken_at_s: float
-    """When the server answered, on its own clock: Unix time."""
-
-    @property
-    def unsettled(self) -> int:
-        return self.waiting + self.delivered
+def consumer_state_of(info: Mapping[str, Any]) -> ConsumerState:
+    """From what JetStream's API answers about a consumer."""
+    return ConsumerState(
+        pending=info["num_ack_pending"],
+        delivered=info["delivered"]["stream_seq"],
+        delivered_count=info["delivered"]["consumer_seq"],
+        waiting=info["num_pending"],
+        ack_floor=info["ack_floor"]["stream_seq"],
+        told_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
+        made_at_s=dt.datetime.fromisoformat(info["created"]).timestamp(),
+    )
 
 
 async def find_consumer_state(client: Requester, lane: int, *, timeout_s: float) -> ConsumerState | None:
@@ -39,25 +33,18 @@ async def find_consumer_state(client: Requester, lane: int, *, timeout_s: float)
         if error.err_code == CONSUMER_NOT_FOUND:
             return None
         raise
-    return ConsumerState(
-        lane=lane,
-        waiting=info["num_pending"],
-        delivered=info["num_ack_pending"],
-        deliveries=info["delivered"]["consumer_seq"],
-        ack_floor=info["ack_floor"]["stream_seq"],
-        taken_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
-    )
+    return consumer_state_of(info)
 
 
-async def oldest_unsettled_s(client: Requester, state: ConsumerState, *, timeout_s: float) -> float | None:
+async def oldest_unsettled_s(client: Requester, lane: int, state: ConsumerState, *, timeout_s: float) -> float | None:
     """The age in seconds of the lane's oldest update that is not settled, on the server's clock; None if all are.
 
     The oldest is the first one above the ack floor. Raises RelayError as `find_message` does.
     """
     if not state.unsettled:
         return None
-    request = {"seq": state.ack_floor + 1, "next_by_subj": lane_filter(state.lane)}
+    request = {"seq": state.ack_floor + 1, "next_by_subj": lane_filter(lane)}
     oldest = await find_message(client, STATUS_STREAM, request, timeout_s=timeout_s)
     if oldest is None:  # it was settled and removed after the state was taken
         return None
-    return max(0.0, state.taken_at_s - oldest.stored_at_s)
+    return max(0.0, state.told_at_s - oldest.stored_at_s)

@@ -13,13 +13,13 @@ from relay.contract.wire import (
     HEARTBEAT,
     MAX_FRAME_BYTES,
     PYDANTIC_ERROR_TYPES,
-    Fault,
     Frame,
     Push,
     PushKind,
     Repair,
     Reply,
     ReplyError,
+    Unsendable,
     authentication_request,
     decode,
     decode_incoming,
@@ -210,7 +210,7 @@ FAULT_CASES = [
 def test_what_the_facilitator_would_choke_on_is_caught(reason, body):
     """Each bad body is refused with its reason and one bounded line of printable ASCII."""
     outcome = decode(body, JOB)
-    assert isinstance(outcome, Fault), outcome
+    assert isinstance(outcome, Unsendable), outcome
     assert reason is outcome.reason
     assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
 
@@ -271,7 +271,7 @@ def test_decode_never_raises_however_little_stack_is_left():
         return after(calls - 1) if calls else decode(nested(190), JOB)
 
     free = sys.getrecursionlimit() - len(inspect.stack())
-    assert isinstance(after(free - 100), Frame | Fault)
+    assert isinstance(after(free - 100), Frame | Unsendable)
 
 
 # Fragments that an escape-blind search for \u0000 gets wrong, together with whatever hypothesis finds.
@@ -361,7 +361,7 @@ def mutated_bodies(draw):
 def test_decode_never_raises_and_what_it_lets_through_needs_nothing_more(body, token):
     """Whatever the bytes and the token, the outcome is a fault in one line, or a frame that decodes to itself."""
     outcome = decode(body, token)
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, Unsendable):
         assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
     else:
         assert Frame(outcome.text, outcome.status, ()) == decode(outcome.text, token)

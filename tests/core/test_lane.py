@@ -388,6 +388,15 @@ def test_lanes_take_turns():
     assert ([], None) == (turns.take(0, 0.0), turns.take_dead_letter(0.0))
 
 
+def test_dead_letters_take_turns():
+    """A lane with many dead letters does not keep another one's from being written."""
+    turns = Turns()
+    turns.add(lane_with(*(FakeDelivery(sequence, job, fit=False) for sequence, job in enumerate("abc", 1))))
+    turns.add(lane_with(FakeDelivery(7, fit=False)))
+    taken = [turns.take_dead_letter(0.0).sequence for _ in range(4)]
+    assert (True, [1, 2, 3, 7]) == (7 in taken[:2], sorted(taken))
+
+
 def test_a_lane_without_a_turn_gives_out_nothing():
     """A lane that drains sends and dead-letters nothing, also after its backoffs end."""
     lane, turns = lane_with(FakeDelivery(1), FakeDelivery(2, "b", fit=False)), Turns()

@@ -22,7 +22,7 @@ from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings
 from relay.contract.settings_table import settings_table
 from relay.contract.subjects import status_subject
-from relay.contract.wire import Fault, Push, Reply, decode, decode_incoming
+from relay.contract.wire import Push, Reply, Unsendable, decode, decode_incoming
 from relay.core.backoff import Backoff
 from relay.core.session import Answered, Broken, Opened, Pushed, Session, Unpaired
 from relay.core.verdict import RetryPolicy, judge
@@ -123,7 +123,7 @@ def extreme(draw):
 def assert_judged(body, token=JOB):
     """`decode` gives a reason in one bounded line, or what the Facilitator takes without breaking."""
     outcome = decode(body, token)
-    if isinstance(outcome, Fault):
+    if isinstance(outcome, Unsendable):
         assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
         return
     ledger = Ledger(None)
@@ -153,7 +153,7 @@ def test_extreme_updates(body):
 def test_any_bytes_for_any_token(body, token):
     """Bytes that are no update at all are refused with a reason, whatever the subject says."""
     outcome = decode(body, token)
-    assert isinstance(outcome, Fault)
+    assert isinstance(outcome, Unsendable)
     assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from relay.contract.model import JobStatus
 from relay.contract.subjects import Reason, is_job_uuid
-from relay.contract.wire import Fault, Frame, Repair, decode
+from relay.contract.wire import Frame, Repair, Unsendable, decode
 from relay.local.jobs import Scenario, StatusMessage, job_updates, job_uuid, make_scenario
 from relay.local.ledger import Row
 from relay.local.tally import Latency, Tally
@@ -83,7 +83,7 @@ def test_bad_bodies_are_refused_by_the_decoder():
     for message in (message for job in scenario().jobs for message in job):
         expected = None if message.dead_letter in left_to_the_facilitator else message.dead_letter
         decoded = decode(message.body, message.uuid)
-        assert expected == (decoded.reason if isinstance(decoded, Fault) else None), message
+        assert expected == (decoded.reason if isinstance(decoded, Unsendable) else None), message
 
 
 def test_scenario_tells_the_facilitator_what_to_do():

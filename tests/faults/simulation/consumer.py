@@ -74,6 +74,7 @@ class Consumer:
             "created": self._created,
             "ts": moment(self._clock.time()),
             "delivered": {"consumer_seq": self._delivered_count, "stream_seq": self._delivered},
+            "ack_floor": {"stream_seq": min(self._pending, default=self._delivered + 1) - 1},
             "num_ack_pending": len(self._pending),
             "num_pending": len(self._unseen),
         }

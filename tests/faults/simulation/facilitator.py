@@ -18,7 +18,7 @@ from relay.local.faults import (
     refuse,
     stall,
 )
-from relay.local.ledger import DROPPED, Answer, Authentication, Conversation, Ledger, Message, Update, parse
+from relay.local.ledger import DROPPED, Answer, Authentication, Conversation, Ledger, Message, StatusUpdate, parse
 from simulation.blame import Line
 from simulation.book import Book
 from simulation.clock import Clock
@@ -93,7 +93,7 @@ class Facilitator:
 
     def update_of(self, message: Message | Answer) -> Publish | None:
         """The update that a message is; None if it is something else."""
-        metadata = message.metadata if isinstance(message, Update) else None
+        metadata = message.metadata if isinstance(message, StatusUpdate) else None
         return self._updates[metadata.model_extra["name"]] if metadata and metadata.model_extra else None
 
     def fault_of(self, message: Message | Answer) -> Fault:
