@@ -23,7 +23,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path
     """The settings that `environ` (the process's environment if None) and `env_file` give; `environ` wins.
 
     An empty variable counts as unset, and so does a missing file. Raises ConfigurationError for the first variable
-    that is unknown, has a value that is not allowed, or lacks its companion.
+    that is unknown, has a value that is not allowed, or needs another one that is missing.
     """
     given = _read_env_file(env_file) | dict(os.environ if environ is None else environ)
     given = {name: value for name, value in given.items() if name.startswith(_PREFIX) and value}
@@ -36,7 +36,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path
 def _read_env_file(path: str | Path | None) -> dict[str, str]:
     if path is None:
         return {}
-    # Imported here: job runners import this module through `relay.producer`, and they read no such file.
+    # Imported here: job runners import this module through `relay.producer`, and they read no `.env` file.
     from pydantic_settings import BaseSettings, DotEnvSettingsSource  # noqa: PLC0415
 
     try:

@@ -1,10 +1,10 @@
-"""What can go wrong, as types. Fields first; the message is composed from them.
+"""The relay's exceptions. Each keeps its fields, and composes its message from them.
 
     RelayError
     ├── ConfigurationError      a setting is missing or wrong (exit 2)
     ├── IdentityError           the hotkey cannot be used (exit 2)
-    ├── BrokerUnavailable       no nats-server answers, or none lets us in
-    │   └── NotPermitted        our NATS account may not do it, which a server leaves unanswered
+    ├── BrokerUnavailable       no nats-server answers or accepts our credentials
+    │   └── NotPermitted        our NATS account lacks the permission (the server just does not answer)
     ├── UnsuitableServer        nats-server is too old, or runs without JetStream
     ├── NotProvisioned          streams or consumers are missing or differ
     ├── UnsafeChange            provisioning would endanger updates, so it refused
@@ -12,7 +12,7 @@
     ├── PublishUnconfirmed      a publish got no PubAck
     └── LocalServerError        the embedded nats-server or simulator did not start
 
-What can befall a publish of a job runner besides stands in relay/producer/errors.py.
+Further errors of a job runner's publish are in relay/producer/errors.py.
 Every message says what happened, what it means and what to do.
 """
 
@@ -55,7 +55,7 @@ class BrokerUnavailable(RelayError):  # noqa: N818 - named for the state it repo
 
 
 class NotPermitted(BrokerUnavailable):
-    """The NATS account may not ask this, or not hear the answer: `cause` is what the server said of it."""
+    """The NATS account may not send this request, or not receive its answer; `cause` is what the server said."""
 
     def __str__(self) -> str:
         return (
@@ -64,7 +64,7 @@ class NotPermitted(BrokerUnavailable):
 
 
 class UnsuitableServer(RelayError):  # noqa: N818
-    """The nats-server cannot carry the relay."""
+    """The nats-server is too old for the relay, or runs without JetStream."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         self.problem = problem

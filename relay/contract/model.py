@@ -1,6 +1,6 @@
-"""The public contract: the job status update as producers build it, and what its JSON Schema is generated from.
+"""The public contract: the job status update as producers build it. Its JSON Schema is generated from these models.
 
-`wire.py` accepts and refuses the same documents on the hot path; a property test keeps the two together.
+`wire.py` accepts and refuses the same documents on the hot path; a property test checks that the two agree.
 """
 
 from enum import StrEnum

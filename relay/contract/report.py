@@ -1,4 +1,4 @@
-"""What a worker tells of itself over NATS, on `relay.report`: who asks needs to reach nothing else.
+"""What a worker reports about itself on the NATS subject `relay.report`. Reading it needs access to NATS only.
 
 Counts are totals since the worker started; ages and durations are in seconds.
 """
@@ -7,7 +7,10 @@ from msgspec import Struct
 
 
 class Timing(Struct, frozen=True):
-    """A histogram of durations: `counts[i]` lie above `bounds_s[i - 1]` and up to `bounds_s[i]`, the last above all."""
+    """A histogram of durations: `counts[i]` of them are above `bounds_s[i - 1]` and at most `bounds_s[i]`.
+
+    The last count has no upper bound.
+    """
 
     bounds_s: list[float]
     counts: list[int]
@@ -21,9 +24,9 @@ class LaneReport(Struct, frozen=True):
     at_hand: int
     """Received from NATS and not settled."""
     out: int
-    """Of these, with the Facilitator and not answered."""
+    """Of these, sent to the Facilitator and not answered, or being dead-lettered."""
     held: bool
-    """It waits for what an earlier owner had in hand."""
+    """It sends nothing yet, because updates that were delivered before may still come back."""
     oldest_at_hand_s: float
     trouble: str | None
 

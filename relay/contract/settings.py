@@ -41,14 +41,14 @@ def _whole(value: Any) -> Any:
 
 def _nats_address(url: str) -> str:
     parts = urlsplit(url)
-    has_path = parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}  # likely a password with a bare slash
+    has_path = parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}  # likely a password with a "/" in it
     if parts.scheme not in _NATS_SCHEMES or not parts.hostname or parts.port == 0 or has_path:
         raise ValueError(url)
     return url
 
 
 def _existing_file(path: Path) -> Path:
-    # Not pydantic's FilePath: that lets the system's own refusals through (a name too long, a folder not ours to read).
+    # Not pydantic's FilePath: it raises OSError if the name is too long or the folder may not be read.
     try:
         exists = path.is_file()
     except OSError as error:
@@ -140,7 +140,7 @@ class NatsSettings(SettingsGroup):
 
     @property
     def missing_companion(self) -> str | None:
-        """The field that must be set because another one is: the password to a user, the key to a certificate."""
+        """The field that is missing although its pair is set: user and password, certificate and key. Else None."""
         for pair in (("user", "password"), ("cert_file", "key_file")):
             missing = [name for name in pair if getattr(self, name) is None]
             if len(missing) == 1:
@@ -149,7 +149,7 @@ class NatsSettings(SettingsGroup):
 
 
 class FacilitatorSettings(SettingsGroup):
-    """Where the Facilitator is, who the relay is to it, and how hard to drive it.
+    """Where the Facilitator is, how to sign in there, and how much to send at a time.
 
     `url` is empty while it is not set: commands that do not reach the Facilitator need none.
     """
@@ -240,7 +240,7 @@ class DeliverySettings(SettingsGroup):
 class HttpSettings(SettingsGroup):
     """Where probes and metrics are served.
 
-    Loopback by default, because neither asks who is calling; a container sets RELAY_HTTP_HOST=0.0.0.0.
+    Loopback by default, because neither asks for credentials; a container sets RELAY_HTTP_HOST=0.0.0.0.
     """
 
     host: Annotated[str, Variable("RELAY_HTTP_HOST", "a host name or address", "Where probes and metrics listen.")] = (
@@ -271,7 +271,7 @@ class LogSettings(SettingsGroup):
 
 
 class TracingSettings(SettingsGroup):
-    """Whether spans are made of updates; OpenTelemetry's own variables, `OTEL_*`, say where they go."""
+    """Whether to make spans of updates; OpenTelemetry's own variables, `OTEL_*`, say where the spans go."""
 
     backend: Annotated[
         Literal["none", "otel"],
@@ -291,7 +291,7 @@ class Settings(SettingsGroup):
     tracing: TracingSettings = TracingSettings()
 
     def require_facilitator(self) -> Self:
-        """These settings, if they suffice to reach the Facilitator; for the commands that do.
+        """Return these settings if they suffice to reach the Facilitator; for the commands that need it.
 
         Raises ConfigurationError if the URL is missing, or the hotkey file that hotkey authentication needs.
         """

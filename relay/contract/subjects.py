@@ -46,7 +46,7 @@ REPLAYED_FROM_HEADER: Final = "Relay-Replayed-From"
 HISTORY_HEADER: Final = "Relay-History"
 """On a replayed update: its earlier failures, oldest first; see `StoredDeadLetter.history`."""
 ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
-"""Prefix, in a dead letter, of those headers of the original update that the server would act on (`Nats-*`)."""
+"""In a dead letter, the prefix for headers of the original update that the server would act on (`Nats-*`)."""
 
 JOB_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 """A UUID in the one spelling that is allowed in a subject: lower case, with hyphens.
@@ -137,7 +137,7 @@ def job_filter(token: str) -> str:
 
 
 def token_of_stored(subject: str) -> str:
-    """The job token of a stored subject `job.status.<lane>.<token>`; a job's UUID if the producer was right."""
+    """The job token of a stored subject `job.status.<lane>.<token>`: a UUID, unless the producer made a mistake."""
     return subject.split(".", 3)[3]
 
 
@@ -147,7 +147,7 @@ def lane_of_stored(subject: str) -> int:
 
 
 def published_subject(stored: str) -> str:
-    """The subject on which the producer published what is stored under `stored`; a replay publishes there again."""
+    """The subject on which the producer published the update that is stored under `stored`; a replay uses it again."""
     return status_subject(token_of_stored(stored))
 
 
@@ -162,12 +162,12 @@ def dlq_subject(token: str) -> str:
 
 
 def dlq_msg_id(stream: str, sequence: int) -> str:
-    """The `Nats-Msg-Id` of a dead letter: the same however often the relay tries to write it."""
+    """The `Nats-Msg-Id` of a dead letter: the same at each try to write it, so that the server stores it once."""
     return f"{stream}:{sequence}"
 
 
 def lane_key(lane: int) -> str:
-    """The key in LEASE_BUCKET that says who drives a lane."""
+    """The key in LEASE_BUCKET that names the owner of a lane."""
     return f"lane.{lane}"
 
 
@@ -211,7 +211,7 @@ def advisory_subject(consumer: str) -> str:
     return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.{consumer}"
 
 
-# --- JetStream's API: every request subject is built here, so that another prefix (of a domain, say) is one change
+# --- JetStream's API: every request subject is built here, so a different prefix (as of a domain) is one change
 
 
 def api_account_info() -> str:

@@ -1,6 +1,6 @@
 """Text that is safe to send and to show, and figures in words.
 
-It stands in the lowest room because the settings and the wire format use it, too.
+It is in the lowest room because the settings and the wire format use it, too.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def redact_url(url: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Rounded, in one unit: `0.4 s`, `12 s`, `3 min`, `5 d`."""
+    """A number of seconds, rounded, in one unit: `0.4 s`, `12 s`, `3 min`, `5 d`."""
     for unit_s, unit in _DURATIONS:
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"

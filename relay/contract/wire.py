@@ -1,6 +1,6 @@
-"""The bytes on the hot path: updates decoded into typed structs once, and what the Facilitator sends us.
+"""The bytes on the hot path: each update is decoded once into typed structs; so is what the Facilitator sends us.
 
-Decoders are built at import. `decode` trusts nothing that a producer may have written, and never raises.
+Decoders are built at import. `decode` never raises, whatever a producer has written.
 """
 
 import json
@@ -39,7 +39,7 @@ _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class Repair(StrEnum):
-    """What `decode` mended in an update, because it would only hurt as it was."""
+    """A correction that `decode` made in an update before it is sent."""
 
     MESSAGE_TYPE_ADDED = "message_type_added"
     UUID_RESPELLED = "uuid_respelled"
@@ -112,7 +112,7 @@ class _Metadata(Struct, frozen=True, gc=False):
 
 class _Update(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     uuid: str
-    status: Any  # judged by hand: a status that is no text is an unknown status, not a broken schema
+    status: Any  # checked in `_decode`: a status that is not text counts as unknown, not as a schema error
     message_type: Literal["V0JobStatusUpdate"] | UnsetType = UNSET
     metadata: _Metadata | None = None
 
@@ -127,7 +127,7 @@ class _RawEnvelope(Struct, frozen=True, gc=False):
 
 
 class _RawUpdate(Struct, frozen=True, gc=False, kw_only=True):
-    """An update whose metadata stays the bytes it came in: a rewrite must not round or reorder them."""
+    """An update with its metadata as the original bytes, so that a rewrite does not round numbers or reorder keys."""
 
     message_type: str = MESSAGE_TYPE
     uuid: str
@@ -150,9 +150,10 @@ class _Unfit(Exception):  # noqa: N818 - never leaves this module
 
 
 def decode(body: bytes, token: str) -> Frame | Unsendable:
-    """What to send for an update published with `body` for the job `token` of its subject, or why nothing is sent.
+    """Return the frame to send for an update, or why it must not be sent. Never raises.
 
-    Accepts the bare update and the envelope `{"type":"job_status_update","payload":{...}}`. Never raises.
+    `token` is the last part of its subject, which names the job. `body` is the bare update, or the envelope
+    `{"type":"job_status_update","payload":{...}}`.
     """
     try:
         return _decode(body, token)
@@ -188,7 +189,7 @@ def _too_large(text: bytes) -> _Unfit:
 
 
 def _typed(text: bytes) -> tuple[_Update, bytes]:
-    """The update in `text` and its own bytes, which differ from `text` if that is an envelope."""
+    """The update in `text` and its bytes: all of `text`, or only the payload if `text` is an envelope."""
     tree = _parse(text)
     try:
         if "payload" not in tree:
@@ -196,19 +197,19 @@ def _typed(text: bytes) -> tuple[_Update, bytes]:
         return _ENVELOPE.decode(text).payload, bytes(_RAW_ENVELOPE.decode(text).payload)
     except msgspec.ValidationError as error:
         raise _Unfit(Reason.INVALID_SCHEMA, f"not a job status update: {error}") from None
-    except msgspec.DecodeError as error:  # what `_parse` lets through: lone surrogates
+    except msgspec.DecodeError as error:  # `_parse` accepts lone surrogates, msgspec does not
         raise _Unfit(Reason.INVALID_JSON, f"not JSON: {error}") from None
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    """The JSON object in `text`, refused where parsers differ about it or the Facilitator would choke.
+    """Return the JSON object in `text`. Refuses what parsers read differently, or what the Facilitator cannot read.
 
-    msgspec alone is not enough: it lets pass what it skips, which is invalid UTF-8 and numbers past every float
-    in open metadata, and of duplicate keys it keeps the last.
+    msgspec alone is not enough: it keeps the last of duplicate keys, and in open metadata, which it skips, it accepts
+    invalid UTF-8 and numbers that are too large for a float.
     """
     try:
         document = text.decode()
-        # Only as many levels as brackets: the usual update is shallow without a look at its structure.
+        # There are no more levels than brackets, so for the usual update it is enough to count brackets.
         if document.count("{") + document.count("[") > _MAX_DEPTH:
             from_json(text)  # the Facilitator reads with pydantic, so the depth that pydantic takes is the limit
         tree = _SCANNER.decode(document)
@@ -284,7 +285,7 @@ def _echo(text: str) -> str:
 
 
 class ReplyError(Struct, frozen=True, gc=False):
-    """One error of a reply: its `type` is what to judge by, its `msg` (one line, bounded) is for people."""
+    """One error of a reply: its `type` decides what is done, its `msg` (one line, bounded) is for people."""
 
     type: str
     msg: str
@@ -298,11 +299,13 @@ class Reply(Struct, frozen=True, gc=False):
 
     @property
     def complaint(self) -> str:
-        """Its errors in words, on one line and bounded: there is one, but for broken messages. Empty without any."""
+        """Its first 3 errors in words, on one line; empty if it has none. Only a broken message has more than one."""
         return "; ".join(f"{error.type}: {error.msg}" for error in self.errors[:_MOST_TOLD])
 
 
 class PushKind(StrEnum):
+    """What the Facilitator pushed: a job request, a report of a cheated job, or a message that we do not know."""
+
     REQUEST = "request"
     CHEATED = "cheated"
     OTHER = "other"
@@ -352,7 +355,7 @@ def _reply_errors(errors: Raw) -> tuple[ReplyError, ...]:
     try:
         return tuple(map(_bounded, _ERRORS.decode(errors)))
     except (ValueError, RecursionError):
-        return ()  # still a reply: to overlook it would pair every later one with the wrong update
+        return ()  # still a reply: if it were ignored, every later one would be paired with the wrong update
 
 
 def _bounded(error: _IncomingError) -> ReplyError:
