@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Backoff:
     """Delays that spread evenly between zero and a ceiling which doubles with each attempt up to `max_s`.
 
-    Full jitter, so that workers which lost the same peer at the same moment do not come back in step.
+    Full jitter, so that workers that lost the same peer at the same moment do not all come back at the same moment.
     """
 
     initial_s: float
@@ -17,6 +17,6 @@ class Backoff:
     """Gives numbers in [0, 1)."""
 
     def delay_s(self, attempt: int) -> float:
-        """The wait before try number `attempt` + 1; the first attempt is 1."""
+        """Seconds to wait after attempt number `attempt`, the first one being 1."""
         # 2**63 exceeds any ratio of two sensible settings, and keeps the float from overflowing.
         return self.random() * min(self.max_s, self.initial_s * 2.0 ** min(attempt - 1, 63))

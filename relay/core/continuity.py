@@ -1,4 +1,4 @@
-"""Whether every update that the server delivered has come to hand, and what to wait for if not.
+"""Whether every update that the server delivered has arrived here, and what to wait for if not.
 
 An update can be delivered and never arrive: to a worker that died, or into a connection that broke. The server
 delivers it again after `ack_wait`, but by then newer ones may have come, even of the same job. Sent at once, they
@@ -7,9 +7,9 @@ delivery count shows a gap. It is released when the server has no more updates p
 
     pending      updates delivered and not acknowledged, as the server counts them
     delivered    the highest stream sequence delivered so far
-    passes       at hand, up to `delivered`  >=  pending
+    released if  updates at hand, up to `delivered`  >=  pending
 
-or, so that a miscount cannot stop a lane for ever, when `patience_s` has passed.
+It is also released when `patience_s` has passed, so that a miscount cannot stop a lane for ever.
 """
 
 import math
@@ -43,7 +43,7 @@ class ConsumerState:
 
 
 def patience_s(ack_wait_s: float) -> float:
-    """How long to wait for what is missing: time for two redeliveries, because the first may get lost as well."""
+    """How many seconds to wait for what is missing: time for two redeliveries, as the first may get lost as well."""
     return 2 * ack_wait_s + 1
 
 
@@ -52,7 +52,7 @@ class Continuity:
 
     def __init__(self, patience_s: float) -> None:
         self.held = True
-        """True from the start: what the worker before this one had in hand is not known yet."""
+        """True at first: it is not known yet what the worker before this one had at hand."""
         self._patience_s = patience_s
         self._next: int | None = None
         self._give_up_s = 0.0
@@ -62,8 +62,8 @@ class Continuity:
     def began(self, state: ConsumerState, now_s: float) -> None:
         """Pulling starts, or starts over: what is missing has the full patience again."""
         if self._next is None:
-            # The worker before this one may acknowledge late what has come back already. The server would then have
-            # no more pending than are at hand, although something is still missing.
+            # The worker before this one may acknowledge, late, an update that has already come back here. The server
+            # would then have no more pending than are at hand, although another update is still missing.
             self._owed, self._owed_up_to = state.pending, state.delivered
         if self._next != state.delivered_count + 1:
             self.held = True
@@ -71,7 +71,7 @@ class Continuity:
         self.be_patient(now_s)
 
     def be_patient(self, now_s: float) -> None:
-        """Nothing could come until now, so what is missing has the full patience again."""
+        """Wait for the full patience again, because nothing could arrive until now."""
         self._give_up_s = now_s + self._patience_s
 
     def delivered(self, consumer_sequences: Iterable[int], now_s: float) -> None:
@@ -83,13 +83,13 @@ class Continuity:
             self._next = number + 1
 
     def resolve(self, state: ConsumerState, count_up_to: Callable[[int], int], now_s: float) -> int:
-        """Look at a hold again; returns how many updates are missing. Releases if none is, or patience is over.
+        """Return how many updates are missing. Releases the lane if none is, or if patience is over.
 
         `count_up_to` counts the updates at hand up to a stream sequence.
         """
         owed = self._owed - count_up_to(self._owed_up_to)
         missing = max(0, state.pending - count_up_to(state.delivered), owed)
-        # A look that is older than the latest delivery knows nothing of a gap before that.
+        # A state that is older than the latest delivery does not show a gap before that.
         current = self._next is None or state.delivered_count + 1 >= self._next
         if (missing == 0 and current) or now_s >= self._give_up_s:
             self.held = False

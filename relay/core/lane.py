@@ -43,7 +43,7 @@ class _Job:
     queue: list[Update] = field(default_factory=list[Update])
     """Its updates at hand, by stream sequence; the first is the head."""
     out: Update | None = None
-    """The one that is OUT. It need not be the head: an older one may have come back meanwhile."""
+    """The one that is OUT. It need not be the head: an older one may have come back since it was taken."""
 
 
 class Lane:
@@ -60,11 +60,11 @@ class Lane:
         self.ours_until_s = math.inf
         """When the lease on the lane ends, on the monotonic clock: from then on nothing is given out."""
         self.ready: list[tuple[int, Update]] = []
-        """A heap of the heads that may be sent, by sequence. An entry may not be its job's head any more."""
+        """A heap of the heads that may be sent, by sequence. An entry is outdated if its job has an older head now."""
         self.dead_letters: deque[Update] = deque()
-        """The heads that are for the dead-letter stream, in the order in which they became heads; likewise."""
+        """The heads for the dead-letter stream, in the order in which they became heads. Entries can be outdated."""
         self._waiting: list[tuple[float, int, Update]] = []
-        """A heap of the heads that wait out a backoff, by when they are due; likewise."""
+        """A heap of the heads that wait out a backoff, by when they are due. Entries can be outdated."""
         self._horizon = horizon
         self._consumer_made_at_s = math.inf
         self._at_hand: dict[int, Update] = {}
@@ -118,10 +118,11 @@ class Lane:
         self._consumer_made_at_s = state.made_at_s
 
     def admit(self, deliveries: Sequence[DeliveryLike], now_s: float) -> Admission:
-        """Take in what was delivered, in the order in which it came; at least one.
+        """Take in one or more deliveries, in the order in which they came.
 
-        A delivery is of one of three updates: one at hand, whose handle it replaces; one that was settled before, which
-        the caller has to settle again; or a new one, which is decoded and queued behind the older ones of its job.
+        Each is one of three things: a redelivery of an update at hand, where it replaces the earlier delivery; a
+        redelivery of a settled update, which the caller has to settle again; or a new update, which is decoded and
+        queued behind the older ones of its job.
         """
         admission = Admission()
         for delivery in deliveries:
@@ -139,7 +140,7 @@ class Lane:
         return admission
 
     def resolve(self, state: ConsumerState, now_s: float) -> int:
-        """Look at a held lane again, upon the consumer's `state`; returns how many updates are missing.
+        """Check a held lane against the consumer's `state`; returns how many updates are missing.
 
         The lane is released if none is missing, or if it has waited long enough.
         """
@@ -160,14 +161,14 @@ class Lane:
         return None
 
     def take_dead_letter(self, now_s: float) -> Update | None:
-        """The next head for the dead-letter stream, to be written or looked up; it is OUT from now on, if any."""
+        """The next head for the dead-letter stream, to be written or looked up; it is OUT from now on. Else None."""
         while self.dead_letters and self._flows(now_s):
             update = self.dead_letters.popleft()
             if self._goes_out(update):
                 return update
         return None
 
-    # --- what becomes of what went out
+    # --- what happens to an update that is OUT
 
     def fail(self, update: Update, verdict: Retry | DeadLetter, now_s: float) -> None:
         """An attempt failed by the update's own fault: it waits for its next attempt, or ends as a dead letter."""
@@ -181,8 +182,8 @@ class Lane:
     def may_go_again(self, suspect: Update, policy: RetryPolicy, now_s: float, *, blamed: bool, alone: bool) -> bool:
         """Whether the suspect of a dropped connection is to be sent again, by itself; if not, it is put back.
 
-        `blamed`: the drop counts as an attempt. `alone`: nothing else was on the connection. In company a neighbour may
-        have dropped it, so only an update that was alone is dead-lettered for a drop.
+        `blamed`: the drop counts as an attempt. `alone`: nothing else was on the connection. Otherwise another update
+        may have caused the drop, so only an update that was alone is dead-lettered for it.
         """
         if blamed:
             suspect.attempts += 1
@@ -203,7 +204,7 @@ class Lane:
         return update.dead_letter
 
     def settle(self, update: Update, outcome: Outcome) -> None:
-        """It is done with, one way or the other: forget it, and let its job's next one go."""
+        """The update has ended with this outcome: forget it, and free its job's next one."""
         assert update.state is State.OUT, "only what was taken can be settled"
         del self._at_hand[update.sequence]
         self._settled[update.sequence] = outcome
@@ -220,11 +221,11 @@ class Lane:
             del self._jobs[update.job]
 
     def put_back(self, update: Update) -> None:
-        """It was not answered, for no fault of its own: it is free to go again."""
+        """The update was not answered, through no fault of its own: it may be taken again."""
         self._come_in(update, State.QUEUED)
 
     def retry(self, update: Update, due_s: float) -> None:
-        """It must wait until `due_s`, and its job's later updates with it."""
+        """The update waits until `due_s`, on the monotonic clock; its job's later updates wait behind it."""
         heapq.heappush(self._waiting, (due_s, update.sequence, update))
         self._come_in(update, State.WAITING)
 
@@ -239,7 +240,7 @@ class Lane:
             self._promote(self._jobs[update.job])
         return None
 
-    # --- how that is done
+    # --- internal steps
 
     def _enqueue(self, delivery: DeliveryLike, now_s: float, admission: Admission) -> None:
         token = token_of_stored(delivery.subject)
@@ -281,7 +282,7 @@ class Lane:
             heapq.heappush(self.ready, (head.sequence, head))
 
     def _goes_out(self, update: Update) -> bool:
-        """Whether what came up is still its job's head; if so it is OUT."""
+        """Whether the update is still its job's head; if so, it is OUT from now on."""
         job = self._jobs[update.job]
         if job.queue[0] is not update:  # an older one of its job came back in the meantime
             update.state = State.QUEUED
@@ -329,7 +330,7 @@ class Turns:
         return taken
 
     def take_dead_letter(self, now_s: float) -> Update | None:
-        """The next head for the dead-letter stream; it is OUT from now on, if any."""
+        """The next head for the dead-letter stream; it is OUT from now on. None if there is none."""
         for _ in range(len(self.lanes)):
             self.lanes.rotate(-1)
             if (update := self.lanes[0].take_dead_letter(now_s)) is not None:

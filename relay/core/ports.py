@@ -1,4 +1,4 @@
-"""What the path of an update works with, whoever made it: Protocols for what lies outside of the core."""
+"""Protocols for what the path of an update uses from outside the core."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol

@@ -1,18 +1,18 @@
-"""How far the updates of a lane got, as far as its owner knows: the answer to those who ask about a job.
+"""How far the updates of a lane got, as far as its owner knows. Questions about a job are answered from this.
 
-What left the owner's hands is settled, and it remembers that. Of what was delivered to the owners before it, all that
-was still pending had to come back before it released the lane. So what did not come back is settled, or JetStream gave
-up on it, and then its dead letter may still have to be written.
+An update that was delivered to this owner and is no longer at hand is settled; the owner remembers how. Before the
+owner released the lane, everything that was still pending from earlier owners had to come back. So an earlier update
+that did not come back is settled, or JetStream gave up on it, and then its dead letter may not be written yet.
 
     sequence   1 ...... inherited_up_to ...... own_after ...... up_to ...... not delivered yet
                inherited               unknown           own
                              (what is at hand of the job is not settled, wherever it lies)
 
-In between is what was delivered while the lane was held: what came to hand is known, but something may have got lost
-on the way. If the lane was released because patience was over, nothing is known of what was inherited either.
+The unknown part was delivered while the lane was held: what arrived is known, but other deliveries may have got lost.
+If the lane was released because patience was over, the inherited part is unknown as well.
 
-Sequences begin anew with a stream that was made anew, and its updates are younger than all that the owner knows of.
-So a sequence counts only together with the time at which its update was stored.
+If the stream is deleted and made again, its sequences begin at 1 again, and its updates are younger than all that the
+owner knows of. So a sequence counts only together with the time at which its update was stored.
 """
 
 import enum
@@ -25,7 +25,7 @@ from relay.core.continuity import ConsumerState
 from relay.core.update import DeliveryLike
 
 _MOST_DEAD_LETTERS: Final = 10_000
-"""Dead letters of its own that the owner of a lane remembers; with more it forgets what it knows."""
+"""How many of its own dead letters a lane's owner remembers. At one more it forgets what it knows, and starts anew."""
 
 
 class Settled(enum.Enum):
@@ -39,7 +39,7 @@ class Settled(enum.Enum):
     UNLESS_GIVEN_UP = enum.auto()
     """An earlier owner settled it, unless JetStream gave up on it and its dead letter is not written yet."""
     UNKNOWN = enum.auto()
-    """The server may know."""
+    """The owner does not know; the server may."""
 
 
 class LaneProgress(Struct, frozen=True, kw_only=True):
@@ -48,7 +48,10 @@ class LaneProgress(Struct, frozen=True, kw_only=True):
     since_s: float
     """When this owner began with the lane. It tells apart what two owners inherited."""
     inherited_up_to: int
-    """Up to this sequence all was delivered before; what is not at hand is settled or given up. 0 if unknown."""
+    """Up to this sequence all was delivered to earlier owners: what is not at hand is settled or given up.
+
+    0 if unknown.
+    """
     own_after: int
     """Above this sequence all was delivered to this owner."""
     own: tuple[int, ...]
@@ -92,7 +95,7 @@ class SettlementLog:
         self._newest_s = 0.0
 
     def began(self, state: ConsumerState) -> None:
-        """The owner begins to pull, or begins over; only the first time counts."""
+        """The owner starts to pull, or starts over; only the first call counts."""
         self._began = self._began or state
 
     def delivered(self, deliveries: Sequence[DeliveryLike], *, held: bool) -> None:
@@ -112,15 +115,15 @@ class SettlementLog:
         self._dead_letters += 1
 
     def released(self, state: ConsumerState, missing: int, at_hand: Mapping[str, tuple[int, ...]]) -> None:
-        """The lane was released upon `state`, although `missing` updates had not come back.
+        """The lane was released when the consumer was in `state`; `missing` updates had not come back.
 
-        `at_hand` are the sequences of what is at hand, by job: bounded as the lane is.
+        `at_hand` are the sequences at hand, by job; no more than the lane can hold.
         """
         if self._began is not None and self._own_after == 0 and missing == 0:
             self._inherited_up_to = self._began.delivered
         self._up_to = max(self._newest, state.delivered)
         self._stored_until_s = max(self._newest_s, state.told_at_s)
-        # A later gap may have hidden something among what was the owner's own until then.
+        # If a later gap held the lane, updates may have got lost among those that were the owner's own until then.
         self._forget(at_hand)
 
     def progress(self, job: str, at_hand: tuple[int, ...], *, flowing: bool) -> LaneProgress:
@@ -138,6 +141,6 @@ class SettlementLog:
         )
 
     def _forget(self, own: Mapping[str, tuple[int, ...]]) -> None:
-        """From now on all that is known up to here is that the owner has these updates, by job."""
+        """Forget all updates up to now, except that these (by job) are the owner's own."""
         self._own, self._own_after = own, self._up_to
         self._dead_lettered, self._dead_letters = {}, 0

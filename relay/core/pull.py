@@ -1,15 +1,15 @@
 """How many updates to ask the server for, and what the server's status messages mean for the pulls under way.
 
 JetStream answers a pull request with up to `batch` messages and ends it with a status. All requests share an inbox, so
-they are counted together. The consumer numbers its deliveries, so what is still on request is a difference of two of
-its numbers: up to which delivery was asked for, and up to which delivery came (or got lost on the way).
+they are counted together. The consumer numbers its deliveries, so what is still on request is the difference of two
+numbers: the last delivery that was asked for, and the last one that came (or got lost on the way).
 """
 
 import enum
 from typing import Final
 
 _MISSED_HEARTBEATS: Final = 2
-"""So many idle heartbeats missed in a row mean that nobody serves our pulls any more."""
+"""After this many missed idle heartbeats in a row, no server serves our pulls any more."""
 
 _SHORTEST_S: Final = 0.5
 _LONGEST_S: Final = 30.0
@@ -34,11 +34,11 @@ class Signal(enum.Enum):
 
 
 def expiry_s(lease_ttl_s: float, ack_wait_s: float) -> float:
-    """How long the server may serve a request.
+    """How long the server may serve a request, in seconds.
 
-    No longer than the worker may hold the lane, because the server goes on serving a request whose worker has stopped
-    listening. And requests that nobody serves must be noticed, and made anew, while a held lane still waits for what is
-    missing (see continuity.py): else it would go on without it.
+    Not longer than a lease, because the server goes on serving a request after its worker has stopped listening. And
+    not much longer than `ack_wait_s`: requests that no server serves any more must be noticed, and made again, while a
+    held lane still waits for missing updates (see continuity.py). Otherwise it would be released without them.
     """
     return min(_LONGEST_S, lease_ttl_s, max(_SHORTEST_S, ack_wait_s))
 
@@ -46,7 +46,7 @@ def expiry_s(lease_ttl_s: float, ack_wait_s: float) -> float:
 class PullWindow:
     """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them.
 
-    While any are on request, a quarter of a batch is the least to ask for: at full load room becomes free update by
+    While some are on request, it asks for a quarter of a batch or more: at full load room becomes free update by
     update, and a request for each would cost more than the update itself.
 
     Args:
@@ -60,9 +60,9 @@ class PullWindow:
         self.idle_heartbeat_s = expires_s * 0.4  # the server wants less than half
         self.dead_after_s = self.idle_heartbeat_s * (_MISSED_HEARTBEATS + 0.5)
         self.delivered_up_to = 0
-        """The consumer's number of the latest delivery that came; whoever takes deliveries sets it."""
+        """The consumer's number of the latest delivery that came; the pull loop sets it."""
         self.low_at = 0
-        """From this delivery on half a batch or less is on request: it is time to ask for more."""
+        """From this delivery on, half a batch or less is on request: it is time to ask for more."""
         self._asked_up_to = 0
 
     @property
@@ -76,7 +76,7 @@ class PullWindow:
         return self.delivered_up_to >= self.low_at
 
     def start(self, delivered_up_to: int) -> None:
-        """No request is under way, and the consumer has made so many deliveries."""
+        """Start: no request is under way, and the consumer has made `delivered_up_to` deliveries so far."""
         self.delivered_up_to = delivered_up_to
         self._ask_up_to(delivered_up_to)
 
@@ -90,14 +90,14 @@ class PullWindow:
         return count if count >= least else 0
 
     def requested(self, count: int) -> None:
-        """So many more are on request. A request that was counted as ended may still deliver; it owes nothing then."""
+        """`count` more are on request. Updates that came from a request after it counted as ended do not count."""
         self._ask_up_to(max(self._asked_up_to, self.delivered_up_to) + count)
 
     def status(self, code: int, description: str, pending: int | None) -> Signal:
         """Take note of a status message: its code, its text, and its `Nats-Pending-Messages` header if there was one.
 
-        409 has many causes that share one code, so here the text decides. What is not understood starts over, which is
-        always safe: at worst it costs a round trip.
+        409 has many causes, so the text decides. An unknown status starts over, which is always safe: at worst it costs
+        a round trip.
         """
         text = description.lower()
         if code == _HEARTBEAT:

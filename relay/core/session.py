@@ -27,9 +27,9 @@ from relay.contract.wire import HEARTBEAT, Push, Reply, decode_incoming
 T = TypeVar("T")
 
 HEARTBEAT_INTERVAL_S: Final = 60.0
-"""The Facilitator gives no jobs to a validator after 3 minutes without one, and hangs up after 10."""
+"""After 3 minutes without one the Facilitator gives a validator no jobs, after 10 it closes the connection."""
 _BLAMING_CODES: Final = frozenset({1003, 1007, 1009})
-"""Close codes that complain of a message: a type, an encoding or a size that cannot be accepted."""
+"""Close codes that complain about a message: its type, encoding or size cannot be accepted."""
 _ABOUT_AUTHENTICATION: Final = "auth."
 _NOT_KNOWN_HERE: Final = "auth.not_authenticated"
 _EMPTY_MESSAGE: Final = "{}"
@@ -37,6 +37,8 @@ _type_of = attrgetter("type")
 
 
 class Phase(enum.Enum):
+    """Where the conversation is; the drawing above shows how it moves."""
+
     CLOSED = enum.auto()
     AUTHENTICATING = enum.auto()
     PROBING = enum.auto()  # only the suspect may be sent
@@ -138,7 +140,7 @@ class Session(Generic[T]):
         return len(self._unanswered)
 
     def opened(self, now_s: float) -> str:
-        """The connection stands: returns the message to send first."""
+        """The connection is made: returns the message to send first."""
         assert self.phase is Phase.CLOSED, "one connection at a time"
         self._began_s = now_s
         self._heartbeat_due_s = now_s  # at once: jobs are routed only to validators that send heartbeats
@@ -146,7 +148,7 @@ class Session(Generic[T]):
         return self._authentication or _EMPTY_MESSAGE
 
     def fill(self, take: Callable[[int, float], Sequence[T]], now_s: float) -> Sequence[T]:
-        """Take what the window has room for, as `take(room, now_s)` gives it; the caller sends it, in this order."""
+        """Take updates with `take(room, now_s)` if the window has room; the caller sends them, in this order."""
         room = self._window - len(self._unanswered)
         if self.phase is not Phase.OPEN or not room:
             return ()
@@ -203,7 +205,7 @@ class Session(Generic[T]):
         deadline = self._reply_deadline(now_s)
         if self.phase in (Phase.OPEN, Phase.PROBING):
             deadline = min(deadline, self._heartbeat_due_s)
-        elif self.phase is Phase.AUTHENTICATING:  # whoever is let in sends the first at once; the second comes then
+        elif self.phase is Phase.AUTHENTICATING:  # the first heartbeat follows the sign-in at once, the second then
             deadline = min(deadline, self._began_s + HEARTBEAT_INTERVAL_S)
         return deadline
 
@@ -219,7 +221,7 @@ class Session(Generic[T]):
                 self._suspect = updates.pop(0)
                 self._blamed, self._may_be_outage = True, True
             case Phase.PROBING if dropped:
-                # It was alone on the connection: no outage afterwards speaks for it.
+                # It was alone on the connection, so it stays blamed even if the Facilitator is down afterwards.
                 self._blamed, self._may_be_outage = True, False
             case _:
                 pass

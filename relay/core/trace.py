@@ -1,7 +1,7 @@
-"""The trace that an update belongs to, as the W3C's Trace Context writes it in the header `traceparent`.
+"""The trace that an update belongs to: the header `traceparent` of W3C Trace Context.
 
-In `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01` stand the version, the trace, the span that caused the
-update, and flags (01: sampled).
+`00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01` consists of the version, the id of the trace, the id of the
+span that caused the update, and flags (01: sampled).
 """
 
 import re
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 _NAMES: Final = ("traceparent", "Traceparent")
-"""As the standard writes it, and as clients write it that spell headers as those of HTTP."""
+"""The standard's spelling, and that of clients which capitalize headers as in HTTP."""
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
 _SIMPLEST: Final = "00"
 _FORBIDDEN: Final = "ff"
 
 
 class TraceContext(NamedTuple):
-    """Where in which trace an update was published."""
+    """The trace and the span in which an update was published."""
 
     trace_id: int
     span_id: int
@@ -24,7 +24,7 @@ class TraceContext(NamedTuple):
 
 
 def traceparent_of(headers: Mapping[str, str]) -> str | None:
-    """The header as it came, whatever is in it; None without one."""
+    """The header, unchecked; None if there is none."""
     for name in _NAMES:
         if (text := headers.get(name)) is not None:
             return text
@@ -32,7 +32,7 @@ def traceparent_of(headers: Mapping[str, str]) -> str | None:
 
 
 def parse_traceparent(text: str) -> TraceContext | None:
-    """What a `traceparent` says; None if it is malformed. A later version may say more than we can read."""
+    """Parse a `traceparent`; None if it is malformed. What later versions add is skipped."""
     match = _TRACEPARENT.fullmatch(text)
     if match is None or match[1] == _FORBIDDEN or (match[5] and match[1] == _SIMPLEST):
         return None
@@ -41,6 +41,6 @@ def parse_traceparent(text: str) -> TraceContext | None:
 
 
 def traced(headers: Mapping[str, str]) -> dict[str, str]:
-    """What a log line or a receipt says of the trace of an update with these headers, if its `traceparent` is one."""
+    """The fields for a log line or receipt about an update with these headers: `traceparent`, if it is well-formed."""
     text = traceparent_of(headers)
     return {} if text is None or parse_traceparent(text) is None else {"traceparent": text}

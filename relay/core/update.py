@@ -1,4 +1,4 @@
-"""One update at hand, what it came in, and what admission says about a batch of them."""
+"""An update at hand, its delivery, and the result of admitting a batch of deliveries."""
 
 import enum
 import math
@@ -73,7 +73,7 @@ class Update:
     dead_letter: DeadLetter | None = None
     """Set once it is decided that the update ends in the dead-letter stream."""
     maybe_dead_lettered: bool = False
-    """A worker before this one may have written its dead letter already: look before anything else."""
+    """A worker before this one may have written its dead letter already: look it up first."""
     attempts: int = 0
     """Failed answers, or suspected drops, that were this update's own fault."""
     sent_s: float | None = None
@@ -83,23 +83,24 @@ class Update:
 
 @dataclass(slots=True)
 class DeadLetterHorizon:
-    """How new the newest dead letters are: a dead letter is never older than its update. Unix time, server's clock.
+    """When the newest dead letter was stored, in Unix time on the server's clock; infinite if unknown.
 
-    So an update that is newer than the horizon has no dead letter, and nothing needs to be looked up for it.
+    A dead letter is never older than its update. So an update that is newer than the horizon has none, and nothing
+    needs to be looked up for it.
     """
 
     at_start_s: float = math.inf
-    """When the newest dead letter was stored that was there before the lanes were driven here; infinite if unknown."""
+    """Of the dead letters that were there before this worker drove any lane."""
     newest_s: float = math.inf
-    """The same, with the dead letters that this worker has written since."""
+    """Of all dead letters, those included that this worker has written since."""
 
 
 @dataclass(slots=True)
 class Admission:
-    """What a lane made of a batch of deliveries, as far as others have to act on it."""
+    """The result of admitting a batch of deliveries: what the caller has to act on."""
 
     settled_before: list[tuple[DeliveryLike, Outcome]] = field(default_factory=list[tuple[DeliveryLike, Outcome]])
-    """Deliveries of updates that this worker has settled: the server did not hear it, so tell it again."""
+    """Deliveries of updates that this worker has settled before: the server missed it, so tell it again."""
     repairs: list[Repair] = field(default_factory=list[Repair])
     """Every repair that was made to a body."""
     malformed_traceparents: int = 0

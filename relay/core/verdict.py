@@ -1,7 +1,6 @@
 """What an answer of the Facilitator, or its silence, means for an update.
 
-The rows of the Facilitator's protocol as one function: a reply and the number of attempts go in, what to do with the
-update comes out. Nothing here knows how it is done.
+`judge` gets a reply and the number of attempts, and returns what to do with the update; the caller does it.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """It may go better next time; the attempt counts."""
+    """The update may be accepted next time; the answer counts as an attempt."""
 
     error: str
     wait_s: float
@@ -43,7 +42,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """It will never be taken, or was tried often enough."""
+    """The Facilitator will never accept the update, or it was tried often enough."""
 
     reason: Reason
     error: str
@@ -72,7 +71,7 @@ def judge(reply: Reply, attempts: int, policy: RetryPolicy) -> Verdict:
         return DUPLICATE
     told = reply.complaint or "an error without a word of explanation"
     if not PYDANTIC_ERROR_TYPES.isdisjoint(types):
-        # The Facilitator could not read it, and would not the next time.
+        # The Facilitator could not read it, and a retry would not change that.
         return DeadLetter(Reason.REFUSED, f"the Facilitator refused the update: {told}")
     if attempts < policy.max_attempts:
         return Retry(told, policy.backoff.delay_s(attempts))
