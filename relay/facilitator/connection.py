@@ -1,4 +1,4 @@
-"""The WebSocket to the Facilitator: a thin shell that connects, reads, writes and asks the session what it means."""
+"""The connection to the Facilitator: it connects, reads and writes; the session in core/ decides."""
 
 import asyncio
 import contextlib
@@ -23,26 +23,26 @@ _log = get_logger(__name__)
 _OPEN_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 2.0
 _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
-"""What we accept: an error reply echoes the whole update that it complains of, escaped once more."""
+"""The largest message that we accept: an error reply contains the whole update that it refuses, escaped once more."""
 _GIVING_UP: Final = CloseCode.PROTOCOL_ERROR
 """The code with which we close a connection whose replies cannot be paired any more."""
 _CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
-"""Stands for a close frame when it is us who stop."""
+"""Stands for the close frame when we are cancelled: a drop would be blamed on an update."""
 
 
 class UpdateSupply(Protocol):
     """Where a connection gets what it sends; see Turns in core/lane.py."""
 
     def take(self, room: int, now_s: float) -> Sequence[Update]:
-        """Up to `room` updates to send now. They are on their way when this returns."""
+        """Up to `room` updates, which the caller must send now: they count as OUT when this returns."""
         ...
 
 
 class AnswerSink(Protocol):
-    """Where a connection hands on what it learns about updates; see path/settlement.py."""
+    """Where a connection passes on what it learns about updates; see path/settlement.py."""
 
     def opened(self, event: Opened[Update]) -> bool:
-        """The session stands. With a suspect: whether to send it, alone; if not, the session is rid of it."""
+        """The session is open. Returns whether to send its suspect, alone; if not, the session forgets the suspect."""
         ...
 
     def answered(self, answers: Sequence[Answered[Update]]) -> None:
@@ -55,15 +55,15 @@ class AnswerSink(Protocol):
 
 
 class FacilitatorConnection:
-    """One connection to the Facilitator, made again whenever it is lost.
+    """One connection to the Facilitator, which reconnects whenever it is lost.
 
     Args:
         url: `ws://` or `wss://`, with the path.
         session: the conversation; it decides, this class only moves bytes.
         backoff: the waits between attempts to connect.
-        ping_interval_s: how often to ping, to notice that the Facilitator is gone while nothing is sent.
-        ping_timeout_s: how long the Facilitator may leave a ping unanswered. It reads nothing while 33 updates
-            wait for it, so this must not be shorter than the reply timeout.
+        ping_interval_s: how often to ping, so that a dead connection is noticed while nothing is sent.
+        ping_timeout_s: how long the Facilitator may leave a ping unanswered. It reads nothing, pings included, while
+            33 updates wait for it, so this must not be shorter than the reply timeout.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class FacilitatorConnection:
         return self._session.unanswered
 
     def send(self) -> None:
-        """Write at once what the supply has, as far as the session and the network take it.
+        """Write what the supply has, as far as the session and the network have room for it.
 
-        The supply is asked at the last moment: what it gives out is written before anything else can happen.
+        The supply is asked at the last moment: what it gives is written before anything else can happen.
         """
         socket = self._socket
         if socket is None or self._supply is None or not socket.writable:
@@ -115,9 +115,9 @@ class FacilitatorConnection:
         socket.send(*texts)
 
     async def run(self, supply: UpdateSupply, answers: AnswerSink, pushes: PushQueue) -> None:
-        """Connect, converse, and connect again, until cancelled.
+        """Connect, send and receive, and connect again, until cancelled.
 
-        Cancelling it is safe at any time: what was not answered goes back to `answers` as lost.
+        Cancelling it is safe at any time: what was not answered is passed to `answers.lost`.
         """
         self._supply = supply
         while True:
@@ -144,13 +144,13 @@ class FacilitatorConnection:
             closing = await self._converse(socket, answers, pushes)
         finally:
             self._socket = None
-            # Cancelled or not: what was not answered must be found where it belongs.
+            # Also if cancelled: what was not answered must go back to its lanes.
             answers.lost(self._session.closed(closing.code if closing else None))
             await socket.close()
         self._note_lost(closing)
 
     async def _converse(self, socket: WebSocket, answers: AnswerSink, pushes: PushQueue) -> Close | None:
-        """Until either side closes; returns the close frame that did it, None if the connection just went away."""
+        """Send and receive until either side closes; returns its close frame, or None if there was none."""
         self._opened_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             watching = [
@@ -170,7 +170,7 @@ class FacilitatorConnection:
     async def _take_in(
         self, messages: Sequence[bytes], socket: WebSocket, answers: AnswerSink, pushes: PushQueue
     ) -> None:
-        """Act on what was read together: answers are handed on together, but never past anything that came later."""
+        """Act on what was read together, in its order: answers that follow each other are passed on together."""
         now_s = time.monotonic()
         answered: list[Answered[Update]] = []
         for message in messages:

@@ -1,4 +1,4 @@
-"""The validator's hotkey: what proves to the Facilitator who is calling."""
+"""The validator's hotkey: the key pair with which the relay proves to the Facilitator who it is."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ _PASSWORD: Final = "RELAY_FACILITATOR_HOTKEY_PASSWORD"  # noqa: S105 - the name 
 _FILE: Final = "RELAY_FACILITATOR_HOTKEY_FILE"
 _MAX_KEY_FILE_BYTES: Final = 65536
 _MIN_NACL_BYTES: Final = len("$NACL") + 24 + 16
-"""Prefix, nonce and authenticator: bittensor-wallet panics, past every `except Exception`, on anything shorter."""
+"""Prefix, nonce and authenticator. On less bittensor-wallet panics, which `except Exception` does not catch."""
 
 
 class Signer:
@@ -40,10 +40,10 @@ class Signer:
 
 
 def load_signer(path: Path, password: str | None) -> Signer:
-    """The hotkey in the bittensor wallet file `path`; `password` opens it if it is encrypted, and is else ignored.
+    """Load the hotkey from the bittensor wallet file `path`. `password` is used only if the file is encrypted.
 
-    Never asks on the terminal and reads no environment variable. Deriving the key of an encrypted file holds the
-    process for some 5 seconds and takes 512 MiB, as the wallet format wants it: call this before the event loop runs.
+    Never asks on the terminal and reads no environment variable. Decrypting blocks for some 5 seconds and takes
+    512 MiB, because of the wallet format's key derivation: call this before the event loop runs.
 
     Raises IdentityError if the file is missing or unreadable, is not a key file, lacks the private key, holds
     a key of another kind than sr25519, or if the password is missing or wrong.
@@ -74,7 +74,8 @@ def _read(path: Path) -> bytes:
 
 def _decrypt(path: Path, content: bytes, password: str | None) -> bytes:
     if wallet_keyfile.keyfile_data_is_encrypted_legacy(content):
-        # bittensor-wallet recognises this form but opens it with a random key, so it would always blame the password.
+        # bittensor-wallet recognises this form but decrypts it with a random key, so it would always say that the
+        # password is wrong.
         problem = "it is encrypted in an outdated form (Fernet) that bittensor-wallet no longer opens"
         raise IdentityError(str(path), problem, "create the file again from its mnemonic with btcli")
     if wallet_keyfile.keyfile_data_is_encrypted_nacl(content) and len(content) < _MIN_NACL_BYTES:

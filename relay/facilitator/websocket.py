@@ -18,7 +18,7 @@ _UNREAD_BATCH: Final = 256
 
 
 class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every connection
-    """The connection is closed or closing. `close` is the close frame that did it, None if it just went away."""
+    """The connection is closed or closing. `close` is the close frame, None if there was none."""
 
     def __init__(self, close: Close | None) -> None:
         self.close = close
@@ -46,7 +46,7 @@ class WebSocket(asyncio.Protocol):
         self._hang_up: asyncio.TimerHandle | None = None
 
     def send(self, *texts: bytes) -> None:
-        """Write text messages, each in UTF-8, in one go. Raises ConnectionClosed."""
+        """Write text messages, each as UTF-8, with one call. Raises ConnectionClosed."""
         if self._protocol.state is not State.OPEN:
             raise ConnectionClosed(self._closing)
         for text in texts:
@@ -60,13 +60,13 @@ class WebSocket(asyncio.Protocol):
             return
         if batch:
             self._transport.write(b"".join(batch))
-            if not batch[-1] and self._transport.can_write_eof():  # how the protocol says: half-close
+            if not batch[-1] and self._transport.can_write_eof():  # the protocol asks for a half-close in this way
                 self._transport.write_eof()
         if self._hang_up is None and self._protocol.close_expected():
             self._hang_up = asyncio.get_running_loop().call_later(self._close_timeout_s, self._abort)
 
     def receive(self) -> asyncio.Future[list[bytes]]:
-        """Every message that has arrived, at least one. Raises ConnectionClosed when no more will come.
+        """Wait for messages: returns all that have arrived. Raises ConnectionClosed when no more will come.
 
         For one caller at a time. It is a future, not a coroutine, so that messages go straight to the waiting task.
         Cancelling it is safe: what arrives later is kept for the next call.
@@ -79,7 +79,10 @@ class WebSocket(asyncio.Protocol):
         return self._receiving
 
     async def keep_alive(self, interval_s: float, timeout_s: float) -> None:
-        """Ping every `interval_s`; close the connection and return when a pong takes longer than `timeout_s`."""
+        """Ping every `interval_s`; close the connection and return when a pong takes longer than `timeout_s`.
+
+        Cancelling it is safe: the connection stays open.
+        """
         while self._protocol.state is State.OPEN:
             await asyncio.sleep(interval_s)
             if self._protocol.state is not State.OPEN:
@@ -108,7 +111,10 @@ class WebSocket(asyncio.Protocol):
         return self._protocol.close_rcvd or self._protocol.close_sent
 
     async def shake_hands(self) -> None:
-        """Ask for the upgrade to a WebSocket. Raises InvalidHandshake if it is refused."""
+        """Ask for the upgrade to a WebSocket. Raises InvalidHandshake if it is refused, OSError if the server hangs up.
+
+        If it is cancelled, abort the connection.
+        """
         self._protocol.send_request(self._protocol.connect())
         self._flush()
         await self._shaken
@@ -116,7 +122,7 @@ class WebSocket(asyncio.Protocol):
     # --- what the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has the same methods, but another base class
 
     def data_received(self, data: bytes) -> None:
         self._protocol.receive_data(data)
@@ -161,10 +167,10 @@ class WebSocket(asyncio.Protocol):
         self.writable = self._protocol.state is State.OPEN
         self._on_writable()
 
-    # --- what these do
+    # --- internal steps
 
     def _hand_over(self) -> None:
-        """Give what has arrived to the task that waits for it, if one does."""
+        """Give what has arrived to the task that waits in `receive`, if there is one."""
         receiving = self._receiving
         if receiving is None or receiving.done():
             return
@@ -186,7 +192,7 @@ class WebSocket(asyncio.Protocol):
     def _check_handshake(self) -> None:
         if self._protocol.handshake_exc is not None:
             self._shaken.set_exception(self._protocol.handshake_exc)
-        elif self._protocol.state is not State.CONNECTING:  # it may be closing again already
+        elif self._protocol.state is not State.CONNECTING:  # it may be closing already
             self._shaken.set_result(None)
 
     def _abort(self) -> None:
@@ -197,7 +203,7 @@ class WebSocket(asyncio.Protocol):
 async def connect(
     url: str, *, max_size: int, open_timeout_s: float, close_timeout_s: float, on_writable: Callable[[], None]
 ) -> WebSocket:
-    """Open a WebSocket.
+    """Open a WebSocket. Cancelling it is safe: the connection is dropped.
 
     Args:
         url: `ws://` or `wss://`; with `wss://` this machine must trust the server's certificate.
