@@ -9,8 +9,8 @@
     delivery.py             one delivery, and JetStream's verbs to settle it with
     lane_run.py             one lane that is driven: how it is taken over, held and given back
     lanes.py                the lanes of one connection, while this worker holds their leases
-    settlement.py           what becomes of what was answered
-    dead_letter_worker.py   the way into the dead-letter stream
+    settlement.py           what is done about each answer
+    dead_letter_worker.py   writes updates to the dead-letter stream, then terminates them
     advisories.py           dead letters of what JetStream gave up on
     receipts.py             receipts of settled updates, for watching
     pushes.py               what the Facilitator pushes

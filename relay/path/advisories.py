@@ -1,14 +1,14 @@
-"""Updates that JetStream gave up on: delivered `max_deliver` times, and settled by nobody.
+"""Updates that JetStream gave up on: delivered `max_deliver` times, and never settled.
 
-The server takes such an update out of its consumer and publishes an advisory, which JOB_ADVISORIES keeps. Nothing
-else is left to know it by. So whoever drives the lane deletes an advisory only when the update's fate is certain:
+The server takes such an update out of its consumer and publishes an advisory, which JOB_ADVISORIES keeps. Nothing else
+tells of it then. So the lane's owner deletes an advisory only when it is certain what became of the update:
 
-    advisory ──► the update is at hand here ─────────────────► left, until the lane has settled it
+    advisory ──► the update is at hand here ─────────────────► kept, until the lane has settled it
              ├─► settled here, or gone from its stream ──────► deleted
              └─► otherwise ──► dead letter ──► PubAck ───────► deleted
 
-A worker that dies in between leaves the advisory to the next one, which finds the dead letter there. What a dead
-worker had sent to the Facilitator may have been stored there all the same: nobody is left who knows.
+If a worker dies in between, the next one still has the advisory, and finds the dead letter if it was written.
+The Facilitator may have stored the update as well, if a worker sent it before it died: that cannot be found out.
 """
 
 import asyncio
@@ -49,8 +49,8 @@ class Advisories:
     """The advisories of one lane, for as long as it is driven here.
 
     Args:
-        lane: says what is at hand and how what was at hand was settled.
-        look_every_s: how often to look without a hint, because one can be missed, and a try can fail.
+        lane: tells which updates are at hand, and how recent ones were settled.
+        look_every_s: how often to look without a hint, because a hint can be missed, and a try can fail.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Advisories:
         self._look_every_s = look_every_s
         self._subject = advisory_subject(lane_consumer(lane.number))
         self._hint = asyncio.Event()
-        # The lane remembers only so many settled updates: what was at hand once is never taken for unknown later.
+        # The lane forgets old settled updates. What was at hand at an earlier look is remembered here, so that it does
+        # not count as unknown later.
         self._was_at_hand: set[int] = set()
         self._trouble: str | None = None
 
@@ -86,7 +87,7 @@ class Advisories:
                 await subscription.unsubscribe()
 
     async def _heard(self, _: Msg) -> None:
-        # A hint to look, no more: what counts is the copy in the stream.
+        # Only a hint to look: what counts is the copy in the stream.
         self._hint.set()
 
     async def _look(self) -> None:

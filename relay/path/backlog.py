@@ -33,7 +33,7 @@ class Backlog:
 
     Args:
         client: the connection to NATS.
-        lanes: returns how those lanes stand now.
+        lanes: returns the state of those lanes now.
         metrics: where the lag is reported.
     """
 
@@ -44,7 +44,7 @@ class Backlog:
         self._samples: dict[int, _LagSample] = {}
 
     async def run(self) -> None:
-        """Measure every few seconds, until cancelled."""
+        """Measure every few seconds until cancelled, which is safe."""
         while True:
             await self._look()
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -60,7 +60,7 @@ class Backlog:
         self._samples = {lane: sample for lane, sample in self._samples.items() if lane in driven}
 
     async def _look_at(self, lane: LaneReport) -> bool:
-        """Take a sample. False if the server does not answer, so that asking for the next lane is of no use."""
+        """Take a sample. False if the server does not answer: then it is of no use to ask about the next lane."""
         try:
             state = await find_consumer_state(self._client, lane.lane, timeout_s=_TIMEOUT_S)
             if state is None:
@@ -80,6 +80,6 @@ class Backlog:
         sample = self._samples.get(lane)
         if sample is None or all(lane != driven.lane for driven in self._lanes()):  # released meanwhile
             return
-        # While the server cannot be asked nothing is settled there either, so the oldest update grows older.
+        # While the server cannot be reached, nothing is settled there either, so the oldest update gets older.
         grown_s = time.monotonic() - sample.taken_s if sample.unsettled else 0.0
         self._metrics.backlog(lane, sample.unsettled, sample.oldest_s + grown_s)

@@ -2,8 +2,8 @@
 
 `fetch()` of nats-py waits for a whole batch and sometimes stalls. So the loop speaks JetStream's own pull protocol: one
 inbox, more requests when half of what was asked for has come, and idle heartbeats to notice that no server serves them.
-Each start, also after a reconnect, takes a fresh inbox: requests for the old one may still be served, and could not be
-told from new ones.
+Each start, also after a reconnect, takes a fresh inbox: the server may still serve requests for the old one, and their
+deliveries could not be told from those of new requests.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class PullConsumer:
 
     Args:
         client: a connection that reconnects by itself.
-        stream, name: the consumer. While it does not exist, the loop says so and asks again.
+        stream, name: the consumer. While it does not exist, the loop logs that once and asks again.
         batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
         on_deliveries: called with the deliveries that were read together, in the order of arrival; at least one.
@@ -93,11 +93,11 @@ class PullConsumer:
             self._wake.set()
 
     def restart(self) -> None:
-        """The connection was made anew: the server has forgotten our requests."""
+        """The connection was lost and made again: the server has forgotten our requests."""
         self._note(Signal.START_OVER)
 
     async def state(self) -> ConsumerState:
-        """What the server says of the consumer now. Raises RelayError if it cannot be had."""
+        """Ask the server for the consumer's state. Raises RelayError if it cannot be had. Cancelling it is safe."""
         info = await api_request(self._client, api_consumer_info(self._stream, self.name), timeout_s=_STATE_TIMEOUT_S)
         state = consumer_state_of(info)
         self._made_at_s = self._made_at_s or state.made_at_s
@@ -107,9 +107,9 @@ class PullConsumer:
         return state
 
     async def confirm(self) -> None:
-        """Wait until the server has processed every acknowledgement sent so far; gives up when the connection is lost.
+        """Wait until the server has processed every acknowledgement sent so far; gives up after 2 seconds.
 
-        Cancelling it is safe.
+        It also gives up if the connection is lost. Cancelling it is safe.
         """
         subject = ack_of_nothing(self._stream, self.name)
         try:
@@ -118,9 +118,10 @@ class PullConsumer:
             _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
 
     async def run(self) -> None:
-        """Pull until cancelled or drained, or until the consumer was deleted and made anew under the same name.
+        """Pull until cancelled or drained, or until the consumer was deleted and made again under the same name.
 
-        Then stream sequences may begin anew as well, and nothing that is known about the old ones is valid.
+        In that last case stream sequences may begin at 1 again, so nothing that is known about the old ones is valid.
+        Cancelling it is safe: what was delivered and not settled is redelivered.
         """
         while not self._draining.is_set() and not self._replaced:
             try:
@@ -134,7 +135,7 @@ class PullConsumer:
                 await self._close_inbox()
 
     def drain(self) -> None:
-        """Ask for nothing more; `run` returns when what is on its way has come."""
+        """Ask for nothing more; `run` returns when the deliveries on their way have arrived."""
         self._draining.set()
         self._wake.set()
 
@@ -151,7 +152,7 @@ class PullConsumer:
         self.trouble = None
 
     async def _pull(self) -> None:
-        """Keep pull requests under way until they have to be made anew."""
+        """Keep pull requests under way until they have to be made again from a fresh inbox."""
         while self._signal is Signal.ASK_AGAIN and not self._draining.is_set() and not self._replaced:
             self._wake.clear()
             await self._request()
@@ -208,7 +209,7 @@ class PullConsumer:
         if not deliveries:
             return
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
-            self._note(Signal.START_OVER)  # the consumer's count went back: a new leader knows less
+            self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some
         window.delivered_up_to = deliveries[-1].consumer_sequence
         try:
             self._on_deliveries(deliveries)
@@ -250,7 +251,7 @@ class PullConsumer:
         try:
             await subscription.drain()
         except (nats.errors.Error, TimeoutError) as error:
-            # What has not come by now comes to the lane's next owner.
+            # Deliveries that have not arrived by now go to the lane's next owner.
             _log.warning("the last deliveries of a lane were not waited for", consumer=self.name, error=repr(error))
 
     async def _pause(self, seconds: float) -> None:

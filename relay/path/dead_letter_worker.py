@@ -1,4 +1,4 @@
-"""The way into the dead-letter stream: an update is written there first, and only then ended."""
+"""Writes updates to the dead-letter stream. Only when the server has confirmed that, an update is terminated."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ class DeadLetterWorker:
     """Dead-letters the heads that lanes have for the dead-letter stream, several at a time.
 
     Args:
-        retry_s: how long an update waits when the dead-letter stream could not be reached.
+        retry_s: how long an update waits if the dead-letter stream could not be reached.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DeadLetterWorker:
     async def run(self) -> None:
         """Dead-letter until cancelled, which is safe at any time.
 
-        A dead letter whose update was not ended yet is found by the lane's next owner.
+        If the update of a dead letter was not terminated yet, the lane's next owner finds the dead letter.
         """
         async with asyncio.TaskGroup() as group:
             for _ in range(WRITERS):
@@ -109,6 +109,6 @@ class DeadLetterWorker:
         )
         self._lanes.retry(update, self._retry_s)
         if not isinstance(error, JetStreamError):
-            # Nobody answers. To learn that for each update would take a timeout each, and a lane that is handed over or
+            # No server answers. Trying each update would take a timeout for each, and a lane that is handed over or
             # stopped would have to wait for all of them.
             self._unanswered_until_s = time.monotonic() + self._retry_s

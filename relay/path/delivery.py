@@ -21,7 +21,7 @@ _reply_of = attrgetter("reply")
 
 
 class Delivery:
-    """A message of a pull consumer, with what its reply subject says of it."""
+    """A message of a pull consumer, with the facts that its reply subject contains."""
 
     __slots__ = (
         "_client",
@@ -38,7 +38,7 @@ class Delivery:
     def __init__(self, client: FrameClient, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         self._client = client
         self.reply = reply
-        """Where to say what became of it."""
+        """The subject on which it is acknowledged or given back."""
         self.subject = subject.decode(errors="replace")
         """The stored subject, `job.status.<lane>.<token>`."""
         self.headers: Mapping[str, str] = parse_headers(headers) if headers else {}
@@ -57,13 +57,13 @@ class Delivery:
     def ack(self, *others: DeliveryLike) -> None:
         """Acknowledge this delivery, and others together with it in one write.
 
-        Nobody waits for the server: if an acknowledgement gets lost, the update is delivered again.
+        The server does not confirm it: if an acknowledgement gets lost, the update is delivered again.
         """
         replies = map(_reply_of, (self, *others))
         self._write(b"PUB %b 4\r\n+ACK\r\n" % b" 4\r\n+ACK\r\nPUB ".join(replies))
 
     def in_progress(self) -> None:
-        """Start `ack_wait` anew; counts no delivery. Of no use later, so it is not kept for a lost connection."""
+        """Let `ack_wait` begin again; does not count as a delivery. Does nothing while disconnected."""
         if self._client.is_connected:
             self._answer(_IN_PROGRESS)
 
@@ -72,7 +72,7 @@ class Delivery:
         self._answer(_NAK)
 
     def term(self, reason: str) -> None:
-        """Never deliver it again, because of `reason`: the server publishes both as an advisory."""
+        """Never deliver it again, because of `reason`; the server publishes an advisory with the reason."""
         self._answer(_TERM + b" " + reason.encode())
 
     def _answer(self, word: bytes) -> None:
@@ -82,7 +82,7 @@ class Delivery:
         try:
             self._client.write(lines)
         except nats.errors.Error as error:
-            # The server will deliver it again; the lane then settles it as before, or has it at hand still.
+            # The server will deliver it again; the lane then settles it as before, or still has it at hand.
             told = traced(self.headers)
             _log.warning(
                 "the server was not told what became of an update", delivery=repr(self), error=repr(error), **told

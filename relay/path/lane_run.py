@@ -21,9 +21,9 @@ from relay.timing.waiting import set_within
 _log = get_logger(__name__)
 
 DEAD_LETTERED_BEFORE: Final = "dead-lettered before"
-"""The reason with which an update is ended whose dead letter was written earlier."""
+"""The reason for terminating an update whose dead letter was written earlier."""
 _RECHECK_S: Final = 0.2
-"""How often a held lane's consumer is looked at again; what comes back in between is noticed at once."""
+"""How often a held lane's consumer is looked at again; a delivery in between causes a look at once."""
 _HANDFUL: Final = 64
 
 
@@ -57,13 +57,16 @@ class LaneRun:
         self.source = open_source(number, room=self._room, on_deliveries=self._admit, on_start=self._began)
 
     def connection_opened(self) -> None:
-        """The session with the Facilitator may be used: pull, and wait again for what can come back only now."""
+        """The session with the Facilitator may be used: pull, and start to wait for what can come back only now."""
         self.lane.continuity.be_patient(time.monotonic())
         self._recheck.set()
         self.source.top_up()
 
     async def release_when_complete(self) -> None:
-        """While the lane is held, look whether all that was delivered before has come back; until cancelled."""
+        """Whenever the lane is held, release it once all that was delivered before has come back.
+
+        Runs until cancelled, which is safe.
+        """
         lane = self.lane
         while True:
             await self._recheck.wait()
@@ -86,7 +89,10 @@ class LaneRun:
             self._outlets.open([lane])
 
     async def give_back(self) -> None:
-        """Wait until nothing is OUT, or the connection is lost, and return the rest to the server."""
+        """Wait until nothing is OUT, or the connection is lost, and return the rest to the server.
+
+        If cancelled, the server redelivers the rest after `ack_wait`.
+        """
         while self.lane.out and self._opened.is_set():
             self.progress.clear()
             await self.progress.wait()
@@ -95,7 +101,7 @@ class LaneRun:
         await self.source.confirm()
 
     def report(self) -> LaneReport:
-        """How the lane stands."""
+        """The state of the lane."""
         lane, wall_s = self.lane, time.time()
         oldest_s = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall_s)
         return LaneReport(
@@ -110,8 +116,8 @@ class LaneRun:
     # --- what the source calls
 
     def _room(self) -> int:
-        # With the Facilitator away nothing is asked for: JetStream is the buffer. A lane that has something to
-        # send is refilled by the handful, because a request for each update would cost more than the update.
+        # While the Facilitator is away nothing is requested: JetStream is the buffer. A lane that has something to
+        # send is refilled in batches, because a request for each update would cost more than the update.
         lane = self.lane
         free = self._capacity - len(lane)
         return free if self._opened.is_set() and (free >= _HANDFUL or not lane.ready or lane.held) else 0
@@ -121,7 +127,7 @@ class LaneRun:
         self._recheck.set()
 
     def _admit(self, deliveries: Sequence[DeliveryLike]) -> None:
-        """Take in what was read together, and let out together what may go."""
+        """Take in together what was read together, then send together what may go."""
         lane = self.lane
         admission = lane.admit(deliveries, time.monotonic())
         if admission.held:
@@ -142,13 +148,13 @@ class LaneRun:
             state = await self.source.state()
         except RelayError as error:
             _log.debug("cannot look at a held lane's consumer", lane=lane.number, error=str(error))
-            lane.continuity.be_patient(time.monotonic())  # as long as nobody answers, nothing comes back either
+            lane.continuity.be_patient(time.monotonic())  # while no server answers, nothing comes back either
             return 0
         return lane.resolve(state, time.monotonic())
 
 
 def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:
-    """Tell the server once more what became of an update that it delivers again, because it did not hear it."""
+    """Settle a redelivered update again, in the same way: the server missed it the first time."""
     if outcome is Outcome.DEAD_LETTERED:
         delivery.term(DEAD_LETTERED_BEFORE)
     else:

@@ -42,7 +42,7 @@ class Lanes:
     ) -> None:
         self.outlets = outlets
         self.turns = Turns()
-        """The lanes that updates may go out of; a lane that drains is not among them."""
+        """The lanes from which updates may be sent; a lane that is being drained is not among them."""
         self._open_source = open_source
         self._dead_letters = dead_letters
         self._watch_advisories = watch_advisories
@@ -61,11 +61,13 @@ class Lanes:
     # --- what the owner of the leases calls
 
     async def drive(self, number: int, ours_until_s: float, leaving: asyncio.Event) -> None:
-        """Take a lane's updates through the connection until `leaving` is set or its source ends, then drain the lane.
+        """Drive a lane over the connection until `leaving` is set or its source ends, then drain the lane.
 
         To drain is to take nothing new, to finish what is with the Facilitator, and to give the rest back to the
-        server; it takes as long as the Facilitator takes to answer. Cancelled, the lane is dropped: what is at hand
-        comes to its next owner after `ack_wait`. Either way nothing is acknowledged that was not answered.
+        server; it takes as long as the Facilitator takes to answer. If cancelled, the lane is dropped: its next owner
+        gets what is at hand after `ack_wait`. Either way, only what was answered is acknowledged.
+
+        `ours_until_s`: when the lease ends, on the monotonic clock.
         """
         run = LaneRun(
             number,
@@ -101,11 +103,11 @@ class Lanes:
             self._metrics.at_hand(number, 0)
 
     def extend(self, number: int, ours_until_s: float) -> None:
-        """The lease on a lane was renewed."""
+        """The lease on a lane was renewed until `ours_until_s`, on the monotonic clock."""
         for lane in self._runs:
             if lane.number == number:
                 lane.ours_until_s = ours_until_s
-        self.open()  # if the renewal came late, nothing went out meanwhile, and nothing else may come to pass
+        self.open()  # if the renewal came late, nothing was sent until now, and nothing else may start it again
 
     # --- what the path calls
 
@@ -114,7 +116,7 @@ class Lanes:
         self.outlets.open(self.turns.lanes)
 
     def progressed(self, lanes: Iterable[Lane]) -> None:
-        """Updates of these lanes are not OUT any more, so others may go; a lane may have been dropped meanwhile."""
+        """Updates of these lanes are not OUT any more, so others may go. Lanes that were dropped are skipped."""
         for lane in lanes:
             if (run := self._runs.get(lane)) is not None:
                 run.progress.set()
@@ -122,13 +124,13 @@ class Lanes:
                     run.source.top_up()
                 if lane.dead_letters:
                     self.outlets.dead_letters.set()
-        for lane in self.turns.lanes:  # any of them: what came back made room for all
+        for lane in self.turns.lanes:  # any lane may use the room in the window
             if lane.ready:
                 self.outlets.send()
                 break
 
     def retry(self, update: Update, delay_s: float) -> None:
-        """It goes again after `delay_s` seconds, and its job's later updates wait with it."""
+        """The update may go again after `delay_s` seconds; its job's later updates wait behind it."""
         update.lane.retry(update, time.monotonic() + delay_s)
         self.backoff_began()
         self.progressed([update.lane])
@@ -150,7 +152,7 @@ class Lanes:
             run.progress.set()
 
     def broker_reconnected(self) -> None:
-        """The NATS connection was made anew: the server has forgotten every pull."""
+        """The NATS connection was lost and made again: the server has forgotten every pull."""
         for run in self._runs.values():
             run.source.restart()
 
@@ -162,11 +164,11 @@ class Lanes:
         return bool(self._runs)
 
     def reports(self) -> list[LaneReport]:
-        """How each lane stands that is driven here."""
+        """The state of each lane that is driven here."""
         return [run.report() for run in self._runs.values()]
 
     def progress(self, number: int, job: str) -> LaneProgress | None:
-        """What is known here of how far a job's updates got in a lane; None if that is not driven here."""
+        """What is known here of how far a job's updates got; None if the lane is not driven here."""
         return next((lane.progress(job) for lane in self._runs if lane.number == number), None)
 
     def troubles(self) -> list[str]:
@@ -181,7 +183,7 @@ class Lanes:
         beat_s = self._limits.ack_wait_s / _BEATS_PER_ACK_WAIT
         while True:
             await asyncio.sleep(beat_s)
-            # Judged by its age, a lane that flows costs no beats at all.
+            # Only what has waited for a whole beat is reported, so a lane that flows costs nothing.
             for update in list(self._untouched_since(time.monotonic() - beat_s)):
                 update.touched_s = time.monotonic()
                 update.delivery.in_progress()

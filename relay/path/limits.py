@@ -1,4 +1,4 @@
-"""The settings that the path of an update goes by."""
+"""The settings that bound the lanes."""
 
 from dataclasses import dataclass
 
@@ -10,4 +10,4 @@ class LaneLimits:
     capacity: int
     """How many updates a lane may have at hand: its consumer's `max_ack_pending`."""
     ack_wait_s: float
-    """After how long the server delivers an update again that nobody has settled or reported as in progress."""
+    """Seconds until the server redelivers an update that was neither settled nor reported as in progress."""

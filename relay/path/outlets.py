@@ -1,4 +1,4 @@
-"""Where updates leave their lanes, so that whoever makes one free to go can say so."""
+"""Where updates leave their lanes. The parts that make an update ready to go tell it here."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -12,12 +12,12 @@ class Outlets:
     """The two ways out: the connection to the Facilitator, and the dead-letter stream."""
 
     send: Callable[[], None]
-    """Sends at once whatever may be sent."""
+    """Sends at once all that may be sent."""
     dead_letters: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a lane may have a head for the dead-letter stream."""
 
     def open(self, lanes: Iterable[Lane]) -> None:
-        """Something may go out of these lanes."""
+        """Updates of these lanes may be ready: send them, and wake the dead-letter worker if it has work."""
         self.send()
         if any(lane.dead_letters for lane in lanes):
             self.dead_letters.set()

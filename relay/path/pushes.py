@@ -1,4 +1,4 @@
-"""What the Facilitator pushes (job requests, cheated jobs), published on JetStream for those who run the jobs."""
+"""What the Facilitator pushes (job requests, cheated jobs), published on JetStream for the programs that run jobs."""
 
 import asyncio
 import hashlib
@@ -31,15 +31,15 @@ class PushPublisher:
         self._queue: asyncio.Queue[Pushed] = asyncio.Queue(_QUEUE_SIZE)
 
     async def put(self, pushed: Pushed) -> None:
-        """Take a push, to be published in its turn; waits while the queue is full. Cancelled, it has not taken it."""
+        """Queue a push to be published; waits while the queue is full. If cancelled, the push is not queued."""
         await self._queue.put(pushed)
 
     async def drain(self) -> None:
-        """Wait until all that was put is published."""
+        """Wait until all that was put is published. Cancelling the wait is safe."""
         await self._queue.join()
 
     def unpublished(self) -> list[str]:
-        """What is left in the queue, in words for a last log line."""
+        """Empty the queue; returns what was in it, in words for a last log line."""
         left: list[str] = []
         while not self._queue.empty():
             push = self._queue.get_nowait().push
@@ -47,7 +47,7 @@ class PushPublisher:
         return left
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish until cancelled; a push that is not confirmed by then may be lost."""
         while True:
             pushed = await self._queue.get()
             await self._publish(pushed)

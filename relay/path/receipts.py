@@ -1,4 +1,4 @@
-"""Receipts of settled updates on `job.relayed.<uuid>`. They are for watching: a lost receipt loses no update."""
+"""Receipts of settled updates on `job.relayed.<uuid>`. They are only for watching: no update depends on them."""
 
 import asyncio
 import time
@@ -19,24 +19,24 @@ _QUEUE_SIZE: Final = 10_000
 _BATCH: Final = 64
 """How many are published before other work in the event loop gets its turn."""
 _MOST_BUFFERED_BYTES: Final = 1024 * 1024
-"""With more than this waiting to be sent the connection is slow, and acknowledgements go first."""
+"""With more than this waiting to be sent, receipts are dropped: the connection is slow, and must serve acks first."""
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of an update."""
+    """How an update ended."""
 
     uuid: str
     status: str | None
     """Null if the body could not be read."""
     sequence: int
-    """In JOB_STATUS."""
+    """Its sequence in JOB_STATUS."""
     outcome: Outcome
     reason: Reason | None
-    """Of a dead-lettered update; null if an earlier worker wrote its dead letter."""
+    """Why it was dead-lettered. Null if it was not, or if an earlier worker wrote its dead letter."""
     attempts: int
     """Answers, or suspected drops of the connection, that were the update's own fault: as `Relay-Attempts`."""
     relayed_ms: float
-    """From when JOB_STATUS stored it to when it was settled."""
+    """Milliseconds from when JOB_STATUS stored it to when it was settled."""
 
 
 class Receipts:
@@ -49,7 +49,7 @@ class Receipts:
         self._filled = asyncio.Event()
 
     def settled(self, update: Update, outcome: Outcome) -> None:
-        """Take the receipt of an update that was just settled; never waits, never fails."""
+        """Queue the receipt of an update that was just settled; never waits, never raises."""
         if len(self._queue) >= _QUEUE_SIZE:
             self._metrics.receipt_dropped()
             return
@@ -68,7 +68,7 @@ class Receipts:
         self._filled.set()
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish until cancelled; the receipts in the queue are lost then."""
         while True:
             await self._filled.wait()
             self._filled.clear()
@@ -78,7 +78,7 @@ class Receipts:
                 await asyncio.sleep(0)
 
     def _publish(self, subject: str, receipt: bytes, headers: dict[str, str] | None) -> None:
-        # While disconnected the client would keep them, and send them late.
+        # While disconnected the client would keep receipts, and send them late.
         if not self._client.is_connected or self._client.pending_data_size > _MOST_BUFFERED_BYTES:
             self._metrics.receipt_dropped()
             return

@@ -1,4 +1,4 @@
-"""What becomes of updates that were sent: acknowledged, sent again, or on to the dead-letter stream."""
+"""What is done with updates that were sent: acknowledge them, send them again, or dead-letter them."""
 
 import time
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Settlement:
     # --- what the connection to the Facilitator calls
 
     def opened(self, event: Opened[Update]) -> bool:
-        """The session may be used. With a suspect: whether it is to be sent, alone and before anything else."""
+        """The session may be used. Returns whether it has a suspect to send, alone and before anything else."""
         self._lanes.connection_opened()
         if (suspect := event.suspect) is None:
             return False
@@ -87,7 +87,7 @@ class Settlement:
     # --- what the dead-letter worker calls
 
     def dead_lettered(self, update: Update, reason: str) -> None:
-        """Its dead letter is stored: end it on the server, with this reason."""
+        """The update's dead letter is stored: terminate the update on the server, with this reason."""
         update.delivery.term(reason)
         update.lane.settle(update, Outcome.DEAD_LETTERED)
         if update.sent_s is not None:
@@ -95,7 +95,7 @@ class Settlement:
         self._tell(update, Outcome.DEAD_LETTERED)
         self._lanes.progressed([update.lane])
 
-    # --- how that is done
+    # --- internal steps
 
     def _tell(self, update: Update, outcome: Outcome) -> None:
         for observer in self._observers:
@@ -105,7 +105,7 @@ class Settlement:
 
     def _tell_of_retry(self, update: Update, verdict: Retry | DeadLetter) -> None:
         if isinstance(verdict, DeadLetter):
-            return  # it is told of when its dead letter is written
+            return  # counted and logged when its dead letter is written
         self._metrics.retried()
         self._lanes.backoff_began()
         _log.info(
