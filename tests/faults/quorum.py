@@ -1,6 +1,6 @@
-"""Three nats-servers without a majority: for a leader that is cut off from the others, or for all when two die.
+"""Three nats-servers without a majority: the leader is cut off from the others, or two of the three are dead.
 
-Elections take their time, so `make soak` runs this, and `make test` does not:
+Elections take several seconds, so `make soak` runs this, and `make test` does not:
 
 python -m pytest tests/faults/quorum.py
 """
@@ -36,14 +36,14 @@ _NOWHERE = f"{_HOST}:1"
 
 
 class Network:
-    """What connects the nodes: for each way from one to another a proxy."""
+    """The network between the nodes: a proxy for each direction between two of them."""
 
     def __init__(self) -> None:
         self._ways = {way: RoughProxy(0) for way in permutations(range(NODES), 2)}
 
     @contextlib.asynccontextmanager
     async def cluster(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsCluster]:
-        """A cluster whose nodes reach each other through this."""
+        """A cluster whose nodes reach each other only through this network."""
         monkeypatch.setattr(nats_cluster, "_config", self._config)
         async with contextlib.AsyncExitStack() as serving:
             for proxy in self._ways.values():
@@ -53,7 +53,7 @@ class Network:
 
     @contextlib.contextmanager
     def cut_off(self, node: int) -> Iterator[None]:
-        """Let nothing pass between this node and the others."""
+        """Interrupt the network between this node and the others during the block."""
         ways = [proxy for way, proxy in self._ways.items() if node in way]
         for proxy in ways:
             proxy.hold()
@@ -69,7 +69,7 @@ class Network:
             if start == number:
                 proxy.target_port = ports[end]
                 routes.append(f'"nats://{_HOST}:{proxy.port}"')
-        # The nodes tell each other of their addresses: told the true ones, they would find a way around the proxies.
+        # Nodes tell each other their addresses. With the true ones they would connect around the proxies.
         known_as = f'listen: "{_HOST}:{ports[number]}", advertise: "{_NOWHERE}"'
         return f"server_name: node-{number}\ncluster: {{name: local, {known_as}, routes: [{', '.join(routes)}]}}"
 
@@ -81,7 +81,7 @@ async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
 
 
 async def publish_by_and_by(scene: Scene, job: str, status: str) -> Published:
-    """Publish until it is confirmed; what was stored and not confirmed is only a repeat."""
+    """Publish until it is confirmed. If an unconfirmed publish was stored, the next one is only a repeat."""
     while True:
         with contextlib.suppress(PublishUnconfirmed):
             return await scene.publish(job, status)
@@ -92,8 +92,8 @@ def all_lanes_are_of(relay: Relay, scene: Scene) -> bool:
 
 
 async def test_leader_alone(monkeypatch, facilitator):
-    """While the node that leads everything is cut off from the other two, a relay at those takes all lanes over and
-    keeps the order, and one at the lonely node sends nothing of what it has in hand; after the cut all goes on.
+    """While the leader of everything is cut off from the other two, a relay at those takes over all lanes and keeps
+    the order. A relay at the isolated node sends nothing that it has at hand. After the cut all updates are relayed.
     """
     network = Network()
     jobs = [new_job() for _ in range(200)]
@@ -114,7 +114,7 @@ async def test_leader_alone(monkeypatch, facilitator):
             await asyncio.gather(*(scene.publish(job, "completed", {}) for job in jobs))
             broken = await scene.broken_promises(ELECTION_S)
     assert [ACKED] * len(jobs) == settled
-    assert repeats <= WINDOW  # what was with the Facilitator when the leases were over
+    assert repeats <= WINDOW  # these were at the Facilitator when the leases expired
     assert [] == broken
 
 
@@ -138,14 +138,14 @@ async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
 
 
 async def test_two_nodes_die(facilitator):
-    """While two of three nodes are dead nothing is stored and no lane is driven; when they are back all goes on."""
+    """While two of three nodes are dead, nothing is stored and no lane is driven; when they are back, all goes on."""
     async with NatsCluster() as cluster:
         left, *victims = cluster.nodes
         async with scene_at(left, facilitator, LEASE_TTL="1") as scene, scene.relay() as relay:
             async with load(scene):
-                again = scene.published[0]  # it is only a repeat if it is stored unconfirmed
+                again = scene.published[0]  # if it was stored without a confirmation, this is a repeat
                 await asyncio.gather(*map(cluster.kill, victims))
-                await asyncio.sleep(OUTAGE_S)  # nothing is waited for: so long does it last
+                await asyncio.sleep(OUTAGE_S)  # the duration of the outage; there is no event to wait for
                 with pytest.raises(PublishUnconfirmed):
                     await publish_confirmed(
                         scene.nc, status_subject(again.job), update(again.job, again.status), timeout_s=1

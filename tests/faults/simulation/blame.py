@@ -1,7 +1,7 @@
-"""Which drops of its connection an update has to answer for: the rules of design.md, kept apart from core/session.py.
+"""Which lost connections count as an update's own fault. The rules are written here without core/session.py's code.
 
-A drop is the fault of the first update without an answer, unless the Facilitator could not be reached afterwards: then
-it was the world's. Once it is under suspicion it is sent alone, and nothing speaks for it any more.
+The first unanswered update is blamed for a drop, unless the Facilitator could not be reached afterwards: then the
+drop was not its fault. From then on the suspect is sent alone, and a failed reconnect does not excuse it any more.
 """
 
 from collections.abc import Sequence
@@ -10,26 +10,26 @@ from simulation.book import Book
 from simulation.schedule import Publish
 
 _BLAMING_CODES = (None, 1009)
-"""Of the close codes that the simulation uses; None is a drop without a word."""
+"""Of the close codes that the simulation uses, those after which an update is blamed. None: no close frame."""
 
 
 class Line:
-    """One connection of a worker after the other."""
+    """The successive connections of a worker to one URL."""
 
     def __init__(self, book: Book) -> None:
         self._book = book
         self._suspect: Publish | None = None
         self._drop: str | None = None
-        """How the suspect was found, until it is clear that the drop counts."""
+        """How the connection was lost with the suspect, until it is known whether this counts."""
         self._excusable = False
 
     def failed(self) -> None:
-        """No connection could be made, or it ended before the relay was let in."""
+        """No connection could be made, or it ended before the authentication was answered."""
         if self._excusable:
             self._drop = None
 
     def signed_in(self) -> None:
-        """The relay is let in: the drop before was the suspect's fault."""
+        """The relay is authenticated: so the drop before was the suspect's fault."""
         if self._suspect is not None and self._drop is not None:
             self._book.blamed(self._suspect, alone=self._drop == "alone")
         self._drop = None
@@ -39,7 +39,7 @@ class Line:
             self._suspect = None
 
     def ended(self, code: int | None, unanswered: Sequence[Publish]) -> None:
-        """A connection on which the relay had been let in is gone."""
+        """A connection on which the relay was authenticated has ended."""
         if code in _BLAMING_CODES and unanswered:
             self._excusable = unanswered[0] is not self._suspect
             self._suspect = unanswered[0]

@@ -1,4 +1,4 @@
-"""The oracle: it sees everything that is published, stored, buried and acknowledged, and knows what must never be."""
+"""The oracle: it records what is published, stored, dead-lettered and acknowledged, and reports broken promises."""
 
 import sys
 from collections import Counter, defaultdict
@@ -22,18 +22,18 @@ class Line:
 
 
 class Book:
-    """What happened, line by line, and which promises were broken by it.
+    """The events of a run, line by line, and the promises that were broken.
 
     Args:
-        max_attempts: how many faults of its own an update must have on its account before it may be given up.
-        in_company: whether leases may lapse, so that a suspect is let go and may be sent in company once more.
+        max_attempts: how many attempts an update must have before it may be dead-lettered.
+        in_company: whether leases may expire, so that a suspect is released and may be sent together with others.
     """
 
     def __init__(self, clock: Clock, max_attempts: int, *, in_company: bool) -> None:
         self.broken: list[str] = []
         self.lines: list[Line] = []
         self.updates: dict[int, Publish] = {}
-        """By stream sequence."""
+        """The updates by their stream sequence."""
         self._clock = clock
         self._began_s = clock.now
         self._max_attempts = max_attempts
@@ -50,7 +50,7 @@ class Book:
         self.lines.append(Line(self._clock.now - self._began_s, who, what))
 
     def complain(self, what: str) -> None:
-        """A promise is broken."""
+        """Record that a promise was broken."""
         self.broken.append(what)
         self.note("ORACLE", what)
 
@@ -66,11 +66,11 @@ class Book:
     # --- what the Facilitator does
 
     def has(self, update: Publish) -> bool:
-        """Whether there is a row for it."""
+        """Whether the Facilitator has a row for it."""
         return (update.job, update.status) in self._rows
 
     def stored(self, update: Publish) -> None:
-        """The first arrival of a job's status."""
+        """The status of a job arrived for the first time."""
         sequence = self._sequences[update.name]
         self._rows[update.job, update.status] = sequence
         self.note("Facilitator", f"stores {update.name}")
@@ -79,12 +79,12 @@ class Book:
             self.complain(f"{update.name} is stored, and a dead letter too")
 
     def refused(self, update: Publish, error: str) -> None:
-        """It was answered with an error."""
+        """The Facilitator answered it with an error."""
         self._faults[update.name] += 1
         self.note("Facilitator", f"answers {error} to {update.name}")
 
     def blamed(self, update: Publish, *, alone: bool) -> None:
-        """It has to answer for a drop of the connection."""
+        """A lost connection counts as an attempt of this update."""
         (self._faults if alone else self._suspicions)[update.name] += 1
         self._alone[update.name] += alone
         self.note("Facilitator", f"was lost {'alone' if alone else 'in company'} with {update.name}")
@@ -92,14 +92,14 @@ class Book:
     # --- what JetStream does
 
     def buried(self, sequence: int, reason: str) -> None:
-        """The dead-letter stream has it."""
+        """The dead-letter stream has stored it."""
         update = self.updates[sequence]
         self._letters[sequence] = reason
         self.note("JetStream", f"stores the dead letter of {update.name}: {reason}")
         self._check_turn(sequence, "buried")
         if not self._is_true(update, reason):
             self.complain(f"{update.name} is a dead letter, but {reason} is not true")
-        # Whether what drops the connection is stored first cannot be known.
+        # An update that drops the connection may or may not have been stored before.
         if self._rows.get((update.job, update.status)) == sequence and reason != Reason.CONNECTION_DROPPED:
             self.complain(f"{update.name} is a dead letter, and stored too")
 
@@ -119,7 +119,7 @@ class Book:
         return sequence in self._letters or self.has(self.updates[sequence])
 
     def _check_turn(self, sequence: int, how: str) -> None:
-        """A job's updates arrive in stream order: whatever came before has its fate already."""
+        """A job's updates must end in stream order: all earlier ones are stored or dead-lettered already."""
         earlier = self._jobs[self.updates[sequence].job]
         early = [self.name(each) for each in earlier if each < sequence and not self._is_over(each)]
         if early:
@@ -131,7 +131,8 @@ class Book:
         if update.temper is Temper.REFUSED and reason == Reason.REFUSED:
             return True
         if reason == Reason.CONNECTION_DROPPED:
-            # The first drop may have found it in company; from then on it must be alone, and the last time for sure.
+            # It may have been sent with others before the first drop; after that it must be sent alone, at least the
+            # last time.
             known = update.temper is Temper.POISON and self._in_company
             return known or (self._alone[update.name] > 0 and self._faults[update.name] >= self._max_attempts - 1)
         own = self._faults[update.name] + self._suspicions[update.name]
@@ -139,7 +140,7 @@ class Book:
 
 
 class Log:
-    """Stands for the loggers of the modules under test: their lines belong to the story."""
+    """Replaces the loggers of the modules under test, so that their lines appear in the record of the run."""
 
     def __init__(self, book: Book, clock: Clock) -> None:
         self._book = book

@@ -1,6 +1,6 @@
 """Bugs to plant in the relay, each of which the simulation must find.
 
-Each is a context manager in which the bug is there. They reach into private parts, because that is where bugs live.
+Each is a context manager that plants the bug. They patch private parts, because real bugs are there.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from simulation.schedule import MISFORTUNES, Kind, Schedule, make_schedule
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """A bug, and what brings it to light: these misfortunes, and in how many schedules a crowd of bad updates."""
+    """A bug, the faults that show it, and the share of schedules with many bad updates at a time."""
 
     plant: Callable[[], contextlib.AbstractContextManager[None]]
     shown_by: tuple[Kind, ...]
@@ -44,7 +44,7 @@ BUGS: list[Bug] = []
 
 
 def bug(*shown_by: Kind, crowds: float = 0.0) -> Callable[[Callable[[], Iterator[None]]], None]:
-    """Note a bug that shows when these befall the relay; any at all, if none is named."""
+    """Register a bug that shows under these faults; under any, if none is given."""
 
     def note(plant: Callable[[], Iterator[None]]) -> None:
         BUGS.append(Bug(contextlib.contextmanager(plant), shown_by or MISFORTUNES, crowds))
@@ -54,7 +54,7 @@ def bug(*shown_by: Kind, crowds: float = 0.0) -> Callable[[Callable[[], Iterator
 
 @bug(Kind.KILL)
 def takeover_without_barrier() -> Iterator[None]:
-    """The lane never waits for what was delivered earlier."""
+    """A lane that was taken over is never held."""
     never = property(lambda _: False, lambda _, __: None)
     with mock.patch.object(Continuity, "held", never, create=True):
         yield
@@ -62,14 +62,14 @@ def takeover_without_barrier() -> Iterator[None]:
 
 @bug(Kind.DELIVERIES_LOST)
 def gaps_ignored() -> Iterator[None]:
-    """The lane is held when it is taken over, but not when a delivery is missing later."""
+    """A lane is held after a takeover, but not when a delivery is missing later."""
     with mock.patch.object(Continuity, "delivered"):
         yield
 
 
 @bug()
 def acknowledged_before_the_reply() -> Iterator[None]:
-    """What is given out to be sent is acknowledged at once."""
+    """Updates are acknowledged when they are sent."""
     real = Turns.take
 
     def take(self: Turns, room: int, now_s: float) -> list[Update]:
@@ -84,7 +84,7 @@ def acknowledged_before_the_reply() -> Iterator[None]:
 
 @bug()
 def retried_by_a_delayed_nak() -> Iterator[None]:
-    """An update to be tried again goes back to the server, and its job's later ones do not wait for it."""
+    """An update that is retried goes back to the server, and its job's later ones do not wait for it."""
 
     def retry(self: Lane, update: Any, due_s: float) -> None:
         update.delivery._answer(b'-NAK {"delay":%d}' % ((due_s - relay.path.lanes.time.monotonic()) * 1e9))
@@ -97,7 +97,7 @@ def retried_by_a_delayed_nak() -> Iterator[None]:
 
 @bug()
 def answers_paired_last_in_first_out() -> Iterator[None]:
-    """A reply is taken for the answer to what was sent last."""
+    """A reply is matched to the update that was sent last."""
     real = Session.received
 
     def received(self: Session[Any], *args: Any) -> Any:
@@ -110,14 +110,14 @@ def answers_paired_last_in_first_out() -> Iterator[None]:
 
 @bug(Kind.STOP)
 def lease_not_checked() -> Iterator[None]:
-    """A worker sends whatever it has, whether the lane is still its own or not."""
+    """A worker sends what it has, even if its lease on the lane has expired."""
     with mock.patch.object(Lane, "_flows", lambda self, _now: not self.continuity.held):
         yield
 
 
 @bug()
 def lease_taken_whoever_has_it() -> Iterator[None]:
-    """The bucket does not compare revisions: two workers take the same free lane."""
+    """The bucket does not compare revisions, so that two workers take the same free lane."""
     real = Bucket.put
 
     def put(self: Bucket, key: str, value: str, _: int | None, **options: Any) -> int | None:
@@ -129,7 +129,7 @@ def lease_taken_whoever_has_it() -> Iterator[None]:
 
 @bug()
 def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
-    """The server is told to forget an update before anybody has its dead letter."""
+    """An update is terminated before its dead letter is stored."""
     real = DeadLetterWorker._dead_letter
 
     async def dead_letter(self: DeadLetterWorker, update: Any) -> None:
@@ -142,7 +142,7 @@ def ended_before_the_dead_letter_is_stored() -> Iterator[None]:
 
 @bug(Kind.HANG_UP, Kind.FACILITATOR_AWAY)
 def suspect_in_company() -> Iterator[None]:
-    """After a drop everything is sent again at once, with the suspect at its head."""
+    """After a drop everything is sent again at once, beginning with the suspect."""
     real = Session.probe
 
     def probe(self: Session[Any], now: float) -> None:
@@ -163,14 +163,14 @@ def drops_always_blamed() -> Iterator[None]:
 
 @bug()
 def unanswered_forgotten() -> Iterator[None]:
-    """What was not answered when the connection broke is not sent again."""
+    """Updates that were unanswered when the connection broke are not sent again."""
     with mock.patch.object(Settlement, "lost", lambda self, _: self._lanes.connection_lost()):
         yield
 
 
 @bug()
 def suspect_forgotten() -> Iterator[None]:
-    """A suspect that may not go again is not put back."""
+    """A suspect that may not be sent again is not put back."""
     real = Lane.may_go_again
 
     def may_go_again(self: Lane, *args: Any, **options: Any) -> bool:
@@ -183,7 +183,7 @@ def suspect_forgotten() -> Iterator[None]:
 
 @bug()
 def timeouts_answered_by_the_next_reply() -> Iterator[None]:
-    """A connection on which an answer is overdue is used further."""
+    """A connection stays in use although an answer is overdue."""
 
     def overdue(self: Session[Any], now: float) -> None:
         if self._unanswered and now >= self._reply_deadline(now):
@@ -195,7 +195,7 @@ def timeouts_answered_by_the_next_reply() -> Iterator[None]:
 
 @bug(Kind.ACKS_LOST, Kind.FACILITATOR_STALL)
 def redelivery_taken_for_new() -> Iterator[None]:
-    """An update that comes again while it is at hand is put in a second time."""
+    """A redelivery of an update at hand is admitted as a new update."""
     real = Lane.admit
 
     def admit(self: Lane, deliveries: Sequence[Any], now_s: float) -> Any:
@@ -209,7 +209,7 @@ def redelivery_taken_for_new() -> Iterator[None]:
 
 @bug(Kind.NATS_CUT, crowds=1.0)
 def nothing_pulled_after_a_reconnect() -> Iterator[None]:
-    """Pulls are not asked for again on a new connection."""
+    """Nothing is pulled on a new connection."""
     with (
         mock.patch.object(PullConsumer, "restart"),
         mock.patch.object(PullConsumer, "_woken", _wake_only),
@@ -223,7 +223,7 @@ async def _wake_only(self: PullConsumer) -> bool:
 
 @bug()
 def sorted_by_arrival() -> Iterator[None]:
-    """A job's updates queue in the order in which they came."""
+    """A job's updates are queued in the order in which they came."""
 
     with mock.patch.object(relay.core.lane, "insort", lambda queue, update, **_: queue.append(update)):
         yield
@@ -231,7 +231,7 @@ def sorted_by_arrival() -> Iterator[None]:
 
 @bug(Kind.CONSUMERS_ANEW)
 def dead_letters_forgotten_with_the_consumer() -> Iterator[None]:
-    """What a consumer delivers for the first time is new to everybody."""
+    """An update's first delivery by a consumer is taken for its very first, so its dead letter is not looked up."""
     real = Lane.began
 
     def began(self: Lane, state: ConsumerState, now_s: float) -> None:
@@ -244,7 +244,7 @@ def dead_letters_forgotten_with_the_consumer() -> Iterator[None]:
 
 @bug(Kind.CONSUMERS_ANEW)
 def one_dead_letter_for_each_job() -> Iterator[None]:
-    """Of a job's dead letters the last one alone is looked at."""
+    """Only the last dead letter of a job is looked at."""
 
     async def never(*_: Any) -> bool:
         return False
@@ -255,7 +255,7 @@ def one_dead_letter_for_each_job() -> Iterator[None]:
 
 @bug(Kind.JETSTREAM_LATE, crowds=1.0)
 def late_renewal_forgets() -> Iterator[None]:
-    """What waits for its dead letter to be written while a lease is over is forgotten, though the renewal comes."""
+    """An update that waits to be dead-lettered while a lease is over is forgotten, although the lease is renewed."""
 
     def take_dead_letter(self: Lane, now_s: float) -> Update | None:
         while self.dead_letters and not self.held:
@@ -270,21 +270,21 @@ def late_renewal_forgets() -> Iterator[None]:
 
 @bug(Kind.FACILITATOR_AWAY)
 def never_topped_up() -> Iterator[None]:
-    """Nothing is pulled when there is room again, unless something else wakes the pull loop."""
+    """When there is room again, nothing is pulled until something else wakes the pull loop."""
     with mock.patch.object(PullConsumer, "top_up"):
         yield
 
 
 @bug(Kind.LEADER_CHANGE)
 def missing_heartbeats_ignored() -> Iterator[None]:
-    """A pull that nobody serves any more is waited for."""
+    """The pull loop waits for a pull that is not served any more."""
     with mock.patch.object(PullConsumer, "_woken", _wake_only):
         yield
 
 
 @bug(Kind.INFO_AWAY, Kind.CONSUMERS_ANEW)
 def trouble_ends_the_pull_loop() -> Iterator[None]:
-    """A consumer that cannot be had now is taken for one that never can."""
+    """The pull loop ends for good when the consumer is unavailable for a moment."""
 
     def complain(_: PullConsumer, error: Exception) -> None:
         raise error

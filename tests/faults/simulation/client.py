@@ -1,7 +1,7 @@
-"""A worker's NATS client: the subscriptions of nats-py itself, on a link that delays, loses and breaks.
+"""A worker's NATS client: nats-py's own subscriptions, over a link with delays, losses and breaks.
 
-It takes and gives what is on the wire, subjects, headers and bytes, so the relay's pull loop, deliveries and requests
-are the real ones.
+It takes and returns what is on the wire (subjects, headers and bytes), so that the relay's pull loop, deliveries and
+requests are the real ones.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
 
 _WORDS = "$JS.ACK."
-"""What the subjects begin with on which deliveries are settled."""
+"""The prefix of the subjects on which deliveries are settled."""
 
 
 class Client:
-    """As much of a NATS client as pulls and dead letters take. It is never closed: its process ends before."""
+    """The parts of a NATS client that pulls and dead letters use. It is never closed: its process ends first."""
 
     max_payload = 1 << 20
     connected_url = last_error = None
     is_closed = is_draining = False
 
     def __init__(self, link: Link, jetstream: JetStream, swallowed: Callable[[Exception], None]) -> None:
-        """`swallowed` is called with what was raised by who took a message: nobody else will hear of it."""
+        """`swallowed` is called with what a callback for messages raised, because nobody else would see it."""
         self._link = link
         self._jetstream = jetstream
         self._swallowed = swallowed
@@ -50,7 +50,7 @@ class Client:
         return f"_INBOX.{self._link.process.name}.{next(self._serials)}"
 
     async def listen_in_batches(self, subject: str, take: TakeBatch) -> Subscription:
-        """What comes before the process gets its turn was read together."""
+        """Call `take` with all messages that arrived since the process last ran, as if they were read together."""
         read: list[tuple[bytes, bytes, bytes, bytes]] = []
 
         def give() -> None:
@@ -96,7 +96,7 @@ class Client:
         subject: str,
         payload: bytes = b"",
         *,
-        timeout: float,  # noqa: ASYNC109 - the client's own name for it
+        timeout: float,  # noqa: ASYNC109 - this is its name in the client
         headers: dict[str, str] | None = None,
     ) -> Msg:
         in_turn = subject.startswith(_WORDS)
@@ -105,7 +105,7 @@ class Client:
         stay_cancelled()
         return message
 
-    # What nats-py's subscriptions ask of their client.
+    # The methods that nats-py's subscriptions call on their client.
 
     async def flush(self) -> None:
         await _within(DEFAULT_FLUSH_TIMEOUT, self._link.ping())
@@ -120,7 +120,7 @@ class Client:
 
 async def _within(timeout_s: float, answer: asyncio.Future[Any]) -> Any:
     try:
-        # Not asyncio.timeout: nats-py waits in `wait_for`, and what that does with a cancellation is part of the story.
+        # Not asyncio.timeout: nats-py uses `wait_for`, and the test must cover how that treats a cancellation.
         return await asyncio.wait_for(answer, timeout_s)
     except TimeoutError:
         raise nats.errors.TimeoutError from None

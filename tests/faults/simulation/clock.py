@@ -1,8 +1,8 @@
 """Virtual time, and processes that live in it.
 
-Each process has an event loop of its own, so that it can be killed or stopped at any moment, as a real one: its loop
-is simply not run any more. `Clock.run` lets every process run until it has nothing left to do, and only then moves
-time on, to whatever is due next. Nothing here waits, and nothing depends on how quick the machine is.
+Each process has an event loop of its own, so that it can be killed or stopped at any moment: its loop is simply not
+run any more. `Clock.run` lets every process run until it has nothing left to do, and only then moves time on, to the
+next event. Nothing really waits, and nothing depends on the speed of the machine.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 _RESOLUTION_S = 1e-9
-"""Of an event loop's timers: what is due within it is due now."""
+"""The resolution of an event loop's timers: what is due within it is due now."""
 _EPOCH_S = 1.7e9
 _MAX_TURNS = 20_000
-"""How many turns a process may take at one instant, before it counts as spinning."""
+"""A process that takes more turns than this at one instant is spinning."""
 _MAX_FUNERAL_TURNS = 50
 
 
 class Spinning(Exception):  # noqa: N818 - named for what was found
-    """A process never waits: time could not move on."""
+    """A process never waits, so that time cannot move on."""
 
 
 class Clock:
-    """What time it is, what happens when, and who runs. It stands for the module `time` in the modules under test."""
+    """The time, the pending events and the processes. It replaces the module `time` in the modules under test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -41,7 +41,7 @@ class Clock:
         return _EPOCH_S + self.now
 
     def at(self, when_s: float, call: Callable[..., None], *args: Any) -> None:
-        """Call back at `when_s`; calls that are due at the same time are made in the order of being asked for."""
+        """Call back at `when_s`; calls that are due at the same time are made in the order of scheduling."""
         heapq.heappush(self._due, (when_s, next(self._serial), call, args))
 
     def after(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
@@ -92,7 +92,7 @@ class Process:
 
     @property
     def due_s(self) -> float:
-        """When it wants to run next."""
+        """When the process next has something to do."""
         return math.inf if self._stopped else self._wake_s
 
     def start(self, main: Coroutine[Any, Any, None]) -> None:
@@ -100,7 +100,7 @@ class Process:
         self._wake_s = self._clock.now
 
     def post(self, call: Callable[..., Any], *args: Any) -> None:
-        """Something came in from outside: `call` is made as soon as the process runs; never, if it is dead."""
+        """Call `call` in the process as soon as it runs, as for input from outside; never, if it is dead."""
         if self.alive:
             self.loop.call_soon(call, *args)
             self._wake_s = self._clock.now
@@ -122,28 +122,28 @@ class Process:
             self._ended(self._main.exception())
 
     def interrupt(self, after_turns: int, act: Callable[[], None]) -> None:
-        """Call `act` between two turns of the event loop, `after_turns` turns from now: in the middle of its work."""
+        """Call `act` after that many turns of the event loop, so that it interrupts the process's work."""
         if after_turns:
             self._interruption = (after_turns, act)
         else:
             act()
 
     def kill(self) -> None:
-        """As SIGKILL does: it does nothing any more."""
+        """As SIGKILL does: the process never runs again."""
         self.alive = False
         self._clock.processes.remove(self)
 
     def stop(self) -> None:
-        """As SIGSTOP does."""
+        """As SIGSTOP does: the process does not run until `resume`."""
         self._stopped = True
 
     def resume(self) -> None:
-        """As SIGCONT does: what came in meanwhile comes first, then the timers that are overdue."""
+        """As SIGCONT does: input that arrived meanwhile is handled first, then the overdue timers."""
         self._stopped = False
         self._wake_s = min(self._wake_s, self._clock.now) if self.alive else math.inf
 
     def bury(self) -> None:
-        """Take the dead process apart without a word; call when its connections are gone and nobody listens."""
+        """Cancel the dead process's tasks silently; call it when its connections are closed and nothing observes it."""
         self.loop.set_exception_handler(lambda *_: None)
         for _ in range(_MAX_FUNERAL_TURNS):
             if not (tasks := asyncio.all_tasks(self.loop)):
@@ -155,7 +155,8 @@ class Process:
         self.loop.close()
 
     def _turn(self) -> None:
-        # A turn takes time, as it does everywhere: who wakes a trifle too early and looks again must see time move on.
+        # A turn takes time, as in reality: code that wakes slightly early and checks the time again must see it move
+        # on.
         self._clock.now += _RESOLUTION_S
         self._turns += 1
         if self._turns > _MAX_TURNS:
@@ -173,7 +174,7 @@ class Process:
 
 
 class _NoFiles:
-    """A selector without files: asked to wait, it says so instead. The event loop's own wake-up pipe never speaks."""
+    """A selector without files: when the event loop would wait in it, it calls back. Its wake-up pipe is unused."""
 
     def __init__(self, turn: Callable[[], None], idle: Callable[[float | None], None]) -> None:
         self._turn = turn
@@ -200,7 +201,7 @@ _serials = itertools.count()
 
 
 class _Task(asyncio.Task[Any]):
-    """A task whose place in a set does not depend on where it lies in memory: task groups cancel in that order."""
+    """A task whose hash does not depend on its address: task groups cancel tasks in the order of a set."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._serial = next(_serials)

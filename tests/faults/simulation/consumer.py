@@ -1,8 +1,8 @@
-"""The model of a lane's durable consumer, with its known bad manners.
+"""The model of a lane's durable consumer, with the difficult behaviour of a real one.
 
-Redeliveries come before new updates, in the order in which their time ran out, which is not the stream's. Whoever
-acknowledges an update ends it, however often it was delivered since. A pull is served for as long as somebody seems
-to listen on its inbox: until the server notices a broken connection, and again on the next one.
+Redeliveries come before new updates, in the order in which their deadlines expired, not in stream order. An
+acknowledgement of any delivery settles its update, also if it was redelivered since. A pull is served while its inbox
+seems to have a subscriber: until the server notices a broken connection, and again on the next connection.
 """
 
 import datetime as dt
@@ -23,7 +23,7 @@ _NS_PER_S = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An update as the stream keeps it."""
+    """An update as it is stored in the stream."""
 
     sequence: int
     subject: str
@@ -44,11 +44,11 @@ class _Pending:
     deliveries: int = 0
     deadline_s: float = math.inf
     waits: bool = False
-    """It is to be delivered again."""
+    """It is due for redelivery."""
 
 
 class Consumer:
-    """One lane's consumer: it takes what clients publish to it, and answers to their inboxes."""
+    """One lane's consumer: it receives what clients publish to it, and answers on their inboxes."""
 
     def __init__(self, clock: Clock, book: Book, name: str, *, ack_wait_s: float, max_ack_pending: int) -> None:
         self._clock = clock
@@ -69,7 +69,7 @@ class Consumer:
         return len(self._unseen) + len(self._pending)
 
     def info(self) -> dict[str, Any]:
-        """What JetStream's API says of it, as far as the relay reads it."""
+        """The parts of a consumer's info that the relay reads."""
         return {
             "created": self._created,
             "ts": moment(self._clock.time()),
@@ -84,7 +84,7 @@ class Consumer:
         self._serve()
 
     def pull(self, inbox: Inbox, request: bytes) -> None:
-        """Somebody asks for updates, in JSON with times in nanoseconds."""
+        """A client asks for updates; the request is JSON, with times in nanoseconds."""
         wanted = json.loads(request)
         expires_s, heartbeat_s = wanted["expires"] / _NS_PER_S, wanted["idle_heartbeat"] / _NS_PER_S
         assert heartbeat_s < expires_s / 2, "the server refuses such a request"
@@ -95,14 +95,14 @@ class Consumer:
         self._serve()
 
     def change_leader(self, *, silently: bool) -> None:
-        """The new leader knows of no pull. Those who wait are told; but now and then a server forgets to."""
+        """The new leader does not know the pulls. Waiting clients are told, unless `silently`, as happens."""
         for pull in self._pulls:
             if not pull.over and not silently:
                 _end(pull, 409, "Leadership Change")
             pull.over = True
 
     def delete(self) -> None:
-        """Those who wait are told, and nothing is delivered any more."""
+        """Waiting clients are told, and nothing is delivered any more."""
         for pull in self._pulls:
             if not pull.over:
                 pull.inbox.send_status(409, "Consumer Deleted")
@@ -111,7 +111,7 @@ class Consumer:
         self._pending.clear()
 
     def hear(self, sequence: int, word: str) -> None:
-        """What somebody says of a delivery: `+ACK`, `+WPI`, `-NAK`, or `+TERM` with a reason."""
+        """A client settles or extends a delivery: `+ACK`, `+WPI`, `-NAK`, or `+TERM` with a reason."""
         if (pending := self._pending.get(sequence)) is None:
             return
         word, _, more = word.partition(" ")
@@ -149,7 +149,7 @@ class Consumer:
         self._book.note("JetStream", f"delivers {self._book.name(stored.sequence)} to {inbox.owner}")
         numbers = (pending.deliveries, stored.sequence, self._delivered_count, round(stored.stored_at_s * _NS_PER_S))
         reply = ".".join(map(str, ("$JS.ACK", STATUS_STREAM, self._name, *numbers, len(self._unseen))))
-        # A redelivery gets lost with its connection only: the relay's patience with gaps has an end.
+        # A redelivery is lost only with its connection, because the relay waits for missing ones for a limited time.
         inbox.send(stored.subject, reply, b"", stored.update.body, may_get_lost=pending.deliveries == 1)
 
     def _next_pull(self) -> _Pull | None:
@@ -199,13 +199,13 @@ class Consumer:
 
 
 def moment(unix_s: float) -> str:
-    """As nats-server writes a time: RFC 3339, with nanoseconds."""
+    """A time as nats-server writes it: RFC 3339, with nanoseconds."""
     whole_s, rest_ns = divmod(round(unix_s * _NS_PER_S), _NS_PER_S)
     return f"{dt.datetime.fromtimestamp(whole_s, dt.UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns:09d}Z"
 
 
 def _end(pull: _Pull, code: int, description: str) -> None:
-    """Nothing more comes for this pull, and who waits is told how much of it is left."""
+    """End a pull, and tell the client how much of it is left."""
     pull.over = True
     left = {"Nats-Pending-Messages": str(pull.left), "Nats-Pending-Bytes": "0"}
     pull.inbox.send_status(code, description, left)

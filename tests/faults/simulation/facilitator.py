@@ -1,4 +1,4 @@
-"""The Facilitator in virtual time: the simulator's rules and faults (relay/local), and every way of breaking off."""
+"""The Facilitator in virtual time: the rules and faults of the simulator in relay/local, and all ways to disconnect."""
 
 import json
 import math
@@ -43,10 +43,10 @@ _FAULTS = {
     Temper.DROPS_STORED: (DROP_AFTER_STORING, math.inf),
     Temper.MUTE: (stall(), 1),
 }
-"""What goes wrong with an update of each temper, and how often."""
+"""For each temper, the fault of its updates, and how often it happens."""
 _SERVICE_S = 0.004
 _PUSHES = 0.05
-"""How many answers are preceded by a push."""
+"""The share of answers that a push precedes."""
 
 
 class Socket(Protocol):
@@ -57,7 +57,7 @@ class Socket(Protocol):
 
 
 class Facilitator:
-    """What all connections share: the rows, and what goes wrong.
+    """What all connections share: the stored rows, and the faults.
 
     Args:
         sent: called with the worker's name and the update, whenever a worker sends one.
@@ -76,14 +76,14 @@ class Facilitator:
         self._seen: Counter[str] = Counter()
 
     def expect(self, update: Publish) -> None:
-        """This update may come; its job is unknown until `known_from_s`."""
+        """Announce an update; its job is unknown until `known_from_s`."""
         self._updates[update.name] = update
         if update.known_from_s:
             self.ledger.unknown_jobs.add(update.job)
             self.clock.after(update.known_from_s, self.ledger.unknown_jobs.discard, update.job)
 
     def connect(self, owner: str, url: str, pipes: tuple[Pipe, Pipe], socket: Socket) -> "Connection | None":
-        """A new connection, up and down; None if it is refused."""
+        """Open a connection over two pipes, up and down; None if it is refused."""
         line = self._lines.setdefault((owner, url), Line(self.book))
         if self.clock.now < self.away_until_s:
             line.failed()
@@ -92,12 +92,12 @@ class Facilitator:
         return self.connections[-1]
 
     def update_of(self, message: Message | Answer) -> Publish | None:
-        """The update that a message is; None if it is something else."""
+        """The update in a message; None if there is none."""
         metadata = message.metadata if isinstance(message, StatusUpdate) else None
         return self._updates[metadata.model_extra["name"]] if metadata and metadata.model_extra else None
 
     def fault_of(self, message: Message | Answer) -> Fault:
-        """What goes wrong with a message that comes in."""
+        """The fault that is applied to a message."""
         if self.clock.now < self.down_until_s:
             return DROP_BEFORE_STORING
         if (update := self.update_of(message)) is None:
@@ -109,7 +109,7 @@ class Facilitator:
         return fault if self._seen[update.name] <= times else NO_FAULT
 
     def answer(self, conversation: Conversation, message: Message | Answer, fault: Fault) -> Answer:
-        """What a message leads to; an update that it stores is noted in the book."""
+        """The answer to a message; if it stores an update, this is recorded in the book."""
         self.ledger.validators = set() if self.clock.now < self.refuses_until_s else {_VALIDATOR}
         stored = len(self.ledger.rows)
         answer = fault.answer(conversation, message, self.clock.now)
@@ -120,26 +120,26 @@ class Facilitator:
 
 
 class Connection:
-    """The Facilitator's end of one connection: it handles one message after another."""
+    """The Facilitator's end of one connection: it handles messages one after another."""
 
     def __init__(
         self, facilitator: Facilitator, owner: str, line: Line, pipes: tuple[Pipe, Pipe], socket: Socket
     ) -> None:
         self.owner = owner
         self.unanswered: deque[Publish] = deque()
-        """What the relay has sent and not seen an answer to."""
+        """Updates that the relay has sent and has no answer to."""
         self._facilitator = facilitator
         self._line = line
         self._up, self._down = pipes
         self._socket = socket
         self._conversation = Conversation(facilitator.ledger, 1)
         self._let_in = False
-        """The relay knows that it is authenticated."""
+        """Whether the relay has received the answer to its authentication."""
         self._busy = False
         self._waiting: deque[Message | Answer] = deque()
 
     def send(self, text: str) -> None:
-        """The relay sends something."""
+        """The relay sends a message."""
         message = parse(text)
         if (update := self._facilitator.update_of(message)) is not None:
             self._note("sends", update.name)
@@ -148,17 +148,17 @@ class Connection:
         self._up.send(self._receive, message)
 
     def hang_up(self, code: int) -> None:
-        """The relay closes."""
+        """The relay closes the connection."""
         self._up.send(self.drop, code)
 
     def vanish(self, after_s: float) -> None:
-        """The relay's process is gone; what it sent last may arrive still."""
+        """The relay's process has died; what it sent last may still arrive."""
         self._up.cut(after_s)
         self._down.cut()
         self._end()
 
     def drop(self, code: int | None) -> None:
-        """Break off, with a close frame of `code` or without a word; some of the last answers may be lost by it."""
+        """Disconnect, with a close frame of `code` (None: without one); some of the last answers may be lost."""
         if not self._end():
             return
         self._up.cut()
@@ -168,7 +168,7 @@ class Connection:
         clock.after(self._facilitator.rng.random() * 0.01, self._closed, code)
 
     def _closed(self, code: int | None) -> None:
-        """The relay sees the end of the connection; what is unanswered then never will be."""
+        """The relay sees the end of the connection; what is unanswered stays so."""
         self._down.cut()
         self._note("loses the connection with", f"{len(self.unanswered)} unanswered ({code})")
         if self._let_in:
@@ -198,7 +198,7 @@ class Connection:
         message = self._waiting.popleft()
         fault = self._facilitator.fault_of(message)
         if fault.hold_s == UNTIL_LIFTED:
-            return  # and stays busy for ever
+            return  # and stays busy forever
         authenticated = self._conversation.authenticated or isinstance(message, Authentication)
         assert authenticated or not fault.store, "the relay must sign in first"
         answer = self._facilitator.answer(self._conversation, message, fault)
@@ -215,7 +215,7 @@ class Connection:
         self._down.send(self._deliver, self._facilitator.update_of(message), reply)
 
     def _deliver(self, update: Publish | None, answer: str) -> None:
-        """An answer comes to the relay."""
+        """An answer arrives at the relay."""
         errors = json.loads(answer)["errors"]
         error = errors[0]["type"] if errors else None
         if update is None:
@@ -231,7 +231,7 @@ class Connection:
         self._socket.arrived(answer)
 
     def _end(self) -> bool:
-        """Whether it was still there."""
+        """Remove the connection; returns whether it was still open."""
         if self not in self._facilitator.connections:
             return False
         self._facilitator.connections.remove(self)

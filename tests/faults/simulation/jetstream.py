@@ -1,4 +1,4 @@
-"""The model of nats-server: the status stream with its consumers, and the dead-letter stream, by their subjects."""
+"""The model of nats-server, by subject: the status stream with its consumers, and the dead-letter stream."""
 
 import base64
 import json
@@ -26,11 +26,11 @@ from simulation.network import SILENCE, Inbox, Late
 from simulation.schedule import Publish
 
 _LATE_LOOK_S, _LATE_WRITE_S = 0.8, 2.5
-"""Less than anybody's patience with it."""
+"""How late answers may be; less than any timeout for them."""
 
 
 class JetStream:
-    """What clients publish and ask comes here."""
+    """It receives everything that clients publish and request."""
 
     def __init__(self, clock: Clock, book: Book, *, lanes: int, ack_wait_s: float, max_ack_pending: int) -> None:
         self._names = [lane_consumer(lane) for lane in range(lanes)]
@@ -45,7 +45,7 @@ class JetStream:
 
     @property
     def unsettled(self) -> int:
-        """How many updates are not settled; a consumer that is not there counts as one."""
+        """How many updates are not settled; a missing consumer counts as one."""
         there = [self._consumers.get(name) for name in self._names]
         return sum(consumer.unsettled if consumer else 1 for consumer in there)
 
@@ -60,7 +60,7 @@ class JetStream:
             consumer.store(stored)
 
     def change_leaders(self, *, silently: bool) -> None:
-        """Every consumer is led by another server from now on."""
+        """Give every consumer a new leader."""
         for consumer in self._consumers.values():
             consumer.change_leader(silently=silently)
 
@@ -70,7 +70,7 @@ class JetStream:
         self._consumers.clear()
 
     def make_anew(self) -> None:
-        """Make the consumers that are not there: each begins at the first update that is stored."""
+        """Create the consumers that are missing; each begins at the first stored update."""
         for name in self._names:
             if name not in self._consumers:
                 consumer = self._consumers[name] = self._make(name)
@@ -78,9 +78,9 @@ class JetStream:
                     consumer.store(stored)
 
     def hear(self, subject: str, payload: bytes, inbox: Inbox | None) -> None:
-        """What a client publishes: a pull, or what it says of a delivery.
+        """Receive what a client publishes: a pull, or an answer to a delivery.
 
-        Whoever has the consumer's name speaks to it, though it may be a new one.
+        It goes to the consumer with this name, even if that was created after the delivery.
         """
         if subject.startswith("$JS.ACK."):
             _, _, _, name, _, sequence, *_ = subject.split(".")
@@ -90,12 +90,12 @@ class JetStream:
         assert inbox is not None, "a pull names the inbox for its answers"
         consumer = self._consumers.get(subject.removeprefix(api_pull(STATUS_STREAM, "")))
         if consumer is None:
-            inbox.send_status(503, "")  # nobody listens on such a subject
+            inbox.send_status(503, "")  # nothing subscribes to this subject
         else:
             consumer.pull(inbox, payload)
 
     def request(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> Any:
-        """The answer's bytes; SILENCE for as long as nobody answers."""
+        """The bytes of the answer; SILENCE if there is none."""
         if subject.startswith("$JS.ACK."):
             self.hear(subject, payload, None)
             return b""
@@ -104,7 +104,7 @@ class JetStream:
         return Late(answer, late_by_s) if is_late else answer
 
     def _answer(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> tuple[Any, float]:
-        """The answer, and by how much it may be late."""
+        """The answer, and how late it may be, in seconds."""
         now = self._clock.now
         if (name := subject.removeprefix(api_consumer_info(STATUS_STREAM, ""))) != subject:
             return SILENCE if now < self.info_away_until_s else _encoded(self._info(name)), _LATE_LOOK_S
@@ -137,7 +137,7 @@ class JetStream:
         return {"message": {"subject": subject, "seq": sequence, "time": moment(stored_at_s), "hdrs": hdrs}}
 
     def _fitting(self, request: dict[str, Any]) -> Iterator[int]:
-        """The sequences of the letters that a request may be about, the one that it is about first."""
+        """The sequences of the dead letters that match a request; the one to return is first."""
         first = request.get("seq", 1)
         subject: str | None = request.get("last_by_subj") or request.get("next_by_subj")
         if subject is None:

@@ -1,4 +1,4 @@
-"""The model of the lease bucket, and a worker's view of it with the interface of relay/leases/leases.py."""
+"""The model of the lease bucket, and a worker's access to it with the interface of relay/leases/leases.py."""
 
 import asyncio
 import random
@@ -14,9 +14,9 @@ from simulation.clock import Clock
 from simulation.network import SILENCE, Late, Link
 
 _NEWS_S = 0.01
-"""How late somebody may hear that the bucket changed."""
+"""How late a watcher may hear of a change in the bucket."""
 _LATE_TTLS = 0.5
-"""How late an answer may be, in times to live: a third of one is what a worker waits for it."""
+"""How late an answer may be, as a share of the lease's time to live; a worker waits a third of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Bucket:
         )
 
     def owner(self, lane: int) -> str | None:
-        """Who has the lease on a lane."""
+        """The worker that has the lease on a lane; None if there is none."""
         return self.read().owners.get(lane)
 
     def put(self, key: str, value: str, after: int | None, *, deleted: bool = False) -> int | None:
-        """Store an entry, and return its revision; None if the key's last one is not `after`."""
+        """Store an entry and return its revision; None if the key's last revision is not `after`."""
         last = self._entries.get(key)
         present = last is not None and last.expires_s > self._clock.now
         if after is not None and after != (last.revision if last and present else 0):
@@ -68,7 +68,7 @@ class Bucket:
         return self._revision
 
     def renew(self, key: str, value: str, after: int) -> int | None:
-        """Store it again; also if it was stored since without its owner's knowing."""
+        """Store it again, also if an earlier write of the same worker was stored without its knowledge."""
         revision = self.put(key, value, after)
         last = self._entries.get(key)
         if revision is None and last is not None and last.expires_s > self._clock.now and last.value == value:
@@ -76,7 +76,7 @@ class Bucket:
         return revision
 
     def ask(self, answer: Callable[[], Any]) -> Any:
-        """What `answer()` returns, while the bucket answers; late answers may be too late for who asked."""
+        """What `answer()` returns, if the bucket answers; a late answer may come after the caller's timeout."""
         if self._clock.now < self.away_until_s:
             return SILENCE
         late = self._clock.now < self.late_until_s
@@ -84,7 +84,7 @@ class Bucket:
 
 
 class WorkerLeases:
-    """The bucket as one worker sees it. A lease is good from the moment at which it was asked for."""
+    """The bucket as one worker sees it. A lease is valid from the moment at which it was requested."""
 
     def __init__(self, clock: Clock, bucket: Bucket, link: Link, worker: str, ttl_s: float) -> None:
         self.worker = worker
@@ -95,7 +95,7 @@ class WorkerLeases:
         self._link = link
 
     async def try_elsewhere(self) -> None:
-        """There is one server only."""
+        """Do nothing: there is only one server."""
 
     async def watch(self) -> None:
         self._bucket.watchers.append(lambda: self._link.process.post(self.changed.set))

@@ -1,4 +1,4 @@
-"""Connections: what is sent arrives in order, a little later; or much later; or, if the connection breaks, never."""
+"""Connections: messages arrive in order and a little later, sometimes much later, or never if the connection breaks."""
 
 import asyncio
 import math
@@ -11,18 +11,18 @@ from typing import Any
 from simulation.clock import Clock, Process
 
 _SPIKE = 0.03
-"""How often something is held up on its way."""
+"""The share of messages that are delayed for long."""
 SPIKE_S = 0.4
 _NOTICE_S = 1.0
-"""How long a server may go on serving a client that is gone."""
+"""The longest time for which a server goes on serving a client whose connection is lost."""
 
 SILENCE = object()
-"""What a server that is away answers."""
+"""The answer of a server that cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """What a server answers that takes its time."""
+    """An answer that takes its time."""
 
     answer: Any
     by_s: float
@@ -39,7 +39,7 @@ class Pipe:
         self._ends_s = math.inf
 
     def send(self, arrive: Callable[..., None], *args: Any) -> None:
-        """`arrive` is called when it has come through."""
+        """`arrive` is called when the message has come through."""
         delay_s = self._rng.expovariate(self._rate)
         if self._rng.random() < _SPIKE:
             delay_s += self._rng.random() * SPIKE_S
@@ -47,11 +47,11 @@ class Pipe:
         self._clock.at(self._free_s, self._arrive, arrive, args)
 
     def stall(self, for_s: float) -> None:
-        """Nothing that is sent from now on arrives earlier than `for_s` from now."""
+        """Let nothing that is sent from now on arrive before `for_s` from now."""
         self._free_s = max(self._free_s, self._clock.now + for_s)
 
     def cut(self, after_s: float = 0.0) -> None:
-        """What has not arrived `after_s` from now is lost, and so is whatever is sent later."""
+        """Lose what has not arrived `after_s` from now, and all that is sent later."""
         self._ends_s = min(self._ends_s, self._clock.now + after_s)
 
     def _arrive(self, arrive: Callable[..., None], args: tuple[Any, ...]) -> None:
@@ -62,35 +62,35 @@ class Pipe:
 class Wire:
     """One connection to nats-server.
 
-    The server works on acknowledgements, requests, deliveries and answers side by side, so each keeps its own order
-    only: an answer may overtake a delivery.
+    The server handles acknowledgements, requests, deliveries and answers concurrently, so only each kind keeps its
+    order: an answer may overtake a delivery.
     """
 
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self.words, self.requests, self.deliveries, self.answers = (Pipe(clock, rng, 0.001) for _ in range(4))
         self.pipes = (self.words, self.requests, self.deliveries, self.answers)
         self.served = True
-        """What the server believes: whether anybody listens at the other end."""
+        """Whether the server believes that the client is connected."""
 
     def forget(self) -> None:
         self.served = False
 
 
 class Inbox:
-    """A subject that a process listens on, as the server knows it: on which connections, while it believes in them."""
+    """A subject that a process subscribes to, and the connections on which the server believes that it does."""
 
     def __init__(self, link: "Link", subject: str, arrive: Callable[..., None]) -> None:
         self.owner = link.process.name
         self.subject = subject
         self.is_wanted = True
-        """What comes is for somebody, and the next connection has to hear of it."""
+        """The process still wants messages, so its next connection has to subscribe again."""
         self._link = link
         self._arrive = arrive
         self._wires: list[Wire] = []
 
     @property
     def is_heard(self) -> bool:
-        """Whether somebody listens, as far as the server knows."""
+        """Whether there is a subscriber, as far as the server knows."""
         return any(wire.served for wire in self._wires)
 
     def open(self, wire: Wire) -> None:
@@ -100,7 +100,7 @@ class Inbox:
         self._wires.remove(wire)
 
     def send(self, *message: Any, may_get_lost: bool = False) -> None:
-        """Send what makes a message: its subject, the subject to reply to, the block of headers, and the body."""
+        """Send the parts of a message: subject, reply subject, header block and body."""
         for wire in self._wires:
             if wire.served and not (may_get_lost and self._link.loses(self._link.lost_deliveries)):
                 wire.deliveries.send(self._link.process.post, self._arrive, *message)
@@ -111,13 +111,13 @@ class Inbox:
 
 
 class Link:
-    """A process's connection to nats-server, made anew when it was lost, as the client library does it."""
+    """A process's connection to nats-server; it reconnects as the client library does."""
 
     def __init__(self, clock: Clock, rng: random.Random, process: Process, reconnected: Callable[[], None]) -> None:
         self.process = process
         self.is_connected = True
         self.lost_words = 0.0
-        """The share of acknowledgements that get lost."""
+        """The share of acknowledgements that are lost."""
         self.lost_deliveries = 0.0
         self.wire = Wire(clock, rng)
         self._clock = clock
@@ -127,43 +127,43 @@ class Link:
         self._unsent: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def tell(self, hear: Callable[..., None], *args: Any) -> None:
-        """Send without waiting for an answer. While disconnected it is kept, and sent after the reconnect."""
+        """Send without waiting for an answer. While disconnected, keep it and send it after the reconnect."""
         if self.is_connected:
             self.wire.words.send(hear, *args)
         else:
             self._unsent.append((hear, args))
 
     def acknowledge(self, hear: Callable[..., None], *args: Any) -> None:
-        """Like `tell`, but it may get lost."""
+        """Like `tell`, but some are lost."""
         if not self.loses(self.lost_words):
             self.tell(hear, *args)
 
     def loses(self, share: float) -> bool:
-        """Whether it is the turn of the next one to get lost."""
+        """Whether the next message is lost, at random."""
         return bool(share) and self._rng.random() < share
 
     def listen(self, inbox: Inbox) -> None:
-        """Tell the server of a subscription, now if it is there, and on each later connection."""
+        """Subscribe, now if connected, and on each later connection."""
         self._inboxes.append(inbox)
         if self.is_connected:
             self.wire.words.send(inbox.open, self.wire)
 
     def hush(self, inbox: Inbox) -> None:
-        """Tell the server that nobody listens any more, if it is there."""
+        """Unsubscribe, if connected."""
         if self.is_connected:
             self.wire.words.send(inbox.close, self.wire)
 
     def ping(self) -> asyncio.Future[None]:
-        """Done when all is here that the server had sent when it heard of everything that was told before."""
+        """Done when everything has arrived that the server had sent when it received all that was told before."""
         heard = self.process.loop.create_future()
         wire = self.wire
         wire.words.send(wire.deliveries.send, self.process.post, _resolve, heard, None)
         return heard
 
     def ask(self, answer: Callable[[], Any], *, after_words: bool = False) -> asyncio.Future[Any]:
-        """What `answer()` returns at the server, which may never come to be known.
+        """What `answer()` returns at the server; it may never arrive.
 
-        `after_words`: the server answers when it has heard all that was told before.
+        `after_words`: the server answers after it has received all that was told before.
         """
         asked = self.process.loop.create_future()
         if after_words:
@@ -180,14 +180,14 @@ class Link:
             self.wire.answers.send(self.process.post, _resolve, asked, result)
 
     def cut(self, for_s: float) -> None:
-        """The connection breaks, and is there again `for_s` later."""
+        """Break the connection; it is restored after `for_s`."""
         if self.is_connected:
             self.is_connected = False
             self._break()
             self._clock.after(for_s, self._reconnect)
 
     def close(self) -> None:
-        """The process is gone: some of what it sent last may arrive still."""
+        """The process has died: some of what it sent last may still arrive."""
         self.is_connected = False
         self._break(self._rng.choice((0.0, 0.001, SPIKE_S)))
 

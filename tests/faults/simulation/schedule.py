@@ -1,4 +1,4 @@
-"""What happens when: made from one seed, printed as it is, and made smaller while it still fails."""
+"""What happens when: made from a seed, printable, and shrunk while it still fails."""
 
 import enum
 import itertools
@@ -13,13 +13,13 @@ STATUSES = (
     *("completed", "failed", "rejected", "horde_failed"),
 )
 _BUSY_S = 5.0
-"""Everything begins within this time."""
+"""All events begin within this time."""
 _CROWDS = 0.1
-"""How many schedules have many bad updates at a time."""
+"""The share of schedules with many bad updates at a time."""
 
 
 class Temper(enum.StrEnum):
-    """What the Facilitator makes of an update."""
+    """How the Facilitator treats an update."""
 
     WELL = "well"
     GARBAGE = "garbage, not JSON"
@@ -35,7 +35,7 @@ _ODD = tuple(Temper)[1:]
 
 
 class Kind(enum.StrEnum):
-    """What may befall a relay. Those that last end after `for_s`."""
+    """A fault. Those that last end after `for_s`."""
 
     START = "a worker starts"
     LEAVE = "a worker is told to stop, and started anew later"
@@ -60,13 +60,13 @@ class Kind(enum.StrEnum):
 
 
 MISFORTUNES = (*tuple(Kind)[1:], Kind.KILL, Kind.STOP, Kind.HANG_UP)
-"""What a schedule chooses from; the last three are worth more than one chance."""
+"""The kinds that a schedule chooses from; the last three are listed twice, and so are chosen more often."""
 _CODES = (None, 1001, 1009, 1011, 1012, 3000)
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """An update that a producer publishes. Its name is the job's letter and its place in the job."""
+    """An update that a producer publishes. Its name is the job's letter and its number in the job."""
 
     at_s: float
     name: str
@@ -74,7 +74,7 @@ class Publish:
     status: str
     temper: Temper
     known_from_s: float
-    """When the Facilitator comes to know the job."""
+    """The time from which the Facilitator knows the job."""
 
     @property
     def body(self) -> bytes:
@@ -91,16 +91,16 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that happens to worker number `worker`, where it is about one."""
+    """One fault; `worker` is the number of the affected worker, if the fault concerns one."""
 
     at_s: float
     kind: Kind
     worker: int
     for_s: float
     turns: int
-    """How many turns of the worker's event loop later: so that it may come in the middle of its work."""
+    """After how many turns of the worker's event loop it happens, so that it may interrupt the worker's work."""
     code: int | None
-    """Of the close frame, where connections are closed; None for none."""
+    """The code of the close frame, if connections are closed; None for no close frame."""
 
     def __str__(self) -> str:
         details = f"worker {self.worker}, {self.for_s:.3f} s, {self.turns} turns, code {self.code}"
@@ -109,12 +109,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Everything that a run depends on. Times are seconds from its beginning."""
+    """All that a run depends on. Times are seconds from its beginning."""
 
     seed: int
     lanes: int
     capacity: int
-    """Of a lane: the consumer's `max_ack_pending`."""
+    """The capacity of a lane: its consumer's `max_ack_pending`."""
     window: int
     connections: int
     ack_wait_s: float
@@ -135,13 +135,13 @@ def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES, crowds: 
     `crowds` is the share of schedules with many bad updates at a time.
     """
     rng = random.Random(seed)  # a seeded generator is the point
-    # A crowd of bad updates keeps all writers of dead letters busy, and others waiting for them.
+    # Many bad updates at a time keep all writers of dead letters busy, so that others must wait for them.
     crowd = rng.random() < crowds
     letters = "abcdefghijkl" if crowd else "abcde"[: rng.randint(1, 5)]
     jobs = [_life(rng, letter, garbage=crowd) for letter in letters]
     workers = rng.choice((1, 1, 2, 2, 3))
     starts = [_fault(rng, Kind.START, number, rng.choice((0.0, 0.0, rng.random() * 3))) for number in range(workers)]
-    within_s = rng.choice((_BUSY_S, _BUSY_S, 1.0))  # misfortunes come together now and then
+    within_s = rng.choice((_BUSY_S, _BUSY_S, 1.0))  # sometimes faults come close together
     from_s = rng.random() * (_BUSY_S - within_s)
     befalling = [
         _fault(rng, rng.choice(misfortunes), rng.randrange(workers), from_s + rng.random() * within_s)
@@ -168,7 +168,7 @@ def _life(rng: random.Random, letter: str, *, garbage: bool) -> list[Publish]:
     at_s = rng.choice((0.0, rng.random() * 4))
     life: list[Publish] = []
     for number in range(rng.randint(1, 3 if garbage else 7)):
-        # Now and then a status comes once more: the Facilitator has it already.
+        # Sometimes a status is repeated, which the Facilitator has already.
         status = STATUSES[max(0, number - (rng.random() < 0.1))]
         temper = Temper.WELL if rng.random() >= odd else Temper.GARBAGE if garbage else rng.choice(_ODD)
         life.append(Publish(at_s, f"{letter}{number + 1}", job, status, temper, known_from_s))
@@ -183,9 +183,9 @@ def _fault(rng: random.Random, kind: Kind, worker: int, at_s: float) -> Fault:
 
 
 def shrink(schedule: Schedule, fails: Callable[[Schedule], bool], most_runs: int = 300) -> Schedule:
-    """A part of a schedule that fails, which fails as well, and no more if anything else is left out of it.
+    """Shrink a failing schedule to a part that still fails, and from which nothing more can be left out.
 
-    First whole jobs are left out, then faults, then single updates. Gives up after `most_runs` runs.
+    It leaves out whole jobs first, then faults, then single updates. It stops after `most_runs` runs.
     """
     left = itertools.count(most_runs, -1)
 
@@ -205,7 +205,7 @@ def shrink(schedule: Schedule, fails: Callable[[Schedule], bool], most_runs: int
 
 
 def _least(schedule: Schedule, field: str, fails: Callable[[Schedule], bool]) -> Schedule:
-    """Leave out ever smaller pieces of a field, as long as it fails without them."""
+    """Leave out smaller and smaller pieces of a field, as long as the schedule still fails."""
     size = len(getattr(schedule, field))
     while size := size // 2 if size > 1 else 0:
         start = 0

@@ -1,4 +1,4 @@
-"""The only place that reaches into relay/: its clock, its loggers, and the socket to the Facilitator."""
+"""The only place that replaces parts of relay/: its clock, its loggers, and the socket to the Facilitator."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ _CONNECT_S = 0.005
 
 
 class Socket:
-    """What facilitator/connection.py needs of facilitator/websocket.py."""
+    """The part of facilitator/websocket.py that facilitator/connection.py uses."""
 
     def __init__(self, process: Process) -> None:
         self.connection: Connection | None = None
@@ -75,7 +75,7 @@ class Socket:
         return messages
 
     async def keep_alive(self, interval_s: float, timeout_s: float) -> None:
-        """Pings are answered always."""
+        """Return at once: pings are always answered here."""
 
     async def close(self, code: int = CloseCode.NORMAL_CLOSURE) -> None:
         if self._end is None and self._sent is None:
@@ -86,7 +86,7 @@ class Socket:
             self._news.clear()
             await self._news.wait()
 
-    # What comes from outside.
+    # Input from outside.
 
     def arrived(self, message: str) -> None:
         self._process.post(self._take, message.encode())
@@ -106,7 +106,7 @@ class Socket:
 def connector(
     clock: Clock, facilitator: Facilitator, process_of: Callable[[], Process], rng: random.Random
 ) -> Callable[..., Awaitable[Socket]]:
-    """What stands for `connect` of facilitator/websocket.py."""
+    """The replacement for `connect` of facilitator/websocket.py."""
 
     async def connect(url: str, **_: Any) -> Socket:
         process = process_of()
@@ -123,7 +123,7 @@ def connector(
 
 @contextlib.contextmanager
 def installed(clock: Clock, log: Log, connect: Callable[..., Any]) -> Iterator[None]:
-    """The modules under test live in the simulation from here on."""
+    """Let the modules under test run in the simulation during the block."""
     with contextlib.ExitStack() as stack:
         for module in _TIMED:
             stack.enter_context(mock.patch.object(module, "time", clock))

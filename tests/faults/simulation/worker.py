@@ -1,4 +1,4 @@
-"""One relay process, put together as relay/app.py does it, on the models of what is outside."""
+"""One relay process, put together as relay/service/app.py does it, on the models of what is outside."""
 
 import asyncio
 import functools
@@ -30,7 +30,7 @@ REPLY_TIMEOUT_S: Final = 4.0
 DRAIN_S: Final = 3.0
 _BACKOFF_S: Final = (0.1, 1.0)
 
-_metrics = functools.cache(Metrics)  # a registry takes longer to make than many a run takes; nobody reads it
+_metrics = functools.cache(Metrics)  # creating a registry takes longer than many a run, and nothing reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class Surroundings:
 
 
 class _Pushes:
-    """Where pushes go."""
+    """Receives pushes and drops them."""
 
     async def put(self, pushed: Pushed) -> None:
         pass
 
 
 class Worker:
-    """A worker that runs until it is killed or told to leave."""
+    """A worker that runs until it is killed or told to stop."""
 
     def __init__(self, around: Surroundings, name: str, rng: random.Random) -> None:
         self.process = Process(around.clock, name, self._ended)
@@ -102,7 +102,7 @@ class Worker:
             self.process.resume()
 
     async def _run(self) -> None:
-        """As Relay._relay does."""
+        """The same as Relay._relay does."""
         async with background(*(line.run() for line in self._lines)):
             await self._ownership.run(self._leave)
 
@@ -153,7 +153,7 @@ async def _no_advisories(*_: Any) -> None:
 
 
 def _causes(error: BaseException) -> str:
-    """What is in a group of exceptions."""
+    """The exceptions in a group, as text."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(map(_causes, error.exceptions))
     return repr(error)

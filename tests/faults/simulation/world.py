@@ -1,4 +1,4 @@
-"""Runs a schedule in virtual time, and says what went wrong."""
+"""Runs a schedule in virtual time, and reports what went wrong."""
 
 import random
 from collections.abc import Callable
@@ -17,26 +17,26 @@ from simulation.schedule import Fault, Kind, Publish, Schedule
 from simulation.worker import MAX_ATTEMPTS, Surroundings, Worker
 
 SETTLED_WITHIN_S = 60.0
-"""Of virtual time, after all is well again: leases run out, patience ends, attempts are used up."""
+"""Virtual seconds after the last fault: leases expire, waits for missing deliveries end, attempts are used up."""
 
 _LOSS = 0.4
 _LAPSES = (Kind.STOP, Kind.NATS_CUT, Kind.NATS_STALL, Kind.LEASES_AWAY, Kind.JETSTREAM_LATE)
-"""What may make a worker's lease end before it is renewed."""
+"""The faults that may let a worker's lease expire before it is renewed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a schedule."""
+    """The result of a schedule."""
 
     broken: list[str]
-    """Promises that were not kept; nothing if all were."""
+    """Promises that were broken; empty if none was."""
     lines: list[Line]
     took_s: float
     """Virtual seconds until everything was settled."""
 
 
 def run(schedule: Schedule) -> Result:
-    """Let a schedule happen, from the beginning until everything is settled or it is clear that it never will be."""
+    """Run a schedule from the beginning until everything is settled, or until the time for that is over."""
     return World(schedule).run()
 
 
@@ -46,7 +46,7 @@ class World:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.clock = Clock()
-        # A message that is held up on its way is enough where leases are short.
+        # With short leases one delayed message is enough.
         lapses = schedule.lease_ttl_s / 3 < 2 * SPIKE_S or any(fault.kind in _LAPSES for fault in schedule.faults)
         self.book = Book(self.clock, MAX_ATTEMPTS, in_company=lapses)
         self.jetstream = JetStream(
@@ -60,7 +60,7 @@ class World:
         self.facilitator = Facilitator(self.clock, self.book, self._rng("facilitator"), self._check_lease)
         self.around = Surroundings(self.clock, self.book, self.jetstream, self.bucket, self.facilitator, schedule)
         self.workers: dict[int, Worker] = {}
-        """The worker at each place; one that is gone may have a successor there."""
+        """The current worker at each number; a worker that has ended may have a successor there."""
         self._processes: list[Process] = []
         self._unpublished = len(schedule.publishes)
         self._to_delete = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
@@ -100,11 +100,12 @@ class World:
 
     def _is_settled(self) -> bool:
         if self.book.broken:
-            return True  # what follows from it says nothing new
+            return True  # what follows from it would add nothing
         return not self._unpublished and not self._to_delete and not self.jetstream.unsettled
 
     def _rng(self, name: str) -> random.Random:
-        # Each its own, so that leaving one thing out of a schedule changes as little as can be elsewhere.
+        # A generator for each name, so that a part can be left out of a schedule and the rest changes as little as
+        # possible.
         return random.Random(f"{self.schedule.seed} {name}")
 
     def _running(self) -> Process:
@@ -112,7 +113,7 @@ class World:
         return self.clock.running
 
     def _check_lease(self, worker: str, update: Publish) -> None:
-        """Nobody sends what belongs to another."""
+        """A worker must not send updates of a lane that another one owns."""
         owner = self.bucket.owner(lane_of(update.job, self.schedule.lanes))
         if owner not in (None, worker):
             self.book.complain(f"{worker} sends {update.name}, which is {owner}'s by now")
@@ -121,7 +122,7 @@ class World:
         self._unpublished -= 1
         self.jetstream.publish(update)
 
-    # --- what befalls it
+    # --- faults
 
     def _befall(self, fault: Fault) -> None:
         if fault.kind is Kind.START:
@@ -133,7 +134,7 @@ class World:
             worker.process.interrupt(fault.turns, partial(self._worker_fault, worker, fault))
 
     def _world_fault(self, fault: Fault) -> Callable[[], None] | None:
-        """What to do about a fault that is not of one worker; None if it is."""
+        """The action of a fault that does not concern a worker; None if it concerns one."""
         until_s = self.clock.now + fault.for_s
         away: dict[Kind, tuple[object, str]] = {
             Kind.INFO_AWAY: (self.jetstream, "info_away_until_s"),
@@ -200,7 +201,7 @@ class World:
                         connection.drop(fault.code)
 
     def _start(self, number: int) -> None:
-        """Start a worker, unless there is one in its place that works."""
+        """Start a worker, unless the one with this number is working."""
         if (before := self.workers.get(number)) is not None and before.alive and not before.leaving:
             return
         name = f"worker-{number}-{len(self._processes)}"
@@ -208,7 +209,7 @@ class World:
         self._processes.append(worker.process)
 
     def _heal(self) -> None:
-        """All is well from now on, and somebody is there to work."""
+        """End all faults, and make sure that a worker is running."""
         self.book.note("world", "all is well")
         if not any(worker.alive and not worker.leaving for worker in self.workers.values()):
             self._start(0)
