@@ -54,7 +54,7 @@ class Relay:
         authentication: the first message to the Facilitator, or None if it wants none.
         provision_first: bring streams and consumers to the wanted state instead of waiting until somebody does.
         listener: where to answer probes, instead of on RELAY_HTTP_HOST and RELAY_HTTP_PORT.
-        intervals: how long and how often it waits where no setting says it.
+        intervals: how long and how often it waits, where there is no setting for it.
 
     Raises ConfigurationError if the port for probes and metrics is taken, or tracing is wanted and cannot be had.
     """
@@ -96,10 +96,10 @@ class Relay:
         return self._health.port
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Relay until `stop` is set, then drain. What is started from top to bottom ends from bottom to top.
+        """Relay until `stop` is set, then drain. What is started first is stopped last.
 
-        Raises UnsuitableServer, UnsafeChange or JetStreamError if NATS cannot carry the relay, BrokerUnavailable
-        if the server closed the connection for good. Waits for whatever is merely away.
+        Raises UnsuitableServer, UnsafeChange or JetStreamError if NATS cannot be used, BrokerUnavailable if the server
+        closed the connection for good. Waits while NATS or the Facilitator is away. Cancelling it loses no update.
         """
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(background(self._health.serve()))
@@ -114,7 +114,7 @@ class Relay:
         _log.info("stopped")
 
     async def _relay(self, client: FrameClient, stop: asyncio.Event) -> None:
-        """The same for what needs NATS: pushes, the Facilitator, those who ask, and last of all the lanes."""
+        """Likewise for all that needs NATS: pushes, the Facilitator, answers to requests, and at last the lanes."""
         pushes, receipts = PushPublisher(client, self._backoff, self.metrics), Receipts(client, self.metrics)
         lanes = self._settings.delivery.lanes
         self._lines = self._make_lines(client, pushes, receipts)
@@ -250,7 +250,7 @@ class Relay:
 
 @contextlib.asynccontextmanager
 async def _publishing_pushes(pushes: PushPublisher, at_most_s: float) -> AsyncGenerator[None]:
-    """Publish what the Facilitator pushes; at the end wait a while for what is left, and name what is lost."""
+    """Publish what the Facilitator pushes; at the end wait at most `at_most_s` for the rest, and log what is lost."""
     async with background(pushes.run()):
         yield
         with contextlib.suppress(TimeoutError):

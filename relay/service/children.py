@@ -13,11 +13,11 @@ _ORPHANED: Final = 1
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """The `preexec_fn` of a child that the kernel is to kill as soon as this process is gone.
+    """A `preexec_fn` with which the kernel kills the child as soon as this process is gone.
 
     On Linux only. Elsewhere None: there a child outlives a parent that was killed.
 
-    The kernel watches the *thread* that started the child, so start children from a thread that lives on.
+    The kernel watches the *thread* that started the child, so start children from a thread that does not end earlier.
     """
     if sys.platform != "linux":
         return None
@@ -26,7 +26,7 @@ def die_with_parent() -> Callable[[], None] | None:
 
     def watch_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
+        if os.getppid() != parent:  # the parent died before the kernel was asked
             os._exit(_ORPHANED)
 
     return watch_parent

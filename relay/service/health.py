@@ -1,8 +1,8 @@
-"""Probes and metrics over HTTP, answered in the event loop that does the work: if it stands still, so do they.
+"""Probes and metrics over HTTP, answered in the event loop that does the work: if it hangs, they get no answer.
 
-Built on h11, which parses and writes HTTP and leaves the connections to us. A web server would bring what is not
-needed (routes, middleware, keep-alive) and lacks what is: uvicorn limits neither the duration of a request nor, above
-its limit of connections, does it prefer the newest client; and its `serve` takes over the signals of the process.
+Built on h11, which parses and writes HTTP and leaves the connections to us. A web server would bring routes, middleware
+and keep-alive, which are not needed. And uvicorn does not limit the duration of a request, does not prefer the newest
+client when it has too many connections, and takes over the signals of the process.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ _INVALID: Final = "Invalid HTTP request received."
 
 
 class ProbeAnswers(Protocol):
-    """What the probes answer with: that of a worker, or of all workers of a parent."""
+    """Gives the answers to probes: those of one worker, or of all workers of a parent."""
 
     def hung(self) -> Sequence[str]:
-        """What stands still, in words; empty if nothing does."""
+        """What hangs, in words; empty if nothing does."""
         ...
 
     async def readiness(self) -> Mapping[str, Any]:

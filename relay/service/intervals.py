@@ -1,4 +1,4 @@
-"""How long and how often the relay waits where no setting says it."""
+"""How long and how often the relay waits, where there is no setting for it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,13 +11,13 @@ class Intervals:
     drain_s: float = 10.0
     """How long a lane that is given up may take to finish what is with the Facilitator."""
     last_pushes_s: float = 5.0
-    """How long a relay that stops goes on publishing what the Facilitator has pushed."""
+    """How long a relay that is stopping goes on publishing what the Facilitator has pushed."""
     provision_check_s: float = 2.0
     """How often to look whether streams and consumers are in place, until they are."""
     facilitator_ping_s: float = 20.0
-    """How often to ping the Facilitator, to notice that it is gone while nothing is sent."""
+    """How often to ping the Facilitator, so that a dead connection is noticed while nothing is sent."""
     dead_letter_retry_s: float = 5.0
-    """How long an update is kept before its dead letter is tried again, when it could not be written."""
+    """How long an update waits after its dead letter could not be written."""
     dead_letter_write_s: float = 5.0
     """How long to wait for the PubAck of a dead letter."""
 

@@ -10,7 +10,7 @@ R = TypeVar("R")
 
 @asynccontextmanager
 async def background(*work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
-    """Run `work` until the block ends, then cancel it. What one of it raises ends the block, in an ExceptionGroup."""
+    """Run `work` until the block ends, then cancel it. If one of it raises, the block ends with an ExceptionGroup."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each) for each in work]
         yield
@@ -19,7 +19,7 @@ async def background(*work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, R]) -> R | None:
-    """The result of `work`, or None if `stop` came first; `work` is cancelled then."""
+    """The result of `work`, or None if `stop` came first; `work` is cancelled then, or if this is cancelled."""
     working = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
     try:

@@ -4,9 +4,9 @@
                                            ▲                                                │
                                            └── dead letters ── DeadLetterWorker ────────────┘
 
-There is one circle in this graph, and it is closed here: what arrives must be sent at once, so lanes call `send` of the
-connection; and the connection takes what it sends from the lanes and hands answers to the settlement, which settles
-them there. The connection is made first and gets the others when it runs.
+There is one circle in this graph, and it is closed here. What arrives must be sent at once, so lanes call the
+connection's `send`. The connection takes what it sends from the lanes, and passes answers to the settlement, which
+settles the updates in their lanes. So the connection is made first, and gets the others when it runs.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ from relay.service.intervals import DEFAULTS, Intervals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineSettings:
-    """What a line goes by. Durations are in seconds."""
+    """The settings of a line. Durations are in seconds."""
 
     url: str
-    """Of the Facilitator."""
+    """The address of the Facilitator."""
     authentication: str | None
     """The first message to the Facilitator, or None if it wants none."""
     window: int
@@ -56,7 +56,7 @@ class Line:
     """One connection to the Facilitator with the lanes that go through it.
 
     Args:
-        pushes: where messages go that the Facilitator sends of its own accord.
+        pushes: takes the messages that the Facilitator sends by itself.
         observers: are told of each update that is settled.
         watch_advisories: dead-letters what JetStream gave up on in a lane; what Advisories does, if not given.
     """
@@ -101,7 +101,7 @@ class Line:
         )
 
     async def run(self) -> None:
-        """Carry the updates of the lanes that are driven, until cancelled; who drives lanes is up to the leases."""
+        """Carry the updates of the lanes that are driven, until cancelled. The leases decide which lanes these are."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.lanes.run())
             group.create_task(self._dead_letter_worker.run())
@@ -123,5 +123,5 @@ class Line:
 
 
 def for_lane(lines: Sequence[Line], lane: int) -> Lanes:
-    """Where a lane is driven when this worker drives it: always over the same connection, so that jobs stay on one."""
+    """The `Lanes` that drive this lane: always those of the same connection, so that a job stays on it."""
     return lines[lane % len(lines)].lanes

@@ -1,11 +1,11 @@
-"""Several workers on one machine: a parent that starts them, starts again the one that dies, and ends with them.
+"""Several workers on one machine: a parent starts them, restarts a worker that dies, and ends when all have ended.
 
-    started ──► running ──► ended ──► exit status 2: configuration, which waiting does not mend ──► all stop, exit 2
+    started ──► running ──► ended ──► exit status 2: wrong configuration, no restart helps ───────► all stop, exit 2
        ▲                      ├─────► too often within a minute ──────────────────────────────────► all stop, exit 1
        └────── backoff ◄──────┘
 
 The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes. The parent
-answers the probes of all: each worker inherits a Unix socket, on which it answers the parent; see worker_probes.py.
+answers probes for all: each worker inherits a Unix socket, on which it answers the parent; see worker_probes.py.
 """
 
 import asyncio
@@ -64,7 +64,10 @@ class Supervisor:
             _terminate(process)
 
     async def run(self) -> int:
-        """Run the workers until all have ended. Returns the exit status: 0 if they were told to stop and drained."""
+        """Run the workers until all have ended. Returns the exit status: 0 if they were told to stop and drained.
+
+        Cancelling it kills the workers.
+        """
         async with asyncio.TaskGroup() as group:
             for worker in range(self._workers):
                 group.create_task(self._keep_running(worker))
@@ -121,7 +124,7 @@ class Supervisor:
         )
 
     def _stopped(self, worker: int, status: int) -> None:
-        # A single SIGTERM kills a worker only while it starts, when it has nothing in hand yet.
+        # A single SIGTERM kills a worker only while it starts, when it has nothing at hand yet.
         if status == 0 or (status == -signal.SIGTERM and self._stops == 1):
             _log.info("worker stopped", worker=worker)
         else:
@@ -136,7 +139,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def private_listener() -> Generator[socket.socket]:
-    """A Unix socket that listens: questions asked before the worker is up wait there."""
+    """A Unix socket that listens: requests that arrive before the worker is up wait there."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""The probes of a parent: it asks its workers over HTTP and puts their answers together into those of one port.
+"""The probes of a parent: it asks its workers over HTTP, and combines their answers on one port.
 
 Each worker runs the same health server as a worker without a parent, on a Unix socket instead of a port; see health.py.
 """
@@ -33,9 +33,9 @@ class Timeouts:
     metrics_s: float = 3.0
     """For `/metrics`: a worker makes them slowly, to let updates through. Prometheus waits for 10 s."""
     look_every_s: float = 1.0
-    """Between two looks whether the worker's event loop runs."""
+    """Between two checks that the worker's event loop runs."""
     hung_s: float = 10.0
-    """Without an answer for so long, a worker hangs."""
+    """A worker that has not answered for longer counts as hung."""
     start_s: float = 60.0
     """The same before its first answer: opening an encrypted hotkey takes seconds, on a busy machine many of them."""
 
@@ -57,7 +57,7 @@ class _WorkerProcess:
     """When it last answered; None until it has started."""
 
     def silent_s(self, now_s: float, timeouts: Timeouts) -> float | None:
-        """For how long it has not answered, if that is too long."""
+        """For how many seconds it has not answered, if that is too long; else None."""
         since_s, allowed_s = self.began_s, timeouts.start_s
         if self.answered_s is not None:
             since_s, allowed_s = self.answered_s, timeouts.hung_s
@@ -87,14 +87,14 @@ class WorkerProbes:
         self._restarts = [restarts.labels(str(worker)) for worker in self._processes]
 
     async def watch(self, worker: int, address: str | bytes) -> None:
-        """Ask a worker again and again whether its event loop runs. Cancel this when the worker's process has ended.
+        """Check again and again that a worker's event loop runs. Cancel this when the worker's process has ended.
 
         `address` is that of the Unix socket on which the worker answers.
         """
         process = self._processes[worker] = _WorkerProcess(address, self._clock())
         try:
             while True:
-                with contextlib.suppress(NoAnswer):  # for how long there has been none is what counts
+                with contextlib.suppress(NoAnswer):  # what counts is for how long there was none
                     await self._ask(worker, "/livez", self._timeouts.hung_s)
                 await asyncio.sleep(self._timeouts.look_every_s)
         finally:
@@ -116,7 +116,7 @@ class WorkerProbes:
         ]
 
     async def readiness(self) -> Mapping[str, Any]:
-        """As of one worker; in `missing` each sentence begins with its worker, and `workers` has them one by one."""
+        """As for one worker, but each sentence in `missing` names its worker, and `workers` lists all workers."""
         missing = await asyncio.gather(*map(self._missing, self._processes))
         return {
             "ready": not any(missing),
@@ -167,7 +167,10 @@ class WorkerProbes:
 
 
 def merge(expositions: Mapping[int, str]) -> bytes:
-    """One exposition of those of several workers, by number: every series gets the label `worker`, each family once."""
+    """Merge the expositions of several workers, by number: each family occurs once, its series labelled `worker`.
+
+    Returns Prometheus' text format.
+    """
     merged: dict[str, Metric] = {}
     for worker, text in expositions.items():
         for family in text_string_to_metric_families(text):
@@ -185,7 +188,7 @@ async def _get(address: str | bytes, path: str) -> bytes:
     connected = socket.socket(socket.AF_UNIX)
     try:
         connected.settimeout(0)
-        connected.connect(address)  # done at once, or it fails: nothing is waited for on a Unix socket
+        connected.connect(address)  # a Unix socket connects at once, or fails at once
         reader, writer = await asyncio.open_unix_connection(sock=connected)
     except BaseException:
         connected.close()

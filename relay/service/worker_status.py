@@ -1,4 +1,4 @@
-"""What a worker says of itself: to probes what is missing, to scrapes its metrics, to `relay top` its report."""
+"""What a worker says about itself: what is missing, to probes; its metrics, to scrapes; its report, to `relay top`."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ from relay.observability.metrics import Metrics
 from relay.service.line import Line
 
 _BETWEEN_PIECES_S: Final = 0.002
-"""An update passes through the event loop several times; so it waits for one piece of a scrape at most."""
+"""The pause between two pieces of a scrape. Updates use it, so that they wait for one piece at most."""
 
 
 class WorkerStatus:
-    """How a worker is, looked up when somebody asks. Until `relaying` is called it has no lanes.
+    """The state of a worker, read when somebody asks. Until `relaying` is called it has no lanes.
 
     Args:
         worker: its id.
@@ -40,14 +40,17 @@ class WorkerStatus:
         self._lane_count: LaneCount | None = None
 
     def relaying(self, lines: Sequence[Line], ownership: Ownership, lane_count: LaneCount) -> None:
-        """From now on these are what is asked about."""
+        """The worker relays from now on: these are the parts to ask about."""
         self._lines = lines
         self._ownership = ownership
         self._lane_count = lane_count
         self.waiting_for = None
 
     def missing(self) -> list[str]:
-        """What keeps updates from flowing, in words for an operator; empty if nothing does, or without lanes."""
+        """What keeps updates from flowing, in words for an operator; empty if nothing does.
+
+        A connection to the Facilitator counts only if it has lanes.
+        """
         if self.waiting_for is not None:
             return [self.waiting_for]
         missing = self._lane_troubles() if self._nats_connected else [self._nats_trouble()]
@@ -62,7 +65,7 @@ class WorkerStatus:
         return {"ready": not missing, "missing": missing}
 
     async def exposition(self) -> bytes:
-        """The metrics, made slowly to let updates through."""
+        """The metrics, made in pieces to let updates through in between. Cancelling it is safe."""
         self.refresh_metrics()
         pieces: list[bytes] = []
         for piece in self._metrics.pieces():
@@ -71,7 +74,7 @@ class WorkerStatus:
         return b"".join(pieces)
 
     def refresh_metrics(self) -> None:
-        """Bring up to date what is not counted as it happens."""
+        """Update those metrics that are not counted as things happen."""
         for lane in self.lanes():
             self._metrics.at_hand(lane.lane, lane.at_hand)
         connections = [line.connection for line in self._lines]
@@ -84,11 +87,11 @@ class WorkerStatus:
         )
 
     def lanes(self) -> list[LaneReport]:
-        """How the lanes stand that are driven here."""
+        """The state of each lane that is driven here."""
         return [lane for line in self._lines for lane in line.lanes.reports()]
 
     def report(self) -> Report:
-        """All of it, for whoever asks over NATS."""
+        """All of it, for requests over NATS."""
         window = self._settings.facilitator.window
         return Report(
             worker=self._worker,
