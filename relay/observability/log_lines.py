@@ -24,7 +24,7 @@ def route(threshold: int, form: Literal["json", "console"]) -> None:
 
 def _rendering(form: Literal["json", "console"]) -> list[Processor]:
     if form == "json":
-        # json of the standard library on purpose: it also writes lone surrogates, which faulty updates bring along.
+        # The standard library's json on purpose: it can write lone surrogates, which faulty updates may contain.
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     # Plain tracebacks, because the pretty ones print local variables, and those may hold secrets.
     plain = structlog.dev.plain_traceback
@@ -41,7 +41,7 @@ def _route_libraries(threshold: int, rendering: list[Processor]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(threshold)
-    # At debug it prints every frame: all updates, and the signature that signs in.
+    # At debug, websockets logs every frame: all updates, and the signature of the sign-in.
     logging.getLogger("websockets").setLevel(max(threshold, logging.INFO))
     logging.captureWarnings(capture=True)
 

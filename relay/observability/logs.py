@@ -36,7 +36,7 @@ def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: 
 
     Raises ConfigurationError if `level` is not debug, info, warning or error.
     """
-    from relay.observability.log_lines import route  # noqa: PLC0415 - it brings structlog along
+    from relay.observability.log_lines import route  # noqa: PLC0415 - it imports structlog
 
     threshold = _LEVELS.get(level.lower())
     if threshold is None:
@@ -45,7 +45,7 @@ def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: 
 
 
 def _structured(name: str) -> "FilteringBoundLogger":
-    import structlog  # noqa: PLC0415 - which brings rich along, where that is installed
+    import structlog  # noqa: PLC0415 - which imports rich, where that is installed
 
     logger: FilteringBoundLogger = structlog.get_logger(logger_name=name)
     return logger

@@ -1,6 +1,6 @@
 """What the relay counts and times, for Prometheus. No label ever carries a job's UUID.
 
-To add a metric, of the bytes forwarded, say:
+To add a metric, for example of the bytes forwarded:
 
 1. Define it here, in the section of its subject: `self._forwarded = self._counter("relay_forwarded_bytes", "...")`.
 2. Add a method beside it that says what happened, `def forwarded(self, size_bytes: int)`; call it where it happens.
@@ -26,12 +26,12 @@ from relay.contract.wire import PushKind, Repair
 from relay.core.verdict import Outcome
 
 HowTaken = Literal["handed_over", "expired", "free"]
-"""How a worker came by a lane: its owner gave it up, the owner's lease ran out, or nobody is known to have had it."""
+"""How a worker got a lane: its owner gave it up, the owner's lease expired, or no earlier owner is known."""
 HowLeft = Literal["given_up", "given_up_undrained", "lost"]
-"""How a worker parted with a lane: drained, after the time for draining, or because its lease was not renewed."""
+"""How a worker left a lane: drained, not drained within the time for that, or because its lease was not renewed."""
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-"""Of what `Metrics.render` returns: the form that every scraper reads."""
+"""The content type of what `Metrics.render` returns. Every scraper can read it."""
 _BUCKETS_S: Final = (
     *(0.000_05, 0.000_1, 0.000_2, 0.000_35, 0.000_5, 0.000_75),
     *(0.001, 0.002, 0.003_5, 0.005, 0.007_5, 0.01, 0.02, 0.035, 0.05, 0.075),
@@ -41,9 +41,10 @@ _BUCKETS_S: Final = (
 
 
 class DurationHistogram(Collector):
-    """A histogram of durations in seconds, for one thread: most of them are fed by every update.
+    """A histogram of durations in seconds, to be used by one thread only.
 
-    The library's own takes a lock twice for each observation, which makes it six times as slow.
+    The library's own takes a lock twice for each observation, which makes it six times as slow; and most of these get
+    an observation for each update.
     """
 
     def __init__(self, name: str, help_text: str) -> None:
@@ -54,7 +55,7 @@ class DurationHistogram(Collector):
 
     @property
     def timing(self) -> Timing:
-        """What it holds now."""
+        """Its contents now."""
         return Timing(list(_BUCKETS_S), list(self._counts), self._sum_s)
 
     def observe(self, durations_s: Sequence[float]) -> None:
@@ -69,7 +70,7 @@ class DurationHistogram(Collector):
 
 
 class Collected(Collector):
-    """Metrics as they were collected, for an encoder that wants a registry."""
+    """Metrics that are already collected, for `generate_latest`, which wants a registry."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -122,9 +123,9 @@ class Metrics:
     ) -> None:
         """The Facilitator answered updates that were read together.
 
-        `round_trip_s` has all of them: from written to answered. `end_to_end_s` has those that it acknowledged, by
-        outcome: from stored by JetStream to acknowledged. `hot_path_s` has those that are settled: from received from
-        NATS to first written.
+        `round_trip_s` has one duration for each: from written to answered. `end_to_end_s` has one for each that it
+        acknowledged, by outcome: from stored by JetStream to acknowledged. `hot_path_s` has one for each that is
+        settled: from received from NATS to first written.
         """
         self._hot_path.observe(hot_path_s)
         self._round_trip.observe(round_trip_s)
@@ -141,7 +142,7 @@ class Metrics:
         self._replayed[outcome].inc()
 
     def backlog(self, lane: int, unsettled: int, oldest_s: float) -> None:
-        """So many updates of a lane are stored and not settled; the oldest was stored `oldest_s` ago."""
+        """`unsettled` updates of a lane are stored and not settled; the oldest was stored `oldest_s` ago."""
         self._lag[lane].set(unsettled)
         self._oldest[lane].set(oldest_s)
 
@@ -190,7 +191,7 @@ class Metrics:
         )
 
     def in_flight(self, updates: int, places: int) -> None:
-        """So many updates are unanswered, and there is room for `places` of them at once."""
+        """How many updates are unanswered, and how many may be (`places`), on all connections."""
         self._in_flight.set(updates)
         self._window_use.set(updates / places if places else 0)
 
@@ -208,7 +209,7 @@ class Metrics:
         self._receipts_dropped.inc()
 
     def traceparents_malformed(self, updates: int) -> None:
-        """So many updates had a traceparent header that cannot be read."""
+        """How many updates of a batch had a traceparent header that cannot be read."""
         self._malformed_traceparents.inc(updates)
 
     # --- Latency
@@ -286,7 +287,7 @@ class Metrics:
         return b"".join(self.pieces())
 
     def pieces(self) -> Iterator[bytes]:
-        """The text exposition metric by metric, each in a fraction of a millisecond: do other work in between."""
+        """The text exposition, metric by metric. Each takes a fraction of a millisecond: do other work in between."""
         return (generate_latest(Collected([metric])) for metric in self._registry.collect())
 
     # --- How they are made

@@ -35,7 +35,7 @@ _ONLY: Final = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
 }
-"""Variables of OpenTelemetry for which the relay supports one value only: what they mean when they are not set."""
+"""Variables of OpenTelemetry for which the relay supports one value only, which is also the default."""
 
 
 def open_tracing(settings: TracingSettings, *, worker: str, version: str) -> "Tracing | None":
@@ -86,15 +86,18 @@ class Tracing:
         span.end(ended_ns)
 
     async def close(self) -> None:
-        """Export the spans that are left. Gives up after `last_spans_s` seconds and logs that they are lost."""
+        """Export the spans that are left. Gives up after `last_spans_s` seconds and logs that they are lost.
+
+        Cancelling it is safe, but may lose them.
+        """
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def export() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # nobody waited for it
+            with contextlib.suppress(RuntimeError):  # the loop has ended, because the wait was given up
                 loop.call_soon_threadsafe(done.set)
 
-        # Not one of the loop's threads: those have to end before the process can.
+        # Not one of the loop's threads: the process cannot end before those do.
         threading.Thread(target=export, name="last spans", daemon=True).start()
         if not await set_within(done, self._last_spans_s):
             _log.warning("the last spans could not be exported in time, and are lost", waited_s=self._last_spans_s)
