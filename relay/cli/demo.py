@@ -83,7 +83,7 @@ def _relay(load: Load, display: _Display) -> Result:
 async def _run_demo(signer: Signer, load: Load, display: _Display) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "a coroutine runs in a task"
-    # nohup, for example, has SIGHUP ignored: leave it so.
+    # Under nohup, for example, SIGHUP is ignored: keep it so.
     stop_signals = [each for each in _STOP_SIGNALS if signal.getsignal(each) is signal.SIG_DFL]
     for number in stop_signals:
         loop.add_signal_handler(number, task.cancel)  # the servers are then stopped, too

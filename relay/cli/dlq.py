@@ -160,7 +160,7 @@ def _selection(
 
 
 def _require_choice(selection: Selection, *, everything: bool) -> None:
-    # No condition must not mean all of them, and --all with a condition is a mistake.
+    # A command without a condition must not take all of them, and --all with a condition is a mistake.
     if everything == (selection != Selection()):
         raise typer.BadParameter("say which: SEQ..., or any of --job, --reason, --since and --limit, or --all alone")
 

@@ -1,4 +1,4 @@
-"""Dead letters as text: a table, JSON lines, and everything about one. No character of theirs controls a terminal."""
+"""Dead letters as text: a table, JSON lines, and everything about one. Nothing in them can control a terminal."""
 
 import datetime as dt
 import json
@@ -23,7 +23,7 @@ _LEAST_ERROR_WIDTH: Final = 20
 
 
 def heading(width: int) -> str:
-    """The first line of the table, for a terminal of so many columns."""
+    """The first line of the table, for a terminal of `width` columns."""
     return _line([name for name, _ in _COLUMNS], "error", width)
 
 
@@ -122,7 +122,7 @@ def _body_lines(text: str, *, full: bool) -> Iterator[str]:
 
 
 def _pretty(body: bytes) -> tuple[str, str]:
-    """The body indented, with every number as it was written; if it is not JSON, as it is, and what is wrong."""
+    """The body, indented, with numbers as they were written. If it is not JSON: the body unchanged, and why."""
     try:
         body.decode()
         return msgspec.json.format(body, indent=2).decode(), ""

@@ -22,7 +22,7 @@ from relay.nats.pipeline import pipelined
 
 @dataclass(slots=True)
 class PurgePlan:
-    """What there is to remove."""
+    """What there is to remove: how many dead letters by reason, and the sequence of the newest one."""
 
     reasons: Counter[str] = field(default_factory=Counter[str])
     last_sequence: int = 0
@@ -48,8 +48,8 @@ async def plan_purge(client: FrameClient, selection: Selection, export: Path | N
 async def remove(client: FrameClient, selection: Selection, up_to: int) -> int:
     """Remove what `plan_purge` counted, and nothing newer; returns how many of those were still there.
 
-    `up_to` is the plan's last sequence. Each source is removed before its dead letter: if this is interrupted, the next
-    purge completes it.
+    `up_to` is the plan's last sequence. Each source is removed before its dead letter, so interrupting this is safe:
+    the next purge completes it.
     """
     removed = 0
     async with pipelined(client) as pipeline:
@@ -69,7 +69,7 @@ async def remove(client: FrameClient, selection: Selection, up_to: int) -> int:
 
 @contextlib.contextmanager
 def _new_file(path: Path | None) -> Generator[BinaryIO | None]:
-    """The file to export to, on the disk when this ends; None if there is none."""
+    """The file to export to, which is on the disk when this ends; None if `path` is None."""
     if path is None:
         yield None
         return

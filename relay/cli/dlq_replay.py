@@ -71,7 +71,7 @@ async def _replay(client: FrameClient, given: "_Input", total: int | None, summa
             bar = progress.add_task("replaying", total=total)
 
             def say(text: str) -> None:
-                # Above the bar, which this would otherwise break.
+                # By the progress display, which puts it above the bar: a plain print would break the bar.
                 progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
 
             def on_result(result: ReplayResult) -> None:
@@ -95,7 +95,7 @@ class _Input:
         """How many of the given sequences are not in the stream."""
 
     async def total(self) -> int | None:
-        """How many there are; None if only reading them all would tell. Raises BadParameter for a bad file."""
+        """How many there are; None if that takes reading them all. Raises BadParameter for a bad file."""
         if self.options.path is not None:
             return sum(1 for _ in _in_file(self.options.path))
         return None if self.options.selection.reason else await stream.count(self._client, self.options.selection)

@@ -22,7 +22,7 @@ _MAX_PROBLEMS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of one line: where its update is stored, or why it is not."""
+    """The outcome of one line: where its update is stored, or why it is not."""
 
     line: int
     stored: str = ""

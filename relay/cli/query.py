@@ -72,7 +72,10 @@ def _details_now(update: UpdateReply) -> str:
 async def follow_job(
     client: FrameClient, job: str, show: Callable[[UpdateReply], None], *, ask_again_s: float = 2.0
 ) -> None:
-    """Call `show` for each update as it is stored and again when it is settled, until the job's end is settled."""
+    """Call `show` for each update when it is stored and again when it is settled, until the job's end is settled.
+
+    Cancelling it is safe.
+    """
     news = asyncio.Event()
 
     async def wake(_: Msg) -> None:
@@ -82,7 +85,7 @@ async def follow_job(
         await client.subscribe(subject, cb=wake)
     follower = _Follower(client, job, show)
     while not await follower.ask():
-        # Receipts may be switched off, and whatever is published during a reconnect is missed: so ask again anyhow.
+        # Ask again even without a message: receipts may be off, and messages during a reconnect are missed.
         await set_within(news, ask_again_s)
         news.clear()
 

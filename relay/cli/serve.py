@@ -99,7 +99,7 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         stop.set()
         for number in _STOPPING:
             loop.remove_signal_handler(number)
-            # A second signal ends the process at once. That is safe at any time: what is not acknowledged comes again.
+            # A second signal ends the process at once. This is always safe: what is not acknowledged is redelivered.
             signal.signal(number, signal.SIG_DFL)
 
     for number in _STOPPING:

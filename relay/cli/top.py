@@ -56,7 +56,7 @@ class _Display:
 
     @property
     def needs_rates(self) -> bool:
-        """Whether a view without rates, as the first one, is not shown."""
+        """Whether views without rates are left out; the first view has none."""
         return self.once or self.as_json
 
     @contextlib.contextmanager
@@ -79,7 +79,7 @@ class _Display:
             self.redraw()
 
     def redraw(self) -> None:
-        """Show the latest view again, fitted to the terminal's size of now."""
+        """Show the latest view again, fitted to the terminal's current size."""
         if self.live is not None and self.latest is not None:
             self.live.update(render(self.latest, self.live.console.height), refresh=True)
 

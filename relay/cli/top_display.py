@@ -15,9 +15,9 @@ from relay.doctor.state_checks import OLD_S, TOO_OLD_S
 from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval, LaneSnapshot, Snapshot
 
 _OTHER_LINES: Final = 14
-"""All lines of a view but the rows of lanes and workers."""
+"""How many lines a view has besides the rows of lanes and workers."""
 _LATENCY_LINES: Final = 4
-"""Those of them that are left out first where there is no room."""
+"""How many of them show latencies, which are left out first if there is no room."""
 _MIN_ROWS: Final = 2
 _TIMING_NAMES: Final = ("received to sent", "stored to acknowledged", "sent to answered")
 _UNKNOWN: Final = "-"
@@ -29,7 +29,7 @@ class _Row(NamedTuple):
 
 
 def render(view: TopView, height: int | None) -> RenderableType:
-    """The view for a terminal of `height` lines; without a height, all of it. It takes the width that there is."""
+    """The view for a terminal of `height` lines; all of it if that is None. It fits itself to the terminal's width."""
     at = view.at.strftime("%Y-%m-%d %H:%M:%S UTC")
     parts: list[RenderableType] = [_line(f"relay top  {view.servers}  {at}  every {view.every_s:g} s", "bold")]
     if view.trouble is not None:
@@ -67,7 +67,7 @@ def _table(columns: Iterable[str], rows: Iterable[_Row], left: Collection[str] =
     table = Table(box=None, pad_edge=False, expand=False, header_style="bold")
     *others, last = columns
     for column in (*others, last):
-        # The last column, which may hold a sentence, is cut first where there is no room.
+        # The last column, which may hold a sentence, is cut first if there is no room.
         min_width = None if column == last else len(column)
         justify = "left" if column in left else "right"
         table.add_column(column, justify=justify, no_wrap=True, overflow="ellipsis", min_width=min_width)

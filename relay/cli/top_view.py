@@ -22,11 +22,11 @@ class TopView:
     interval: Interval | None
     """What happened since the snapshot before; None if there are not two yet."""
     trouble: str | None
-    """Why `snapshot` is not of now, in words; None if it is."""
+    """Why `snapshot` is outdated, in words; None if it is not."""
 
 
 def document(view: TopView) -> dict[str, Any]:
-    """The view as JSON: durations in seconds, rates per second. In trouble it says only that."""
+    """The view as JSON: durations in seconds, rates per second. If there is trouble, it says nothing else."""
     head: dict[str, Any] = {"at": view.at.isoformat(timespec="milliseconds"), "nats": view.servers}
     snapshot, interval = view.snapshot, view.interval
     if snapshot is None or view.trouble is not None:
