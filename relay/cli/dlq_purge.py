@@ -31,7 +31,7 @@ class PurgePlan:
 async def plan_purge(client: FrameClient, selection: Selection, export: Path | None) -> PurgePlan:
     """Count what there is to remove, and write it to the new file `export`, if that is given.
 
-    Raises BadParameter if the file is there already or cannot be written.
+    Raises BadParameter if the file is there already or cannot be written. Cancelling it leaves an incomplete file.
     """
     plan = PurgePlan()
     up_to = await stream.last_sequence(client)

@@ -40,7 +40,10 @@ class ReplayOptions:
 
 
 async def replay_selected(client: FrameClient, options: ReplayOptions) -> bool:
-    """Replay, and print how it went; returns whether everything that was selected is published."""
+    """Replay, and print how it went; returns whether everything that was selected is published.
+
+    Cancelling it is safe: the same command can be run again.
+    """
     given = _Input(client, options)
     if options.dry_run:
         async with contextlib.aclosing(given.letters(complain)) as letters:

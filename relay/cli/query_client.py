@@ -29,12 +29,15 @@ class QueryFailed(RelayError):  # noqa: N818 - named for what happened, as its s
 
 
 async def ask_latest(client: FrameClient, job: str) -> UpdateReply:
-    """The job's latest update. Raises QueryFailed, also if there is none."""
+    """The job's latest update. Raises QueryFailed, also if there is none. Cancelling it is safe."""
     return await _ask(client, query_subject(job), b"", UpdateReply)
 
 
 async def ask_updates(client: FrameClient, job: str, after: int = 0) -> AsyncGenerator[UpdateReply]:
-    """The job's updates with a sequence above `after`, oldest first. Raises QueryFailed, also if there are none."""
+    """The job's updates with a sequence above `after`, oldest first. Raises QueryFailed, also if there are none.
+
+    Cancelling it is safe.
+    """
     next_after: int | None = after
     while next_after is not None:
         request = msgspec.json.encode(HistoryRequest(after=next_after))

@@ -312,7 +312,7 @@ class PushKind(StrEnum):
 
 
 class Push(Struct, frozen=True, gc=False):
-    """A message that the Facilitator sent of its own accord. `token` is its job, or `unknown`."""
+    """A message that the Facilitator sent by itself. `token` is its job, or `unknown`."""
 
     kind: PushKind
     token: str

@@ -25,7 +25,7 @@ from relay.core.continuity import ConsumerState
 from relay.core.update import DeliveryLike
 
 _MOST_DEAD_LETTERS: Final = 10_000
-"""How many of its own dead letters a lane's owner remembers. At one more it forgets what it knows, and starts anew."""
+"""How many of its own dead letters a lane's owner remembers. With one more it forgets them and begins again."""
 
 
 class Settled(enum.Enum):

@@ -75,7 +75,7 @@ class Answered(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Something that the Facilitator sent of its own accord."""
+    """A message that the Facilitator sent by itself."""
 
     push: Push
     message: str | bytes

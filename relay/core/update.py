@@ -92,7 +92,7 @@ class DeadLetterHorizon:
     at_start_s: float = math.inf
     """Of the dead letters that were there before this worker drove any lane."""
     newest_s: float = math.inf
-    """Of all dead letters, those included that this worker has written since."""
+    """Of all dead letters, including those that this worker has written since."""
 
 
 @dataclass(slots=True)

@@ -209,7 +209,7 @@ class PullConsumer:
         if not deliveries:
             return
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
-            self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some
+            self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some deliveries
         window.delivered_up_to = deliveries[-1].consumer_sequence
         try:
             self._on_deliveries(deliveries)

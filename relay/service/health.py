@@ -34,7 +34,7 @@ _INVALID: Final = "Invalid HTTP request received."
 
 
 class ProbeAnswers(Protocol):
-    """Gives the answers to probes: those of one worker, or of all workers of a parent."""
+    """Gives the answers to probes: those of one worker, or of all workers of a parent. Cancelling it is safe."""
 
     def hung(self) -> Sequence[str]:
         """What hangs, in words; empty if nothing does."""
