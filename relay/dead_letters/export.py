@@ -37,12 +37,12 @@ def to_line(letter: StoredDeadLetter) -> bytes:
         **body,
         "headers": dict(letter.headers),
     }
-    # In ASCII, so that no editor takes anything in it for the end of a line.
+    # In ASCII, so that no editor takes a character of it for a line end.
     return json.dumps(document).encode() + b"\n"
 
 
 def from_line(line: bytes) -> StoredDeadLetter:
-    """The dead letter in a line that `to_line` wrote, edited or not. Raises ValueError, with what is wrong."""
+    """The dead letter in a line that `to_line` wrote, edited or not. Raises ValueError, which says what is wrong."""
     try:
         found = _DECODER.decode(line)
     except RecursionError:

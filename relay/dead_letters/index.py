@@ -1,7 +1,7 @@
 """Which updates have a dead letter already, looked up in the dead-letter stream.
 
-Ages are compared without an allowance for clocks that differ. If in doubt, an update is tried again, which the promise
-allows, and never dropped for the dead letter of another one, which it forbids.
+Ages are compared without an allowance for clocks that differ. So an update in doubt is sent again, which is allowed; it
+is never dropped because of another update's dead letter, which would lose it.
 """
 
 from collections.abc import Mapping
@@ -21,23 +21,23 @@ from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 
 _LOOKUP_TIMEOUT_S: Final = 1.0
-"""How long to wait for an answer: a server that went away meanwhile gives none, and lanes wait for it."""
+"""How long to wait for an answer. Short, because lanes wait for it, and a server that has just died gives none."""
 _MOST_REMEMBERED: Final = 65_536
-"""When so many dead letters were read, all are forgotten before the next job's are: that costs another lookup."""
+"""After more dead letters than this were read, all are forgotten before the next job's are read."""
 
 
 @dataclass(slots=True)
 class _JobIndex:
-    """The dead letters of one job, as far as they were read."""
+    """The dead letters of one job that were read so far."""
 
     read_up_to: int = 0
-    """A sequence of the dead-letter stream."""
+    """The last sequence of the dead-letter stream that was read."""
     stored_at_s: dict[int, float] = field(default_factory=dict[int, float])
-    """When the latest dead letter of each source sequence was stored."""
+    """By source sequence: when its latest dead letter was stored, in Unix time."""
 
 
 class DeadLetterIndex:
-    """Looks updates up in the dead-letter stream. Every lookup raises RelayError if the server gives no answer."""
+    """Looks updates up in the dead-letter stream. Lookups raise RelayError if the server does not answer."""
 
     def __init__(self, client: FrameClient) -> None:
         self._client = client
@@ -45,7 +45,7 @@ class DeadLetterIndex:
         self._remembered = 0
 
     def forget(self) -> None:
-        """Read everything anew: another worker may have written since."""
+        """Read everything again from now on, because another worker may have written dead letters."""
         self._jobs.clear()
         self._remembered = 0
 
@@ -58,10 +58,11 @@ class DeadLetterIndex:
         return await self._find({"seq": sequence})
 
     async def holds(self, update: UpdateLike) -> bool:
-        """Whether there is a dead letter of an update.
+        """Whether an update has a dead letter. Cancelling is safe.
 
-        Mostly the last one of the job tells. If it is younger than the update and another update's, all of the job's
-        are read, once: a consumer that was made anew delivers again what was settled long ago.
+        Usually the job's last dead letter is enough to know. If that is younger than the update and not the update's,
+        all dead letters of the job are read, once. This happens when a consumer was deleted and made again: it delivers
+        updates again that were settled long ago.
         """
         subject = dlq_subject(token_of_stored(update.subject))
         last = await self.last(subject)
@@ -75,7 +76,7 @@ class DeadLetterIndex:
         while job.read_up_to < up_to:
             found = await self._find({"next_by_subj": subject, "seq": job.read_up_to + 1})
             if found is None:
-                break  # replayed or purged meanwhile
+                break  # the rest were replayed or purged meanwhile
             job.read_up_to = found.sequence
             self._remembered += 1
             if found.source_subject == source_subject:
@@ -84,7 +85,7 @@ class DeadLetterIndex:
 
     def _job(self, source_subject: str, up_to: int) -> _JobIndex:
         job = self._jobs.get(source_subject)
-        if job is None or job.read_up_to > up_to:  # the dead-letter stream was made anew
+        if job is None or job.read_up_to > up_to:  # the dead-letter stream was deleted and made again
             if self._remembered > _MOST_REMEMBERED:
                 self.forget()
             job = self._jobs[source_subject] = _JobIndex()
@@ -95,6 +96,6 @@ class DeadLetterIndex:
             message = await find_message(self._client, DLQ_STREAM, request, timeout_s=_LOOKUP_TIMEOUT_S)
         except JetStreamError as error:
             if error.err_code == STREAM_NOT_FOUND:
-                return None  # and all dead letters are gone with it
+                return None  # the stream was deleted, with all dead letters
             raise
         return None if message is None else StoredDeadLetter.of(message)

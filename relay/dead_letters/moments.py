@@ -1,4 +1,4 @@
-"""Points in time: as the server, a message id, an operator or a file gives them. All are UTC, to the microsecond."""
+"""Points in time, read from the server, a message id, an operator or a file. All are UTC, to the microsecond."""
 
 import datetime as dt
 import re
@@ -11,22 +11,22 @@ _AGE_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def moment_of_us(microseconds: int) -> dt.datetime:
-    """The moment so many microseconds after 1970."""
+    """The moment from Unix time in microseconds."""
     return _EPOCH + microseconds * _MICROSECOND
 
 
 def moment_of_ns(nanoseconds: int) -> dt.datetime:
-    """The moment so many nanoseconds after 1970, cut off to the microsecond."""
+    """The moment from Unix time in nanoseconds, cut off to the microsecond."""
     return moment_of_us(nanoseconds // 1000)
 
 
 def unix_us(moment: dt.datetime) -> int:
-    """The inverse of `moment_of_us`."""
+    """Unix time in microseconds, the inverse of `moment_of_us`."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def parse_since(text: str, now: dt.datetime) -> dt.datetime:
-    """The moment that `text` names: an age (`90s`, `15m`, `2h`, `3d`) or an ISO 8601 time, UTC if it does not say.
+    """The moment that `text` names: an age (`90s`, `15m`, `2h`, `3d`) or an ISO 8601 time, UTC if it has no offset.
 
     Raises ValueError if it is neither.
     """
@@ -40,7 +40,7 @@ def parse_since(text: str, now: dt.datetime) -> dt.datetime:
 
 
 def in_utc(moment: dt.datetime) -> dt.datetime:
-    """A moment with an offset, in UTC. Raises ValueError if its year is outside the calendar there."""
+    """A moment with an offset, in UTC. Raises ValueError if that is outside the years 1 to 9999."""
     try:
         return moment.astimezone(dt.UTC)
     except OverflowError:

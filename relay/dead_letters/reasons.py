@@ -1,4 +1,4 @@
-"""How many dead letters there are of each reason, from their headers alone."""
+"""Counting dead letters by reason, from their headers alone."""
 
 import contextlib
 from collections import Counter
@@ -17,14 +17,14 @@ from relay.dead_letters import stream
 from relay.nats.frames import FrameClient
 
 NEWEST: Final = 10_000
-"""A stream of at most so many dead letters is counted whole; of a longer one the newest are."""
+"""At most this many dead letters are counted: the newest."""
 _CONSUMER_PREFIX: Final = "relay-count-"
 SUBJECTS_TO_COUNT: Final = (
     api_consumer_create(DLQ_STREAM, f"{_CONSUMER_PREFIX}x", DLQ_SUBJECTS),
     api_consumer_delete(DLQ_STREAM, f"{_CONSUMER_PREFIX}x"),
     api_pull(DLQ_STREAM, f"{_CONSUMER_PREFIX}x"),
 )
-"""What a user must be allowed to publish on, with an example for the name of the consumer."""
+"""The subjects that a user must be allowed to publish on, with an example of the consumer's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _StreamState:
 
 
 class ReasonCounter:
-    """Counts dead letters by reason. Those that were counted before are not read again."""
+    """Counts dead letters by reason. Dead letters that were counted before are not read again."""
 
     def __init__(self, client: FrameClient) -> None:
         self._client = client
@@ -51,10 +51,10 @@ class ReasonCounter:
         self._reasons: Counter[str] = Counter()
 
     async def count(self) -> ReasonCounts:
-        """What there is now. Raises NotProvisioned if there is no such stream, and RelayError."""
+        """The counts now. Raises NotProvisioned if there is no dead-letter stream, and RelayError."""
         now = await self._state()
         if now != self._counted:
-            # Both figures grow alike unless some were removed, and the stream does not tell which.
+            # Both figures grow by the same number unless dead letters were removed; the stream does not say which.
             grown = now.messages - self._counted.messages == now.last_sequence - self._counted.last_sequence
             if grown and now.messages <= NEWEST:
                 self._reasons += await self._read(self._counted.last_sequence + 1, now.last_sequence)

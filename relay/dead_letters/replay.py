@@ -1,4 +1,4 @@
-"""Publishing dead letters again, each exactly once however often it is tried.
+"""Publishing dead letters again: each is stored exactly once, however often the replay is tried.
 
     dead letter ──► publish, if nothing was stored for its job since we looked ──► PubAck ──► delete both
                           │ something was
@@ -6,15 +6,15 @@
                     read what was stored for the job ──► this replay is there ──────────────► delete both
                           └── it is not ──► publish ...
 
-Both are the dead letter and, before it, its source (see sources.py). A replay that is interrupted between the PubAck
-and the deletion leaves its dead letter behind. The next replay must then find the update, even if the server has
+"Delete both" deletes the source (see sources.py), then the dead letter. A replay that is interrupted between the PubAck
+and the deletion leaves its dead letter behind. The next replay must then find the stored update, even if the server has
 forgotten the message id. So the server is told to store an update only if the job's last update has the sequence that
 we know (`Nats-Expected-Last-Subject-Sequence`). If it refuses, the job's updates are searched for the replay's message
-id. This also holds for two replays at a time. The one limit is the age of updates in the status stream: after 7 days an
-earlier replay is not found there any more.
+id. This also works for two replays at the same time. The only limit is the age of updates in the status stream: after
+7 days an earlier replay is no longer found there.
 
-A replay that failed again is the source of another dead letter. Before that source is deleted, the first dead letter
-has to be: the source is what shows that it was replayed.
+A replay that failed again is the source of a second dead letter. Before that source is deleted, the first dead letter
+must be deleted, because only the source shows that the first one was replayed.
 """
 
 from collections import OrderedDict
@@ -41,7 +41,7 @@ from relay.nats.messages import StoredMessage, delete_message, find_message, get
 
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
-"""How often to publish one: if something was stored for its job in between each time, the last try is unconditional."""
+"""How often to publish one dead letter. The last try is unconditional, in case something is stored before each."""
 _EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 
@@ -51,45 +51,45 @@ class ReplayResult(msgspec.Struct, frozen=True):
 
     letter: StoredDeadLetter
     sequence: int = 0
-    """Of the new update in the status stream."""
+    """The new update's sequence in the status stream."""
     already_stored: bool = False
     """An earlier replay had published it."""
     problem: str = ""
-    """Why it cannot be replayed as it is; it stays where it is."""
+    """Why the dead letter cannot be replayed; it is kept. Empty if it was replayed."""
     source_of_job: bool = False
-    """The status stream had an update of the job under the sequence of its source."""
+    """Whether the update with the source's sequence is known to be of the same job."""
 
 
 @dataclass(slots=True)
 class _JobHistory:
-    """What is known of the updates that are stored for one job."""
+    """What is known about the stored updates of one job."""
 
     last: int
-    """The sequence of the last one; a guess before the first lookup."""
+    """The sequence of the last update; a guess before the first lookup."""
     read_up_to: int = 0
-    """Up to this sequence `replays` is complete, except for updates that the stream no longer has."""
+    """`replays` is complete up to this sequence, except for updates that the stream no longer has."""
     replays: dict[str, int] = field(default_factory=dict[str, int])
-    """Sequences of the updates that are replays, by their message id."""
+    """By message id: the sequence of each update that is a replay."""
     sequences: set[int] = field(default_factory=set[int])
-    """Of the updates that were read."""
+    """The sequences of the updates that were read."""
 
 
 class Replayer:
     """Publishes dead letters on their original subjects.
 
-    The dead letters of one job must be given one after another; those of other jobs may be under way meanwhile.
+    Dead letters of one job must be replayed one after another; those of different jobs may be replayed side by side.
     """
 
     def __init__(self, client: Requester) -> None:
         self._client = client
         self._sources = SourceUpdates(client)
-        # Bounded: a forgotten one is read again.
+        # Bounded: a history that was forgotten is read again.
         self._histories: OrderedDict[str, _JobHistory] = OrderedDict()
 
     async def move(self, letter: StoredDeadLetter) -> ReplayResult:
-        """Publish a dead letter as `publish` does, then delete its source and itself, unless there is a problem.
+        """Publish a dead letter as `publish` does. Without a problem, delete its source and then the dead letter.
 
-        Raises RelayError: try it again. The same holds if this is cancelled.
+        Raises RelayError. After an error or a cancellation, call it again.
         """
         result = await self.publish(letter)
         if not result.problem:
@@ -100,10 +100,11 @@ class Replayer:
         return result
 
     async def publish(self, letter: StoredDeadLetter) -> ReplayResult:
-        """Store one dead letter's update again, unless that was done before, and wait for its PubAck.
+        """Publish a dead letter's update again, unless that was done before, and wait for its PubAck.
 
-        Raises JetStreamError if the server refuses it (the stream is full, ...), PublishUnconfirmed if it may or may
-        not be stored, BrokerUnavailable if that cannot be looked up: try it again. The same holds if this is cancelled.
+        Raises JetStreamError if the server refuses the update (the stream is full, ...), PublishUnconfirmed if the
+        update may or may not be stored, BrokerUnavailable if that cannot be looked up. After an error or a
+        cancellation, call it again.
         """
         message = replay_message_of(letter)
         if message is None:
@@ -127,8 +128,8 @@ class Replayer:
                 return ReplayResult(letter, sequence, already_stored=True, source_of_job=source in history.sequences)
             expected = history.last
             condition = {_EXPECTED_SEQUENCE: str(expected), _EXPECTED_SUBJECT: job_filter(message.job)}
-            # A producer who never pauses would win every race. The last try has no condition: the server's memory of
-            # message ids is long enough for what came since the last lookup.
+            # A producer that never pauses could make every conditional try fail, so the last one has no condition. It
+            # is not stored twice: the server remembers message ids for longer than the time since the last lookup.
             headers = message.headers | (condition if tries_left else {})
             try:
                 ack = await publish_confirmed(self._client, message.subject, message.body, headers)
@@ -139,7 +140,7 @@ class Replayer:
             else:
                 history.last = ack.sequence
                 history.replays[message.message_id] = ack.sequence
-                # By storing it, the server confirms which sequence the job's last update had.
+                # By storing it, the server confirms that the job's last update had the expected sequence.
                 if tries_left and not ack.duplicate:
                     history.sequences.add(expected)
                 found = source in history.sequences
@@ -162,14 +163,14 @@ class Replayer:
         while history.read_up_to < history.last:
             request = {"next_by_subj": job_filter(job), "seq": history.read_up_to + 1}
             if (found := await self._stored(request)) is None:
-                return  # it is gone meanwhile, as old updates go
+                return  # the rest are too old and were removed meanwhile
             history.read_up_to = found.sequence
             history.sequences.add(found.sequence)
             if is_replay_id(message_id := _message_id(found)):
                 history.replays[message_id] = found.sequence
 
     async def _remove_origin(self, letter: StoredDeadLetter) -> None:
-        """Remove what an interrupted replay left: the dead letter that this one's source is a replay of."""
+        """Remove the dead letter whose replay became this one's source, if an interrupted replay left it behind."""
         source = await self._stored({"seq": letter.source_sequence})
         if source is None or token_of_stored(source.subject) != letter.job:
             return

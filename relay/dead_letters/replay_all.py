@@ -15,14 +15,14 @@ from relay.dead_letters.window import for_each
 
 @dataclass(slots=True)
 class ReplaySummary:
-    """How a replay of many ended, or how far it has got."""
+    """How the replay of many dead letters ended, or how far it is."""
 
     replayed: int = 0
     already_stored: int = 0
     problems: int = 0
-    """How many cannot be replayed as they are."""
+    """How many cannot be replayed."""
     error: RelayError | None = None
-    """What stopped it, if anything did."""
+    """The error that stopped it; None if there was none."""
 
     def count(self, result: ReplayResult) -> None:
         if result.problem:
@@ -41,15 +41,15 @@ async def replay_all(
     on_result: Callable[[ReplayResult], None],
     rate_per_s: float | None = None,
 ) -> None:
-    """Replay `letters` in their order, as many at a time as the window holds, but one job's one after another.
+    """Replay `letters`: as many at a time as the window holds, those of one job one after another, in their order.
 
-    The first error stops it: no more are begun, those under way are finished, and `summary` has the error. If this is
-    cancelled, those under way are cancelled; `summary` then has what is known.
+    After the first error no more are begun, those under way are finished, and `summary` has the error. If this is
+    cancelled, those under way are cancelled, and `summary` has what is known.
     """
 
     async def replay_one(letter: StoredDeadLetter) -> None:
         if summary.error is not None:
-            return  # a later one of this job must not overtake the one that failed
+            return  # a later dead letter of this job must not overtake the one that failed
         try:
             result = await replay(letter)
         except RelayError as error:
@@ -76,7 +76,7 @@ async def _until_error(
 
 
 class _RateLimit:
-    """So many a second at most; None for no limit."""
+    """Allows at most this many a second; None for no limit."""
 
     def __init__(self, rate_per_s: float | None) -> None:
         self._interval_s = 1 / rate_per_s if rate_per_s else 0.0

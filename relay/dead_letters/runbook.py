@@ -11,7 +11,7 @@ PAGE: Final = "docs/dead-letters.md"
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a reason means, and the first thing to do about it. Both are sentences without their full stop."""
+    """What a reason means, and the first thing to do about it. Both are sentences without a full stop."""
 
     meaning: str
     remedy: str

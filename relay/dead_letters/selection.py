@@ -1,4 +1,4 @@
-"""Which dead letters a command is about."""
+"""Selecting the dead letters that a command works on."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Selection:
 
     @property
     def subject(self) -> str:
-        """The subjects that have to be read."""
+        """The subject filter to read with."""
         return dlq_subject(self.job) if self.job is not None else DLQ_SUBJECTS
 
     def takes(self, letter: StoredDeadLetter) -> bool:
-        """Whether a dead letter on `subject` meets the other conditions; the reader counts up to the limit."""
+        """Whether a dead letter on `subject` meets the other conditions. The limit is applied by the reader."""
         return (
             (not self.sequences or letter.sequence in self.sequences)
             and (self.reason is None or letter.reason == self.reason)

@@ -1,12 +1,13 @@
-"""The updates that dead letters were made of: they are deleted from JOB_STATUS together with their dead letters.
+"""Sources: the updates that dead letters were made of. They are deleted from JOB_STATUS with their dead letters.
 
-So an update that is in JOB_STATUS, is settled and has no dead letter was acknowledged by the Facilitator; and a lane's
-consumer that is made anew does not deliver again what was replayed or purged. The source is deleted before the dead
-letter: after an interruption in between, the dead letter is still there, and removing it again completes the work.
+There are two reasons. An update in JOB_STATUS that is settled and has no dead letter must be one that the Facilitator
+acknowledged. And a lane's consumer that is deleted and made again must not deliver what was replayed or purged. The
+source is deleted before the dead letter: after an interruption in between, the dead letter is still there, and removing
+it again completes the work.
 
-A sequence alone does not identify an update: a status stream that was deleted and made anew counts from 1 again. The
-source of a dead letter has the sequence and the job that it names and is not younger. For the server a deletion settles
-an update, also one that its worker has not terminated yet.
+A sequence alone does not identify an update, because a status stream that was deleted and made again counts from 1
+again. An update is the source of a dead letter if it has the sequence and the job that the dead letter names, and is
+not younger. Deleting an update also settles it, even if its worker has not terminated it yet.
 """
 
 import asyncio
@@ -28,13 +29,13 @@ from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.messages import delete_message, find_message, get_message
 
 _STRIDE: Final = 64
-"""How many sequences share one lookup, which tells whether they are all older than their dead letters."""
+"""How many sequences share one lookup of their age."""
 _LOOKUPS_REMEMBERED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _StreamRange:
-    """Which sources the status stream can have."""
+    """When the status stream was made, and its first sequence: it cannot hold older sources."""
 
     made_at: dt.datetime
     first: int
@@ -49,27 +50,27 @@ _NO_STREAM: Final = _StreamRange(_NEVER, 0)
 
 @dataclass(slots=True)
 class _AgeLookup:
-    """When the first update behind a stride was stored. If there is none, no update counts as old enough."""
+    """When the first update after a stride was stored. If there is none, no update counts as old enough."""
 
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     stored_at: dt.datetime = _NEVER
 
 
 class SourceUpdates:
-    """Deletes the sources of dead letters. Use one for many: it remembers what it has looked up."""
+    """Deletes the sources of dead letters. Use one object for many, because it remembers what it has looked up."""
 
     def __init__(self, client: Requester) -> None:
         self._client = client
         self._range: _StreamRange | None = None
         self._range_lock = asyncio.Lock()
-        # Bounded: a forgotten one is looked up again.
+        # Bounded: a lookup that was forgotten is made again.
         self._lookups: OrderedDict[int, _AgeLookup] = OrderedDict()
 
     async def remove(self, letter: StoredDeadLetter, *, same_job: bool = False) -> None:
         """Delete the update that a dead letter was made of, if the status stream has it.
 
-        `same_job`: the caller knows that the update with the source's sequence is of the same job. Then only its age
-        is checked, with one lookup for many. Raises RelayError. If cancelled, the update may or may not be deleted.
+        `same_job`: the caller knows that the update with the source's sequence is of the same job. Then only its age is
+        checked, with one lookup for many. Raises RelayError. If cancelled, the update may or may not be deleted.
         """
         sequence = letter.source_sequence
         if not (sequence and letter.job) or not (await self._stream_range()).may_hold_source_of(letter):
@@ -93,10 +94,10 @@ class SourceUpdates:
         return _StreamRange(dt.datetime.fromisoformat(info["created"]), info["state"]["first_seq"])
 
     async def _is_old(self, letter: StoredDeadLetter) -> bool:
-        """Whether the source's sequence is certainly not younger than the dead letter.
+        """Whether the update with the source's sequence is certainly not younger than the dead letter.
 
-        In a stream, times ascend with sequences. So if one update is old enough, all before it are: the first update
-        behind a stride tells for the whole stride.
+        In a stream, times ascend with sequences. So if the first update after a stride is old enough, all updates of
+        the stride are.
         """
         behind = (letter.source_sequence // _STRIDE + 1) * _STRIDE
         if (lookup := self._lookups.get(behind)) is not None:

@@ -26,7 +26,7 @@ from relay.nats.messages import StoredMessage
 _JOBS_REMEMBERED: Final = 4096
 _STATUS_SUBJECT: Final = re.compile(r"job\.status\.([^\s.*>]+)")
 _MOST_DIGITS: Final = 19
-"""Of a sequence. Python refuses to read a number of thousands of digits."""
+"""Of a sequence. Python refuses to parse numbers of thousands of digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class PastFailure:
 
 @dataclass(frozen=True, slots=True)
 class StoredDeadLetter:
-    """One message of the dead-letter stream. What its headers do not say is empty."""
+    """One message of the dead-letter stream. Values that its headers do not have are empty."""
 
     sequence: int
-    """In the dead-letter stream."""
+    """Its sequence in the dead-letter stream."""
     stored_at: dt.datetime
     """When the dead-letter stream stored it, to the microsecond, UTC."""
     headers: Mapping[str, str]
@@ -54,7 +54,7 @@ class StoredDeadLetter:
 
     @classmethod
     def of(cls, message: StoredMessage) -> Self:
-        """From a message that was looked up in the dead-letter stream."""
+        """Made from a message of the dead-letter stream."""
         return cls(message.sequence, message.stored_at, message.headers, message.body)
 
     @property
@@ -80,22 +80,22 @@ class StoredDeadLetter:
 
     @property
     def source_sequence(self) -> int:
-        """The sequence that the update had in JOB_STATUS; 0 if it does not say."""
+        """The sequence that the update had in JOB_STATUS; 0 if unknown."""
         return number_of(self.headers.get(SOURCE_SEQUENCE_HEADER, "")) or 0
 
     @property
     def replayed_from(self) -> str:
-        """The sequence of the dead letter that its update was replayed from; empty if it never was."""
+        """The sequence of the dead letter that its update was replayed from; empty if the update was never replayed."""
         return self.headers.get(REPLAYED_FROM_HEADER, "")
 
     @property
     def job(self) -> str:
-        """The token that the producer published on, a UUID if the producer was right; empty if it is unknown."""
+        """The last token of the producer's subject, which should be the job's UUID; empty if unknown."""
         return _job_of(self.source_subject)
 
     @property
     def status(self) -> str:
-        """What the body gives as the job's status; empty if it gives none."""
+        """The job's status in the body; empty if there is none."""
         try:
             content = _PEEK(self.body)
         except (ValueError, RecursionError):
@@ -105,14 +105,14 @@ class StoredDeadLetter:
 
     @property
     def history(self) -> tuple[PastFailure, ...]:
-        """How the update failed before it was replayed, oldest first; empty if it never was."""
+        """How the update failed before it was replayed, oldest first; empty if it was never replayed."""
         if not (text := self.headers.get(HISTORY_HEADER)):
             return ()
         parts = (part.split(" ") for part in text.split("; "))
         return tuple(PastFailure(*part) for part in parts if len(part) == 3)  # noqa: PLR2004 - the fields of PastFailure
 
     def is_of(self, update: UpdateLike) -> bool:
-        """Whether it is the update's dead letter, by its source and by its age."""
+        """Whether it is the update's dead letter: it names the update as its source and is not older."""
         return (
             self.source_sequence == update.sequence
             and self.source_subject == source_subject_of(update)
@@ -120,22 +120,22 @@ class StoredDeadLetter:
         )
 
     def is_older_than(self, stored_at_s: float, *, skew_s: float) -> bool:
-        """Whether it was stored before what was stored at `stored_at_s` (Unix time), by clocks that may differ.
+        """Whether it was stored before the update that was stored at `stored_at_s` (Unix time).
 
-        A status stream that was deleted and made anew counts from 1 again, so an update can have the source sequence of
-        a dead letter that is older than the update. The two streams can have their leaders on two servers, whose clocks
-        differ by `skew_s` at most: the caller decides which error is the worse one.
+        A status stream that was deleted and made again counts from 1 again, so a dead letter can name an update's
+        sequence and be older than that update. The two streams can have their leaders on two servers, whose clocks
+        differ; `skew_s` is the allowance for this. The caller decides which error would be worse.
         """
         return self.stored_at.timestamp() < stored_at_s - skew_s
 
 
 def source_subject_of(update: UpdateLike) -> str:
-    """What the dead letter of an update has as its `source_subject`. The client strips the values of headers."""
+    """The `source_subject` of an update's dead letter: stripped, because the client strips the values of headers."""
     return published_subject(update.subject).strip()
 
 
 def number_of(text: str) -> int | None:
-    """The number that a header's text is; None if it is none, or larger than any that the relay writes."""
+    """The number in a header's text; None if it is not a number, or has more digits than the relay writes."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 

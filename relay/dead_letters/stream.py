@@ -1,10 +1,10 @@
-"""JOB_DLQ for those who look after it: reading in stream order with flat memory, and removing.
+"""Reading JOB_DLQ in stream order, in constant memory, and removing dead letters from it.
 
 Every function raises NotProvisioned if there is no such stream, and RelayError.
 
-Reading uses an ephemeral consumer without acknowledgements, batch by batch. If the consumer is gone (the reader paused
-for long), or if a message was lost on the way, which shows as a gap in the consumer's own count, another consumer is
-made that begins where the last batch ended.
+Reading uses an ephemeral consumer without acknowledgements, batch by batch. A new consumer is made, which begins where
+the last batch ended, if the consumer is gone (the reader paused for long), or if a message was lost on the way (a gap
+in the consumer's own count).
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _MIN_BATCH_BYTES: Final = 8 * 1024 * 1024
 _ANSWER_TIMEOUT_S: Final = 5.0
 _PURGE_TIMEOUT_S: Final = 60.0
 _MAX_FRUITLESS: Final = 3
-"""After so many consumers in a row that delivered nothing, reading is given up."""
+"""Reading is given up after this many consumers in a row that delivered nothing."""
 _INACTIVE_NS: Final = 60 * 1_000_000_000
 
 
@@ -53,12 +53,12 @@ async def state(client: Requester) -> dict[str, Any]:
 
 
 async def last_sequence(client: Requester) -> int:
-    """The sequence of the newest dead letter that there ever was: what to read up to, so that reading ends."""
+    """The sequence of the newest dead letter, removed or not. Reading up to it ends, even if more are written."""
     return (await state(client))["last_seq"]
 
 
 async def count(client: FrameClient, selection: Selection) -> int:
-    """How many dead letters are selected, without reading them: an upper bound if a reason is selected."""
+    """How many dead letters are selected, without reading them. An upper bound if a reason is selected."""
     if selection.sequences:
         return len(selection.sequences)
     reading = _Reading(selection.subject, 0, since=selection.since)
@@ -67,7 +67,7 @@ async def count(client: FrameClient, selection: Selection) -> int:
 
 
 async def find(client: Requester, sequence: int) -> StoredDeadLetter | None:
-    """One dead letter, or None if it is not there."""
+    """The dead letter with this sequence, or None if it does not exist."""
     with _as_not_provisioned():
         message = await get_message(client, DLQ_STREAM, sequence)
     return None if message is None else StoredDeadLetter.of(message)
@@ -76,9 +76,9 @@ async def find(client: Requester, sequence: int) -> StoredDeadLetter | None:
 async def read(
     client: FrameClient, selection: Selection, up_to: int, *, batch_size: int = 500, silence_s: float = 5.0
 ) -> AsyncGenerator[StoredDeadLetter]:
-    """The selected dead letters, oldest first. Without given sequences: none with a sequence above `up_to`.
+    """The selected dead letters, oldest first. If no sequences are selected, none above `up_to`.
 
-    A batch that pauses for `silence_s` seconds is asked for anew. Close the generator if you leave it early.
+    After `silence_s` seconds without a message, the rest is requested again. Close the generator if you leave it early.
     """
     taken = 0
     if selection.sequences:
@@ -109,13 +109,13 @@ async def read_headers(
 
 
 async def remove(client: Requester, sequence: int) -> bool:
-    """Remove one dead letter; False if it was not there any more."""
+    """Remove one dead letter; False if it did not exist."""
     with _as_not_provisioned():
         return await delete_message(client, DLQ_STREAM, sequence)
 
 
 async def remove_all(client: Requester, subject: str, up_to: int) -> int:
-    """Remove every dead letter on `subject` up to a sequence, in one request; returns how many those were."""
+    """Remove every dead letter on `subject` up to a sequence, in one request. Returns how many were removed."""
     request = {"filter": subject, "seq": up_to + 1}
     return (await _request(client, api_stream_purge(DLQ_STREAM), request, timeout_s=_PURGE_TIMEOUT_S))["purged"]
 
@@ -129,23 +129,23 @@ class _Message(NamedTuple):
 
 @dataclass(slots=True)
 class _Reading:
-    """How far reading has got, and the batch that is coming in."""
+    """How far reading is, and the batch that is being received."""
 
     subject: str
     up_to: int
     next_sequence: int = 1
-    """Where to go on in the stream."""
+    """The stream sequence to go on from."""
     since: dt.datetime | None = None
     consumer_prefix: str = "relay-dlq-"
     headers_only: bool = False
     batch_size: int = 500
     silence_s: float = 5.0
     pending: int = 0
-    """How many messages the consumer has yet to deliver, as far as is known."""
+    """How many messages the consumer still has to deliver, as far as is known."""
     consumer: str = ""
     inbox: str = ""
     stuck: bool = False
-    """This consumer delivers nothing more."""
+    """Whether this consumer must be replaced by a new one."""
     _count: int = 0
     _wanted: int = 0
     _messages: list[_Message] = field(default_factory=list[_Message])
@@ -177,23 +177,23 @@ class _Reading:
         self.stuck, self._count = False, 0
 
     def expect(self) -> int:
-        """Begin a batch; returns how many messages to ask for."""
+        """Begin a batch. Returns how many messages to ask for."""
         self._wanted, self._messages = min(self.batch_size, self.pending), []
         self._ended.clear()
         return self._wanted
 
     def take(self, _subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
-        """Add a message to the batch, or end it with a status message, which has no reply subject."""
+        """Add a message to the batch. A status message, which has no reply subject, ends the batch."""
         if self._ended.is_set():
             return
         if not reply:
-            self._ended.set()  # whatever the status says, no more will come for this request
+            self._ended.set()  # with any status, no more messages come for this request
         else:
             self._add(reply, headers, body)
         self._heard.set()
 
     async def batch(self) -> list[_Message]:
-        """Wait for the end of the batch, or until nothing came for `silence_s`; returns what has come."""
+        """Wait for the end of the batch, or until nothing came for `silence_s`. Returns what has come."""
         while not self._ended.is_set():
             self._heard.clear()
             if not await set_within(self._heard, self.silence_s):
@@ -205,7 +205,7 @@ class _Reading:
     def _add(self, reply: bytes, headers: bytes, body: bytes) -> None:
         told = parse_ack_subject(reply)
         if told.consumer_sequence != self._count + 1:
-            self.stuck = True  # something got lost in between
+            self.stuck = True  # a message before this one was lost
             self._ended.set()
             return
         self._count, self.pending, self.next_sequence = told.consumer_sequence, told.pending, told.sequence + 1
@@ -234,7 +234,7 @@ async def _read(client: FrameClient, reading: _Reading) -> AsyncGenerator[Stored
 
 
 async def _batches(client: FrameClient, reading: _Reading) -> AsyncGenerator[StoredDeadLetter]:
-    """What one consumer delivers; another one has to be made if `reading` is stuck at the end."""
+    """What one consumer delivers. If `reading` is stuck at the end, another consumer must be made."""
     while not reading.done:
         await _pull(client, reading)
         for sequence, stored_ns, headers, body in await reading.batch():
@@ -257,7 +257,7 @@ async def _pull(client: FrameClient, reading: _Reading) -> None:
 
 @contextlib.asynccontextmanager
 async def _consumer(client: FrameClient, reading: _Reading) -> AsyncGenerator[None]:
-    """A consumer that begins where `reading` has got to, with an inbox of its own."""
+    """A consumer that begins at `reading.next_sequence`, with an inbox of its own."""
     name = reading.consumer = f"{reading.consumer_prefix}{uuid.uuid4().hex[:12]}"
     config = {"stream_name": DLQ_STREAM, "config": reading.config(), "action": "create"}
     made = await _request(client, api_consumer_create(DLQ_STREAM, name, reading.subject), config)
@@ -286,7 +286,7 @@ async def _request(
 
 @contextlib.contextmanager
 def _as_not_provisioned() -> Generator[None]:
-    """Turns the error of a missing stream into the one that says what to do about it."""
+    """Turns the error of a missing stream into NotProvisioned, which says what to do about it."""
     try:
         yield
     except JetStreamError as error:

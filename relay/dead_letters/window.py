@@ -1,4 +1,4 @@
-"""Work on many dead letters at a time: as many as a window holds, those of one job one after another."""
+"""Working on many dead letters at a time: as many as a window holds, those of one job one after another."""
 
 import asyncio
 from collections import deque
@@ -10,9 +10,9 @@ from relay.dead_letters.stored import StoredDeadLetter
 WINDOW: Final = 1024
 """How many dead letters may be under way at a time."""
 WINDOW_BYTES: Final = 8 * 1024 * 1024
-"""How many bytes their bodies may have together; one larger than that goes alone.
+"""How many bytes their bodies may have together. A larger one is worked on alone.
 
-Each is in memory three times at most: as it was read, in its request, and on its way to the socket.
+Each body is in memory three times at most: as it was read, in its request, and on its way to the socket.
 """
 
 Work = Callable[[StoredDeadLetter], Coroutine[Any, Any, None]]
@@ -26,9 +26,9 @@ async def for_each(
     window: int = WINDOW,
     window_bytes: int = WINDOW_BYTES,
 ) -> None:
-    """Do `work` on all letters, side by side; on those with the same key one after another, in their order.
+    """Do `work` on all letters: side by side, but one after another and in order if they have the same key.
 
-    If `work` or reading raises, this ends as a TaskGroup does: what is under way is cancelled.
+    If `work` or reading raises, or if this is cancelled, what is under way is cancelled, as in a TaskGroup.
     """
     async with asyncio.TaskGroup() as group:
         in_progress = _Window(group, work, window, window_bytes)
@@ -38,7 +38,7 @@ async def for_each(
 
 
 class _Window:
-    """The letters under way: those that are worked on, and those that wait for others with their key."""
+    """The letters under way: those that are worked on, and those that wait for another one with the same key."""
 
     def __init__(self, group: asyncio.TaskGroup, work: Work, most: int, most_bytes: int) -> None:
         self._group = group
@@ -47,7 +47,7 @@ class _Window:
         self._most_bytes = most_bytes
         self._count = self._bytes = 0
         self._waiting: dict[Hashable, deque[StoredDeadLetter]] = {}
-        """Behind the one that is worked on, by key."""
+        """By key: the letters that wait for the one that is worked on."""
         self._finished = asyncio.Event()
 
     async def wait_for_room(self, letter: StoredDeadLetter) -> None:

@@ -1,4 +1,4 @@
-"""Writing to the dead-letter stream: the update as it was, and why it is there."""
+"""Writing to the dead-letter stream: the original update, and the reason."""
 
 import datetime as dt
 import math
@@ -34,17 +34,17 @@ from relay.nats.err_codes import TOO_LARGE
 from relay.nats.frames import FrameClient
 
 _MAX_ERROR_CHARS: Final = 1000
-"""The Facilitator's complaints can echo a whole update; the update is in the body already."""
+"""Bounded, because an error of the Facilitator can repeat the whole update, which is in the body already."""
 _HEADERS_LEFT_OUT: Final = " (the headers of the original were too large, and were left out)"
 _CONTROL_HEADER_PREFIX: Final = "nats-"
-"""Headers that tell the server what to do with a message, in any case of letters."""
+"""Headers that tell the server what to do with a message, in upper or lower case."""
 _REPLAY_HEADERS: Final = frozenset({REPLAYED_FROM_HEADER, HISTORY_HEADER})
 _UNSAFE_IN_NAME: Final = re.compile(r"[^0-9A-Za-z!#$%&'*+.^_`|~-]")
-"""What nats-py refuses to send, so that such a dead letter could never be written."""
+"""Characters that nats-py refuses to send in names. With them the dead letter could never be written."""
 
 
 class DeadLetterWriter:
-    """Writes dead letters, and knows whether an update has one already."""
+    """Writes dead letters, and finds out whether an update has one already."""
 
     def __init__(self, client: FrameClient, *, write_timeout_s: float = 5.0) -> None:
         self._client = client
@@ -54,24 +54,24 @@ class DeadLetterWriter:
         """Which updates may have a dead letter already; see `look`."""
 
     async def look(self) -> None:
-        """Find out how new the newest dead letter is, for `horizon`: to be called before a lane is driven."""
+        """Find out how new the newest dead letter is, for `horizon`. Call it before a lane is driven."""
         self._index.forget()
         try:
             newest = await self._index.last(DLQ_SUBJECTS)
         except RelayError:
-            newest_s = math.inf  # nobody can tell now, so each update has to be looked up
+            newest_s = math.inf  # unknown now, so each update has to be looked up
         else:
             newest_s = newest.stored_at.timestamp() if newest else -math.inf
         self.horizon.at_start_s = self.horizon.newest_s = newest_s
 
     async def write(self, update: UpdateLike, dead_letter: DeadLetter, attempts: int) -> None:
-        """Store a copy of the update with its reason, and wait until the server has it.
+        """Store a copy of the update with the reason, and wait for the PubAck.
 
-        If it is written again within the stream's duplicate window it is still stored once.
+        If it is written again within the stream's duplicate window, it is still stored only once.
 
         Raises:
-            JetStreamError: the server refused it, for instance because the stream is full.
-            PublishUnconfirmed: it may or may not be stored, as after a cancellation.
+            JetStreamError: the server refused it, for example because the stream is full.
+            PublishUnconfirmed: it may or may not be stored. The same holds after a cancellation.
         """
         carried = _carried(update.headers)
         added = {
@@ -88,7 +88,7 @@ class DeadLetterWriter:
         except JetStreamError as error:
             if error.err_code != TOO_LARGE:
                 raise
-            # Headers that were made safe can be larger than those of the update: better without them than not at all.
+            # Headers that were made safe can be larger than the original ones. If they are too large, leave them out.
             kept = {name: value for name, value in carried.items() if name in _REPLAY_HEADERS}
             added[ERROR_HEADER] += _HEADERS_LEFT_OUT
             await self._store(update, kept | added)
@@ -98,22 +98,22 @@ class DeadLetterWriter:
         subject = dlq_subject(token_of_stored(update.subject))
         ack = await publish_confirmed(self._client, subject, update.body, headers, timeout_s=self._write_timeout_s)
         if ack.duplicate and not ((stored := await self._index.at(ack.sequence)) and stored.is_of(update)):
-            # The status stream was made anew and counts from 1 again: the id was that of an older update.
+            # The status stream was made again and counts from 1 again, so the id was that of an older update.
             headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{round(update.stored_at_s * 1e6)}"}
             await publish_confirmed(self._client, subject, update.body, headers, timeout_s=self._write_timeout_s)
 
     async def holds(self, update: UpdateLike) -> bool:
-        """Whether the update has a dead letter already; ask only if `horizon` allows it, because this is a request.
+        """Whether the update has a dead letter already. It is a request, so ask only if `horizon` says that it may.
 
-        That is so if a worker died before it could terminate the update, or if its consumer was made anew. Raises
-        RelayError if the server gives no answer.
+        It has one if a worker died before it could terminate the update, or if the consumer was deleted and made again.
+        Raises RelayError if the server does not answer.
         """
         return await self._index.holds(update)
 
 
 def _carried(headers: Mapping[str, str]) -> dict[str, str]:
-    """The update's headers as the dead letter has them: safe to send and to show, and without effect on the server."""
-    # Control headers of a replay are the relay's, not the producer's.
+    """The update's headers as the dead letter has them: safe to send and to show, without effect on the server."""
+    # The control headers of a replay come from the relay, not from the producer.
     was_replayed = REPLAYED_FROM_HEADER in headers
     return {
         (ORIGINAL_HEADER_PREFIX if _is_control(name) else "") + _UNSAFE_IN_NAME.sub("_", name): one_line(value)

@@ -1,1 +1,1 @@
-"""`relay doctor`: its checks, by what they look at, and how they are run."""
+"""`relay doctor`: the checks, one module for each thing that they look at, and running them."""

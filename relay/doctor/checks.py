@@ -1,4 +1,4 @@
-"""Running all checks of the doctor: concurrently where possible, each with a time limit, and none stops another."""
+"""Runs all checks of the doctor: concurrently where possible, and each with a time limit. None stops another."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ _log = get_logger(__name__)
 
 _ON_NATS: Final = (PERMISSIONS, TOPOLOGY, *STATE_CHECKS, ACCOUNT)
 CHECKS: Final = (NATS, *_ON_NATS, FACILITATOR)
-"""The checks that `run_checks` makes, in the order of its findings; a check may have several findings."""
+"""The checks that `run_checks` makes, in the order of its findings. A check may have several findings."""
 _CLOSE_TIMEOUT_S: Final = 1.0
 _STATE: Final = "state"
 
@@ -41,12 +41,12 @@ _STATE: Final = "state"
 async def run_checks(
     settings: Settings, authentication: str | None, *, timeout_s: float = 4.0, connect_timeout_s: float = 3.0
 ) -> list[Finding]:
-    """The findings of all CHECKS. Takes at most some 15 seconds.
+    """The findings of all CHECKS. Takes about 15 seconds at most. Cancelling is safe.
 
     Args:
         settings: what to check.
-        authentication: the message that signs in at the Facilitator, if there is a hotkey.
-        timeout_s: the limit for each check at NATS; the one at the Facilitator, with more round trips, has twice that.
+        authentication: the message that signs in at the Facilitator; None without a hotkey.
+        timeout_s: the limit for each check of NATS; twice that for the Facilitator's, which has more round trips.
         connect_timeout_s: the limit for each connection to NATS.
     """
     on_nats, at_facilitator = await asyncio.gather(
@@ -77,7 +77,7 @@ async def _check_servers(settings: NatsSettings, timeout_s: float, connect_timeo
 
 async def _check_relay(client: FrameClient, settings: Settings, timeout_s: float) -> list[Finding]:
     reader = SnapshotReader(client)
-    # The permissions first and alone: a refusal shows as the connection's last error.
+    # Permissions are checked first and alone, because a refusal shows only as the connection's last error.
     permissions = await _isolated(PERMISSIONS, _check_permissions(client, reader), timeout_s)
     found = await asyncio.gather(
         _isolated(TOPOLOGY, check_topology(client, settings.delivery), timeout_s),
@@ -101,7 +101,7 @@ async def _check_state(reader: SnapshotReader) -> list[Finding]:
 
 
 async def _isolated(name: str, check: Coroutine[Any, Any, Finding | list[Finding]], timeout_s: float) -> list[Finding]:
-    """The findings of one check. A check that fails is a finding, too, so that the other checks go on."""
+    """The findings of one check. If the check fails, that is a finding, too, so that the other checks go on."""
     try:
         async with asyncio.timeout(timeout_s):
             found = await check
@@ -109,7 +109,7 @@ async def _isolated(name: str, check: Coroutine[Any, Any, Finding | list[Finding
         return _failed(name, f"it took more than {timeout_s:g} s")
     except (RelayError, nats.errors.Error, OSError) as error:
         return _failed(name, describe(error))
-    except Exception as error:  # noqa: BLE001 - reported with its type; the findings of the others are worth having
+    except Exception as error:  # noqa: BLE001 - it is reported with its type, and the other findings are kept
         _log.exception("a check of the doctor ended unexpectedly", check=name)
         return _failed(name, f"the check broke: {type(error).__name__}, with its traceback on standard error")
     else:

@@ -1,7 +1,7 @@
-"""The checks of the hotkey and of the Facilitator: can it be reached, and does it let this validator in?
+"""The checks of the hotkey and of the Facilitator: can it be reached, and does it accept this validator?
 
-Another sign-in does no harm: a validator may have many connections, and the Facilitator sends its pushes to each of
-them. It routes jobs only to connections that send heartbeats, and this one sends none.
+One more sign-in does no harm: a validator may have many connections, and the Facilitator sends its pushes to each of
+them. It routes jobs only to connections that send heartbeats, and the doctor sends none.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 def check_hotkey(settings: FacilitatorSettings) -> tuple[Finding, str | None]:
     """Whether the hotkey can sign, and the sign-in message made with it; None if there is none.
 
-    Call it before the event loop runs, as `load_signer`.
+    Call it before the event loop runs, like `load_signer`.
     """
     if settings.auth == "none":
         return ok(HOTKEY, "none is used (RELAY_FACILITATOR_AUTH=none)"), None

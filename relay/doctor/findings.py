@@ -1,4 +1,4 @@
-"""What a check of the doctor reports."""
+"""The findings that the checks of the doctor report."""
 
 import enum
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class Level(enum.StrEnum):
     OK = "ok"
     """Updates flow."""
     WARN = "warn"
-    """Updates flow, but somebody should look at it; or the check could not be made."""
+    """Updates flow, but somebody should look at it. Or the check could not be made."""
     FAIL = "fail"
-    """Something stands still, or will."""
+    """Updates do not flow, or soon will not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def unchecked(check: str, why: str) -> Finding:
 
 
 def graded(check: str, value: float, thresholds: tuple[float, float], found: str, remedy: str) -> Finding:
-    """A finding whose level depends on `value`: a warning from the first threshold on, a failure from the second."""
+    """A finding with a level by `value`: a warning from the first threshold on, a failure from the second."""
     warn_from, fail_from = thresholds
     if value < warn_from:
         return ok(check, found)

@@ -1,4 +1,4 @@
-"""The checks of NATS: is each server reachable and suitable, and is all provisioned that the relay needs?"""
+"""The checks of NATS: is each server reachable and suitable, and is everything that the relay needs provisioned?"""
 
 import asyncio
 from typing import Any, Final
@@ -33,7 +33,7 @@ async def open_client(settings: NatsSettings, timeout_s: float) -> FrameClient:
 
 
 async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Finding:
-    """One server of the list: does it let us in, is it new enough, does it run JetStream?"""
+    """One server of the list: does it accept the connection, is it new enough, does it run JetStream?"""
     where = redact_url(url)
     try:
         client = await open_client(settings.model_copy(update={"urls": (url,)}), timeout_s)
@@ -57,7 +57,7 @@ async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Fi
 
 
 def soften_server_failures(findings: list[Finding]) -> list[Finding]:
-    """The findings about all servers: while one server works, the failure of another is only a warning."""
+    """The same findings about all servers, but if one server works, the failure of another is only a warning."""
     if all(finding.level is Level.FAIL for finding in findings):
         return findings
     return [

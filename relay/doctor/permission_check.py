@@ -33,11 +33,11 @@ from relay.nats.permissions import WRONG_STREAM, Permission, missing_permissions
 
 PERMISSIONS: Final = "permissions"
 _NOBODY: Final = "relay-doctor"
-"""In the place of a job's UUID or a worker's id."""
+"""Stands for a job's UUID or a worker's id."""
 
 
 def own_work() -> list[Permission]:
-    """What only the relay does: acknowledge, dead-letter, hold leases."""
+    """The permissions that only the relay needs: to acknowledge, dead-letter and hold leases."""
     return [
         Permission(ack_of_nothing(STATUS_STREAM, lane_consumer(0)), body=b"+WPI"),
         Permission(dlq_subject(_NOBODY), body=b"", headers=WRONG_STREAM),
@@ -46,7 +46,7 @@ def own_work() -> list[Permission]:
 
 
 def needs() -> list[Permission]:
-    """What `relay serve` does, as far as it can be tried without effect.
+    """The permissions that `relay serve` needs, as far as they can be tried without effect.
 
     `job.request.*`, `job.cheated.*` and `job.relayed.*` are left out, because their subscribers would notice.
     """
@@ -71,7 +71,7 @@ def needs() -> list[Permission]:
 
 
 async def check_permissions(client: FrameClient) -> Finding:
-    """Try everything that `needs` lists. Raises nats.errors.Error if the connection is lost meanwhile."""
+    """Try all permissions in `needs`. Raises nats.errors.Error if the connection is lost."""
     wanted = needs()
     missing = await missing_permissions(client, wanted)
     if not missing:

@@ -1,4 +1,4 @@
-"""The checks of a snapshot, without I/O: is every lane driven, how long do updates wait, is anything full."""
+"""The checks of a snapshot, without I/O: is every lane driven, how long do updates wait, is anything full?"""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -16,7 +16,7 @@ FULL: Final = 0.95
 CLOCK_S: Final = 1.0
 PAGE: Final = "docs/debugging.md"
 STATE_CHECKS: Final = (*("workers", "lanes", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),)
-"""The checks that `check_state` makes, in its order."""
+"""The checks that `check_state` makes, in the order of its findings."""
 
 
 def check_state(snapshot: Snapshot) -> list[Finding]:

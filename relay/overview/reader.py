@@ -1,4 +1,4 @@
-"""Reading a snapshot of the relay over NATS alone: streams, lanes, leases, dead letters and the workers' reports."""
+"""Reads a snapshot of the relay, only over NATS: streams, lanes, leases, dead letters and the workers' reports."""
 
 import asyncio
 import contextlib
@@ -40,12 +40,12 @@ _STREAMS: Final = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, L
 
 @dataclass(frozen=True, slots=True)
 class _Permissions:
-    """What this NATS user may do beyond reading JetStream's state."""
+    """What this NATS user may do in addition to reading JetStream's state."""
 
     count_reasons: bool
-    """Make a consumer to count the dead letters by reason."""
+    """Whether it may make a consumer, to count the dead letters by reason."""
     ask_workers: bool
-    """Ask the workers for their reports."""
+    """Whether it may ask the workers for their reports."""
 
 
 class SnapshotReader:
@@ -58,14 +58,14 @@ class SnapshotReader:
         self._permissions: _Permissions | None = None
 
     async def check_permissions(self) -> None:
-        """Find out what this NATS user may read; otherwise the first `read` does it.
+        """Find out what this NATS user may read. If this is not called, the first `read` does it.
 
         Nothing else may use the connection meanwhile. Raises BrokerUnavailable.
         """
         self._permissions = await self._find_permissions()
 
     async def read(self) -> Snapshot:
-        """The state now. Counts by reason and reports are missing if this NATS user may not read them.
+        """The state now. Counts by reason and reports are left out if this NATS user may not read them.
 
         Safe to cancel. Raises NotProvisioned if a stream is missing, BrokerUnavailable, UnsuitableServer and
         JetStreamError as `api_request` does.
@@ -113,7 +113,7 @@ class SnapshotReader:
 
     async def _count_dead_letters(self, total: int, permissions: _Permissions) -> ReasonCounts:
         if permissions.count_reasons:
-            with contextlib.suppress(UnsuitableServer):  # this account has no JetStream API for making consumers
+            with contextlib.suppress(UnsuitableServer):  # this account may not make consumers
                 return await self._reasons.count()
         return ReasonCounts(total)
 

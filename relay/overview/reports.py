@@ -20,9 +20,9 @@ _NO_RESPONDERS: Final = "503"
 
 
 async def gather_reports(client: FrameClient, expected: int, timeout_s: float = REPORT_TIMEOUT_S) -> dict[str, Report]:
-    """The workers' reports by worker: the first `expected`, or those that arrive within `timeout_s`.
+    """The reports, by worker: the first `expected`, or those that arrive within `timeout_s`.
 
-    With `expected` 0 nothing is sent. The reports of workers of another version that cannot be decoded are left out.
+    If `expected` is 0, nothing is sent. Reports of another version that cannot be decoded are left out.
     Safe to cancel. Raises BrokerUnavailable if there is no connection.
     """
     collector = _ReportCollector(expected)

@@ -1,4 +1,4 @@
-"""The state of the relay at one moment, as it can be read over NATS, and what happened between two such moments.
+"""The state of the relay at one moment, as it can be read over NATS, and what happened between two moments.
 
 Ages and durations are in seconds. Ages are measured on the clock of NATS, which stored the updates.
 """
@@ -33,7 +33,7 @@ class LaneSnapshot:
     oldest_s: float | None = None
     """Age of the oldest update that is not settled; None if all are."""
     trouble: str | None = None
-    """Why only the owner is known, in words; None if all is known."""
+    """Why only the owner is known, in words; None if everything is known."""
 
     @property
     def unsettled(self) -> int:
@@ -64,14 +64,14 @@ class Snapshot:
     taken_s: float
     """On the reader's monotonic clock."""
     server_ahead_s: float
-    """How far the clock of NATS is ahead of the reader's; negative if it is behind."""
+    """How far the clock of NATS is ahead of the reader's clock; negative if it is behind."""
     clock_error_s: float
     """The largest possible error of `server_ahead_s`: half of the round trip."""
     lanes: tuple[LaneSnapshot, ...]
     streams: Mapping[str, StreamSnapshot]
     """By name: every stream of the relay."""
     workers: frozenset[str]
-    """Workers that are alive, by the lease bucket."""
+    """Workers that are alive, according to the lease bucket."""
     reports: Mapping[str, Report]
     """By worker; a worker that did not answer is missing."""
     may_ask_workers: bool
@@ -91,7 +91,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Of the durations in an interval; infinite above the histogram's last bound."""
+    """Quantiles of the durations in an interval, in seconds; infinite above the histogram's last bound."""
 
     count: int
     p50_s: float
@@ -123,7 +123,7 @@ def between(before: Snapshot, after: Snapshot) -> Interval:
         name: sum(new.updates.get(name, 0) - old.updates.get(name, 0) for old, new in pairs) for name in OUTCOMES
     }
     earlier = {lane.lane: lane.deliveries for lane in before.lanes}
-    # A consumer or a stream that was made anew counts from 0 again.
+    # A consumer or a stream that was deleted and made again counts from 0.
     deliveries = {
         lane.lane: max(0, lane.deliveries - earlier[lane.lane]) for lane in after.lanes if lane.lane in earlier
     }
@@ -140,9 +140,10 @@ def between(before: Snapshot, after: Snapshot) -> Interval:
 
 
 def quantile(bounds_s: list[float], counts: list[int], share: float) -> float:
-    """The duration that `share` of those counted do not exceed, interpolated linearly within its bucket.
+    """The duration that the fraction `share` of the counted durations does not exceed.
 
-    `counts` is as in Timing, not all zero. Infinite if the duration lies above the last bound.
+    It is interpolated linearly within its bucket, and infinite above the last bound. `counts` is as in Timing, not all
+    zero.
     """
     rank, below = share * sum(counts), 0
     lower_s = 0.0
@@ -158,7 +159,7 @@ def _latency(name: str, pairs: list[tuple[Report, Report]]) -> Quantiles | None:
     both = [(old.timings[name], new.timings[name]) for old, new in pairs if name in old.timings and name in new.timings]
     if not both:
         return None
-    # Workers of another version may have other bounds; their counts cannot be added to these.
+    # Workers of another version may have other bounds. Their counts cannot be added to these.
     bounds_s = both[0][1].bounds_s
     total: Counter[int] = Counter()
     for old, new in both:

@@ -1,11 +1,11 @@
-"""What job runners import: publishing updates so that none is lost. An update is published once it has a PubAck.
+"""What job runners import: publishing updates so that none is lost. An update counts as published with its PubAck.
 
     from relay.producer import JobStatus, JobStatusUpdate, StatusPublisher
 
     async with StatusPublisher("nats://127.0.0.1:4222") as publisher:
         await publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
 
-The relay's server parts are not imported along. Every error is a `RelayError`.
+This does not import the relay's server parts. Every error is a `RelayError`.
 """
 
 from relay.contract.errors import RelayError

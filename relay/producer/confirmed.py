@@ -1,4 +1,4 @@
-"""Publishing once and waiting for the PubAck; message ids; the updates in messages of the channel layer."""
+"""Publishing once and waiting for the PubAck; making message ids; reading updates from channel layer messages."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ _ID_BYTES: Final = 16
 def message_id(update: JobStatusUpdate) -> str:
     """The `Nats-Msg-Id` of an update: 32 hexadecimal digits, the same for the same job, status and metadata.
 
-    How the metadata was written makes no difference: neither the order of its keys, nor whether optional members are
-    left out or null.
+    Differences in writing the metadata do not matter: the order of its keys, and whether optional members are left out
+    or null.
     """
     content = update.model_dump(mode="json", include={"uuid", "status", "metadata"})
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -31,11 +31,11 @@ def message_id(update: JobStatusUpdate) -> str:
 async def publish_update(client: Client, update: JobStatusUpdate, *, timeout_s: float = PUBLISH_TIMEOUT_S) -> PubAck:
     """Publish one update once, over the caller's own connection, and wait until JetStream has stored it.
 
-    Call it for a job's next update only after it has returned, or they may be stored in the wrong order. If it is
+    Call it for a job's next update only after it has returned; otherwise they may be stored in the wrong order. If
     cancelled, the update may or may not be stored.
 
-    Raises PublishUnconfirmed if the update may or may not be stored, after `timeout_s` seconds at most: publish it
-    again, and it is stored once. Raises JetStreamError if the server refuses it.
+    Raises PublishUnconfirmed, after `timeout_s` seconds at most, if the update may or may not be stored. Then publish
+    it again: it is stored only once. Raises JetStreamError if the server refuses the update.
     """
     return await publish_body(client, update.uuid, update.to_json(), message_id=message_id(update), timeout_s=timeout_s)
 
@@ -45,17 +45,17 @@ async def publish_body(
 ) -> PubAck:
     """Publish any bytes as an update of the job `token`, and wait until JetStream has stored them.
 
-    With a `message_id` the body is stored once, however often it is published within the stream's duplicate window
-    of 2 minutes. With None it is stored each time. Cancelling and errors are as with `publish_update`.
+    With a `message_id` the body is stored once, however often it is published within the stream's duplicate window of
+    2 minutes. With None it is stored each time. For cancellation and errors see `publish_update`.
     """
     headers = None if message_id is None else {MSG_ID_HEADER: message_id}
     ack = await publish_confirmed(client, status_subject(token), body, headers, timeout_s=timeout_s)
-    stay_cancelled()  # the caller may have brought a client of nats-py's own
+    stay_cancelled()  # the caller's client may be nats-py's own
     return ack
 
 
 def update_of(message: Mapping[str, Any]) -> JobStatusUpdate:
-    """The update in a message of the channel layer: `{"type": "job_status_update", "payload": {...}}`, or the payload.
+    """The update in a channel layer message: `{"type": "job_status_update", "payload": {...}}`, or only the payload.
 
     Raises pydantic.ValidationError, which names each wrong field.
     """

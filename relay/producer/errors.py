@@ -1,4 +1,4 @@
-"""The errors of a publisher, beside ConfigurationError of `relay.contract.errors`.
+"""The errors of a publisher, in addition to ConfigurationError of `relay.contract.errors`.
 
     RelayError
     ├── JetStreamError
@@ -9,8 +9,8 @@
     ├── PublisherFull           too much waits already: the update was not taken
     └── PublisherClosed         the publisher was closed, perhaps before everything was published
 
-Each message says whether the update is stored, as far as that is known, and what to do. Updates are named as
-`completed of job <uuid>`, also in the attribute `update`.
+Each message says whether the update is stored, as far as that is known, and what to do. Messages and the attribute
+`update` name an update as `completed of job <uuid>`.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from relay.nats.err_codes import STORE_FULL, STREAM_FULL, TOO_LARGE
 _SHOWN: Final = 3
 
 
-class PublishRefused(JetStreamError):  # noqa: N818 - named for what happened, like all errors here
-    """The server refused an update: it is not stored, and the same publish would be refused again.
+class PublishRefused(JetStreamError):  # noqa: N818 - named after what happened, like all errors here
+    """The server refused an update. It is not stored, and the same publish would be refused again.
 
     `err_code` is JetStream's: 10077 if the stream is full, 10054 if the update is too large; see nats/err_codes.py.
     """
@@ -61,7 +61,7 @@ class PublishTimedOut(PublishUnconfirmed):
 
 
 class PublishHeldBack(RelayError):  # noqa: N818
-    """An update was not published, because `earlier`, an update of the same job, was not: `cause` says why."""
+    """An update was not published, because `earlier`, an update of the same job, failed. `cause` says why."""
 
     def __init__(self, update: str, earlier: str, cause: str) -> None:
         self.update = update
@@ -74,7 +74,7 @@ class PublishHeldBack(RelayError):  # noqa: N818
 
 
 class PublisherFull(RelayError):  # noqa: N818
-    """The update was not taken: `waiting` updates of `waiting_bytes` bytes wait already, and no more may."""
+    """The update was not taken, because `waiting` updates of `waiting_bytes` bytes wait and no more are allowed."""
 
     def __init__(self, update: str, waiting: int, waiting_bytes: int, max_updates: int, max_bytes: int) -> None:
         self.update = update

@@ -1,4 +1,4 @@
-"""What a publisher is made with: where NATS is, how to sign in there, and how many updates may wait."""
+"""The options of a publisher: where NATS is, how to sign in there, and how many updates may wait."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ class Limits:
     """How long a publish may take, and how much may wait.
 
     Attributes:
-        timeout_s: seconds from the call to the PubAck, with the wait for the job's earlier updates, for NATS to come
-            back, and every further try. Keep it below the 2 minutes for which JetStream recognises a message id.
+        timeout_s: seconds from the call to the PubAck, including waits for the job's earlier updates and for NATS, and
+            all tries. Keep it below the 2 minutes for which JetStream recognises a message id.
         max_updates: how many updates may be without a PubAck.
-        max_bytes: how many bytes the bodies of these may have in all.
-        close_timeout_s: for how many seconds `close` goes on publishing what waits.
+        max_bytes: how many bytes the bodies of these updates may have in total.
+        close_timeout_s: for how many seconds `close` goes on publishing the updates that wait.
     """
 
     timeout_s: float = 30.0
@@ -38,7 +38,7 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 class Credentials(TypedDict, total=False):
-    """How to sign in to NATS. Each is the relay's setting of that name: `password` is `RELAY_NATS_PASSWORD`."""
+    """How to sign in to NATS. Each key is the relay's setting of that name: `password` is `RELAY_NATS_PASSWORD`."""
 
     user: str
     password: str | SecretStr
@@ -52,7 +52,7 @@ class Credentials(TypedDict, total=False):
 
 
 def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> NatsSettings:
-    """The settings of a connection to `servers`: a sequence of addresses, or one text with commas between them.
+    """The settings of a connection to `servers`: a sequence of addresses, or one string with commas between them.
 
     Raises ConfigurationError for the first argument that is not allowed, and for half of a pair (user and password,
     cert_file and key_file).
@@ -61,7 +61,7 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
     try:
         settings = NatsSettings.model_validate({"urls": addresses, **credentials})
     except ValidationError as error:
-        # The value is not shown: an address, or a file's content given in place of its path, may hold a secret.
+        # The value is not shown, because an address, or a file's content given instead of its path, may hold a secret.
         raise _refusal(str(error.errors(include_context=False, include_input=False)[0]["loc"][0])) from None
     if settings.missing_companion:
         raise _refusal(settings.missing_companion, "")
@@ -69,7 +69,7 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
 
 
 def from_environment(environ: Mapping[str, str] | None) -> tuple[Sequence[str], Credentials]:
-    """Servers and credentials from the RELAY_NATS_* variables of `environ`, or of the process if that is None.
+    """Servers and credentials from the RELAY_NATS_* variables in `environ`; if None, in the process's environment.
 
     Raises ConfigurationError for the first of these variables that is not allowed, and for half of a pair.
     """

@@ -1,4 +1,4 @@
-"""The updates that wait for their PubAcks: bounded, and one job's updates one after another. Nothing here does I/O."""
+"""The updates that wait for their PubAcks: bounded, and those of one job one after another. Without I/O."""
 
 import asyncio
 from collections import deque
@@ -13,12 +13,12 @@ class PendingUpdate:
     """An update that has no PubAck yet.
 
     Attributes:
-        name: what errors and log lines call it: `completed of job <uuid>`.
+        name: its name in errors and log lines: `completed of job <uuid>`.
         job: the job's UUID.
         subject, body, headers: the message to publish.
-        timeout_s: how long the publish may take in all.
-        deadline_s: when that time is over, on the event loop's clock.
-        pub_ack: done with the PubAck, or with the error that says why there is none. The caller may cancel it.
+        timeout_s: how long the publish may take in total.
+        deadline_s: when this time is over, on the event loop's clock.
+        pub_ack: a future of the PubAck, or of the error that says why there is none. The caller may cancel it.
         awaited: whether a caller waits for `pub_ack`. If not, a failure is logged.
     """
 
@@ -34,7 +34,7 @@ class PendingUpdate:
 
     @property
     def size(self) -> int:
-        """Bytes of the body. Headers do not count: they are small and all about the same size."""
+        """Bytes of the body. Headers do not count, because they are small and all about the same size."""
         return len(self.body)
 
 
@@ -45,7 +45,7 @@ class Outbox:
 
     Args:
         max_updates: how many updates it holds at most, those being published included.
-        max_bytes: how many bytes their bodies may have in all.
+        max_bytes: how many bytes their bodies may have in total.
     """
 
     def __init__(self, max_updates: int, max_bytes: int) -> None:
@@ -68,7 +68,7 @@ class Outbox:
         return self._count < self.max_updates and self.bytes + size <= self.max_bytes
 
     def add(self, update: PendingUpdate) -> bool:
-        """Add an update, for which there must be room; returns whether it is its job's head, to be published now."""
+        """Add an update; there must be room for it. Returns whether it is its job's head, to be published now."""
         assert self.has_room(update.size)
         self._count += 1
         self.bytes += update.size
@@ -77,7 +77,7 @@ class Outbox:
         return len(queue) == 1
 
     def published(self, job: str) -> PendingUpdate | None:
-        """Remove the head of `job`, which is published; returns the next one, to be published now."""
+        """Remove the head of `job`, which is published. Returns the job's next update, to be published now."""
         queue = self._jobs[job]
         self._remove(queue.popleft())
         if not queue:
@@ -86,7 +86,7 @@ class Outbox:
         return queue[0]
 
     def failed(self, job: str) -> list[PendingUpdate]:
-        """Remove the head of `job`, which failed, and all later ones of the job; returns these, oldest first."""
+        """Remove the head of `job`, which failed, and the later updates of the job. Returns those, oldest first."""
         queue = self._jobs.pop(job)
         for update in queue:
             self._remove(update)

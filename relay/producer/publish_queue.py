@@ -1,4 +1,4 @@
-"""Publishes updates until each has its PubAck: each job's updates in order, the jobs side by side."""
+"""Publishes updates until each has its PubAck: each job's updates in order, different jobs side by side."""
 
 import asyncio
 import random
@@ -29,7 +29,7 @@ from relay.producer.outbox import Outbox, PendingUpdate
 from relay.producer.reconnector import Reconnector
 
 _TRY_TIMEOUT_S: Final = 5.0
-"""How long one try waits for its PubAck while the connection stands."""
+"""How long one try waits for its PubAck while the connection is up."""
 _BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0, random=random.random)
 _log = get_logger(__name__, guest=True)
 
@@ -47,7 +47,7 @@ class PublishQueue:
         self._closed = False
 
     def add(self, update: JobStatusUpdate, headers: Mapping[str, str], timeout_s: float) -> PendingUpdate:
-        """Take an update, to be published in its turn whether or not a caller waits for its PubAck.
+        """Take an update. It is published in its turn, whether or not a caller waits for its PubAck.
 
         Raises PublisherFull, PublisherClosed.
         """
@@ -122,7 +122,7 @@ class PublishQueue:
                 maybe_stored |= not isinstance(error.__cause__, NoRespondersError)
                 cause = error.cause
             except JetStreamError as error:
-                if error.err_code != NO_LEADER:  # the one refusal that passes by itself
+                if error.err_code != NO_LEADER:  # only this refusal is temporary
                     raise PublishRefused(pending.name, error) from None
                 cause = error.description
             await asyncio.sleep(min(_BACKOFF.delay_s(tries), max(0.0, pending.deadline_s - loop.time())))
@@ -133,7 +133,7 @@ class PublishQueue:
         )
 
     async def _try(self, pending: PendingUpdate) -> PubAck:
-        """Publish once. Raises TimeoutError if there is no connection until the deadline; else as publish_confirmed."""
+        """Publish once. Raises as publish_confirmed, and TimeoutError if there is no connection until the deadline."""
         client = await self._connection.connected(pending.deadline_s)
         left_s = pending.deadline_s - asyncio.get_running_loop().time()
         try:
@@ -151,4 +151,4 @@ def _end(pending: PendingUpdate, error: Exception) -> None:
         _log.error("an update was not published, and nobody waits for it", update=pending.name, error=known)
     if not pending.pub_ack.done():
         pending.pub_ack.set_exception(error)
-        pending.pub_ack.exception()  # marks it as retrieved: asyncio would log it once more
+        pending.pub_ack.exception()  # marks it as retrieved; otherwise asyncio would log it again

@@ -24,16 +24,16 @@ class StatusPublisher:
             pub_ack = await publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
 
     Updates of one job are published one after another, in the order of the calls; jobs do not wait for each other.
-    An update that gets no PubAck is published again, with the same `Nats-Msg-Id`, so that it is stored once, until it
-    has a PubAck or its time is over. When an update cannot be published, those of its job that wait behind it fail as
-    well, so that none of them overtakes it; updates of later calls are published again.
+    An update is published again until it has a PubAck or its time is over, with the same `Nats-Msg-Id`, so that it is
+    stored once. If an update cannot be published, the updates of its job that wait behind it fail as well, so that none
+    of them overtakes it. Updates of later calls are published as usual.
 
-    The first publish makes the connection, and it is made again whenever it is lost. A publisher is used in one event
-    loop at a time; when that loop is closed, it can be used in another one. It is not thread-safe, and must not be used
-    on both sides of a fork: see SyncStatusPublisher.
+    The first publish makes the connection; after a loss it is made again. A publisher is used in one event loop at a
+    time; after that loop is closed, it can be used in another one. It is not thread-safe, and must not be used on both
+    sides of a fork: see SyncStatusPublisher.
 
     Args:
-        servers: addresses of one NATS cluster, `nats://` or `tls://`; a sequence, or one text with commas in between.
+        servers: addresses of one NATS cluster, `nats://` or `tls://`: a sequence, or one string with commas between.
         limits: how long a publish may take, and how many updates may wait.
         credentials: see Credentials.
 
@@ -55,10 +55,10 @@ class StatusPublisher:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> Self:
-        """A publisher for the NATS of the RELAY_NATS_* variables, which are read as the relay itself reads them.
+        """A publisher for the NATS of the RELAY_NATS_* variables, which are read as the relay reads them.
 
-        `environ` takes the place of the process's environment. Raises ConfigurationError for the first of these
-        variables that is not allowed.
+        `environ` replaces the process's environment. Raises ConfigurationError for the first of these variables that is
+        not allowed.
         """
         servers, credentials = from_environment(environ)
         return cls(servers, limits=limits, **credentials)
@@ -66,13 +66,13 @@ class StatusPublisher:
     async def publish(
         self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> PubAck:
-        """Publish an update and wait for its PubAck, which says its sequence and whether it was stored before.
+        """Publish an update and wait for its PubAck, which has its sequence and says whether it was stored before.
 
-        `timeout_s`, in seconds, takes the place of that of the limits. `traceparent` is sent along; if it is None, that
-        of the active OpenTelemetry trace.
+        `timeout_s`, in seconds, replaces that of the limits. `traceparent` is sent with the update; if it is None, that
+        of the active OpenTelemetry trace is sent.
 
-        Cancelling stops the wait, not the update: it is published in its turn, and a failure is logged. It could not be
-        taken back for certain, and the job's later updates must not overtake it.
+        Cancelling ends only the wait: the update is still published in its turn, and a failure is logged. It may have
+        been sent already, and the job's later updates must not overtake it.
 
         Raises PublishTimedOut, PublishRefused, PublishHeldBack, and ConfigurationError for credentials or certificates
         that cannot be used. Raises PublisherFull and PublisherClosed at once.
@@ -84,14 +84,14 @@ class StatusPublisher:
     def submit(
         self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> asyncio.Future[PubAck]:
-        """As `publish`, without the wait. The future gets the PubAck or the error; an error is logged as well.
+        """As `publish`, without waiting. The future gets the PubAck or the error; an error is logged as well.
 
         Raises PublisherFull and PublisherClosed at once.
         """
         return self._add(update, timeout_s, traceparent).pub_ack
 
     async def close(self) -> None:
-        """Publish what waits, for as long as the limits allow, and close the connection, within 5 seconds more.
+        """Publish the updates that wait, within `close_timeout_s`, and close the connection, within 5 seconds more.
 
         Raises PublisherClosed, which names what was not published. It may be called again, also after a cancellation.
         """
@@ -112,7 +112,7 @@ class StatusPublisher:
         except PublisherClosed as unpublished:
             if error is None:
                 raise
-            _log.error(str(unpublished))  # the error from inside the block is raised
+            _log.error(str(unpublished))  # the error from inside the block is raised instead
 
     def _add(self, update: JobStatusUpdate, timeout_s: float | None, traceparent: str | None) -> PendingUpdate:
         if self._closed:

@@ -1,4 +1,4 @@
-"""A thread with an event loop for a PublishQueue, and what becomes of it in a fork and at the end of the program."""
+"""A thread with an event loop for a PublishQueue, and how it ends: in a fork, and at the end of the program."""
 
 import asyncio
 import atexit
@@ -19,7 +19,7 @@ _FLUSH_AT_EXIT_S: Final = 1.0
 _log = get_logger(__name__, guest=True)
 
 fork_lock: Final = threading.RLock()
-"""Held while a thread is started, given work or told to end, and during a fork, so that no child sees half of that."""
+"""Held during a fork, and while a thread is started, given work or ended. So a fork happens in none of these."""
 _running: Final[set["PublisherThread"]] = set()
 _of_parent: Final[list["PublisherThread"]] = []
 
@@ -42,7 +42,7 @@ class PublisherThread:
         _running.add(self)
 
     def call_soon(self, function: Callable[[], R]) -> Future[R]:
-        """Have the event loop call `function`, in the order of the calls; the future has its result or its exception.
+        """Let the event loop call `function`, in the order of these calls. The future gets its result or exception.
 
         The caller must hold `fork_lock`. Raises PublisherClosed.
         """
@@ -60,7 +60,7 @@ class PublisherThread:
         return outcome
 
     def close(self, timeout_s: float) -> list[str]:
-        """Go on publishing for at most `timeout_s`, then end the thread. Returns what was not published. Blocks."""
+        """Go on publishing for at most `timeout_s`, then end the thread. Blocks. Returns what was not published."""
         with fork_lock:
             if self._ended:
                 return []
@@ -74,10 +74,10 @@ class PublisherThread:
             self._loop.close()
 
     def detach_in_child(self) -> None:
-        """In the child of a fork: give up the child's access to the parent's sockets, without sending anything.
+        """In the child of a fork: detach from the parent's sockets without sending anything.
 
-        The child has no such thread, but it has copies of the descriptors, and its selector shares its state with the
-        parent's: unregistering a socket here would stop the parent from hearing it. So each descriptor is pointed at
+        The child does not have the thread, but it has copies of the descriptors, and its selector shares its state with
+        the parent's. Unregistering a socket here would stop events for the parent. So each descriptor is redirected to
         the null device instead, and the objects are kept for ever, so that no destructor unregisters anything.
         """
         self.is_of_parent = True

@@ -1,4 +1,4 @@
-"""A connection to NATS that is made when it is first needed, and made again whenever it is lost."""
+"""A connection to NATS that is made when it is first needed, and made again after each loss."""
 
 import asyncio
 import contextlib
@@ -15,19 +15,19 @@ from relay.nats.connection import close, connect
 
 _BACKOFF: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
 _CLOSE_TIMEOUT_S: Final = 2.5
-"""For each of the two steps of closing; longer than the client of `connect` waits for a socket that does not close."""
+"""For each of the two steps of closing. Longer than the client of `connect` waits for a socket to close."""
 
 
 class Reconnector:
     """The connection of one publisher. It belongs to the event loop in which it is first used.
 
-    nats-py reconnects by itself after a loss. This connects the first time, however long NATS is away, and again when
-    nats-py has closed its client for good.
+    nats-py reconnects by itself after a loss. This class makes the first connection, however long NATS is away, and a
+    new one when nats-py has closed its client for good.
     """
 
     def __init__(self, settings: NatsSettings) -> None:
         self.problem = "there is no connection to NATS yet"
-        """Why there is no connection, for error texts. Meaningless while there is one."""
+        """Why there is no connection, for error texts. Not valid while there is one."""
         self._settings = settings
         self._client: Client | None = None
         self._changed = asyncio.Event()
@@ -60,12 +60,12 @@ class Reconnector:
                     connecting.result()
                 if (client := self._client) is not None and client.is_connected:
                     return client
-                # nats-py knows of a loss and has not reported it yet. It will report when it is connected again.
+                # nats-py has lost the connection and not reported it yet. It will report the reconnect.
                 self._changed.clear()
 
     @contextlib.asynccontextmanager
     async def until_lost(self) -> AsyncGenerator[None]:
-        """End the block with TimeoutError as soon as the connection is lost."""
+        """Cancel the block and raise TimeoutError as soon as the connection is lost."""
         async with asyncio.timeout(None) as timeout:
             self._timeouts.add(timeout)
             try:

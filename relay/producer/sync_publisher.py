@@ -28,16 +28,16 @@ class SyncStatusPublisher:
         with SyncStatusPublisher("nats://127.0.0.1:4222") as publisher:
             pub_ack = publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
 
-    Order, tries, arguments and errors are those of StatusPublisher. Make one for each process and keep it.
+    Order, repeated tries, arguments and errors are those of StatusPublisher. Make one per process and keep it.
 
-    Threads: any number of them may use it. The work is done in a daemon thread, which the first publish starts.
-    `publish` and `close` block the calling thread: in one that runs an event loop, use StatusPublisher.
+    Threads: any number of threads may use it. The work is done in a daemon thread, which the first publish starts.
+    `publish` and `close` block the calling thread; in a thread that runs an event loop, use StatusPublisher.
 
-    Forks: one that was made before a fork works in the parent and in the child, each over a connection of its own.
-    What waits in the parent is published by the parent alone.
+    Forks: a publisher made before a fork works in the parent and in the child, each with its own connection. Updates
+    that wait in the parent are published only by the parent.
 
-    End of the program: without `close`, updates that were submitted are published for one second more, and a log line
-    names those that are lost then. A process that ends by `os._exit`, as children of `multiprocessing` and Celery do,
+    End of the program: without `close`, updates that were submitted are published for one more second, and a log line
+    names those that are lost. A process that ends with `os._exit`, as children of `multiprocessing` and Celery do,
     publishes nothing more.
     """
 
@@ -95,7 +95,7 @@ class SyncStatusPublisher:
         except PublisherClosed as unpublished:
             if error is None:
                 raise
-            _log.error(str(unpublished))  # the error from inside the block is raised
+            _log.error(str(unpublished))  # the error from inside the block is raised instead
 
     def _add(
         self, update: JobStatusUpdate, timeout_s: float | None, traceparent: str | None, *, awaited: bool
@@ -103,7 +103,7 @@ class SyncStatusPublisher:
         headers = trace_headers(traceparent)
         time_s = self._limits.timeout_s if timeout_s is None else timeout_s
         pub_ack: concurrent.futures.Future[PubAck] = concurrent.futures.Future()
-        pub_ack.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+        pub_ack.set_running_or_notify_cancel()  # now it can no longer be cancelled
 
         def add() -> None:
             pending = queue.add(update, headers, time_s)

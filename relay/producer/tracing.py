@@ -11,9 +11,9 @@ _log = get_logger(__name__, guest=True)
 
 
 def trace_headers(traceparent: str | None) -> dict[str, str]:
-    """The header for `traceparent`, or if that is None for the active OpenTelemetry trace; empty if there is none.
+    """The header for `traceparent`; if that is None, for the active OpenTelemetry trace. Empty if there is none.
 
-    Never raises: a malformed `traceparent` is logged and left out, because it is no reason not to publish.
+    Never raises. A malformed `traceparent` is logged and left out, because the update must be published all the same.
     """
     if traceparent is None:
         traceparent = _active()
@@ -24,7 +24,7 @@ def trace_headers(traceparent: str | None) -> dict[str, str]:
 
 
 def _active() -> str | None:
-    # A trace can be active only if the program has imported OpenTelemetry. All other programs are spared the import.
+    # A trace can be active only if the program has imported OpenTelemetry, so other programs need not import it.
     if "opentelemetry.trace" not in sys.modules:
         return None
     from opentelemetry.trace import get_current_span  # noqa: PLC0415

@@ -1,1 +1,1 @@
-"""How far a job's updates got, for whoever asks over NATS."""
+"""Answers questions over NATS about the status of a job and the progress of its updates."""

@@ -1,10 +1,10 @@
-"""Answers requests about jobs: reads what is stored of a job and how far each update got, and makes the reply.
+"""Answers requests about jobs: reads a job's updates and how far each of them got, and makes the reply.
 
     what the lane's owner knows ──► the job's updates ──► it is certain about all of them: done
                                                       └─► otherwise the job's dead letters ──► the updates again
 
-progress_sources.py says why in this order. If the owner does not know, the server is asked, and then dead letters and
-updates are read once more.
+progress_sources.py says why the order matters. If the owner does not know, the server is asked, and then dead letters
+and updates are read once more.
 """
 
 import base64
@@ -30,17 +30,17 @@ R = TypeVar("R", QueryRequest, HistoryRequest)
 BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
 _OVERHEAD_BYTES: Final = 2048
-"""What a reply needs beside its updates, and NATS beside the reply."""
+"""Bytes that a reply needs in addition to its updates, and NATS in addition to the reply."""
 _NO_REASON: Final = "unknown"
-"""Of a dead letter that has none, because another program wrote it."""
+"""The reason given for a dead letter without one, which another program wrote."""
 _NULL: Final = Raw(b"null")
 _MOST_ECHO_CHARS: Final = 60
 _CLOCK_SKEW_S: Final = 60.0
-"""By how much the clocks of two servers may differ. In doubt an update counts as dead-lettered, not as acknowledged."""
+"""How much the clocks of two servers may differ. If in doubt, an update counts as dead-lettered."""
 
 
 class QueryError(Exception):
-    """A request that cannot be answered: a status code as in HTTP, and the reason for the client to read."""
+    """A request that cannot be answered: a status code as in HTTP, and the reason, which the client gets."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code = code
@@ -50,14 +50,14 @@ class QueryError(Exception):
 
 @dataclass(slots=True)
 class _Page:
-    """Updates as they were read last, and what is known of them."""
+    """Updates as they were last read, and what is known about them."""
 
     sources: dict[int, OwnerProgress | ServerProgress]
-    """By lane."""
+    """By lane: what its owner or the server knows."""
     updates: list[StoredMessage] = field(default_factory=list[StoredMessage])
     next: int | None = None
     dead_letters: Sequence[StoredDeadLetter] = ()
-    """Of the job, oldest first."""
+    """The job's dead letters, oldest first."""
     has_all_dead_letters: bool = True
     """False if `dead_letters` has only the job's last one."""
 
@@ -66,7 +66,7 @@ class _Page:
         return Known.UNKNOWN if source is None else source.known(update)
 
     def dead_letter(self, update: StoredMessage) -> StoredDeadLetter | None:
-        """The one that the update became. One that is older names an update of a stream that was deleted."""
+        """The update's dead letter. One that is older than the update names an update of a stream that was deleted."""
         return next(
             (
                 letter
@@ -89,13 +89,13 @@ class _Page:
 
     @property
     def unknown_lanes(self) -> set[int]:
-        """The lanes about which the server has to be asked."""
+        """The lanes that the server has to be asked about."""
         return {lane_of_stored(update.subject) for update in self.updates if self.known(update) is Known.UNKNOWN}
 
     @property
     def needs_all_dead_letters(self) -> bool:
-        """Whether an update counts as acknowledged whose dead letter may be among those that were not read."""
-        # A dead letter older than the update came before it, and so did all dead letters before that one.
+        """Whether the dead letter of an update that counts as acknowledged may be among those not yet read."""
+        # If the oldest dead letter that was read is older than the update, all dead letters before it are, too.
         return not self.has_all_dead_letters and any(
             self.progress(update) is UpdateProgress.ACKNOWLEDGED
             and not all(_is_older(letter, update) for letter in self.dead_letters)
@@ -104,7 +104,7 @@ class _Page:
 
 
 _Read = Callable[[_Page], Awaitable[None]]
-"""Reads the updates of a page anew."""
+"""Reads the updates of a page again."""
 
 
 class Answers:
@@ -112,7 +112,7 @@ class Answers:
 
     Args:
         lanes: the number of lanes.
-        max_payload: how many bytes a message may have now.
+        max_payload: returns how many bytes a message may have now.
     """
 
     def __init__(self, archive: Archive, sources: ProgressSources, lanes: int, max_payload: Callable[[], int]) -> None:
@@ -122,7 +122,7 @@ class Answers:
         self._max_payload = max_payload
 
     async def latest(self, job: str, request: bytes) -> bytes:
-        """The job's last update, as an UpdateReply. Raises QueryError, and RelayError if NATS cannot tell now."""
+        """The job's last update, as an UpdateReply. Raises QueryError, and RelayError if NATS does not answer."""
         wanted = _decode_request(job, request, QueryRequest)
 
         async def read(page: _Page) -> None:
@@ -135,7 +135,7 @@ class Answers:
         return _encode_update(job, page, page.updates[0], self._room, metadata=wanted.metadata)
 
     async def history(self, job: str, request: bytes) -> bytes:
-        """The job's updates, as a HistoryReply. Raises QueryError, and RelayError if NATS cannot tell now."""
+        """The job's updates, as a HistoryReply. Raises QueryError, and RelayError if NATS does not answer."""
         wanted = _decode_request(job, request, HistoryRequest)
 
         async def read(page: _Page) -> None:
@@ -163,7 +163,7 @@ class Answers:
         return page
 
     async def _read_dead_letters(self, job: str, page: _Page, read: _Read) -> None:
-        """Read dead letters, then the updates again. Mostly the last dead letter is enough."""
+        """Read dead letters, then the updates again. Usually the last dead letter is enough."""
         last = await self._archive.last_dead_letter(job)
         page.dead_letters, page.has_all_dead_letters = ([], True) if last is None else ([last], False)
         await read(page)
@@ -180,7 +180,7 @@ class Answers:
         while after < last.sequence:
             found = await self._archive.next_update(job, after)
             if found is None:
-                return  # removed meanwhile
+                return  # the rest were removed meanwhile
             size += len(found.body)
             if page.updates and (len(page.updates) == wanted.limit or size > most):
                 page.next = after
@@ -197,12 +197,12 @@ class Answers:
 
 
 def _is_older(letter: StoredDeadLetter, update: StoredMessage) -> bool:
-    """Whether a dead letter was stored before the update was, however far apart the clocks of the two servers are."""
+    """Whether a dead letter was stored before the update, even if the servers' clocks differ by `_CLOCK_SKEW_S`."""
     return letter.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S)
 
 
 def _encode_update(job: str, page: _Page, update: StoredMessage, room: int, *, metadata: bool) -> bytes:
-    """The UpdateReply, with its body if `metadata`; null in place of the body if it would not fit into `room` bytes."""
+    """The UpdateReply, with the body if `metadata`. The body is null if it would not fit into `room` bytes."""
     reply = _update_reply(job, page, update, metadata=metadata)
     encoded = msgspec.json.encode(reply)
     if len(encoded) < room:
@@ -240,7 +240,7 @@ def _decode_request(job: str, request: bytes, kind: type[R]) -> R:
         return kind()
     try:
         return msgspec.json.decode(request, type=kind)
-    except msgspec.DecodeError as error:  # a ValidationError is one as well
+    except msgspec.DecodeError as error:  # ValidationError is a DecodeError
         raise QueryError(BAD_REQUEST, f"the request cannot be read: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""What the streams hold about a job, and how far its lane is settled.
+"""Reads what the streams hold about a job, and how far its lane is settled.
 
 The leaders of streams and consumers are asked, so that the last write is always seen.
 """
@@ -22,7 +22,7 @@ from relay.nats.messages import StoredMessage, find_message
 from relay.topology.consumer_state import find_consumer_state
 
 _TIMEOUT_S: Final = 1.0
-"""How long to wait for a leader. One that has just died never answers; the next one answers at once."""
+"""How long to wait for a leader. One that has just died never answers; the next leader answers at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class AckFloor:
 
     sequence: int
     told_at_s: float
-    """When the server said so: Unix time, on the server's clock."""
+    """When the server said so: Unix time in seconds, on the server's clock."""
 
 
 class Archive:
-    """Reads what answers are made of. Every method raises RelayError if NATS cannot tell now, and may be cancelled."""
+    """Reads what answers are made of. Methods raise RelayError if NATS does not answer. Cancelling them is safe."""
 
     def __init__(self, client: Requester) -> None:
         self._client = client
@@ -60,7 +60,7 @@ class Archive:
         while after < last.sequence:
             message = await self._find(DLQ_STREAM, {"next_by_subj": dlq_subject(job), "seq": after + 1})
             if message is None:
-                break  # replayed or purged meanwhile
+                break  # the rest were replayed or purged meanwhile
             after = message.sequence
             found.append(StoredDeadLetter.of(message))
         return found
@@ -71,7 +71,7 @@ class Archive:
         return None if state is None else AckFloor(state.ack_floor, state.told_at_s)
 
     async def has_given_up(self, lane: int) -> bool:
-        """Whether JetStream gave up on updates of the lane whose dead letters may still have to be written."""
+        """Whether JetStream gave up on updates of the lane and their dead letters may not be written yet."""
         return await self._find(ADVISORY_STREAM, {"last_by_subj": advisory_subject(lane_consumer(lane))}) is not None
 
     async def _find(self, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:

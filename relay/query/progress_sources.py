@@ -4,13 +4,14 @@
     the owner is another worker ──── relay.lane.<n> ─────► that worker's memory
     there is no owner, or it does not know ──────────────► the ack floor of the lane's consumer
 
-An owner knows what became of the updates that it settled itself. Other updates that it does not have at hand, and
-those below the ack floor, have left the consumer. That may be because JetStream gave up on them; then an advisory is
-stored until their dead letters are written. So none of these updates counts as settled while there are advisories.
+An owner knows how the updates ended that it settled itself. Other updates have left the consumer if the owner does not
+have them at hand, or if they are below the ack floor. They may have left it because JetStream gave up on them; then an
+advisory is stored until their dead letters are written. So none of these updates counts as settled while there are
+advisories.
 
-For these updates the order of reading matters: first the source, then dead letters, then the update itself. A dead
-letter is written before its update is settled, and an update is removed before its dead letter is. Only in this order
-does "settled, and no dead letter" mean that the Facilitator has acknowledged the update.
+For these updates the order of reading matters: first the owner or the server, then dead letters, then the update. A
+dead letter is written before its update is settled, and an update is removed before its dead letter is. Only with this
+order does "settled, and no dead letter" mean that the Facilitator has acknowledged the update.
 """
 
 import enum
@@ -29,9 +30,9 @@ from relay.nats.messages import StoredMessage
 from relay.query.archive import AckFloor, Archive
 
 _OWNER_TIMEOUT_S: Final = 0.5
-"""How long to wait for a lane's owner, which may have died a moment ago."""
+"""How long to wait for a lane's owner. Short, because the owner may have just died."""
 _ALL_SETTLED: Final = AckFloor(2**63, math.inf)
-"""Of a lane beyond the number of lanes: provisioning lowers that number only when such lanes are settled."""
+"""For a lane above the number of lanes: provisioning removes lanes only when they are settled."""
 
 
 class ProgressRequest(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class Known(enum.Enum):
     UNCERTAIN = enum.auto()
     """It is dead-lettered if it has a dead letter; otherwise it counts as pending."""
     UNKNOWN = enum.auto()
-    """The lane's owner does not know. The server may."""
+    """The lane's owner does not know. The server may know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class OwnerProgress:
 
 @dataclass(frozen=True, slots=True)
 class ServerProgress:
-    """How far a lane's consumer was when the server was asked; without a consumer nothing is known."""
+    """How far a lane's consumer was when the server was asked. Without a consumer nothing is known."""
 
     ack_floor: AckFloor | None
     given_up: bool
@@ -97,7 +98,7 @@ class ProgressSources:
     """Asks how far updates got.
 
     Args:
-        own: what this worker knows of a job in a lane; None if it is not the lane's owner.
+        own: returns what this worker knows about a job in a lane; None if it is not the lane's owner.
         lanes: the number of lanes.
     """
 
@@ -109,11 +110,11 @@ class ProgressSources:
         self._own = own
         self._lanes = lanes
         self._nothing_given_up: dict[int, float] = {}
-        """By lane, the `since_s` of an owner. What was delivered before that owner came is not pending any more, so
-        once JetStream has given up on none of it, it never will."""
+        """By lane: the `since_s` of an owner that inherited no update that JetStream had given up on. JetStream cannot
+        give up on the inherited updates later either, because they are no longer pending."""
 
     async def owner(self, lane: int, job: str) -> OwnerProgress | ServerProgress:
-        """What the lane's owner knows of a job; what the server knows if there is no owner. Raises RelayError."""
+        """What the lane's owner knows about a job, or the server if there is no owner. Raises RelayError."""
         progress = self._own(lane, job) or await self._ask_owner(lane, job)
         if progress is None:
             return await self.server(lane)
@@ -125,7 +126,7 @@ class ProgressSources:
         return OwnerProgress(progress, given_up)
 
     async def server(self, lane: int) -> ServerProgress:
-        """What the server knows. Raises RelayError."""
+        """What the server knows about a lane. Raises RelayError."""
         floor = await self._archive.ack_floor(lane)
         if floor is None and lane >= self._lanes:
             return ServerProgress(_ALL_SETTLED, given_up=False)

@@ -1,7 +1,7 @@
 """Requests and replies on `job.query.<uuid>` and `job.history.<uuid>`, as JSON.
 
-A new field of a reply goes into UpdateReply, into `_update_reply` of answers.py, which fills it, and into the table of
-subjects.md, which tests/docs/test_subjects_md.py compares with UpdateReply.
+A new field of a reply is added in three places: UpdateReply; `_update_reply` in answers.py, which fills it; and the
+table in subjects.md, which tests/docs/test_subjects_md.py compares with UpdateReply.
 """
 
 from enum import StrEnum
@@ -10,14 +10,14 @@ from typing import Annotated, Final
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 MOST_UPDATES: Final = 200
-"""In one reply on `job.history.<uuid>`."""
+"""How many updates one reply on `job.history.<uuid>` has at most."""
 
 
 class UpdateProgress(StrEnum):
     """How far an update got."""
 
     PENDING = "pending"
-    """It is not settled, or nobody knows for certain that it is."""
+    """It is not settled, or it is not certain that it is."""
     ACKNOWLEDGED = "acknowledged"
     """The Facilitator has acknowledged it."""
     DEAD_LETTERED = "dead_lettered"
@@ -25,19 +25,19 @@ class UpdateProgress(StrEnum):
 
 
 class QueryRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A request on `job.query.<uuid>`. An empty request has the defaults."""
+    """A request on `job.query.<uuid>`. An empty request means the defaults."""
 
     metadata: bool = False
-    """Whether the reply is to have the update's body."""
+    """Whether the reply includes the update's body."""
 
 
 class HistoryRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A request on `job.history.<uuid>`. An empty request has the defaults."""
+    """A request on `job.history.<uuid>`. An empty request means the defaults."""
 
     metadata: bool = False
-    """Whether the reply is to have the updates' bodies."""
+    """Whether the reply includes the updates' bodies."""
     after: Annotated[int, Meta(ge=0)] = 0
-    """Only updates with a higher sequence: `next` of the reply before."""
+    """Only updates with a higher sequence are returned. Give `next` of the previous reply to go on."""
     limit: Annotated[int, Meta(ge=1, le=MOST_UPDATES)] = 100
 
 
@@ -50,18 +50,18 @@ class UpdateReply(Struct, frozen=True, kw_only=True):
     terminal: bool
     """Whether the job ends with this status."""
     sequence: int
-    """In JOB_STATUS."""
+    """Its sequence in JOB_STATUS."""
     published: str
     """When JOB_STATUS stored it: RFC 3339, UTC."""
     progress: UpdateProgress
     reason: str | None = None
-    """If it is dead-lettered: its `Relay-Reason`."""
+    """The dead letter's `Relay-Reason`; null if the update is not dead-lettered."""
     dead_letter: int | None = None
-    """If it is dead-lettered: its sequence in JOB_DLQ."""
+    """The dead letter's sequence in JOB_DLQ; null if the update is not dead-lettered."""
     unreadable: str | None = None
-    """Why the body cannot be read."""
+    """Why the body cannot be read; null if it can."""
     body: Raw | UnsetType = UNSET
-    """If asked for: the update as the Facilitator gets it; a body that cannot be read, as text in base64.
+    """The update as the Facilitator gets it, or as text in base64 if it cannot be read. Left out unless requested.
 
     Null if the reply would be too large for NATS with it.
     """
@@ -74,4 +74,4 @@ class HistoryReply(Struct, frozen=True):
     updates: list[Raw]
     """Each is an UpdateReply."""
     next: int | None
-    """What to send as `after` to get the updates that follow; null if these are the last."""
+    """The `after` of the request for the updates that follow; null if there are none."""

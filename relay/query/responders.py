@@ -1,4 +1,4 @@
-"""What a worker tells other processes: about each of its lanes on `relay.lane.<n>`, about itself on `relay.report`."""
+"""What a worker answers to other processes: on `relay.lane.<n>` about its lanes, on `relay.report` about itself."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -18,11 +18,11 @@ from relay.query.progress_sources import ProgressRequest
 
 
 class ReportingDriver:
-    """A driver that answers on `relay.lane.<n>` for as long as it drives the lane.
+    """A lane driver that also answers on `relay.lane.<n>` while it drives the lane.
 
     Args:
         driver: drives the lane.
-        progress: what the driver knows of a job in a lane; None if it does not drive the lane.
+        progress: returns what the driver knows about a job in a lane; None if it does not drive the lane.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ async def _answering(client: FrameClient, subject: str, answer: Callable[[bytes]
     async def respond(message: Msg) -> None:
         if not message.reply:
             return
-        # A worker that gets no reply asks the server instead.
+        # A worker that gets no reply asks the NATS server instead.
         with suppress(msgspec.DecodeError, RecursionError, nats.errors.Error):
             await client.publish(message.reply, msgspec.json.encode(answer(message.data)))
 

@@ -1,7 +1,7 @@
 """The NATS micro service `job-status`: every worker runs it, and NATS gives each request to one of them.
 
-nats-py's Service only announces it to tools that look for services. It would handle the requests of an endpoint one
-after another; here each request has a task, up to a limit.
+nats-py's Service is used only to announce it to tools that look for services. It would handle the requests of an
+endpoint one after another; here each request has a task, up to a limit.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from relay.query.answers import Answers, QueryError
 _log = get_logger(__name__)
 
 Answer = Callable[[str, bytes], Awaitable[bytes]]
-"""Makes the reply for a job and a request; raises QueryError or RelayError if there is none."""
+"""Makes the reply to a request about a job. Raises QueryError or RelayError if there is none."""
 
 _TOO_MANY_REQUESTS: Final = 429
 _INTERNAL_ERROR: Final = 500
@@ -41,7 +41,7 @@ _MOST_ERROR_CHARS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class EndpointLimits:
-    """How many requests are answered side by side, how many more may wait, and how long one may take with its wait."""
+    """How many requests are answered at a time, how many more may wait, and how long one may take, wait included."""
 
     concurrent: int
     waiting: int
@@ -50,15 +50,15 @@ class EndpointLimits:
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """The limits of both endpoints, and how long a worker that ends still answers."""
+    """The limits of both endpoints, and how long a worker that stops still answers."""
 
     query: EndpointLimits = EndpointLimits(concurrent=32, waiting=1000, timeout_s=2.0)
     history: EndpointLimits = EndpointLimits(concurrent=4, waiting=250, timeout_s=5.0)
-    """A history takes many reads one after another. Few at a time, so that they do not slow updates down."""
+    """A history takes many reads one after another. Few are made at a time, so that they do not slow updates down."""
     last_requests_s: float = 0.5
-    """For requests that were sent to the worker before it ended to arrive."""
+    """How long a worker that stops waits for requests that were sent to it before."""
     last_answers_s: float = 0.5
-    """For the answers that were begun."""
+    """How long a worker that stops waits for answers that it has begun."""
 
 
 _USUAL_LIMITS: Final = ServiceLimits()
@@ -81,10 +81,10 @@ class Endpoint:
         self._busy_ns = 0
 
     def take(self, subject: bytes, reply: bytes, _headers: bytes, request: bytes) -> None:
-        """Begin to answer a request."""
+        """Start to answer a request, or refuse it if there are too many."""
         self._requests += 1
         if not reply:
-            return  # nobody waits for an answer
+            return  # no answer is wanted
         if len(self._tasks) == self._limits.concurrent + self._limits.waiting:
             reason = f"{len(self._tasks)} requests are under way in this worker: ask again, and fewer at a time"
             self._refuse(reply, _TOO_MANY_REQUESTS, reason)
@@ -94,7 +94,7 @@ class Endpoint:
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait at most `timeout_s` for the answers that were begun, and cancel the others; so does cancelling this."""
+        """Wait at most `timeout_s` for the answers that were begun, then cancel the rest; so does a cancellation."""
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=timeout_s)
@@ -132,7 +132,7 @@ class Endpoint:
             cause = error.cause if isinstance(error, BrokerUnavailable) else str(error)
             self._refuse(reply, _UNAVAILABLE, f"NATS cannot tell now ({cause}): ask again")
         except Exception:  # noqa: BLE001 - a bug of ours
-            # It must not end a worker that relays, and internals are not for clients to see.
+            # A bug here must not end a worker that relays updates, and clients must not see internals.
             _log.exception("a status request failed", subject=subject)
             self._refuse(reply, _INTERNAL_ERROR, "the relay failed over this request; its log says why")
         else:
@@ -143,12 +143,12 @@ class Endpoint:
     def _refuse(self, reply: bytes, code: int, reason: str) -> None:
         self._errors += 1
         self._last_error = f"{code}:{reason}"
-        # A header has one line of ASCII.
+        # The value of a header is one line of ASCII.
         text = one_line(reason[:_MOST_ERROR_CHARS]).encode("ascii", "backslashreplace").decode("ascii")
         self._respond(reply, b"", {ERROR_HEADER: text, ERROR_CODE_HEADER: str(code)})
 
     def _respond(self, reply: bytes, answer: bytes, headers: Mapping[str, str] | None = None) -> None:
-        with suppress(nats.errors.Error):  # there is no connection: the client asks again
+        with suppress(nats.errors.Error):  # without a connection the client gets no answer, and asks again
             self._client.write(publication(reply, answer, headers=headers))
 
 
@@ -156,10 +156,10 @@ class StatusService:
     """Serves `job.query.*` and `job.history.*`.
 
     Args:
-        make_answers: makes the Answers, which are to send their own requests through the given client.
+        make_answers: makes the Answers, which send their own requests through the given client.
         worker: the worker's id, shown by `nats micro info`.
-        version: of the relay.
-        on_serving: called when the service is subscribed.
+        version: the relay's version.
+        on_serving: called when the service has subscribed.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class StatusService:
 
     async def run(self) -> None:
         """Answer until cancelled; then finish the answers that were begun, within about a second."""
-        # These errors mean that the client was closed for good, which ends the relay elsewhere.
+        # These errors mean that the client was closed for good. Other code then ends the relay.
         with suppress(nats.errors.Error):
             async with pipelined(self._client) as pipeline:
                 await self._serve(pipeline)
@@ -205,7 +205,7 @@ class StatusService:
             await asyncio.gather(*(each.finish(self._limits.last_answers_s) for each in (query, history)))
 
     async def _begin(self, service: Service) -> None:
-        # These errors mean that NATS is away. The client subscribes when it is back, or is closed for good.
+        # These errors mean that NATS is away. The client subscribes after its reconnect, or is closed for good.
         with suppress(nats.errors.Error):
             await service.start()  # when it returns, the server knows of all subscriptions
 
@@ -220,7 +220,7 @@ class StatusService:
 
 
 class _Announcement(Service):
-    """Announces endpoints that nats-py does not run; its Service can be told of them only by overriding methods."""
+    """Announces endpoints that nats-py does not run. This is possible only by overriding methods of its Service."""
 
     def __init__(self, client: FrameClient, config: ServiceConfig, endpoints: Sequence[Endpoint]) -> None:
         super().__init__(client, config)
@@ -234,7 +234,7 @@ class _Announcement(Service):
 
 
 async def _unsubscribe(service: Service, subscriptions: Sequence[Subscription], timeout_s: float) -> None:
-    """Take no more requests than those that were sent before and arrive within `timeout_s`."""
+    """End the subscriptions. Requests that were sent before are still taken if they arrive within `timeout_s`."""
     with suppress(nats.errors.Error, TimeoutError):
         async with asyncio.timeout(timeout_s):
             await service.stop()
