@@ -1,12 +1,11 @@
-"""A long run of good and bad updates, and what becomes of the relay's memory.
+"""A long run of good and bad updates: checks that each ends as it must, and that the relay's memory does not grow.
 
     python -m tests.faults.soak [--updates 1000000] [--minutes 20] [--seed 1] [--json FILE]
 
-Through a real nats-server, `relay serve` as a process of its own, and the fast sink of the benchmarks. Each good
-update carries its number where the sink looks for a time, so that all of them are known one by one at the end. The
-exit code is 1 if anything was lost, reordered, dead-lettered without need or for another reason than its own, left
-unsettled, or if the relay's memory grew. What the relay complained of is only told: on a machine that is busy with
-other work a nats-server may answer late.
+It uses a real nats-server, `relay serve` as a process of its own, and the fast sink of the benchmarks. Each good
+update carries its number where the sink looks for a time, so that each one is known at the end. The exit code is 1 if
+an update was lost, reordered, left unsettled, or dead-lettered wrongly or for a wrong reason, or if the relay's memory
+grew. Errors in the relay's log are only printed: nats-server may answer late on a machine that is busy with other work.
 """
 
 import argparse
@@ -47,13 +46,13 @@ from relay.nats.frames import FrameClient
 from relay.observability import logs
 
 LIVE_JOBS: Final = 1000
-"""How many jobs have updates under way at a time."""
+"""How many jobs have unfinished updates at a time."""
 BAD_ONE_IN: Final = 20
 SAMPLES: Final = 40
 MOST_GROWTH_MIB: Final = 16.0
-"""By how much the median of the later samples may lie above that of the earlier ones, the start left out.
+"""How much the median of the later samples may exceed that of the earlier ones, without the start.
 
-A stall of the machine fills the lanes, and what that takes stays with the process: some 5 MiB, once.
+When the machine stalls, the lanes fill, and the process keeps the memory for that: once, about 5 MiB.
 """
 _BATCH: Final = 50
 _OUTSTANDING: Final = 1000
@@ -64,7 +63,7 @@ _WARM_UP: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One publish. `doom` is why it must become a dead letter; None if it must arrive."""
+    """One publish. `doom` is the reason for which it must be dead-lettered; None if it must arrive."""
 
     number: int
     job: str
@@ -74,7 +73,7 @@ class Parcel:
 
 @dataclass(slots=True)
 class Account:
-    """What was published, as far as it is yet: the job of each update, and which are doomed. Numbers count from 1."""
+    """What has been published so far: the job of each update, and which must be dead-lettered. Numbers count from 1."""
 
     jobs: "array[int]" = field(default_factory=lambda: array("Q", [0]))
     dooms: dict[int, Reason] = field(default_factory=dict[int, Reason])
@@ -97,7 +96,7 @@ class Sample:
 
 
 def parcels(seed: int, account: Account) -> Iterator[Parcel]:
-    """Random updates of ever new jobs, without end; each is entered in `account` as it is made."""
+    """Random updates of new jobs, without end; each is recorded in `account` when it is made."""
     rng = Random(seed)
     live: list[tuple[str, int]] = [("", len(_STATUSES))] * LIVE_JOBS
     while True:
@@ -116,7 +115,7 @@ def parcels(seed: int, account: Account) -> Iterator[Parcel]:
 
 
 def _vary(rng: Random, job: str, good: bytes) -> bytes:
-    """An update that means the same, written or filled in another way."""
+    """The same update, written or filled in differently."""
     match rng.randrange(10):
         case 0:
             return b'{"type":"job_status_update","payload":' + good + b"}"
@@ -133,7 +132,7 @@ def _vary(rng: Random, job: str, good: bytes) -> bytes:
 
 
 def _spoil(rng: Random, job: str, good: bytes) -> tuple[Reason, bytes]:
-    """The update with something in it that the Facilitator must not see, and what that is."""
+    """The update with a fault because of which it must be dead-lettered, and the reason."""
     other = str(UUID(int=rng.getrandbits(128), version=4))
     return rng.choice(
         (
@@ -153,9 +152,9 @@ def _spoil(rng: Random, job: str, good: bytes) -> tuple[Reason, bytes]:
 
 
 def publish(url: str, wanted: Iterator[Parcel], rate_per_s: float) -> None:
-    """Publish all, in order and at a steady rate. Raises ConnectionError if any was not stored.
+    """Publish all, in order and at a steady rate. Raises ConnectionError if an update was not stored.
 
-    Blocking, for a thread: at this volume a client library would take the core that the relay needs.
+    It blocks, and so belongs in a thread: a client library would use the processor time that the relay needs.
     """
     with closing(UpdateLine(url, confirmed=True)) as line:
         began_s = time.monotonic()
@@ -178,7 +177,7 @@ def _await_acks(line: UpdateLine, at_most: int) -> None:
 
 
 class DeadLetterCount:
-    """How many dead letters have been written, heard as they are."""
+    """Counts dead letters while they are written."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -193,7 +192,7 @@ class DeadLetterCount:
         await client.flush()
 
     async def wait(self, count: int, timeout_s: float) -> None:
-        """Until there are `count`, or the time is over: what is missing shows in the end."""
+        """Return when there are `count`, or after `timeout_s`; what is missing is reported at the end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._count < count:
@@ -211,7 +210,7 @@ async def connected(settings: Settings) -> AsyncIterator[FrameClient]:
 
 
 async def soak(updates: int, minutes: float, seed: int) -> dict[str, Any]:
-    """The whole run; `problems` of the result is empty if it went well."""
+    """Do the whole run; `problems` in the result is empty if it went well."""
     account = Account()
     async with scene(RELAY, LIVE_JOBS) as place:
         settings = load_settings(place.environment, None)
@@ -229,7 +228,7 @@ async def soak(updates: int, minutes: float, seed: int) -> dict[str, Any]:
                 await letters.wait(len(account.dooms), _PATIENCE_S)
             arrivals = await running.recorder.take()
             problems = await _problems(account, arrivals.sent_ns, client, settings.delivery.lanes)
-        # At level error, all that the relay logs is a complaint.
+        # At level error, each line of the relay's log is a complaint.
         complaints = (place.folder / "relay.log").read_text(errors="replace").splitlines()
     growth_mib = growth(samples)
     if growth_mib > MOST_GROWTH_MIB:
@@ -252,7 +251,7 @@ async def soak(updates: int, minutes: float, seed: int) -> dict[str, Any]:
 async def _watched(
     publishing: asyncio.Task[None], running: Running, account: Account, interval_s: float
 ) -> AsyncIterator[Sample]:
-    """A sample every `interval_s`, the last when all is published."""
+    """A sample every `interval_s`, and a last one when all is published."""
     began_s = time.monotonic()
     while True:
         done, _ = await asyncio.wait({publishing}, timeout=interval_s)
@@ -265,21 +264,21 @@ async def _watched(
 
 
 def growth(samples: list[Sample]) -> float:
-    """By how many MiB the later samples lie above the earlier ones, the first quarter left out."""
+    """How many MiB the later samples exceed the earlier ones, without the first quarter."""
     warm = [sample.resident_mib for sample in samples[int(len(samples) * _WARM_UP) :]]
     half = len(warm) // 2
     return statistics.median(warm[half:]) - statistics.median(warm[:half]) if half else 0.0
 
 
 def longest_still_s(arrived_ns: Sequence[int]) -> float:
-    """The longest time in which nothing arrived."""
+    """The longest time without an arrival, in seconds."""
     return max((later - earlier for earlier, later in pairwise(arrived_ns)), default=0) / 1e9
 
 
 async def _problems(account: Account, numbers: Sequence[int], client: FrameClient, lanes: int) -> list[str]:
-    arrived = list(dict.fromkeys(numbers))  # the first time counts
+    arrived = list(dict.fromkeys(numbers))  # only the first arrival of each counts
     expected = set(range(1, len(account.jobs))) - account.dooms.keys()
-    # There was one publisher and nothing before it, so an update's number is its sequence.
+    # There was only this publisher, on an empty stream, so an update's number is its sequence.
     letters = {letter.source_sequence: letter.reason async for letter in _dead_letters(client)}
     untrue = {number for number, reason in letters.items() if account.dooms.get(number) != reason}
     return [
@@ -318,7 +317,7 @@ def _named(what: str, numbers: Collection[int]) -> list[str]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The run in words, with the memory curve as a table."""
+    """The result in words, with the memory curve as a table."""
     lines = [
         f"{result['updates']:,} updates in {result['minutes']:g} minutes, seed {result['seed']}",
         f"good: {result['good']:,}",
@@ -337,7 +336,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Exit code 1 if the run found something wrong."""
+    """Do the run; the exit code is 1 if it found a problem."""
     arguments = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=(__doc__ or "").split("\n")[0])
     arguments.add_argument("--updates", type=int, default=1_000_000)
     arguments.add_argument("--minutes", type=float, default=20.0, help="over which they are published (%(default)s)")

@@ -1,4 +1,4 @@
-"""Consumers and streams that were deleted and made anew deliver again what was settled, under sequences used before."""
+"""Consumers and streams that are deleted and created again deliver settled updates again, or reuse sequences."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ async def make_consumer_anew(scene: Scene, lane: int = 0) -> None:
 
 
 async def take_and_die(nc: Client, count: int) -> None:
-    """Be a worker that takes the first updates of lane 0 in hand and is never heard of again."""
+    """Take the first updates of lane 0, as a worker that then dies."""
     inbox = await nc.subscribe(nc.new_inbox())
     await nc.publish(api_pull(STATUS_STREAM, lane_consumer(0)), str(count).encode(), reply=inbox.subject)
     for _ in range(count):
@@ -40,8 +40,8 @@ async def take_and_die(nc: Client, count: int) -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 4], ids=["running", "taken over", "taken over with all at hand"])
 async def test_dead_letters_outlive_their_consumer(taken):
-    """What became a dead letter is neither tried again nor dead-lettered again when its lane's consumer is made anew:
-    not if its job has become known, not if the job has several, and not after a change of workers in the middle.
+    """If a lane's consumer is created again, its dead-lettered updates are neither tried nor dead-lettered again: also
+    not if their job has become known, if the job has several dead letters, or if the worker changed.
     """
     async with scene_with() as scene:
         job = new_job(0)
@@ -68,8 +68,8 @@ async def test_dead_letters_outlive_their_consumer(taken):
 
 
 async def test_dead_letters_of_the_stream_before():
-    """A dead letter of the status stream that was deleted silences no update of the one that was made anew, although
-    job and sequence are the same: it is relayed, or becomes a dead letter of its own within the hour.
+    """A dead letter of a deleted status stream has no effect on updates of the new stream, even with the same job and
+    sequence: they are relayed, or become dead letters of their own within the hour.
     """
     bad, good = new_job(0), new_job(0)
     async with scene_with() as scene:

@@ -1,8 +1,8 @@
-"""Whatever anybody sends: no crash, no hang, bounded output, and always a reason.
+"""With any input: no crash, no hang, bounded output, and always a reason.
 
-    EXAMPLES=20000 python -m pytest tests/faults/test_fuzz.py     other examples than usual, and as many as that
+    EXAMPLES=20000 python -m pytest tests/faults/test_fuzz.py     this many examples, and different ones each time
 
-Without EXAMPLES they are few, and the same in every run.
+Without EXAMPLES there are few, the same in every run.
 """
 
 import datetime as dt
@@ -40,7 +40,7 @@ SUCCESS = '{"status":"success","errors":[]}'
 
 
 def bounded(share=1.0):
-    """So many examples, where one test takes its share of the usual number."""
+    """The number of examples; `share` is the test's part of it."""
     return settings(
         max_examples=max(1, round(EXAMPLES * share)),
         derandomize="EXAMPLES" not in os.environ,
@@ -51,7 +51,7 @@ def bounded(share=1.0):
 
 
 def outcome_of(call, expected):
-    """What `call` returns, or the text of the `expected` exception; any other passes through."""
+    """What `call` returns, or the text of the `expected` exception; any other exception is raised."""
     try:
         return call()
     except expected as problem:
@@ -82,7 +82,7 @@ MEMBERS = [
 
 @st.composite
 def spoiled(draw):
-    """A good update with some of its bytes left out, repeated or replaced, or with one member more."""
+    """A good update in which bytes are left out, repeated or replaced, or which has an additional member."""
     body = draw(st.sampled_from(GOOD))
     if draw(st.booleans()):
         start = draw(st.sampled_from([found.end() for found in re.finditer(rb"{|,(?=\s*\")", body)]))
@@ -97,7 +97,7 @@ def spoiled(draw):
 
 @st.composite
 def extreme(draw):
-    """An update whose metadata nests, counts or repeats beyond all measure."""
+    """An update whose metadata is far too deep, too large or too repetitive."""
     many = draw(st.integers(1, 20_000))
     value = draw(
         st.sampled_from(
@@ -121,14 +121,14 @@ def extreme(draw):
 
 
 def assert_judged(body, token=JOB):
-    """`decode` gives a reason in one bounded line, or what the Facilitator takes without breaking."""
+    """`decode` gives a reason in one line of limited length, or an update that the Facilitator accepts."""
     outcome = decode(body, token)
     if isinstance(outcome, Unsendable):
         assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
         return
     ledger = Ledger(None)
     answer = Conversation(ledger, 1).answer(parse(outcome.text.decode()), 0.0)
-    # The Facilitator writes `sent` itself, and answers that it has it.
+    # The Facilitator makes `sent` itself, and answers that it has it.
     stored = [] if outcome.status == "sent" else [(token, outcome.status)]
     assert stored == [(row.uuid, row.status) for row in ledger.rows]
     assert ("job.integrity_error" if outcome.status == "sent" else "success", None) == (answer.kind, answer.end_code)
@@ -137,21 +137,21 @@ def assert_judged(body, token=JOB):
 @bounded(3)
 @given(spoiled())
 def test_spoiled_updates(body):
-    """An update with spoiled bytes is refused with a reason, or what is sent of it is stored as it was meant."""
+    """An update with spoiled bytes is refused with a reason, or it is stored with its job and status."""
     assert_judged(body)
 
 
 @bounded(0.5)
 @given(extreme())
 def test_extreme_updates(body):
-    """However deep, long or large the metadata is, it is refused with a reason, or stored."""
+    """An update is refused with a reason or stored, however deep, long or large its metadata is."""
     assert_judged(body)
 
 
 @bounded(0.5)
 @given(st.binary(max_size=80), st.text(max_size=100))
 def test_any_bytes_for_any_token(body, token):
-    """Bytes that are no update at all are refused with a reason, whatever the subject says."""
+    """Bytes that are no update are refused with a reason, whatever the subject says."""
     outcome = decode(body, token)
     assert isinstance(outcome, Unsendable)
     assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
@@ -166,7 +166,7 @@ COUNTS = st.integers(0, 2**63 - 1)
 @bounded(0.5)
 @given(TOKENS, TOKENS, st.none() | st.tuples(TOKENS, TOKENS, TOKENS), st.tuples(COUNTS, COUNTS, COUNTS, COUNTS, COUNTS))
 def test_ack_subjects(stream, consumer, domain, numbers):
-    """Both forms of an acknowledgement subject give the numbers that the server wrote into it."""
+    """Both forms of an acknowledgement subject give the numbers that the server wrote into them."""
     counts = list(map(str, numbers))
     names = [stream, consumer] if domain is None else [*domain[:2], stream, consumer]
     tokens = ["$JS", "ACK", *names, *counts] + ([] if domain is None else [domain[2]])
@@ -221,7 +221,7 @@ def open_session(window=4):
 @bounded(1)
 @given(MESSAGES)
 def test_any_message(message):
-    """Any message is a reply with bounded lines, a push, or not understood."""
+    """Any message is taken as a reply with lines of limited length, as a push, or as not understood."""
     match decode_incoming(message):
         case Reply(status, errors) as reply:
             verdict = judge(reply, 2, RetryPolicy(2, Backoff(1.0, 8.0, lambda: 0.5)))
@@ -238,7 +238,7 @@ def test_any_message(message):
 @bounded(1)
 @given(st.lists(st.tuples(FRAMES, st.integers(0, 3)), max_size=12))
 def test_pairing(conversation):
-    """Each reply answers the oldest unanswered update; after a message in doubt nothing is answered any more."""
+    """Each reply answers the oldest unanswered update; after a message that is not understood, nothing is answered."""
     session, unanswered, trusted, sent = open_session(), deque(), True, 0
     for (kind, frame), wanted in conversation:
         updates = session.fill(lambda room, _: range(sent, sent + min(wanted, room)), 0.0)  # noqa: B023 - called here
@@ -263,7 +263,7 @@ def test_pairing(conversation):
 @bounded(1)
 @given(st.lists(MESSAGES, max_size=8), st.sampled_from([None, 1000, 1009, 3000]))
 def test_any_conversation(messages, code):
-    """Whatever is received, no update is answered out of order, and none is forgotten when the connection ends."""
+    """Whatever is received, updates are answered in order, and the end of the connection returns all others."""
     session, unanswered = open_session(8), deque(range(8))
     session.fill(lambda room, _: range(room), 0.0)
     for message in messages:
@@ -301,7 +301,7 @@ LETTERS = st.builds(
 @bounded(1)
 @given(LETTERS)
 def test_dead_letters(letter):
-    """Whatever headers a dead letter has, it can be shown, and replayed with nothing that steers the server."""
+    """A dead letter can be shown whatever its headers are, and is replayed without headers that control the server."""
     shown = (letter.reason, letter.error, letter.attempts, letter.failed_at, letter.job, letter.status)
     assert all(isinstance(each, str) for each in shown)
     assert 1 == len(json_row(letter).splitlines())
@@ -318,7 +318,7 @@ def test_dead_letters(letter):
 @bounded(1)
 @given(st.data())
 def test_lines_of_a_file(data):
-    """A line of an export in which bytes were spoiled is a dead letter still, or refused with what is wrong."""
+    """A line of an export with spoiled bytes is read as a dead letter, or refused with a reason."""
     line = to_line(
         StoredDeadLetter(7, dt.datetime(2026, 11, 22, tzinfo=dt.UTC), {"Relay-Source-Subject": "job.status.x"}, b"x")
     )
@@ -339,17 +339,17 @@ def test_lines_of_a_file(data):
     "change", [{"x": "DEEP"}, {"stored_at": "0001-01-01T00:00:00+05:00"}, {"sequence": "9" * 5000}]
 )
 def test_extreme_lines(change):
-    """A line of an export that nests or counts beyond all measure is refused with what is wrong."""
+    """A line of an export that is far too deep or has far too large numbers is refused with a reason."""
     line = to_line(
         StoredDeadLetter(7, dt.datetime(2026, 11, 22, tzinfo=dt.UTC), {"Relay-Source-Subject": "job.status.x"}, b"x")
     )
     spoilt = json.dumps(json.loads(line) | change).encode().replace(b'"DEEP"', b"[" * 100_000)
-    with pytest.raises(ValueError):  # noqa: PT011 - any words do
+    with pytest.raises(ValueError):  # noqa: PT011 - any text will do
         from_line(spoilt)
 
 
 def test_a_time_outside_of_all_calendars():
-    """A time that UTC has no name for is refused like one that is none."""
+    """A time that UTC cannot represent is refused like text that is no time."""
     with pytest.raises(ValueError, match="calendar"):
         parse_since("0001-01-01T00:00:00+05:00", dt.datetime(2026, 11, 22, tzinfo=dt.UTC))
 

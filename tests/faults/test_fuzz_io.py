@@ -1,4 +1,4 @@
-"""Whatever arrives on a socket: no crash, no hang, and the next one is served. See test_fuzz.py."""
+"""With any bytes on a socket: no crash, no hang, and the next request or update is handled. See test_fuzz.py."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ HANDSHAKE = (
 
 
 def frame(opcode, payload, flags=0x80, length=None):
-    """A frame as a server sends it; `length` is what it says of itself."""
+    """A frame as a server sends it; `length` is the length that it claims."""
     size = len(payload) if length is None else length
     if size < 126:
         return bytes([flags | opcode, size]) + payload
@@ -59,7 +59,7 @@ def frame(opcode, payload, flags=0x80, length=None):
 
 @st.composite
 def frames(draw):
-    """A frame of any kind, whose flags and length may lie."""
+    """A frame of any kind, whose flags and length may be wrong."""
     payload = draw(st.binary(max_size=140) | st.just(SUCCESS.encode()))
     flags = draw(st.sampled_from([0x80, 0x80, 0x00, 0xC0, 0x90]))
     length = draw(st.none() | st.sampled_from([0, 125, 126, 65_535, 65_536, 2 * MIB, 2**62, 2**64 - 1]))
@@ -68,7 +68,7 @@ def frames(draw):
 
 @contextlib.asynccontextmanager
 async def raw_server(answer, *, hangs_up):
-    """The URL of a TCP server that answers the first request with `answer(accept)`, and then hangs up or stays."""
+    """The URL of a TCP server that answers the first request with `answer(accept)`, then closes or stays open."""
     gone = asyncio.Event()
 
     async def converse(reader, writer):
@@ -90,13 +90,13 @@ async def raw_server(answer, *, hangs_up):
 
 
 async def received_from(answer, *, hangs_up):
-    """Every message until the connection ends; None if there never was one."""
+    """Every message until the connection ends; None if there was no connection."""
     async with asyncio.timeout(TIMEOUT_S), raw_server(answer, hangs_up=hangs_up) as url:
         try:
             websocket = await connect(
                 url, max_size=MIB, open_timeout_s=TIMEOUT_S, close_timeout_s=0.05, on_writable=lambda: None
             )
-        except (OSError, InvalidHandshake):  # what the relay takes for an outage; see Facilitator.run
+        except (OSError, InvalidHandshake):  # what the relay treats as an outage; see Facilitator.run
             return None
         messages = []
         with contextlib.suppress(ConnectionClosed):
@@ -109,7 +109,7 @@ async def received_from(answer, *, hangs_up):
 @bounded(0.4)
 @given(st.lists(frames() | st.binary(max_size=30), max_size=5).map(b"".join))
 def test_websocket(sent):
-    """Any bytes after the handshake end with the connection, never in a hang, and bring no more than was sent."""
+    """Any bytes after the handshake end the connection without a hang, and yield no more messages than were sent."""
     messages = asyncio.run(received_from(lambda accept: HANDSHAKE.format(accept).encode() + sent, hangs_up=True))
     assert len(sent) >= sum(map(len, messages))
 
@@ -117,7 +117,7 @@ def test_websocket(sent):
 @bounded(0.3)
 @given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 30))
 def test_handshake(noise, start, cut):
-    """Any answer to the handshake makes a connection or an outage, and nothing else."""
+    """Any answer to the handshake leads to a connection or to an outage, and to nothing else."""
 
     def answer(accept):
         good = HANDSHAKE.format(accept).encode()
@@ -144,7 +144,7 @@ VIOLATIONS = {
 
 @pytest.mark.parametrize("case", VIOLATIONS)
 async def test_violation(case):
-    """Who breaks the WebSocket protocol is hung up on, also if he does not hang up himself."""
+    """The relay closes the connection to a server that breaks the WebSocket protocol, also if the server does not."""
     messages = await received_from(lambda accept: HANDSHAKE.format(accept).encode() + VIOLATIONS[case], hangs_up=False)
     assert [] == messages
 
@@ -156,7 +156,7 @@ REQUESTS = [PROBE, b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 999999
 
 
 def http_noise(rng):
-    """What somebody may send to the port of the probes."""
+    """What a client may send to the HTTP port of the probes."""
     request = bytearray(rng.choice(REQUESTS))
     for _ in range(rng.randrange(4)):
         at = rng.randrange(len(request) + 1)
@@ -165,7 +165,7 @@ def http_noise(rng):
 
 
 async def ask(port, request):
-    """The answer to a request, after which nothing more is sent."""
+    """The answer to a request after which nothing more is sent."""
     reader, writer = await asyncio.open_connection(HOST, port)
     answer = b""
     with contextlib.suppress(ConnectionError):
@@ -179,7 +179,7 @@ async def ask(port, request):
 
 
 class _Answers:
-    """Of a worker that lacks nothing."""
+    """The answers of a healthy worker."""
 
     def hung(self) -> tuple[str, ...]:
         return ()
@@ -192,7 +192,7 @@ class _Answers:
 
 
 async def test_probes():
-    """Whatever is sent to the port of the probes, no answer is long, and the next probe is answered."""
+    """Whatever is sent to the HTTP port, answers stay short, and the next probe is answered."""
     server = HealthServer(listen(HOST, 0), _Answers())
     serving = asyncio.create_task(server.serve())
     rng = Random(7)
@@ -209,7 +209,7 @@ async def test_probes():
             await serving
 
 
-# --- the whole relay, beside others on the same NATS
+# --- the whole relay, with other clients on the same NATS
 
 STEERING = [
     {"Status": "junk"},
@@ -224,7 +224,7 @@ REPLY_SUBJECTS = ["x", "$JS.ACK", "$JS.ACK.a.b.c.d.e.f.g", "$JS.ACK.1.2.3.4.5", 
 
 
 class RawProducer:
-    """A producer that speaks NATS by itself, so that its headers can be what no client library sends."""
+    """A producer that writes NATS's protocol itself, so that it can send headers that no client library sends."""
 
     def __init__(self, reader, writer):
         self._reader = reader
@@ -232,7 +232,7 @@ class RawProducer:
         writer.write(b'CONNECT {"headers":true,"verbose":false,"no_responders":true}\r\nSUB _INBOX.raw 1\r\n')
 
     async def publish(self, token, headers, body):
-        """Publish on the subject that ends in `token`, bytes, and wait for the PubAck; returns the sequence."""
+        """Publish on the subject that ends in the bytes `token`, and wait for the PubAck; returns the sequence."""
         sizes = len(headers), len(headers) + len(body)
         self._writer.write(b"HPUB job.status.%b _INBOX.raw %d %d\r\n" % (token, *sizes) + headers + body)
         self._writer.write(b"\r\n")
@@ -256,7 +256,7 @@ async def raw_producer(server):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene():
-    """One relay for the tests of this section; `pull_inboxes` is where its lanes are pulled into."""
+    """One relay for the tests of this section; `pull_inboxes` are the inboxes of its lanes' pulls."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
@@ -281,7 +281,7 @@ async def scene():
 
 
 def raw_headers(rng):
-    """A block of headers with anything in it."""
+    """A header block with any content."""
     lines = [rng.randbytes(rng.randrange(30)) for _ in range(rng.randrange(5))]
     named = [b"%b:%b" % (rng.randbytes(rng.randrange(6)), rng.randbytes(rng.randrange(9))) for _ in lines]
     return b"NATS/1.0\r\n" + b"\r\n".join((*lines, *named)) + b"\r\n\r\n"
@@ -289,7 +289,7 @@ def raw_headers(rng):
 
 @shared
 async def test_any_headers(scene):
-    """Whatever the headers of an update are, it is relayed if it is good, and else a dead letter with its reason."""
+    """Whatever the headers of an update are: a good one is relayed, and a bad one is dead-lettered with its reason."""
     rng = Random(11)
     async with raw_producer(scene.server) as producer:
         for number in range(max(20, EXAMPLES // 4)):
@@ -307,7 +307,7 @@ BLOCKS = [b"N", b"NATS/1.0", b"NATS/1.0 ", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"N
 @shared
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_no_headers_at_all(scene, block):
-    """An update whose block of headers is none is relayed like one without, and the next ones are, too."""
+    """An update with an unreadable header block is relayed as if it had no headers, and so are the next ones."""
     async with raw_producer(scene.server) as producer:
         sequence = await producer.publish((job := new_job()).encode(), block, update(job))
     scene.published.append(Published(sequence, job, "accepted"))
@@ -318,7 +318,7 @@ async def test_no_headers_at_all(scene, block):
 @shared
 @pytest.mark.parametrize("token", [b"\xff\xfe", b"a\x0bb", b"a\x0b7", b"a\x0c3\x0cb", b"\x00\x1b[31m", b"x" * 3000])
 async def test_any_token(scene, token):
-    """A subject may end in any bytes: its update is a dead letter, and stops no other."""
+    """A subject may end in any bytes: its update is dead-lettered, and others are relayed."""
     async with raw_producer(scene.server) as producer:
         sequence = await producer.publish(token, b"NATS/1.0\r\n\r\n", update(JOB))
     scene.published.append(Published(sequence, JOB, None, Reason.INVALID_UUID))
@@ -328,7 +328,7 @@ async def test_any_token(scene, token):
 
 @shared
 async def test_large_push(scene):
-    """A push that is too large for NATS is lost, loudly, and those after it are published."""
+    """A push that is too large for NATS is dropped and logged, and later pushes are published."""
     heard = asyncio.Event()
 
     async def hear(_message):
@@ -346,13 +346,13 @@ async def test_large_push(scene):
     ("key", "value"), [("lane.x", b""), ("lane.999", b"x"), ("lane.\u0663", b"x"), ("worker.x", b"\xff")]
 )
 async def test_strange_leases(scene, key, value):
-    """What others write into the lease bucket is no lane's owner, and stops nobody."""
+    """What other clients write into the lease bucket does not stop the workers from taking all lanes."""
     await publish_confirmed(scene.nc, LEASE_SUBJECTS.removesuffix(">") + key, value)
     updates = [await scene.publish(new_job(lane)) for lane in range(4)]
     assert [ACKED] * 4 == await scene.settled(*updates)
     leases = Leases(scene.nc, "test", 1.0)
     await leases.watch()
-    # Whoever says that he is alive is given his share of the lanes, until his word has expired.
+    # A key that looks like a worker counts as one, and is given lanes, until the key expires.
     while set(range(4)) - set((await leases.read()).owners):
         await leases.changed.wait()
         leases.changed.clear()
@@ -360,7 +360,7 @@ async def test_strange_leases(scene, key, value):
 
 @shared
 async def test_strange_advisories(scene):
-    """Advisories that say nothing are deleted, and those behind them are followed up."""
+    """Advisories without meaning are deleted, and those after them are handled."""
     subject = advisory_subject(lane_consumer(0))
     for body in (b"", b"\xff", b"{}", b'{"stream_seq":0,"deliveries":1}', b'{"x":' + b"[" * 100_000):
         await publish_confirmed(scene.nc, subject, body)
@@ -375,7 +375,7 @@ async def test_strange_advisories(scene):
 
 @shared
 async def test_forged_answers(scene):
-    """Somebody who writes into the inboxes of the pulls stops no lane."""
+    """Messages that others write into the inboxes of the pulls stop no lane."""
     await scene.settled(*[await scene.publish(new_job(lane)) for lane in range(4)])
     assert len(scene.pull_inboxes) >= 4
     for inbox in list(scene.pull_inboxes):

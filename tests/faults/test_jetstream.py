@@ -1,4 +1,4 @@
-"""What becomes of JetStream itself: consumers deleted, disks full, slow or failing, lanes changed, clocks set."""
+"""Faults of JetStream: deleted consumers, full, slow or failing disks, changed lane counts, wrong clocks."""
 
 import asyncio
 import contextlib
@@ -26,10 +26,10 @@ from relay.topology.provision import provision, topology_of
 
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
+"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 STREAM_FULL = {10077}
 STORE_FULL = {10023, 10047}
-"""The err_codes that a producer gets: for the whole store they depend on the version of the server."""
+"""The err_codes that a producer gets when the whole store is full; they depend on the server's version."""
 STANDSTILL_S = 1.5
 SLOW_ROUNDS = 20
 HOURS_S = 2 * 3600
@@ -37,7 +37,7 @@ HOURS_S = 2 * 3600
 
 @contextlib.asynccontextmanager
 async def scene_with(jetstream: str = "", **variables: str) -> AsyncIterator[Scene]:
-    """A scene whose server has these settings in its JetStream block."""
+    """A scene whose server has these settings in its `jetstream` block."""
     block = f'jetstream: {{store_dir: "store"{jetstream}}}'
     async with (
         NatsServer(jetstream=False, extra_config=block) as server,
@@ -48,7 +48,7 @@ async def scene_with(jetstream: str = "", **variables: str) -> AsyncIterator[Sce
 
 
 async def stored(scene, count):
-    """Wait until the Facilitator has stored so many updates."""
+    """Wait until the Facilitator has stored this many updates."""
     await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= count, 20)
 
 
@@ -57,8 +57,8 @@ async def stored(scene, count):
 
 @pytest.mark.parametrize("lanes", [1, 4])
 async def test_consumers_deleted_under_load(lanes):
-    """Consumers that are deleted and provisioned again deliver everything anew: what was relayed is a duplicate, what
-    was dead-lettered is not dead-lettered twice, and what was not relayed yet keeps its place.
+    """Consumers that are deleted and provisioned again deliver everything again: relayed updates are duplicates,
+    dead-lettered ones are not dead-lettered again, and the others keep their place.
     """
     async with scene_with() as scene, scene.relay():
         doomed = [await scene.publish_body(new_job(lane), b"bad", doom=Reason.INVALID_JSON) for lane in range(4)]
@@ -78,7 +78,7 @@ async def test_consumers_deleted_under_load(lanes):
 
 
 async def publish_what_fits(scene: Scene, wanted: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], set[int]]:
-    """Publish updates (job, status), a job's only if the ones before were stored; returns the rest and err_codes."""
+    """Publish updates (job, status) while the job's earlier ones are stored; returns the rest, and the err_codes."""
     rest: list[tuple[str, str]] = []
     codes: set[int] = set()
     for job, status in wanted:
@@ -94,8 +94,8 @@ async def publish_what_fits(scene: Scene, wanted: Iterable[tuple[str, str]]) -> 
 
 
 async def test_status_stream_full():
-    """A full status stream is the producer's error: what it acknowledged is relayed, and what it refused is published
-    when there is room again.
+    """When the status stream is full, the producer gets an error: acknowledged updates are relayed, and refused ones
+    can be published when there is room again.
     """
     wanted = [(job, status) for job in [new_job() for _ in range(20)] for status in STATUSES]
     async with scene_with() as scene, scene.relay():
@@ -110,7 +110,7 @@ async def test_status_stream_full():
 
 
 async def fill_up(scene: Scene) -> None:
-    """Fill the server's store to the last byte with what is none of the relay's business."""
+    """Fill the server's store to the last byte, with messages that do not concern the relay."""
     await api_request(scene.nc, "$JS.API.STREAM.CREATE.FILLER", {"name": "FILLER", "subjects": ["filler"]})
     for size in (900_000, 30_000, 1_000, 1):
         with contextlib.suppress(JetStreamError):
@@ -119,17 +119,17 @@ async def fill_up(scene: Scene) -> None:
 
 
 async def test_store_full(capsys):
-    """While the server's store is full producers are told so. Leases cannot be renewed then, so the relay stands still
-    and says why; when there is room again it goes on, and nothing was lost or dead-lettered.
+    """While the server's store is full, producers get errors. Leases cannot be renewed, so the relay stops and logs
+    why. When there is room again it goes on, and nothing was lost or dead-lettered.
     """
     async with scene_with(", max_file_store: 8MB", LEASE_TTL="0.5") as scene, scene.relay():
         with scene.facilitator.inject(stall()):
             await scene.publish_lives(20)
             refused: list[tuple[str, str]] = []
-            while not refused:  # what expires meanwhile leaves gaps
+            while not refused:  # expired messages leave gaps meanwhile
                 await fill_up(scene)
                 refused, codes = await publish_what_fits(scene, [(new_job(), "accepted")])
-            await asyncio.sleep(STANDSTILL_S)  # nothing is waited for: so long does it last
+            await asyncio.sleep(STANDSTILL_S)  # the duration of the fault; there is no event to wait for
         await api_request(scene.nc, "$JS.API.STREAM.DELETE.FILLER")
         refused_again, _ = await publish_what_fits(scene, refused)
         broken = await scene.broken_promises(20)
@@ -140,7 +140,7 @@ async def test_store_full(capsys):
 
 
 async def test_every_write_waits_for_the_disk():
-    """With each write brought to the disk before it is acknowledged (`sync_interval: always`) all is relayed once."""
+    """If each write is synced to the disk before its acknowledgement (`sync_interval: always`), all is relayed once."""
     async with scene_with(", sync_interval: always") as scene, scene.relay():
         await scene.publish_lives(50)
         broken = await scene.broken_promises(20)
@@ -149,12 +149,12 @@ async def test_every_write_waits_for_the_disk():
 
 
 async def test_server_stands_still():
-    """A server that does nothing for longer than a lease and `ack_wait`, as on a disk that hangs, costs no update."""
+    """If the server hangs for longer than a lease and `ack_wait`, as with a hanging disk, no update is lost."""
     async with scene_with(LEASE_TTL="1") as scene, scene.relay():
         async with steadily_published(scene, backlog=100):
             await stored(scene, 100)
             os.kill(scene.server.pid, signal.SIGSTOP)
-            await asyncio.sleep(STANDSTILL_S)  # nothing is waited for: so long does it last
+            await asyncio.sleep(STANDSTILL_S)  # the duration of the fault; there is no event to wait for
             os.kill(scene.server.pid, signal.SIGCONT)
             await stored(scene, len(scene.facilitator.rows) + 200)
         broken = await scene.broken_promises(20)
@@ -162,14 +162,14 @@ async def test_server_stands_still():
 
 
 async def test_slow_server():
-    """A server that works for moments only, as on a disk that is slow, costs time: no update, and no repeat."""
+    """If the server only works for moments, as with a slow disk, no update is lost, and none is sent twice."""
     async with scene_with(ACK_WAIT="0.1") as scene, scene.relay():
         async with steadily_published(scene, backlog=100):
             await stored(scene, 100)
             for _ in range(SLOW_ROUNDS):
                 for signal_, lasting_s in ((signal.SIGSTOP, 0.09), (signal.SIGCONT, 0.01)):
                     os.kill(scene.server.pid, signal_)
-                    await asyncio.sleep(lasting_s)  # nothing is waited for: so long does it last
+                    await asyncio.sleep(lasting_s)  # the duration of a phase; there is no event to wait for
             await stored(scene, len(scene.facilitator.rows) + 200)
         broken = await scene.broken_promises(20)
     assert [] == broken
@@ -177,13 +177,13 @@ async def test_slow_server():
 
 
 def let_writes_fail(server: NatsServer, longest_bytes: int) -> None:
-    """Let the server fail to write whatever would make a file longer than this, until it is started again (Linux)."""
+    """Let the server fail to write what would make a file longer than this, until it is restarted (Linux only)."""
     _, most = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (longest_bytes, most))
 
 
 async def until_unconfirmed(scene: Scene, job: str) -> None:
-    """Publish the first update of a job again and again until it gets no PubAck."""
+    """Publish the first update of a job again and again until one gets no PubAck."""
     with contextlib.suppress(PublishUnconfirmed):
         while True:
             await publish_confirmed(scene.nc, status_subject(job), update(job, "received"), timeout_s=1)
@@ -191,8 +191,8 @@ async def until_unconfirmed(scene: Scene, job: str) -> None:
 
 @pytest.mark.parametrize("longest_bytes", [0, 60_000], ids=["everything", "the status stream"])
 async def test_disk_fails(longest_bytes):
-    """When writes fail below JetStream producers get no PubAck. When nats-server is started again on a disk that works
-    all goes on, and nothing was lost that had been acknowledged.
+    """When JetStream's writes fail, producers get no PubAck. After a restart of nats-server with a good disk all goes
+    on, and no acknowledged update is lost.
     """
     job = new_job()
     async with scene_with(LEASE_TTL="1") as scene, scene.relay():
@@ -210,7 +210,7 @@ async def test_disk_fails(longest_bytes):
 
 
 async def relay_says(scene: Scene, words: str, **variables: str) -> str:
-    """Start `relay serve`, wait until it logs these words, and tell it to stop; returns what it logged last."""
+    """Start `relay serve`, wait until it logs these words, and stop it; returns its last line of log."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", "serve"),
         env={"PATH": os.environ["PATH"]} | scene.environment | variables,
@@ -228,8 +228,8 @@ async def relay_says(scene: Scene, words: str, **variables: str) -> str:
 
 
 async def test_lanes_changed():
-    """Lanes cannot be changed while updates are unsettled; when they are, jobs go on in their new lanes in order, and
-    a relay with the old number says what is wrong and relays nothing.
+    """The number of lanes cannot be changed while updates are unsettled. After a change, jobs go on in order in their
+    new lanes, and a relay with the old number logs what is wrong and relays nothing.
     """
     jobs = [new_job() for _ in range(40)]
     async with scene_with(LANES="4") as scene:
@@ -254,8 +254,8 @@ async def test_lanes_changed():
 
 
 async def test_lanes_changed_under_a_relay():
-    """A relay that still runs with the old number when the lanes are changed relays in order what it can see; the rest
-    waits for one with the new number.
+    """If the number of lanes is raised while a relay runs, it relays its own lanes in order, and the others wait for
+    a relay with the new number.
     """
     jobs = [new_job() for _ in range(40)]
     async with scene_with(LANES="4") as scene:
@@ -277,7 +277,7 @@ async def test_lanes_changed_under_a_relay():
 
 
 class WallClock:
-    """`time.time` of a machine whose clock somebody sets."""
+    """`time.time` of a machine whose clock is changed."""
 
     def __init__(self) -> None:
         self.wrong_by_s = 0
@@ -289,7 +289,7 @@ class WallClock:
 
 @pytest.mark.parametrize("first_s", [HOURS_S, -HOURS_S], ids=["back", "forward"])
 async def test_wall_clock_is_set(monkeypatch, capsys, first_s):
-    """A wall clock that is hours off and is set twice under load costs no lane, and no update its place."""
+    """If the wall clock is wrong by hours and is set twice under load, no lane is lost, and the order is kept."""
     monkeypatch.setattr(time, "time", clock := WallClock())
     clock.wrong_by_s = first_s
     async with scene_with(LEASE_TTL="2", MAX_ATTEMPTS="100") as scene, scene.relay():
@@ -304,7 +304,7 @@ async def test_wall_clock_is_set(monkeypatch, capsys, first_s):
 
 
 async def publish_bad_ones(scene: Scene) -> None:
-    """One that must be dead-lettered, and ten that the Facilitator takes only later, in 100 that it takes at once."""
+    """One update that must be dead-lettered, and ten that are accepted only at a retry, among 100 good ones."""
     with scene.facilitator.inject(refuse("job.not_found"), nth=20, times=10):
         await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON)
         await stored(scene, len(scene.facilitator.rows) + 100)

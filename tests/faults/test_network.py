@@ -1,6 +1,6 @@
-"""The network between the relay and its two neighbours: slow, in pieces, gone without a word, cut in mid-word.
+"""Faults of the network on both sides of the relay: slow, in small pieces, silently gone, cut within a message.
 
-Where a test wants that nothing was sent twice, the Facilitator's replies say so: one success for each update.
+Tests that expect each update to be sent once check the Facilitator's replies: one success for each update.
 """
 
 import contextlib
@@ -19,25 +19,25 @@ from relay.service.intervals import DEFAULTS, Intervals
 
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
+"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 REPLY_TIMEOUT_S = 0.5
 CLOSE_TIMEOUT_S = 2
-"""What the relay waits for the other side to close as well, before it hangs up."""
+"""How long the relay waits for the other side's close frame before it closes the socket."""
 
-# nats-py leaves the socket of a connection that is cut in its handshake to the garbage collector, which says so.
+# nats-py leaves the socket of a connection that is cut during the handshake to the garbage collector, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*StreamWriter:pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
 def collected():
-    """What a test leaves to the garbage collector is collected in its own time, not in another test's."""
+    """Collect a test's garbage before the next test, so that warnings belong to the right one."""
     yield
     gc.collect()
 
 
 @contextlib.asynccontextmanager
 async def between(target, *, service_time_s=0.001, proxied=None, intervals=DEFAULTS, **variables):
-    """A scene, a relay in this process that reaches `target` (`nats` or `facilitator`) through a proxy, and both."""
+    """A scene and a relay in this process that reaches `target` (`nats` or `facilitator`) through a proxy."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator(service_time_s=service_time_s) as facilitator,
@@ -50,12 +50,12 @@ async def between(target, *, service_time_s=0.001, proxied=None, intervals=DEFAU
 
 
 async def stored(scene, count):
-    """Wait until the Facilitator has stored so many updates."""
+    """Wait until the Facilitator has stored this many updates."""
     await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= count, 20)
 
 
 def sent_once(scene, connections=1):
-    """The replies of a Facilitator that saw each update once, over so many connections."""
+    """The replies of a Facilitator that saw each update once, over this many connections."""
     return {"success": len(scene.published), KNOCK: connections}
 
 
@@ -63,7 +63,7 @@ def sent_once(scene, connections=1):
 
 
 async def test_facilitator_byte_by_byte():
-    """When each byte comes by itself, handshake and frames are put together as if they had come whole."""
+    """Handshake and frames are read correctly if each byte arrives by itself."""
     async with between("facilitator", proxied={"slice_bytes": 1}) as (scene, _, _):
         await scene.publish_lives(5)
         broken = await scene.broken_promises(20)
@@ -72,7 +72,7 @@ async def test_facilitator_byte_by_byte():
 
 
 async def test_facilitator_far_away():
-    """Answers that take long to arrive are waited for, with more updates under way meanwhile."""
+    """If answers take long to arrive, the relay waits for them, and sends more updates meanwhile."""
     async with between("facilitator", proxied={"delay_s": 0.1}) as (scene, _, relay):
         await scene.publish_lives(20)
         broken = await scene.broken_promises(20)
@@ -82,7 +82,7 @@ async def test_facilitator_far_away():
 
 
 async def test_facilitator_half_open_under_load():
-    """A Facilitator that vanishes without a word is given up at the reply timeout, and no update is blamed for it."""
+    """If the Facilitator vanishes silently, the connection is closed at the reply timeout, and no update is blamed."""
     variables = {"FACILITATOR_REPLY_TIMEOUT": f"{REPLY_TIMEOUT_S}", "MAX_ATTEMPTS": "1"}
     async with between("facilitator", **variables) as (scene, proxy, relay):
         await scene.publish_lives(40)
@@ -97,7 +97,7 @@ async def test_facilitator_half_open_under_load():
 
 
 async def test_facilitator_half_open_while_idle():
-    """A Facilitator that vanishes while nothing is sent is missed by the keepalive, before an update needs it."""
+    """If the Facilitator vanishes while nothing is sent, the keepalive notices it before an update is sent."""
     often = Intervals(facilitator_ping_s=0.3)
     async with between("facilitator", intervals=often, FACILITATOR_REPLY_TIMEOUT=f"{REPLY_TIMEOUT_S}") as (
         scene,
@@ -117,7 +117,7 @@ async def test_facilitator_half_open_while_idle():
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize(("way", "within_a_frame"), [(Way.UP, 70), (Way.DOWN, 20)], ids=["update", "answer"])
 async def test_facilitator_cut_in_mid_frame(way, within_a_frame, reset):
-    """Half an update is sent again whole, half an answer is none, and one cut costs one update one attempt at most."""
+    """Half an update is sent again whole, half an answer is ignored, and a cut costs one attempt at most."""
     async with between("facilitator") as (scene, proxy, relay):
         await scene.publish_lives(40)
         await stored(scene, 60)
@@ -132,7 +132,7 @@ async def test_facilitator_cut_in_mid_frame(way, within_a_frame, reset):
 
 
 async def test_nats_in_slices():
-    """When the bytes of NATS come a few at a time, both ways, deliveries and acknowledgements stay whole."""
+    """Deliveries and acknowledgements stay intact if NATS's bytes arrive a few at a time, in both directions."""
     async with between("nats", proxied={"slice_bytes": 5}) as (scene, proxy, _):
         await scene.publish_lives(5)
         broken = await scene.broken_promises(20)
@@ -142,7 +142,7 @@ async def test_nats_in_slices():
 
 
 async def test_nats_far_away():
-    """With a slow way to NATS updates are relayed all the same, each sent once."""
+    """With a slow connection to NATS updates are still relayed, each sent once."""
     async with between("nats", proxied={"delay_s": 0.05}) as (scene, _, _):
         await scene.publish_lives(20)
         broken = await scene.broken_promises(20)
@@ -151,7 +151,7 @@ async def test_nats_far_away():
 
 
 async def test_nats_cut_in_mid_message():
-    """Cut off from NATS again and again, in the middle of whatever is said, the relay sends no update twice."""
+    """If the connection to NATS is cut again and again, within any message, no update is sent twice."""
     rng = random.Random(1)
     async with between("nats") as (scene, proxy, _):
         async with steadily_published(scene, backlog=100):
@@ -166,8 +166,8 @@ async def test_nats_cut_in_mid_message():
 
 @pytest.mark.parametrize("lease", ["kept", "lost"])
 async def test_nats_half_open(monkeypatch, capsys, lease):
-    """A NATS that vanishes without a word under load is missed by its pongs, whether the lanes are lost meanwhile or
-    not; while they are kept, nothing is sent twice.
+    """If NATS vanishes silently under load, missing pongs reveal it, whether the lanes are lost meanwhile or not; if
+    they are kept, nothing is sent twice.
     """
     monkeypatch.setitem(connection_to_nats._TIMING, "ping_interval", 0.4)
     async with between("nats", LEASE_TTL="5" if lease == "kept" else "0.5") as (scene, proxy, _):
@@ -184,9 +184,9 @@ async def test_nats_half_open(monkeypatch, capsys, lease):
 
 
 async def test_acknowledgements_lost():
-    """Updates whose acknowledgements are lost on the way come again, and are acknowledged without being sent again."""
+    """Updates whose acknowledgements are lost come again, and are acknowledged without being sent again."""
     async with between("nats", ACK_WAIT="0.5") as (scene, proxy, _):
-        proxy.edit = lambda sent: sent.replace(b"PUB $JS.ACK.", b"PUB $XX.ACK.")  # where nobody listens
+        proxy.edit = lambda sent: sent.replace(b"PUB $JS.ACK.", b"PUB $XX.ACK.")  # a subject without subscribers
         updates = await scene.publish_lives(20)
         await stored(scene, len(updates))
         lost = await scene.unsettled()

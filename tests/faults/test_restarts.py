@@ -1,4 +1,4 @@
-"""What the promise is about: everything in between may die, in the middle of the work, and be started again."""
+"""Every process may die while it works, and be started again, without breaking the promise."""
 
 import asyncio
 import random
@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 SWALLOW = Fault(store=False, answers=0)
 DUPLICATE = "job.integrity_error"
 KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
+"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 
 
 @pytest.mark.timeout(120)
 async def test_kill_9():
-    """A relay that is killed in the middle of 10,000 updates and started again loses and reorders none of them."""
+    """A relay that is killed in the middle of 10,000 updates and started again loses and reorders none."""
     rng = random.Random(1)
     async with (
         NatsServer() as server,
@@ -50,8 +50,8 @@ async def test_kill_9():
 
 
 async def test_what_the_dead_had_in_hand_goes_first():
-    """A new update does not overtake the one of its job that a killed relay had in hand, although JetStream delivers
-    the new one at once and the old one only after `ack_wait`.
+    """A new update does not overtake one of its job that a killed relay had at hand, although JetStream delivers the
+    new one at once and the old one only after `ack_wait`.
     """
     async with (
         NatsServer() as server,
@@ -68,13 +68,13 @@ async def test_what_the_dead_had_in_hand_goes_first():
                 await relay.wait()
         for job in jobs:
             await scene.publish(job, "completed", {})
-        async with scene.relay():  # in this process: it is there before `ack_wait` is over
+        async with scene.relay():  # in this process, so that it starts before `ack_wait` is over
             broken = await scene.broken_promises(20)
     assert broken == []
 
 
 async def test_sigterm():
-    """A relay that is told to stop under load exits with 0, and its successor sends nothing a second time."""
+    """A relay that is stopped under load exits with 0, and its successor sends nothing a second time."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator(service_time_s=0.001) as facilitator,
@@ -89,15 +89,15 @@ async def test_sigterm():
         async with scene.relay_process():
             broken = await scene.broken_promises(20)
     assert status == 0
-    assert 50 <= stored < len(scene.published)  # otherwise this test saw nothing
+    assert 50 <= stored < len(scene.published)  # otherwise the test proves nothing
     assert broken == []
     assert dict(facilitator.replies) == {"success": len(scene.published), KNOCK: 2}
 
 
 @pytest.mark.parametrize("away", ["facilitator stalled", "facilitator gone", "nats gone"])
 async def test_sigterm_while_somebody_is_away(away):
-    """A relay that is told to stop while the Facilitator or NATS is away ends in time, and acknowledges nothing that
-    was not answered: all of it arrives later, through the next relay.
+    """A relay that is stopped while the Facilitator or NATS is away ends in time, and acknowledges nothing unanswered:
+    the next relay delivers all of it.
     """
     async with (
         NatsServer() as server,
@@ -127,8 +127,8 @@ async def test_sigterm_while_somebody_is_away(away):
 
 
 async def test_last_deliveries_do_not_come(monkeypatch):
-    """If the server does not answer while the last deliveries are waited for, the relay gives up its lanes all the
-    same, and the next one goes on.
+    """If the server does not answer while the relay waits for the last deliveries, it still releases its lanes, and
+    the next relay goes on.
     """
     asked = []
 
@@ -149,7 +149,7 @@ async def test_last_deliveries_do_not_come(monkeypatch):
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_nats_restarts(end):
-    """A nats-server that stops or dies under load, and comes back, costs neither an update nor its place."""
+    """If nats-server stops or dies under load and comes back, no update is lost, and the order is kept."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator(service_time_s=0.001) as facilitator,
@@ -168,8 +168,8 @@ async def test_nats_restarts(end):
 
 
 async def test_stream_made_anew():
-    """When the status stream is deleted and provisioned again, its sequences begin anew, and what is published then
-    is relayed: it is not taken for the updates that had these sequences before.
+    """If the status stream is deleted and provisioned again, its sequences start again. New updates are relayed, not
+    taken for the earlier updates with their sequences.
     """
     async with (
         NatsServer() as server,
@@ -188,8 +188,8 @@ async def test_stream_made_anew():
 
 
 async def test_facilitator_away():
-    """However long the Facilitator is away, and however often the relay restarts meanwhile, nothing is held against
-    an update: with a single attempt allowed, none is dead-lettered.
+    """However long the Facilitator is away, and however often the relay restarts meanwhile, no update gets an attempt:
+    with only one attempt allowed, none is dead-lettered.
     """
     hotkey = Keypair.create_from_uri("//validator")
     public_key = hotkey.public_key
@@ -205,7 +205,7 @@ async def test_facilitator_away():
                 first, *_ = await scene.publish_life(new_job())
                 await scene.kept(first)
                 await facilitator.away(DROPPED)
-                for _ in range(12):  # three beats an ack_wait
+                for _ in range(12):  # three heartbeats per ack_wait
                     await scene.kept(first)
         with facilitator.database_down():
             await facilitator.back()
@@ -219,7 +219,7 @@ async def test_facilitator_away():
 
 
 async def test_server_started_by_hand():
-    """With nats-server.conf as it is, updates of any NATS client are relayed, bare and in the old envelope."""
+    """With nats-server.conf as it is, updates of any NATS client are relayed, plain and in the old envelope."""
     async with (
         NatsServer(config_file=ROOT / "nats-server.conf") as server,
         FacilitatorSimulator() as facilitator,

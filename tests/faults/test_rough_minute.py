@@ -1,4 +1,4 @@
-"""Everything at once for a while, at random; then calm, and the oracle. A longer one, told at its end:
+"""All faults at random for a while, then calm, then the oracle. A longer run, which prints a summary:
 
 ROUGH_S=1200 ROUGH_SEED=7 python -m pytest tests/faults/test_rough_minute.py -s --timeout 1500
 """
@@ -24,7 +24,7 @@ from relay.local.server import NatsServer
 ROUGH_S = float(os.environ.get("ROUGH_S", "6"))
 SEED = int(os.environ.get("ROUGH_SEED", "1"))
 HIT_ONE_IN = 20
-"""How many updates there are to one that the Facilitator treats badly."""
+"""One in this many updates is treated badly by the Facilitator."""
 WORKERS = 2
 PATIENCE_S = 30
 REPLY_TIMEOUT_S = 0.5
@@ -32,11 +32,11 @@ VARIABLES = {
     "LEASE_TTL": "1",
     "ACK_WAIT": "1",
     "FACILITATOR_REPLY_TIMEOUT": f"{REPLY_TIMEOUT_S}",
-    # None of the updates is bad: by sheer bad luck the same one may be hit several times.
+    # No update is bad, but by chance the same one may be hit several times.
     "MAX_ATTEMPTS": "1000",
 }
 FAULTS = [
-    # All of them keep to one answer for each update, in order: without that, answers could not be paired.
+    # With all of these, each update has one answer, in order; otherwise answers could not be matched.
     *(DROP_BEFORE_STORING, DROP_AFTER_STORING, answer_late(0.2), stall(0.2), stall(2 * REPLY_TIMEOUT_S)),
     *map(close_with, (1001, 1009, 1011, 1012, 3000)),
     *map(refuse, ("job.not_found", "server_error", "auth.not_authenticated")),
@@ -49,13 +49,13 @@ BLOWS = [
 
 
 class Rough:
-    """Two workers that reach their neighbours through proxies, and what befalls them."""
+    """Two workers whose connections go through proxies, and the faults that hit them."""
 
     def __init__(self, scene: Scene, crew: Crew, nats: RoughProxy, facilitator: RoughProxy) -> None:
         self.blows: Counter[str] = Counter()
         self.rng = random.Random(SEED)
         self._deck: list[str] = []
-        """The blows to come; none comes again before each has come."""
+        """The faults to come; each kind comes once before any comes again."""
         self._scene = scene
         self._crew = crew
         self._nats = nats
@@ -66,7 +66,7 @@ class Rough:
         await self._scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= due, PATIENCE_S)
 
     async def mistreat_updates(self) -> None:
-        """Let some updates be refused, dropped or left without an answer, until cancelled."""
+        """Let some updates be refused, dropped or left unanswered, until cancelled."""
         while True:
             nth = self.rng.randrange(1, 2 * HIT_ONE_IN)
             injection = self._scene.facilitator.inject(self.rng.choice(FAULTS), nth=nth)
@@ -119,7 +119,7 @@ async def rough_scene():
 
 @pytest.mark.timeout(120 + 2 * ROUGH_S)
 async def test_rough_minute():
-    """While one update in twenty is mistreated, connections break and workers die, nothing is lost and no order."""
+    """While one update in twenty is mistreated, connections break and workers die, no update is lost or reordered."""
     async with rough_scene() as (scene, rough):
         async with steadily_published(scene, backlog=200), asyncio.TaskGroup() as group:
             mistreating = group.create_task(rough.mistreat_updates())
@@ -130,7 +130,7 @@ async def test_rough_minute():
             mistreating.cancel()
         broken = await scene.broken_promises(60)
     if "ROUGH_S" in os.environ:
-        print(f"{len(scene.published)} updates, {dict(rough.blows)}, {scene.facilitator!r}")  # noqa: T201 - asked for
+        print(f"{len(scene.published)} updates, {dict(rough.blows)}, {scene.facilitator!r}")  # noqa: T201 - on request
     assert [] == broken
     assert scene.facilitator.replies["injected"] > 0
     assert scene.facilitator.accepted > WORKERS

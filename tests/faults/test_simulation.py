@@ -1,9 +1,9 @@
-"""Thousands of schedules of misfortune, each made from one seed, against the whole relay in virtual time.
+"""Thousands of schedules of faults, each made from one seed, with the whole relay in virtual time.
 
-    SEED=17 python -m pytest tests/faults/test_simulation.py -k replay -s       one schedule, told line by line
-    COUNT=20000 python -m pytest tests/faults/test_simulation.py -k schedules   as many as that
+    SEED=17 python -m pytest tests/faults/test_simulation.py -k replay -s       one schedule, printed line by line
+    COUNT=20000 python -m pytest tests/faults/test_simulation.py -k schedules   this many schedules
 
-A schedule that fails is told as `make sim SEED=...` tells it, made as small as it can be while it still fails.
+A failing schedule is shrunk as far as it still fails, and printed as `make sim SEED=...` prints it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ COUNT = int(os.environ.get("COUNT", "300"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 CHUNKS = 4
 PER_BUG = 120
-"""Within how many schedules a planted bug must show."""
+"""A planted bug must be found within this many schedules."""
 SEED = os.environ.get("SEED", "1")
 REACHED = (
     *("hears +ACK", "hears -NAK", "hears +WPI", "hears +TERM"),
@@ -39,19 +39,19 @@ _HERE = Path(__file__).parent
 
 
 def story(schedule: Schedule, result: Result) -> str:
-    """What a schedule is, and what became of it."""
+    """A schedule and its result, as text."""
     return "\n".join([str(schedule), "", *map(str, result.lines), *(f"BROKEN: {what}" for what in result.broken)])
 
 
 def failure(schedule: Schedule) -> str:
-    """The story of the smallest part of a schedule that fails as well."""
+    """The smallest part of a schedule that still fails, as text."""
     small = shrink(schedule, lambda candidate: bool(run(candidate).broken))
     told = story(small, run(small))
     return f"the promise was broken; all of it: make sim SEED={schedule.seed}\nthe least that breaks it:\n{told}"
 
 
 def digest(seed: int) -> str:
-    """A run in one word."""
+    """A short digest of a run."""
     schedule = make_schedule(seed)
     return hashlib.sha256(story(schedule, run(schedule)).encode()).hexdigest()
 
@@ -59,7 +59,7 @@ def digest(seed: int) -> str:
 @pytest.mark.timeout(60 + COUNT)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_schedules(chunk):
-    """Whatever happens: nothing is lost, each job's updates arrive in order, and all is settled in the end."""
+    """In every schedule nothing is lost, each job's updates arrive in order, and all is settled at the end."""
     for seed in range(FIRST_SEED + chunk, FIRST_SEED + COUNT, CHUNKS):
         schedule = make_schedule(seed)
         result = run(schedule)
@@ -69,18 +69,18 @@ def test_schedules(chunk):
 
 
 def test_replay():
-    """The schedule of SEED keeps the promise; with `-s` it is told line by line."""
+    """The schedule of SEED keeps the promise; `-s` prints it line by line."""
     schedule = make_schedule(int(SEED))
     result = run(schedule)
     told = story(schedule, result)
     if "SEED" in os.environ:
-        print(told)  # noqa: T201 - what was asked for
+        print(told)  # noqa: T201 - on request
     assert [] == result.broken, told
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_planted_bug(bug):
-    """The bug is found within few schedules, and the same schedules find nothing without it."""
+    """The bug is found within a few schedules, and the same schedules find nothing without it."""
     found = None
     with bug.plant():
         for seed in range(PER_BUG):
@@ -93,7 +93,7 @@ def test_planted_bug(bug):
 
 
 def test_smallest_failure():
-    """A failing schedule is made smaller until everything in it is needed, and fails in the same way every time."""
+    """A failing schedule is shrunk until nothing more can be left out, always with the same result."""
     bug = next(bug for bug in BUGS if str(bug) == "acknowledged before the reply")
     schedule = make_schedule(0)
     with bug.plant():
@@ -109,13 +109,13 @@ def test_smallest_failure():
 
 
 def test_schedules_reach_what_matters():
-    """A hundred schedules see every way in which an update, a lane and a worker can end."""
+    """A hundred schedules cover every way in which an update, a lane and a worker can end."""
     told = "\n".join(line.what for seed in range(100) for line in run(make_schedule(seed)).lines)
     assert set() == {what for what in REACHED if what not in told}
 
 
 def test_same_seed_same_run():
-    """A seed makes the same run every time, in another process with another hash seed too."""
+    """A seed gives the same run each time, also in another process with another hash seed."""
     seeds = [random.Random("any").randrange(10_000) for _ in range(8)]
     here = [digest(seed) for seed in seeds]
     again = [digest(seed) for seed in seeds]

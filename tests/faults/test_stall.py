@@ -1,4 +1,4 @@
-"""The Facilitator stands still with as much in hand as it may have. For as long as the real one was seen to:
+"""The Facilitator stalls with a full window. For as long as the real one was seen to stall:
 
 STALL_S=45 python -m pytest tests/faults/test_stall.py --timeout 120
 """
@@ -15,16 +15,16 @@ from relay.local.server import NatsServer
 
 STALL_S = float(os.environ.get("STALL_S", "2.25"))
 PING_S = STALL_S * 20 / 45
-"""The Facilitator's pings, and its patience with the pongs, are shortened as the stall is."""
+"""The Facilitator's ping interval and its limit for pongs are shortened like the stall."""
 WINDOW = 32
 KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object with which the relay knocks where it need not sign in."""
+"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 
 
 @pytest.mark.timeout(60 + 2 * STALL_S)
 async def test_stall_with_a_full_window():
-    """A Facilitator that stalls for longer than its pings have patience, with a whole window in hand, goes on reading:
-    the connection lasts, and each update is sent once.
+    """A Facilitator that stalls with a full window, for longer than it waits for pongs, still reads: the connection
+    lasts, and each update is sent once.
     """
     async with (
         NatsServer() as server,

@@ -1,4 +1,4 @@
-"""Several workers share the lanes: they come and go, die and fall asleep, and the promise is kept."""
+"""Several workers share the lanes: they join, leave, die and are suspended, and the promise is kept."""
 
 import asyncio
 import contextlib
@@ -15,21 +15,21 @@ from relay.local.server import NatsServer
 from relay.path.dead_letter_worker import WRITERS
 
 UPDATES = 6_000
-"""How many updates the random test carries."""
+"""How many updates the random test sends."""
 CHANGES = 10
 """How often a worker joins, leaves or dies in the random test."""
 LANES = 4
 LONG_S = 60
-"""For leases and ack_wait that must not be over during a test, however slow the machine is."""
+"""A time to live of leases and an ack_wait that never expire during a test, however slow the machine is."""
 PATIENCE_S = 40
-"""How long to wait for what must come. A loaded machine needs many seconds where an idle one needs one."""
+"""The longest wait for an expected event. A loaded machine needs many seconds where an idle one needs one."""
 DUPLICATE = "job.integrity_error"
 CAUGHT_IN_THE_ACT = 1
-"""A worker may be stopped after it looked at the clock and before the system call that sends: it sends when it wakes.
-Its successor has sent the same update by then, because that was the head of its job.
+"""How many updates a suspended worker may send when it wakes: it may be stopped between the check of its lease and
+the system call that sends. Its successor has sent the same update by then, because it was the head of its job.
 """
 PROBE = "union_tag_not_found"
-"""The answer to the first message of a worker that need not sign in; see core/session.py."""
+"""The answer to the first message of a worker that need not authenticate; see core/session.py."""
 
 
 class Crew:
@@ -38,7 +38,7 @@ class Crew:
     def __init__(self, scene: Scene, stack: contextlib.AsyncExitStack) -> None:
         self.alive: list[asyncio.subprocess.Process] = []
         self.connections: dict[asyncio.subprocess.Process, int] = {}
-        """The number of the Facilitator connection that each made first."""
+        """The number of the first Facilitator connection that each made."""
         self._scene = scene
         self._stack = stack
 
@@ -49,13 +49,13 @@ class Crew:
         return worker
 
     async def end(self, worker: asyncio.subprocess.Process, how: signal.Signals) -> int:
-        """Send the signal and wait for the end; returns the exit status."""
+        """Send the signal and wait for the process to end; returns its exit status."""
         self.alive.remove(worker)
         worker.send_signal(how)
         return await worker.wait()
 
     async def shared_out(self) -> None:
-        """Wait until the lanes are evenly shared by those that are alive."""
+        """Wait until the living workers share the lanes evenly."""
 
         def even() -> bool:
             counts = [len(self._scene.lanes_of(worker)) for worker in self.alive]
@@ -66,7 +66,7 @@ class Crew:
 
 @contextlib.asynccontextmanager
 async def crew_of(count, *, lease_ttl_s=LONG_S, ack_wait_s=LONG_S, service_time_s=0.001, **variables):
-    """A scene and its crew of `count` workers, with the lanes shared out."""
+    """A scene and its crew of `count` workers, which share the lanes evenly."""
     variables |= {"LEASE_TTL": f"{lease_ttl_s}", "ACK_WAIT": f"{ack_wait_s}", "LANES": f"{LANES}"}
     async with (
         NatsServer() as server,
@@ -83,7 +83,7 @@ async def crew_of(count, *, lease_ttl_s=LONG_S, ack_wait_s=LONG_S, service_time_
 
 @contextlib.contextmanager
 def asleep(worker):
-    """The worker process stands still."""
+    """Suspend the worker process during the block."""
     worker.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -92,7 +92,7 @@ def asleep(worker):
 
 
 def trespasses(scene, heard, worker, connection):
-    """The updates in `heard` that came from `worker` in a lane after somebody else had taken it."""
+    """The updates in `heard` that `worker` sent in a lane after another worker had taken it."""
     found = []
     for number, job, arrived_s in heard:
         if number == connection:
@@ -104,7 +104,7 @@ def trespasses(scene, heard, worker, connection):
 
 
 def overhear(facilitator):
-    """A list that grows by (connection, job, when) with every update that the Facilitator takes up."""
+    """A list to which (connection, job, time) of every update is added when the Facilitator starts on it."""
     heard = []
     record = facilitator.ledger.record
 
@@ -117,7 +117,7 @@ def overhear(facilitator):
 
 
 async def some_change(crew, rng):
-    """One worker joins, leaves or dies; one to three are alive at any time."""
+    """Let one worker join, leave or die; one to three are alive at any time."""
     changes = []
     if len(crew.alive) < 3:
         changes.append("join")
@@ -132,15 +132,15 @@ async def some_change(crew, rng):
 
 
 async def rows(scene, count):
-    """Wait until the Facilitator has stored so many updates."""
+    """Wait until the Facilitator has stored this many updates."""
     await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= count, PATIENCE_S)
 
 
 @pytest.mark.timeout(180)
 async def test_come_and_go():
-    """Workers that join, leave and die at random under load lose no update and reorder none."""
+    """Workers that join, leave and die at random under load lose and reorder no update."""
     rng = random.Random(1)
-    # A lane has a new owner before what the dead one had in hand comes back: the order is at stake.
+    # A lane has a new owner before the dead one's updates come back, so the order is at risk.
     async with crew_of(2, lease_ttl_s=1, ack_wait_s=2) as (scene, crew):
         for _ in range(CHANGES):
             publishing = asyncio.create_task(scene.publish_lives(UPDATES // len(STATUSES) // CHANGES))
@@ -154,7 +154,7 @@ async def test_come_and_go():
 
 
 async def leave(crew):
-    """One of two workers is told to stop, and ends well."""
+    """Stop one of two workers; it exits with 0."""
     assert 0 == await crew.end(crew.alive[0], signal.SIGTERM)
 
 
@@ -165,7 +165,7 @@ async def join(crew):
 
 @pytest.mark.parametrize(("workers", "change"), [(2, leave), (1, join)])
 async def test_planned_hand_over(workers, change):
-    """A worker that stops or joins under load hands lanes over or is given some, and nothing is sent twice."""
+    """When a worker stops or joins under load, lanes are handed over, and nothing is sent twice."""
     async with crew_of(workers) as (scene, crew):
         publishing = asyncio.create_task(scene.publish_lives(300))
         await rows(scene, 200)
@@ -174,15 +174,15 @@ async def test_planned_hand_over(workers, change):
         await publishing
         broken = await scene.broken_promises(PATIENCE_S)
         await crew.shared_out()
-    assert changed_at < len(scene.published)  # otherwise nothing was under way at the change
+    assert changed_at < len(scene.published)  # otherwise no updates were sent after the change
     assert broken == []
     assert {"success": len(scene.published), PROBE: 2} == dict(scene.facilitator.replies)
 
 
 @pytest.mark.timeout(120)
 async def test_sleeper():
-    """A worker that is stopped past its lease sends nothing of the lanes that it lost when it wakes, and takes part
-    again; meanwhile the other one carries all lanes.
+    """A worker that is suspended until its leases expire sends nothing of the lost lanes when it wakes, and takes lanes
+    again; meanwhile the other worker drives all lanes.
     """
     async with crew_of(2, lease_ttl_s=1, ack_wait_s=1) as (scene, crew):
         heard = overhear(scene.facilitator)
@@ -206,7 +206,7 @@ async def test_sleeper():
 
 @pytest.mark.timeout(120)
 async def test_sleeper_in_mid_work():
-    """A worker that wakes up past its lease with updates in hand sends none of them."""
+    """A worker that wakes after its lease expired, with updates at hand, sends none of them."""
     async with crew_of(2, lease_ttl_s=1, ack_wait_s=1, service_time_s=0.002, FACILITATOR_WINDOW="1") as (scene, crew):
         heard = overhear(scene.facilitator)
         sleeper, other = crew.alive
@@ -224,8 +224,8 @@ async def test_sleeper_in_mid_work():
 
 
 async def test_late_renewal(monkeypatch):
-    """A bad update that waits for its dead letter to be written while the lease is over, because its renewal is late,
-    becomes a dead letter when the renewal is here, and its job's next update goes on.
+    """If a lease is renewed late, a bad update that waits to be dead-lettered is dead-lettered after the renewal, and
+    its job's next update is sent.
     """
     async with (
         NatsServer() as server,
@@ -245,7 +245,7 @@ async def test_late_renewal(monkeypatch):
             await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON) for _ in range(WRITERS + 1)
         ]
         next_one = await scene.publish(last.job)
-        await scene.kept(last)  # it is at hand, and the writers are busy
+        await scene.kept(last)  # it is at hand, and all writers are busy
         lanes.extend(0, time.monotonic())
         may_write.set()
         assert [TERMED] * len(first) == await scene.settled(*first)
@@ -255,7 +255,7 @@ async def test_late_renewal(monkeypatch):
 
 @pytest.mark.timeout(120)
 async def test_sleepers_keep_nothing():
-    """A worker that is stopped does not go on being given updates: the lane that it lost flows for its new owner."""
+    """A suspended worker is given no more updates: the lost lane's updates go to the new owner."""
     async with crew_of(1, lease_ttl_s=1) as (scene, crew):
         await scene.publish_lives(25)
         await scene.dust_settled(PATIENCE_S)
@@ -264,6 +264,6 @@ async def test_sleepers_keep_nothing():
             other = await crew.join()
             await scene.owned(lambda: len(scene.lanes_of(other)) == LANES, PATIENCE_S)
             await scene.publish_life(new_job())
-            await scene.dust_settled(LONG_S / 2)  # what the sleeper was given would come back after LONG_S only
+            await scene.dust_settled(LONG_S / 2)  # updates given to the sleeper would come back after LONG_S
         broken = await scene.broken_promises(PATIENCE_S)
     assert broken == []

@@ -1,4 +1,4 @@
-"""Updates that JetStream gave up on: they become dead letters, once, whoever was there to see it."""
+"""Updates that JetStream gave up on become dead letters, once each, whichever worker handles the advisory."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 @contextlib.asynccontextmanager
 async def heard(scene: Scene, subject: str) -> AsyncIterator[asyncio.Queue[Msg]]:
-    """What passes on `subject` meanwhile."""
+    """The messages on `subject` during the block."""
     queue: asyncio.Queue[Msg] = asyncio.Queue()
     subscription = await scene.nc.subscribe(subject, cb=queue.put)
     await scene.nc.flush()
@@ -77,7 +77,7 @@ async def next_of(queue: asyncio.Queue[Msg], count: int = 1) -> list[Msg]:
 
 @contextlib.asynccontextmanager
 async def doomed_worker(scene: Scene, deliveries: int) -> AsyncIterator[None]:
-    """A worker of LANE that dies of each update: it has taken `deliveries` and settled none."""
+    """A worker of LANE that dies of each update: it takes `deliveries` of them and settles none."""
     async with heard(scene, inbox := scene.nc.new_inbox()) as taken:
         request = json.dumps({"batch": deliveries + 1, "expires": 60 * 10**9}).encode()
         await scene.nc.publish(api_pull(STATUS_STREAM, lane_consumer(LANE)), request, reply=inbox)
@@ -86,7 +86,7 @@ async def doomed_worker(scene: Scene, deliveries: int) -> AsyncIterator[None]:
 
 
 async def exhaust(scene: Scene, job: str, *, count: int = 1) -> list[Published]:
-    """Publish updates that a worker takes as often as the server offers them; the server has given up on them."""
+    """Publish updates and take them without settling until the server gives up on them."""
     async with heard(scene, ADVISORY_SUBJECTS) as given_up:
         doomed = [await scene.publish(job, doom=Reason.MAX_DELIVER) for _ in range(count)]
         async with doomed_worker(scene, count * MAX_DELIVER):
@@ -96,7 +96,7 @@ async def exhaust(scene: Scene, job: str, *, count: int = 1) -> list[Published]:
 
 @contextlib.asynccontextmanager
 async def deletions(scene: Scene) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """`await until_deleted(n)` waits until the server has deleted n advisories more."""
+    """`await until_deleted(n)` waits until the server has deleted n more advisories."""
 
     async def until_deleted(count: int) -> None:
         async with asyncio.timeout(TIMEOUT_S):
@@ -120,7 +120,7 @@ def summary(letters: list[StoredDeadLetter]) -> list[tuple[int, str, str]]:
 
 @contextlib.asynccontextmanager
 async def watching(scene: Scene, *lanes: Lane, look_every_s: float = 5.0) -> AsyncIterator[Metrics]:
-    """The advisories of each of these lanes are looked after; their common metrics."""
+    """Handle the advisories of these lanes during the block; yields their common metrics."""
     metrics = Metrics(scene.settings.delivery.lanes)
     async with asyncio.TaskGroup() as group:
         watches = [
@@ -139,7 +139,7 @@ def new_lane() -> Lane:
 
 
 async def test_exhausted_update_becomes_a_dead_letter(scene):
-    """An update whose every worker died is a dead letter as it was, and its job's later updates are relayed."""
+    """An update that killed its workers each time becomes an unchanged dead letter, and its job goes on."""
     job = new_job(LANE)
     body, headers = update(job, "received"), {"X-Trace": "a: 1", MSG_ID_HEADER: "once"}
     doomed = await scene.publish_body(job, body, headers, status="received", doom=Reason.MAX_DELIVER)
@@ -159,7 +159,7 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
 
 
 async def test_given_up_while_the_lane_is_driven(scene):
-    """What the server gives up on while somebody drives the lane becomes a dead letter when it says so."""
+    """If the server gives up on an update of a driven lane, it is dead-lettered when the advisory comes."""
     async with watching(scene, new_lane(), look_every_s=3600), heard(scene, DLQ_SUBJECTS) as written:
         (doomed,) = await exhaust(scene, new_job(LANE))
         await next_of(written)
@@ -167,7 +167,7 @@ async def test_given_up_while_the_lane_is_driven(scene):
 
 
 async def test_two_relays_and_a_restart(scene):
-    """Two relays side by side, a server and a relay that restart: each exhausted update is dead-lettered once."""
+    """With two relays, a restart of the server and one of a relay, each exhausted update is dead-lettered once."""
     first = await exhaust(scene, new_job(LANE), count=3)
     await scene.server.restart()
     await scene.reconnected()
@@ -184,7 +184,7 @@ async def test_two_relays_and_a_restart(scene):
 
 
 async def test_two_owners_at_once(scene, capsys):
-    """Even two workers that both take a lane for theirs write each dead letter once, without an error."""
+    """Two workers that both believe to own a lane write each dead letter once, without an error."""
     doomed = await exhaust(scene, new_job(LANE), count=5)
     async with deletions(scene) as until_deleted, watching(scene, new_lane(), new_lane()):
         await until_deleted(5)
@@ -194,10 +194,10 @@ async def test_two_owners_at_once(scene, capsys):
 
 
 async def test_killed_before_the_advisory_is_deleted(scene):
-    """A dead letter that a killed worker left is not written again, however long ago that was."""
+    """A dead letter that a killed worker wrote is not written again, however long ago that was."""
     job = new_job(LANE)
     (doomed,) = await exhaust(scene, job)
-    # Without a message id: the server has forgotten it, as it does after its duplicate window.
+    # Without a message id: the server forgets ids after its duplicate window.
     headers = {
         SOURCE_SEQUENCE_HEADER: str(doomed.sequence),
         SOURCE_SUBJECT_HEADER: status_subject(job),
@@ -212,7 +212,7 @@ async def test_killed_before_the_advisory_is_deleted(scene):
 
 
 async def test_dead_letter_stream_is_full(scene):
-    """An advisory is kept, and tried again, until its dead letter can be written."""
+    """An advisory is kept and tried again until its dead letter can be written."""
     (doomed,) = await exhaust(scene, new_job(LANE))
     config = (await api_request(scene.nc, api_stream_info(DLQ_STREAM)))["config"]
     await api_request(scene.nc, api_stream_update(DLQ_STREAM), config | {"max_bytes": 1})
@@ -227,7 +227,7 @@ async def test_dead_letter_stream_is_full(scene):
 
 @pytest.mark.parametrize("outcome", Outcome)
 async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
-    """While a lane works on the update its advisory waits; settled there, in whatever way, it is no dead letter."""
+    """While an update is at hand in its lane, its advisory waits; if the lane settles it, nothing is written."""
     job = new_job(LANE)
     (doomed,) = await exhaust(scene, job)
     lane = new_lane()
@@ -239,13 +239,13 @@ async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
         assert 1 == await advisories_kept(scene)
         async with deletions(scene) as until_deleted:
             lane.settle(lane.take(0), outcome)
-            monkeypatch.setattr(lane, "outcome_of", lambda _: None)  # as when thousands were settled since
+            monkeypatch.setattr(lane, "outcome_of", lambda _: None)  # as if thousands had been settled since
             await until_deleted(1)
     assert [] == await scene.dead_letters()
 
 
 async def test_update_is_gone(scene):
-    """An advisory whose update is not in the stream any more is deleted, and those behind it are followed up."""
+    """An advisory whose update is no longer in the stream is deleted, and those after it are handled."""
     gone, doomed = await exhaust(scene, new_job(LANE), count=2)
     await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": gone.sequence})
     async with deletions(scene) as until_deleted, watching(scene, new_lane()):
@@ -254,7 +254,7 @@ async def test_update_is_gone(scene):
 
 
 async def test_unreadable_advisory(scene):
-    """What somebody else published as an advisory is deleted, and holds up nothing."""
+    """Other messages on the advisories' subject are deleted, and delay nothing."""
     await publish_confirmed(scene.nc, ADVISORY_SUBJECTS.replace("*", lane_consumer(LANE)), b"no advisory")
     (doomed,) = await exhaust(scene, new_job(LANE))
     async with deletions(scene) as until_deleted, watching(scene, new_lane()):
@@ -263,7 +263,7 @@ async def test_unreadable_advisory(scene):
 
 
 async def test_largest_update(scene):
-    """The largest update that the stream takes can become a dead letter in this way, too."""
+    """The largest update that the stream takes can be dead-lettered through an advisory, too."""
     job = new_job(LANE)
     limit = (await api_request(scene.nc, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
     body = b"x" * limit

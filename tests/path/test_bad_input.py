@@ -1,4 +1,4 @@
-"""Whatever a producer publishes ends where it should, says why, and does not stop its job's next update."""
+"""Every bad update is repaired or dead-lettered with a reason, and does not stop its job's next update."""
 
 import datetime as dt
 import json
@@ -22,7 +22,7 @@ OTHER_JOB = "00000000-0000-4000-8000-000000000001"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene():
-    """One relay for all cases, each with jobs of its own; at the end the oracle looks at all of them together."""
+    """One relay for all cases, each with its own jobs; at the end the oracle checks all of them."""
     async with (
         NatsServer(max_payload=32 * MIB) as server,
         FacilitatorSimulator() as facilitator,
@@ -40,7 +40,7 @@ class Bad:
     body: bytes
     reason: Reason
     told: str
-    """What the error must say, among other things; ASCII, as a header is."""
+    """What the error must contain; ASCII, because it is in a header."""
 
 
 def bad(reason: Reason, told: str, **fields: object) -> Bad:
@@ -145,7 +145,7 @@ async def test_what_the_facilitator_must_not_see(scene, case):
 
 @shared
 async def test_upper_case_subject(scene):
-    """A subject in upper case could be in another lane than its job: its dead letter shows how to spell it."""
+    """A subject with a job in upper case may belong to a wrong lane; its dead letter shows the right spelling."""
     job = new_job().upper()
     shouted = await scene.publish_body(job, update(job), doom=Reason.INVALID_UUID)
 
@@ -160,7 +160,7 @@ async def test_upper_case_subject(scene):
 
 @shared
 async def test_subject_without_a_uuid(scene):
-    """Any other token becomes a dead letter too, under a token that is safe in a subject."""
+    """Any other token is dead-lettered too, under a token that is safe in a subject."""
     odd = await scene.publish_body("job=7", update(new_job()), doom=Reason.INVALID_UUID)
 
     assert await scene.settled(odd) == [TERMED]
@@ -171,7 +171,7 @@ async def test_subject_without_a_uuid(scene):
 @shared
 @pytest.mark.parametrize("subject", ["job.status.{}.accepted", "job.status.0.{}", "job.status"])
 async def test_extra_subject_tokens(scene, subject):
-    """A subject with a token too many or too few is nobody's: the producer is told so, and gets no PubAck."""
+    """No stream takes a subject with too many or too few tokens: the producer gets an error, and no PubAck."""
     job = new_job()
     with pytest.raises(PublishUnconfirmed, match="no stream captures this subject"):
         await publish_confirmed(scene.nc, subject.format(job), update(job))
@@ -190,7 +190,7 @@ REPAIRED = {
 @shared
 @pytest.mark.parametrize("case", REPAIRED)
 async def test_what_is_repaired(scene, case):
-    """What would only hurt is repaired, counted, and stored by the Facilitator."""
+    """Small faults are repaired and counted, and the Facilitator stores the update."""
     job = new_job()
     body, metadata, rule = REPAIRED[case]
     body = body.replace(b"JOB", job.encode()).replace(b"UPPER", job.upper().encode())
@@ -205,7 +205,7 @@ async def test_what_is_repaired(scene, case):
 
 @shared
 async def test_envelope(scene):
-    """An update in the channel-layer envelope is relayed as the update that is in it."""
+    """An update in the channel-layer envelope is relayed without the envelope."""
     job = new_job()
     envelope = b'{"type":"job_status_update","payload":' + update(job, "failed", {"n": 1.50}) + b"}"
     wrapped = await scene.publish_body(job, envelope, status="failed")
@@ -216,7 +216,7 @@ async def test_envelope(scene):
 
 @shared
 async def test_the_largest_update_arrives(scene):
-    """An update of exactly the Facilitator's 16 MiB is stored; the next byte is one too many."""
+    """An update of exactly the Facilitator's 16 MiB is stored; one byte more is too large."""
     job = new_job()
     room = 16 * MIB - len(update(job, "completed", stdout("")))
     largest = await scene.publish(job, "completed", stdout("x" * room))
@@ -228,7 +228,7 @@ async def test_the_largest_update_arrives(scene):
 
 @pytest.fixture
 async def alone(nats_server):
-    """A relay of the test's own, which soon tries again to write a dead letter."""
+    """A relay for one test, which retries quickly to write a dead letter."""
     async with (
         FacilitatorSimulator() as facilitator,
         Scene(nats_server, facilitator, ACK_WAIT="1") as scene,
@@ -250,7 +250,7 @@ async def full(scene: Scene) -> None:
 
 @pytest.mark.parametrize("trouble", [missing, full])
 async def test_no_dead_letter_stream_to_write_to(alone, trouble):
-    """While a dead letter cannot be written its update is kept and its job waits, others flow; then it is written."""
+    """While a dead letter cannot be written, its job waits and others go on; then it is written."""
     await trouble(alone)
     poor = await alone.publish_body(job := new_job(), b"{}", doom=Reason.INVALID_SCHEMA)
     behind = await alone.publish(job, "accepted")

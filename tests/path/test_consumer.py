@@ -1,4 +1,4 @@
-"""The pull loop and its deliveries, where nothing else of a relay shows what they do."""
+"""The pull loop and its deliveries, where other tests do not show their behaviour."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TIMEOUT_S = 10
 
 
 async def test_who_takes_deliveries_fails(provisioned):
-    """A bug in whoever takes deliveries ends the pull loop: unseen, it would leave an update untouched for ever."""
+    """An exception in the callback for deliveries ends the pull loop; ignored, it would leave an update untouched."""
 
     def fail(deliveries: Sequence[Delivery]) -> None:
         raise RuntimeError(deliveries[0].subject)
@@ -39,8 +39,8 @@ async def test_who_takes_deliveries_fails(provisioned):
 
 
 def test_what_is_kept_while_nats_is_away():
-    """Acknowledgements are sent after the reconnect; that an update is worked on is not, it would come too late."""
-    client = FrameClient()  # not connected yet, as it is not again after a loss
+    """Acknowledgements are sent after a reconnect; `+WPI` is not, because it would come too late."""
+    client = FrameClient()  # never connected, which is the same as after a loss
     client._max_pending_size = 100
     delivery = Delivery(client, b"job.status.0.x", b"$JS.ACK.s.c.1.2.3.4.0", b"", b"")
     delivery.in_progress()

@@ -1,4 +1,4 @@
-"""Drops, closes, odd replies and outages, as on the protocol page: nothing is lost, and nobody is wrongly blamed."""
+"""Drops, closes, odd replies and outages, as on the protocol page: nothing is lost, and no update is wrongly blamed."""
 
 import asyncio
 from collections import Counter
@@ -37,20 +37,20 @@ async def facilitator():
 
 @pytest.fixture
 async def rough(nats_server, facilitator):
-    """A relay of the test's own."""
+    """A relay for one test."""
     async with Scene(nats_server, facilitator) as scene, scene.relay() as scene.running:
         yield scene
 
 
 async def relays(scene: Scene, jobs: int = 5) -> None:
-    """Publish so many lives and see all of it arrive."""
+    """Publish this many lives, and check that all of it arrives."""
     updates = await scene.publish_lives(jobs)
     assert await scene.settled(*updates) == [ACKED] * len(updates)
     assert await scene.broken_promises() == []
 
 
 def relayed(outcomes: Counter[str]) -> int:
-    """How many were acknowledged, one way or the other: a drop may take an answer along that was on its way."""
+    """How many were acknowledged, as stored or as duplicate: a drop may lose an answer that was on its way."""
     return outcomes["relay_updates acknowledged"] + outcomes["relay_updates duplicate"]
 
 
@@ -80,7 +80,7 @@ async def test_drop_after_storing(rough):
 
 @pytest.mark.parametrize("fault", [DROP_BEFORE_STORING, close_with(1009)], ids=["drop", "1009"])
 async def test_poison(rough, fault):
-    """An update that ends the connection each time is dead-lettered after MAX_ATTEMPTS; its neighbours all arrive."""
+    """An update that ends the connection each time is dead-lettered after MAX_ATTEMPTS; the others all arrive."""
     poison = new_job()
     with rough.facilitator.inject(fault, uuid=poison, status="executor_ready", times=None) as injection:
         early = [await rough.publish(poison, status) for status in ("received", "accepted")]
@@ -89,7 +89,7 @@ async def test_poison(rough, fault):
             _in_turn(doomed, rough.publish(poison, "execution_done")), rough.publish_lives(5)
         )
         assert await rough.settled(*early, poor, late, *neighbours) == [ACKED, ACKED, TERMED] + [ACKED] * 31
-    assert injection.hits in (3, 4)  # the first drop may take an older update's answer along, and its blame
+    assert injection.hits in (3, 4)  # the first drop may lose an older update's answer, which is then blamed instead
     assert await rough.broken_promises() == []
     [letter] = await rough.dead_letters()
     assert letter.headers["Relay-Attempts"] == "3"
@@ -107,7 +107,7 @@ async def _in_turn(*coroutines):
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 3000, 3001])
 async def test_close_in_mid_flow(rough, code):
-    """A close that complains of no message costs a reconnect, and no update an attempt."""
+    """A close code that does not complain about a message costs a reconnect, and no attempt."""
     with rough.facilitator.inject(close_with(code), nth=10) as injection:
         await relays(rough)
     assert injection.hits == 1
@@ -119,19 +119,19 @@ async def test_close_in_mid_flow(rough, code):
 
 
 async def test_close_for_a_frame_too_big(rough):
-    """1009 complains of a message, so the first unanswered update is the suspect and gains one attempt."""
+    """1009 complains about a message, so the first unanswered update becomes the suspect and gets one attempt."""
     with rough.facilitator.inject(close_with(1009), nth=10):
         await relays(rough)
     assert counters(rough.running)["relay_retries"] == 1
 
 
 async def test_forgotten_authentication(nats_server, facilitator):
-    """auth.not_authenticated is no update's fault, and no answer to those behind it is taken for an answer to it."""
+    """auth.not_authenticated is no update's fault, and the answers after it are not matched to updates."""
     forgetful = replace(refuse("auth.not_authenticated"), hold_s=UNTIL_LIFTED)
     async with Scene(nats_server, facilitator, ACK_WAIT="0.3") as scene, scene.relay() as relay:
         with facilitator.inject(forgetful):
             updates = [await scene.publish(new_job()) for _ in range(20)]
-            await scene.kept(updates[-1])  # so all are sent, and the answers will come in one burst
+            await scene.kept(updates[-1])  # all are sent, so the answers come in one burst
         assert await scene.settled(*updates) == [ACKED] * 20
         assert await scene.broken_promises() == []
         assert facilitator.accepted == 2
@@ -142,12 +142,12 @@ async def test_forgotten_authentication(nats_server, facilitator):
 
 
 async def test_answered_twice(rough):
-    """An answer too many breaks the connection, and the next one starts with a clean slate."""
+    """A surplus answer breaks the connection, and the next connection starts without it."""
     with rough.facilitator.inject(ANSWER_TWICE):
         first = await rough.publish(job := new_job(), "accepted")
         assert await rough.settled(first) == [ACKED]
         await rough.facilitator.wait_for(lambda facilitator: facilitator.accepted == 2)
-    # Paired with the stray success, this refusal would pass for an acknowledgement.
+    # If it were matched to the surplus success, this refusal would count as an acknowledgement.
     with rough.facilitator.inject(refuse("missing"), uuid=job):
         poor = await rough.publish(job, "failed", doom=Reason.REFUSED)
         assert await rough.settled(poor) == [TERMED]
@@ -156,7 +156,7 @@ async def test_answered_twice(rough):
 
 
 async def test_never_answered(nats_server, facilitator):
-    """No answer within the reply timeout breaks the connection; what was stored meanwhile turns out as a duplicate."""
+    """A missing answer breaks the connection at the reply timeout; what was stored meanwhile becomes a duplicate."""
     async with Scene(nats_server, facilitator, FACILITATOR_REPLY_TIMEOUT="0.3") as scene, scene.relay() as relay:
         with facilitator.inject(NEVER_ANSWER):
             silent = await scene.publish(new_job())
@@ -169,7 +169,7 @@ async def test_never_answered(nats_server, facilitator):
 
 
 async def test_stalled_for_longer_than_the_reply_timeout(nats_server, facilitator):
-    """A stall is no update's fault, however often it happens: all of them are sent until they are taken."""
+    """A stall is no update's fault, however often it happens: all updates are sent until they are accepted."""
     async with Scene(nats_server, facilitator, FACILITATOR_REPLY_TIMEOUT="0.1") as scene, scene.relay() as relay:
         with facilitator.inject(stall(), times=None):
             updates = await scene.publish_lives(5)
@@ -183,7 +183,7 @@ async def test_stalled_for_longer_than_the_reply_timeout(nats_server, facilitato
 
 
 async def test_wrong_signature(nats_server):
-    """A wrong signature keeps the relay from being ready and dead-letters nothing; with the right one all arrives."""
+    """With a wrong signature the relay is not ready and dead-letters nothing; with the right one all updates arrive."""
     async with FacilitatorSimulator({PUBLIC_KEY}) as facilitator, Scene(nats_server, facilitator) as scene:
         async with scene.relay(FORGED) as relay:
             updates = await scene.publish_lives(2)
@@ -202,7 +202,7 @@ async def test_wrong_signature(nats_server):
 
 
 async def test_unknown_validator(nats_server):
-    """An unknown validator's relay is not ready and dead-letters nothing, and goes on once the validator is known."""
+    """With an unknown validator the relay is not ready and dead-letters nothing; once it is known, all goes on."""
     async with (
         FacilitatorSimulator(set()) as facilitator,
         Scene(nats_server, facilitator) as scene,
@@ -225,7 +225,7 @@ async def test_unknown_validator(nats_server):
 
 
 async def test_validator_removed_and_back(nats_server):
-    """A validator that is removed in mid-flow (3001) and comes back loses nothing and burns no attempts."""
+    """If a validator is removed under load (3001) and comes back, no update is lost and none gets an attempt."""
     async with (
         FacilitatorSimulator({PUBLIC_KEY}, service_time_s=0.002) as facilitator,
         Scene(nats_server, facilitator) as scene,
@@ -247,7 +247,7 @@ async def test_validator_removed_and_back(nats_server):
 
 @pytest.mark.parametrize("outage", ["database_down", "cache_down"])
 async def test_outage_behind_the_facilitator(nats_server, outage):
-    """While its database or cache is down the Facilitator drops every connection, and no update is blamed for it."""
+    """While the Facilitator's database or cache is down, it drops every connection, and no update is blamed."""
     async with (
         FacilitatorSimulator({PUBLIC_KEY}, service_time_s=0.002) as facilitator,
         Scene(nats_server, facilitator, MAX_ATTEMPTS="2") as scene,
@@ -266,7 +266,7 @@ async def test_outage_behind_the_facilitator(nats_server, outage):
 
 @pytest.mark.parametrize("code", [1012, DROPPED])
 async def test_facilitator_restarts(rough, code):
-    """A Facilitator that goes away and is back loses nothing: 1012 for a restart, a drop for a killed worker."""
+    """If the Facilitator goes away and comes back, nothing is lost: 1012 is a restart, a drop is a killed worker."""
     rough.facilitator.service_time_s = 0.002
     publishing = asyncio.create_task(rough.publish_lives(5))
     await rough.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 10)

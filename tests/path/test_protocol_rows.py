@@ -1,4 +1,4 @@
-"""The replies of the protocol page, row by row, as they look through the relay."""
+"""The replies of the protocol page, row by row, and what the relay does with them."""
 
 import asyncio
 import re
@@ -17,14 +17,14 @@ shared = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def calm():
-    """One relay for the rows that leave the connection alone; each has jobs of its own."""
+    """One relay for the rows that keep the connection open; each row has its own jobs."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
         Scene(server, facilitator, ACK_WAIT="1") as scene,
         scene.relay() as scene.running,
     ):
-        await scene.settled(await scene.publish(new_job()))  # so it is connected
+        await scene.settled(await scene.publish(new_job()))  # it is connected after this
         yield scene
         assert await scene.broken_promises() == []
         assert facilitator.accepted == 1
@@ -49,7 +49,7 @@ async def test_known_job(calm):
 
 @shared
 async def test_repeated(calm):
-    """The same status again, with other metadata, is acknowledged as a duplicate; the first one stays."""
+    """The same status again, with other metadata, is acknowledged as a duplicate; the first one is kept."""
     before = counters(calm.running)
     first = await calm.publish(job := new_job(), "accepted", {"n": 1})
     again = await calm.publish(job, "accepted", {"n": 2})
@@ -61,7 +61,7 @@ async def test_repeated(calm):
 
 @shared
 async def test_sent(calm):
-    """`sent`, which the Facilitator writes itself, is acknowledged as a duplicate."""
+    """`sent`, which the Facilitator makes itself, is acknowledged as a duplicate."""
     before = counters(calm.running)
     sent = await calm.publish(new_job(), "sent")
 
@@ -71,7 +71,7 @@ async def test_sent(calm):
 
 @shared
 async def test_unknown_job(calm):
-    """An unknown job is asked for MAX_ATTEMPTS times per update, then dead-lettered; other jobs do not wait for it."""
+    """An update of an unknown job is tried MAX_ATTEMPTS times, then dead-lettered; other jobs do not wait for it."""
     calm.facilitator.unknown_jobs.add(job := new_job())
     before, asked = counters(calm.running), calm.facilitator.replies["job.not_found"]
     lost = [await calm.publish(job, status, doom=Reason.JOB_NOT_FOUND) for status in ("accepted", "failed")]
@@ -94,7 +94,7 @@ async def test_unknown_job(calm):
 
 
 async def test_a_refusal_is_told(nats_server, facilitator, capsys):
-    """Each answer after which an update is tried again is a line in the log, with the answer and the update."""
+    """Each answer that leads to a retry is logged, with the answer and the update."""
     async with Scene(nats_server, facilitator, MAX_ATTEMPTS="3", LOG_LEVEL="info") as scene, scene.relay():
         facilitator.unknown_jobs.add(job := new_job())
         lost = await scene.publish(job, doom=Reason.JOB_NOT_FOUND)
@@ -135,7 +135,7 @@ async def test_refused(calm, error):
 
 @shared
 async def test_refused_for_another_reason(calm):
-    """An error that the page does not know may pass, so the update is tried MAX_ATTEMPTS times."""
+    """An error that the page does not list may be temporary, so the update is tried MAX_ATTEMPTS times."""
     job = new_job()
     with calm.facilitator.inject(refuse("job.on_fire"), uuid=job, times=None) as injection:
         poor = await calm.publish(job, doom=Reason.REFUSED)
@@ -145,7 +145,7 @@ async def test_refused_for_another_reason(calm):
 
 @shared
 async def test_refusal_that_echoes_megabytes(calm):
-    """An error reply of some megabytes is read, and its text is cut to fit a header."""
+    """An error reply of several megabytes is read, and its text is cut to fit a header."""
     with calm.facilitator.inject(refuse("string_type", "x" * 5_000_000), uuid=(job := new_job())):
         poor = await calm.publish(job, doom=Reason.REFUSED)
         assert await calm.settled(poor) == [TERMED]
@@ -155,7 +155,7 @@ async def test_refusal_that_echoes_megabytes(calm):
 
 @shared
 async def test_pushes_between_replies(calm):
-    """What the Facilitator pushes in the middle of an exchange is mistaken for no reply."""
+    """A push between replies is not taken for a reply."""
     before = counters(calm.running)
     calm.facilitator.service_time_s = 0.002
     updates, *_ = await asyncio.gather(
@@ -168,7 +168,7 @@ async def test_pushes_between_replies(calm):
 
 @shared
 async def test_late_answer(calm):
-    """An answer that comes late, within the reply timeout, is waited for; other updates share its fate and no more."""
+    """An answer that comes late, but within the reply timeout, is waited for; it delays other updates no longer."""
     with calm.facilitator.inject(answer_late(0.3), nth=5):
         updates = await calm.publish_lives(5)
         assert await calm.settled(*updates) == [ACKED] * len(updates)
@@ -176,10 +176,10 @@ async def test_late_answer(calm):
 
 @shared
 async def test_window(calm):
-    """While the Facilitator stalls, no more than 32 updates are unanswered, and then all of them go on."""
+    """While the Facilitator stalls, at most 32 updates are unanswered; then all of them go on."""
     with calm.facilitator.inject(stall()) as injection:
         updates = [await calm.publish(new_job()) for _ in range(100)]
-        await calm.kept(updates[-1])  # so it is at hand, and not sent
+        await calm.kept(updates[-1])  # it is at hand, and not sent
         assert gauges(calm.running)["relay_in_flight"] == 32
         injection.lift()
         assert await calm.settled(*updates) == [ACKED] * len(updates)

@@ -1,4 +1,4 @@
-"""What the Facilitator pushes is on JetStream, once, for whoever runs the jobs."""
+"""What the Facilitator pushes is stored in JetStream, once, for the programs that run jobs."""
 
 import contextlib
 import hashlib
@@ -31,14 +31,14 @@ async def both_connected(scene: Scene) -> None:
 
 
 async def pushes_read(scene: Scene) -> None:
-    """Wait until the relay has read all that was pushed: on every connection an answer is behind the pushes."""
+    """Wait until the relay has read all pushes: on every connection, an answer comes after them."""
     updates = [await scene.publish(new_job(lane)) for lane in range(4)]
     assert await scene.settled(*updates) == [ACKED] * 4
     assert len({row.connection for row in scene.facilitator.rows[-4:]}) == 2
 
 
 async def kept(scene: Scene) -> list[tuple[str, dict]]:
-    """What JOB_REQUESTS holds, subject and message, in its order. Each has the id that its content gives it."""
+    """Subject and message of all that JOB_REQUESTS holds, in order; checks that each id is made from the content."""
     found: list[tuple[str, dict]] = []
     sequence = 0
     with contextlib.suppress(NotFoundError):
@@ -51,14 +51,14 @@ async def kept(scene: Scene) -> list[tuple[str, dict]]:
 
 
 async def test_pushed_once(scene):
-    """Of the copies on two connections one is kept, as it came, on the subject of its job; in the order of pushing."""
+    """Of copies on two connections one is stored, unchanged, on its job's subject, in the order of the pushes."""
     wanted, cheated = new_job(), new_job()
     async with scene.relay() as relay:
         await both_connected(scene)
         assert await scene.facilitator.push_job_request(wanted, args=["--fast"]) == 2
         assert await scene.facilitator.push_cheated(cheated) == 2
         await pushes_read(scene)
-    # Stopped, the relay has drained: what it read is published.
+    # The relay drained before it stopped, so all that it read is published.
     assert counters(relay)["relay_pushes request"] == 2
     assert counters(relay)["relay_pushes cheated"] == 2
     (first_subject, request), (second_subject, report) = await kept(scene)
@@ -67,7 +67,7 @@ async def test_pushed_once(scene):
 
 
 async def test_different_pushes_for_one_job(scene):
-    """Two requests for one job that differ in anything are two."""
+    """Two requests for one job that differ in any field are stored as two."""
     async with scene.relay():
         await both_connected(scene)
         job = new_job()
@@ -79,7 +79,7 @@ async def test_different_pushes_for_one_job(scene):
 
 @pytest.mark.parametrize(("uuid", "token"), [(JOB, JOB), ("a.b *", "a_b__"), ("", "unknown")])
 async def test_unknown_kind(scene, uuid, token):
-    """A push of a kind that the relay does not know is kept as a request, on a subject that is safe."""
+    """A push of an unknown kind is stored as a request, on a safe subject."""
     async with scene.relay() as relay:
         await both_connected(scene)
         await scene.facilitator.push_job_request(uuid, message_type="V9JobPraised", type="job.praised")
@@ -90,7 +90,7 @@ async def test_unknown_kind(scene, uuid, token):
 
 
 async def test_pushed_while_nats_is_away(scene, nats_server):
-    """What is pushed while NATS is away is published when it is back."""
+    """A push that comes while NATS is away is published when NATS is back."""
     jobs = [new_job() for _ in range(5)]
     async with scene.relay():
         await both_connected(scene)

@@ -1,4 +1,4 @@
-"""What the relay says of itself: receipts of what it settled, and reports of how it stands."""
+"""What the relay publishes about itself: receipts of settled updates, and reports of its state."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ async def scene(nats_server, facilitator) -> AsyncIterator[Scene]:
 
 @contextlib.asynccontextmanager
 async def heard(scene: Scene, job: str) -> AsyncIterator[asyncio.Queue[Msg]]:
-    """The receipts of a job, from now on."""
+    """The receipts of a job that come during the block."""
     queue: asyncio.Queue[Msg] = asyncio.Queue()
     subscription = await scene.nc.subscribe(receipt_subject(job), cb=queue.put)
     await scene.nc.flush()
@@ -44,7 +44,7 @@ async def heard(scene: Scene, job: str) -> AsyncIterator[asyncio.Queue[Msg]]:
 
 
 async def receipt(queue: asyncio.Queue[Msg]) -> dict[str, Any]:
-    """The next receipt, without the time that its update took."""
+    """The next receipt, without the duration of its update."""
     async with asyncio.timeout(5):
         fields = json.loads((await queue.get()).data)
     assert fields.pop("relayed_ms") > 0
@@ -52,7 +52,7 @@ async def receipt(queue: asyncio.Queue[Msg]) -> dict[str, Any]:
 
 
 async def test_outcomes(scene):
-    """Every settled update gives one receipt: what it was, how it ended, and after how many failures of its own."""
+    """Every settled update gives one receipt: the update, how it ended, and after how many attempts."""
     job = new_job()
     expected = []
     async with serving(scene), heard(scene, job) as receipts:
@@ -76,7 +76,7 @@ async def test_outcomes(scene):
 
 
 async def test_attempts(scene, facilitator):
-    """A receipt counts the answers that were the update's own fault, whether it got through at last or not."""
+    """A receipt counts the attempts of its update, whether it was acknowledged at last or not."""
     job = new_job()
     async with serving(scene), heard(scene, job) as receipts:
         with facilitator.inject(refuse("job.busy"), uuid=job, times=2):
@@ -91,7 +91,7 @@ async def test_attempts(scene, facilitator):
 
 @pytest.mark.parametrize(("sent", "carried"), [(TRACE, {"traceparent": TRACE}), ("no trace", None), (None, None)])
 async def test_trace(scene, sent, carried):
-    """A receipt carries its update's trace on, if that is one."""
+    """A receipt carries its update's trace, if the header is well-formed."""
     job = new_job()
     async with serving(scene), heard(scene, job) as receipts:
         await scene.publish_body(job, update(job), {"traceparent": sent} if sent else None)
@@ -101,7 +101,7 @@ async def test_trace(scene, sent, carried):
 
 
 async def test_after_the_fact(scene):
-    """Who has a receipt is told the same by the status service."""
+    """The status service confirms what a receipt says."""
     job = new_job()
     said = []
     async with serving(scene), heard(scene, job) as receipts:
@@ -118,12 +118,12 @@ async def test_switched_off(scene):
     job = new_job()
     async with serving(scene, RECEIPTS="false"), heard(scene, job) as receipts:
         await scene.settled(await scene.publish(job))
-        await scene.nc.request(query_subject(job), timeout=5)  # over the connection that would have brought one
+        await scene.nc.request(query_subject(job), timeout=5)  # a receipt would have come before the answer
         assert receipts.empty()
 
 
 async def test_cannot_be_published(scene, monkeypatch):
-    """Receipts that NATS does not take are dropped and counted, and the updates go on."""
+    """Receipts that NATS does not take are dropped and counted, and updates go on."""
     write = FrameClient.write
 
     def refuse_receipts(client: FrameClient, lines: bytes) -> None:
@@ -146,7 +146,7 @@ async def reports(scene: Scene, count: int) -> list[Report]:
 
 
 async def test_report(scene, facilitator):
-    """A worker reports its lanes, its connections, what it settled and how long that took."""
+    """A worker reports its lanes, its connections, what it settled, and how long that took."""
     stuck = new_job(lane=2)
     async with serving(scene) as relay:
         await scene.settled(await scene.publish_body(new_job(), b"{"), *await scene.publish_life(new_job()))
@@ -168,7 +168,7 @@ async def test_report(scene, facilitator):
 
 
 async def test_every_worker_reports(scene):
-    """Each worker answers for itself, under the id that it has in the lease bucket."""
+    """Each worker reports for itself, under the id that it has in the lease bucket."""
     async with serving(scene), serving(scene):
         await scene.owned(lambda: len({taking.worker for taking in scene.owners.values()}) == 2)
         workers = {report.worker for report in await reports(scene, 2)}
