@@ -87,7 +87,7 @@ class Demo:
             self._facilitator.inject(DROP_BEFORE_STORING, uuid=uuid, status=status, times=None)
 
     async def _note_acknowledgement(self, message: Msg) -> None:
-        """What the relay tells JetStream of an update, seen by a third party on the wire."""
+        """Called with each acknowledgement that the relay sends to JetStream: the demo subscribes to them."""
         verb, _, reason = message.data.decode().partition(" ")
         if verb in _SETTLING:
             sequence = parse_ack_subject(message.subject.encode()).sequence

@@ -139,7 +139,7 @@ async def close(client: Client, timeout_s: float = 5.0) -> None:
             await end_reconnect(client)
             await client.close()
     except (nats.errors.Error, TimeoutError, OSError, RuntimeError) as error:
-        # RuntimeError: how uvloop refuses what nats-py still wants to write to a socket that is gone.
+        # uvloop raises RuntimeError when nats-py writes to a socket that is closed already.
         _log.warning("a NATS socket did not close and was aborted", error=_describe(error))
         abort(client)
 

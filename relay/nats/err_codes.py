@@ -10,7 +10,7 @@ STORE_FULL: Final = frozenset({10023, 10047})
 NO_MESSAGE: Final = 10037
 """No message matches the request."""
 NO_JETSTREAM: Final = frozenset({10039, 10076})
-"""JetStream is not enabled for the account (10039), or not at all (10076)."""
+"""JetStream is not enabled: for the account (10039), or on the server (10076)."""
 NOT_DELETED: Final = frozenset({10043, 10057})
 """The sequence to delete does not exist. Which of the two codes comes depends on where in the stream it would be."""
 TOO_LARGE: Final = 10054
