@@ -1,4 +1,4 @@
-"""Who drives which lane: the lease bucket of a real server, and the workers that share the lanes out by it."""
+"""Which worker drives which lane: the lease bucket of a real server, and workers that share the lanes with it."""
 
 import asyncio
 import contextlib
@@ -29,10 +29,10 @@ from relay.topology.provision import Topology, provision
 
 LANES = 4
 LONG_S = 60.0
-"""A time to live that ends in no test: what happens, happens for another reason."""
+"""A time to live that is never reached in a test, so that what happens has another cause."""
 SHORT_S = 1.0
 PROMPT_S = 5.0
-"""Far below a third of LONG_S, when a worker looks at the bucket anyway."""
+"""Much less than a third of LONG_S, after which a worker looks at the bucket anyway."""
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def topology():
 
 
 @pytest.fixture
-def worker(provisioned, nats_server, connect):  # noqa: ARG001 - the bucket must be there
-    """`await worker("a")`: the bucket as worker `a` sees it, over a connection of its own."""
+def worker(provisioned, nats_server, connect):  # noqa: ARG001 - the bucket must exist
+    """`await worker("a")`: the leases of worker `a`, over a connection of its own."""
 
     async def worker(name: str, ttl_s: float = LONG_S) -> Leases:
         return Leases(await connect(nats_server.url), name, ttl_s)
@@ -58,7 +58,7 @@ async def owner_of(leases, lane=0):
 
 
 async def test_two_rivals(worker):
-    """Of two workers that both see a lane free, exactly one gets it."""
+    """If two workers both see a free lane, exactly one gets it."""
     a, b = await worker("a"), await worker("b")
     for lane in range(20):
         views = await asyncio.gather(a.read(), b.read())
@@ -67,7 +67,7 @@ async def test_two_rivals(worker):
 
 
 async def test_taken_lane(worker):
-    """A lane that is driven cannot be taken, however old the view is that showed it free."""
+    """A lane that is driven cannot be taken, even by a worker that saw it free earlier."""
     a, b = await worker("a"), await worker("b")
     free = await b.read()
     await a.acquire(0, free)
@@ -76,13 +76,13 @@ async def test_taken_lane(worker):
 
 
 async def test_renew(worker, nats_server):
-    """A renewal follows the revision before it and counts from when it was sent, however late it is stored."""
+    """A renewal replaces the revision before it. The lease counts from when it was sent, however late it is stored."""
     a = await worker("a")
     lease = await a.acquire(0, await a.read())
     before_s = time.monotonic()
     os.kill(nats_server.pid, signal.SIGSTOP)
     renewing = asyncio.create_task(a.renew(lease))
-    await asyncio.sleep(0)  # it begins
+    await asyncio.sleep(0)  # the renewal starts
     stored_after_s = time.monotonic()
     os.kill(nats_server.pid, signal.SIGCONT)
     renewed = await renewing
@@ -91,7 +91,7 @@ async def test_renew(worker, nats_server):
 
 
 async def test_lost_lease(worker):
-    """A lease that somebody else has now cannot be renewed, and trying leaves theirs as it is."""
+    """A lease that another worker has taken cannot be renewed, and the attempt does not change it."""
     a, b = await worker("a"), await worker("b")
     lost = await a.acquire(0, await a.read())
     await a.release(lost)
@@ -101,7 +101,7 @@ async def test_lost_lease(worker):
 
 
 async def test_vanished_lease(worker):
-    """A lease that was given up cannot be renewed back into being."""
+    """A renewal does not restore a lease that was released."""
     a = await worker("a")
     lease = await a.acquire(0, await a.read())
     await a.release(lease)
@@ -110,7 +110,7 @@ async def test_vanished_lease(worker):
 
 
 async def test_unconfirmed_renewal(worker):
-    """A renewal that was stored, though its confirmation was not seen, is taken up by the next one."""
+    """If a renewal was stored but its confirmation was lost, the next renewal succeeds."""
     a = await worker("a")
     lease = await a.acquire(0, await a.read())
     unseen = await a.renew(lease)
@@ -120,7 +120,7 @@ async def test_unconfirmed_renewal(worker):
 
 
 async def test_release(worker):
-    """A lane that was given up can be taken at once."""
+    """A lane that was released can be taken at once."""
     a, b = await worker("a"), await worker("b")
     await a.release(await a.acquire(0, await a.read()))
     assert None is await owner_of(b)
@@ -129,7 +129,7 @@ async def test_release(worker):
 
 
 async def test_release_of_a_lost_lease(worker):
-    """Giving up a lease that was lost leaves the lane to its new owner."""
+    """To release a lease that was lost leaves the lane to its new owner."""
     a, b = await worker("a"), await worker("b")
     lost = await a.acquire(0, await a.read())
     await a.release(lost)
@@ -140,7 +140,7 @@ async def test_release_of_a_lost_lease(worker):
 
 
 async def test_workers(worker):
-    """A worker is seen from its announcement to its departure."""
+    """A worker is listed from its announcement until it leaves."""
     a, b = await worker("a"), await worker("b")
     await a.announce()
     await b.announce()
@@ -150,7 +150,7 @@ async def test_workers(worker):
 
 
 async def test_changed_by_news(worker):
-    """A new worker, its departure, and a lane that is taken or given up are news."""
+    """`changed` is set when a worker comes or leaves, and when a lane is taken or released."""
     a, b = await worker("a"), await worker("b")
     await a.watch()
     await a.read()
@@ -167,7 +167,7 @@ async def test_changed_by_news(worker):
 
 
 async def test_changed_by_the_first_delete(worker):
-    """A lane that is given up is news also to a worker that came after the lane was taken."""
+    """`changed` is set by the release of a lane also for a worker that started after the lane was taken."""
     a, b = await worker("a"), await worker("b")
     lease = await b.acquire(0, await b.read())
     await a.watch()
@@ -179,7 +179,7 @@ async def test_changed_by_the_first_delete(worker):
 
 
 async def test_not_changed_by_renewals(nats_server, connect, worker):
-    """Renewals and repeated announcements are no news."""
+    """Renewals and repeated announcements do not set `changed`."""
     nc = await connect(nats_server.url)
     a, b = Leases(nc, "a", LONG_S), await worker("b")
     await a.watch()
@@ -193,7 +193,7 @@ async def test_not_changed_by_renewals(nats_server, connect, worker):
         lease = await b.renew(lease)
         await b.announce()
         await a.read()
-    await nc.flush()  # what the server sent before has been heard when this returns
+    await nc.flush()  # returns after the client has received what the server sent before
     assert not a.changed.is_set()
 
 
@@ -201,7 +201,7 @@ async def test_not_changed_by_renewals(nats_server, connect, worker):
 
 
 class Board:
-    """Who drives what, as the drivers themselves say: two for one lane at a time is against all rules."""
+    """What each driver reports to drive. Two drivers for one lane at a time is a collision, which must not happen."""
 
     def __init__(self) -> None:
         self.drivers: dict[int, str] = {}
@@ -225,11 +225,11 @@ class Board:
         return {name: names.count(name) for name in names}
 
     def begun(self) -> list[str]:
-        """Who has begun to drive a lane, in order."""
+        """The workers that began to drive a lane, in order."""
         return [name for what, _, name, _ in self.moves if what == "begins"]
 
     async def until(self, shares: dict[str, int], timeout_s: float = PROMPT_S) -> None:
-        """Wait until each worker drives so many lanes."""
+        """Wait until each worker drives this many lanes."""
         await self.so(lambda: self.shares() == shares, timeout_s)
 
     async def so(self, condition: Callable[[], bool], timeout_s: float = PROMPT_S) -> None:
@@ -249,7 +249,7 @@ class Board:
 
 @dataclasses.dataclass
 class Driver:
-    """Drives lanes of worker `name` by saying so on the board; drains when `drained` is set."""
+    """Reports on the board that worker `name` drives its lanes; finishes draining when `drained` is set."""
 
     name: str
     board: Board
@@ -275,7 +275,7 @@ class Crew:
     def __init__(self, worker) -> None:
         self.board = Board()
         self.known: dict[str, Leases] = {}
-        """Those whose leases are made beforehand."""
+        """Leases that were made before their workers started."""
         self.drivers: dict[str, Driver] = {}
         self.owners: dict[str, Ownership] = {}
         self._worker = worker
@@ -296,7 +296,7 @@ class Crew:
         await running
 
     async def die(self, name: str) -> None:
-        """Stop all at once, as a crash does: nothing is given up."""
+        """Stop everything at once, as a crash does: nothing is released."""
         running, _ = self._running.pop(name)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -315,14 +315,14 @@ async def crew(worker):
 
 
 async def test_one_worker(crew):
-    """A worker that is alone drives every lane."""
+    """A single worker drives every lane."""
     await crew.join("a")
     await crew.board.until({"a": 4})
     assert [0, 1, 2, 3] == crew.owners["a"].lanes
 
 
 async def test_join(crew):
-    """Workers that join have their fair share at once, and no lane moves that need not."""
+    """Workers that join get their fair share at once, and no other lane moves."""
     await crew.join("a")
     await crew.board.until({"a": 4})
     await crew.join("b")
@@ -333,7 +333,7 @@ async def test_join(crew):
 
 
 async def test_together(crew):
-    """Workers that start at the same moment come to fair shares."""
+    """Workers that start at the same moment reach fair shares."""
     await asyncio.gather(*(crew.join(name) for name in "abc"))
     await crew.board.so(lambda: sorted(crew.board.shares().values()) == [1, 1, 2])
 
@@ -350,7 +350,7 @@ async def test_leave(crew):
 
 
 async def test_drained_first(crew):
-    """A lane that is given up goes on being held until it is drained, and only then has a new owner."""
+    """A lane is kept until it is drained, and only then gets a new owner."""
     await crew.join("a")
     await crew.board.until({"a": 4})
     crew.drivers["a"].drained.clear()
@@ -365,7 +365,7 @@ async def test_drained_first(crew):
 
 
 async def test_drain_takes_too_long(crew):
-    """A lane that is not drained within its time is given up all the same."""
+    """A lane that is not drained in time is released anyway."""
     await crew.join("a", drain_s=0.1)
     await crew.board.until({"a": 4})
     crew.drivers["a"].drained.clear()
@@ -376,7 +376,7 @@ async def test_drain_takes_too_long(crew):
 
 
 async def test_nobody_answers(worker, crew, monkeypatch):
-    """When nobody answers for the leases for long, another server of the cluster is tried; a refusal is an answer."""
+    """If no answer about the leases comes for long, another server of the cluster is tried; a refusal is an answer."""
     silent, refusing = await worker("silent", SHORT_S / 4), await worker("refusing", SHORT_S / 4)
     tried: asyncio.Queue[str] = asyncio.Queue()
     failures = {silent: BrokerUnavailable([], "no answer"), refusing: JetStreamError("publish", 503, 10077, "full")}
@@ -390,14 +390,14 @@ async def test_nobody_answers(worker, crew, monkeypatch):
 
 
 class TestShortLeases:
-    """What time itself ends."""
+    """What happens when leases expire."""
 
     @pytest.fixture
     def topology(self):
         return Topology(lanes=LANES, replicas=1, ack_wait_s=5, max_deliver=50, lease_ttl_s=SHORT_S)
 
     async def test_crash(self, crew):
-        """The lanes of a worker that died are driven by others, but not before its leases are over."""
+        """The lanes of a worker that died are driven by others, but only after its leases have expired."""
         await crew.join("a", SHORT_S)
         await crew.board.until({"a": 4})
         await crew.die("a")
@@ -407,7 +407,7 @@ class TestShortLeases:
             assert crew.drivers["a"].good_until_s[lane] <= began_s
 
     async def test_held_while_draining(self, crew, nc):
-        """A worker that leaves holds on to its lanes until they are drained, and is no candidate for lanes again."""
+        """A worker that leaves keeps its lanes until they are drained, and takes no lanes again."""
         heard = asyncio.Queue()
         await nc.subscribe(LEASE_SUBJECTS, cb=heard.put)
         await crew.join("a", SHORT_S)
@@ -417,7 +417,7 @@ class TestShortLeases:
         leaving = asyncio.create_task(crew.leave("a"))
         async with asyncio.timeout(PROMPT_S):
             while (word := await heard.get()).subject.rpartition(".")[2] != "a" or word.data:
-                pass  # until it has departed
+                pass  # until it has left
             lane = next(lane for lane, name in crew.board.drivers.items() if name == "a")
             after = []
             while [message.subject.rpartition(".")[2] for message in after].count(str(lane)) < 4:
@@ -429,15 +429,15 @@ class TestShortLeases:
         assert [] == [message.data for message in after if message.subject.endswith("worker.a")]
 
     async def test_other_hand(self, crew, nc):
-        """A worker whose lane has come into other hands stops driving it."""
+        """A worker stops driving a lane that another worker has taken."""
         await crew.join("a", SHORT_S)
         await crew.board.until({"a": 4})
         await publish_confirmed(nc, LEASE_SUBJECTS.replace(">", "lane.2"), b"somebody", {})
         await crew.board.until({"a": 3})
-        await crew.board.until({"a": 4})  # somebody does not renew
+        await crew.board.until({"a": 4})  # one of them does not renew
 
     async def test_bucket_deleted(self, crew, nc, topology):
-        """When the bucket is gone lanes are dropped at the end of their leases, and taken again when it is back."""
+        """If the bucket is deleted, lanes are dropped when their leases expire, and taken again when it is back."""
         await crew.join("a", SHORT_S)
         await crew.join("b", SHORT_S)
         await crew.board.until({"a": 2, "b": 2})
@@ -448,10 +448,10 @@ class TestShortLeases:
         await crew.board.until({"a": 2, "b": 2})
         async with asyncio.timeout(SHORT_S):
             while any(owner.trouble for owner in crew.owners.values()):  # noqa: ASYNC110 - there is no event for it
-                await asyncio.sleep(0)  # the board sees a lane taken a step before its owner is through
+                await asyncio.sleep(0)  # the board shows a taken lane slightly before its owner has finished
 
     async def test_bucket_made_anew(self, crew, nc, topology):
-        """When the bucket is empty all of a sudden, the workers come to fair shares again."""
+        """If the bucket is suddenly empty, the workers reach fair shares again."""
         await crew.join("a", SHORT_S)
         await crew.join("b", SHORT_S)
         await crew.board.until({"a": 2, "b": 2})
@@ -461,14 +461,14 @@ class TestShortLeases:
         await crew.board.so(
             lambda: len(crew.board.begun()) >= before + LANES and crew.board.shares() == {"a": 2, "b": 2}
         )
-        crew.board.collisions.clear()  # nobody can keep a bucket's promises for it
+        crew.board.collisions.clear()  # without the bucket's entries, collisions cannot be prevented
 
 
-# The lease and the sending.
+# Leases and sending.
 
 
 async def test_cut_off():
-    """A worker that cannot renew, but still reaches the Facilitator, sends nothing after its lease is over."""
+    """A worker that cannot renew, but still reaches the Facilitator, sends nothing after its lease has expired."""
     ttl_s = 2.0
     async with (
         NatsServer() as server,
@@ -489,17 +489,17 @@ async def test_cut_off():
             await facilitator.wait_for(lambda facilitator: facilitator.rows[-1].connection == 2)
             of_first = [row.arrived_s for row in facilitator.rows if row.connection == 1]
         for connection in proxy._connections:
-            connection.cancel()  # so that the first one reconnects and takes part again
+            connection.cancel()  # so that the first one reconnects and takes lanes again
         broken = await scene.broken_promises(20)
     second = scene.takings[1]
     good_until_s = max(heard_s for heard_s in renewed_s if heard_s < second.heard_s) + ttl_s
-    assert frozen_s + ttl_s / 2 < max(of_first) < good_until_s  # it went on while it could
+    assert frozen_s + ttl_s / 2 < max(of_first) < good_until_s  # it sent as long as it was allowed to
     assert good_until_s < second.heard_s
     assert broken == []
 
 
 async def test_suspect_of_a_lane_given_up():
-    """An update that may have dropped the connection is not tried again by a worker that has given up its lane."""
+    """A worker that has released a lane does not retry an update of it that may have dropped the connection."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
@@ -522,7 +522,7 @@ async def test_suspect_of_a_lane_given_up():
 
 
 async def test_late_renewal():
-    """A lane whose lease was over for a moment, because the renewal came late, flows again without any other event."""
+    """A lane whose lease was over for a moment, because the renewal came late, goes on without any other event."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
@@ -556,7 +556,7 @@ async def test_bucket_made_anew_under_load():
 
 
 async def _all_lanes_held(scene):
-    """Wait until the bucket, as it is now, holds a lease on every lane."""
+    """Wait until the current bucket holds a lease on every lane."""
     leases = Leases(scene.nc, "watcher", 10)
     await leases.watch()
     while len((await leases.read()).owners) < LANES:

@@ -1,4 +1,4 @@
-"""Who should drive what: fair, the same for everybody, and with as little moving as possible."""
+"""How lanes are assigned: evenly, with the same result in every worker, and with as few moves as possible."""
 
 from collections import Counter
 from itertools import combinations
@@ -17,7 +17,7 @@ crews = st.sets(st.sampled_from(NAMES), min_size=1)
 
 @st.composite
 def situations(draw):
-    """Lanes, the workers that are alive, and any owners: uneven, dead, of lanes that do not exist any more."""
+    """Lanes, living workers, and any owners: uneven, dead, or of lanes that no longer exist."""
     lanes = draw(lane_counts)
     owners = draw(st.dictionaries(st.integers(0, lanes + 3), st.sampled_from(NAMES + GONE)))
     return lanes, draw(crews), owners
@@ -28,7 +28,7 @@ def moved(before, after):
 
 
 def most_kept(lanes, workers, owners):
-    """How many driven lanes can stay where they are at most: the best of all ways to give out the odd lanes."""
+    """The largest number of driven lanes that can stay where they are, over all ways to assign the odd lanes."""
     has = Counter(owner for lane, owner in owners.items() if lane < lanes)
     even, left_over = divmod(lanes, len(workers))
     return max(
@@ -39,7 +39,7 @@ def most_kept(lanes, workers, owners):
 
 @given(situations(), st.randoms(use_true_random=False))
 def test_everybody_agrees(situation, rng):
-    """The order in which a worker comes to know of workers and owners changes nothing."""
+    """The order in which a worker learns of workers and owners does not matter."""
     lanes, workers, owners = situation
     shuffled_workers, shuffled_owners = list(workers), list(owners.items())
     rng.shuffle(shuffled_workers)
@@ -49,7 +49,7 @@ def test_everybody_agrees(situation, rng):
 
 @given(situations())
 def test_one_worker_per_lane(situation):
-    """Every lane, and nothing but lanes, belongs to a worker that is alive."""
+    """Exactly the existing lanes are assigned, each to a living worker."""
     lanes, workers, owners = situation
     shares = share_out(lanes, workers, owners)
     assert set(range(lanes)) == set(shares)
@@ -57,13 +57,13 @@ def test_one_worker_per_lane(situation):
 
 
 def test_no_workers():
-    """With nobody alive no lane belongs to anybody."""
+    """Without a living worker no lane is assigned."""
     assert {} == share_out(4, [], {0: "gone-x"})
 
 
 @given(situations())
 def test_even(situation):
-    """Nobody gets more than one lane more than anybody else."""
+    """No worker gets over one lane more than another."""
     lanes, workers, owners = situation
     got = Counter(share_out(lanes, workers, owners).values())
     even, left_over = divmod(lanes, len(workers))
@@ -72,7 +72,7 @@ def test_even(situation):
 
 @given(situations())
 def test_stable(situation):
-    """Where the shares are as they should be, nothing moves."""
+    """If the shares are as they should be, nothing moves."""
     lanes, workers, owners = situation
     shares = share_out(lanes, workers, owners)
     assert shares == share_out(lanes, workers, shares)
@@ -80,7 +80,7 @@ def test_stable(situation):
 
 @given(situations())
 def test_no_needless_move(situation):
-    """Of the lanes that are driven, as many stay with their worker as even shares allow."""
+    """As many driven lanes stay with their worker as even shares allow."""
     lanes, workers, owners = situation
     shares = share_out(lanes, workers, owners)
     assert most_kept(lanes, workers, owners) == sum(owners.get(lane) == worker for lane, worker in shares.items())
@@ -88,7 +88,7 @@ def test_no_needless_move(situation):
 
 @given(lane_counts, st.permutations(NAMES), st.integers(1, len(NAMES) - 1))
 def test_join(lanes, names, count):
-    """A worker that joins is given its even share, and no lane moves between the others."""
+    """A worker that joins gets its even share, and no lane moves between the others."""
     crew, joiner = names[:count], names[count]
     before = share_out(lanes, crew, {})
     after = share_out(lanes, [*crew, joiner], before)
@@ -99,7 +99,7 @@ def test_join(lanes, names, count):
 
 @given(lane_counts, st.permutations(NAMES), st.integers(2, len(NAMES)))
 def test_leave(lanes, names, count):
-    """When a worker leaves or dies, its lanes are given to the others and no other lane moves."""
+    """When a worker leaves or dies, its lanes go to the others, and no other lane moves."""
     crew, leaver = names[: count - 1], names[count - 1]
     before = share_out(lanes, [*crew, leaver], {})
     after = share_out(lanes, crew, before)
@@ -108,7 +108,7 @@ def test_leave(lanes, names, count):
 
 @given(lane_counts, st.lists(crews, min_size=2, max_size=8))
 def test_many_changes(lanes, history):
-    """However workers came and went before, the shares are even and no move was needless."""
+    """After any history of joins and leaves the shares are even, and no move was needless."""
     shares = {}
     for workers in history:
         before, shares = shares, share_out(lanes, workers, shares)
@@ -119,7 +119,7 @@ def test_many_changes(lanes, history):
 
 @given(situations())
 def test_dead_owners(situation):
-    """An owner that is dead counts for no more than no owner at all."""
+    """A dead owner counts like no owner."""
     lanes, workers, owners = situation
     alive = {lane: owner for lane, owner in owners.items() if owner in workers}
     assert share_out(lanes, workers, alive) == share_out(lanes, workers, owners)

@@ -1,4 +1,4 @@
-"""Three nats-servers that keep three copies of everything: any one of them may die in the middle of the work."""
+"""A cluster of three nats-servers with three replicas: any one of them may die while updates are relayed."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
 
 
 async def relay(*arguments: str, **settings: str) -> tuple[int, str]:
-    """Run `relay ...` to its end: its exit code and its standard output."""
+    """Run `relay ...` to its end; returns its exit code and its standard output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", *arguments),
         env={"PATH": os.environ["PATH"], **settings},
@@ -39,7 +39,7 @@ async def relay(*arguments: str, **settings: str) -> tuple[int, str]:
 
 
 async def test_three_replicas(cluster, connect):
-    """With REPLICAS=3 every stream and every lane consumer is kept by all three nodes, and a check finds nothing."""
+    """With REPLICAS=3 all three nodes store every stream and every lane consumer, and a check finds no difference."""
     settings = {"RELAY_NATS_URL": ",".join(cluster.urls), "RELAY_REPLICAS": "3"}
     provisioned, _ = await relay("provision", **settings)
     checked = await relay("provision", "--check", **settings)
@@ -51,7 +51,7 @@ async def test_three_replicas(cluster, connect):
 
 
 async def test_stream_leader_dies(cluster, facilitator):
-    """The death of the node that leads JOB_STATUS, to which relay and producer are connected, costs no update."""
+    """When the leader of JOB_STATUS dies, to which relay and producer are connected, no update is lost."""
     victim, other, _ = cluster.nodes
     async with scene_at(victim, facilitator) as scene, scene.relay():
         await lead(cluster, other, but=STATUS_STREAM, instead=victim)
@@ -69,14 +69,14 @@ async def test_stream_leader_dies(cluster, facilitator):
 
 
 async def test_consumer_leader_dies(cluster, facilitator):
-    """A lane whose consumer's leader dies without a word to the relay goes on with the next leader; others flow on."""
+    """When the leader of a lane's consumer dies unnoticed, the lane goes on with the next leader; other lanes go on."""
     victim, other, _ = cluster.nodes
     async with scene_at(other, facilitator) as scene, scene.relay():
         await lead(cluster, other, but=lane_consumer(0), instead=victim)
         async with load(scene):
             await cluster.kill(victim)
             one, *others = [await scene.publish(new_job(lane, LANES)) for lane in range(LANES)]
-            settled_meanwhile = await scene.settled(*others, timeout_s=3)  # no election is as quick
+            settled_meanwhile = await scene.settled(*others, timeout_s=3)  # elections take longer
             leader = await cluster.leader_of_consumer(STATUS_STREAM, lane_consumer(0))
             settled = await scene.settled(one, timeout_s=ELECTION_S)
             await cluster.start(victim)
@@ -88,7 +88,7 @@ async def test_consumer_leader_dies(cluster, facilitator):
 
 
 async def test_lease_leader_dies(cluster, facilitator):
-    """While nobody leads the lease bucket lanes may stand still, and they flow again when somebody does."""
+    """While the lease bucket has no leader, lanes may stop; they go on when it has one again."""
     victim, other, _ = cluster.nodes
     async with scene_at(other, facilitator) as scene, scene.relay():
         await lead(cluster, other, but=LEASE_STREAM, instead=victim)
@@ -105,7 +105,7 @@ async def test_lease_leader_dies(cluster, facilitator):
 
 
 async def test_follower_dies(cluster, facilitator):
-    """The death of a node that leads nothing, but to which relay and producer are connected, stops them briefly."""
+    """When a node that leads nothing dies, to which relay and producer are connected, they stop only for a moment."""
     victim, other, _ = cluster.nodes
     async with scene_at(victim, facilitator) as scene, scene.relay():
         await lead(cluster, other)

@@ -41,7 +41,7 @@ def unused_port() -> int:
 
 @contextlib.asynccontextmanager
 async def says(info):
-    """A server that greets with `info`, answers PING, and knows nothing else."""
+    """A server that sends this INFO, answers PING, and nothing else."""
 
     async def talk(reader, writer):
         writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
@@ -56,7 +56,7 @@ async def says(info):
 
 
 async def test_no_server_is_an_error_at_once(connect):
-    """With nobody listening the first connection fails, after one try, naming the address and the cause."""
+    """If no server listens, the first connection fails after one try, with the address and the cause."""
     url = f"nats://127.0.0.1:{unused_port()}"
     with pytest.raises(BrokerUnavailable, match=f"no NATS connection to {url}: .*Connect"):
         await connect(url)
@@ -68,14 +68,14 @@ async def test_one_server_of_several_is_enough(nats_server):
     settings = connection.NatsSettings(urls=(away, nats_server.url))
     client = await connection.connect(settings, name="test")
     assert client.is_connected
-    # The one that was away is not forgotten.
+    # The server that was away stays in the list.
     assert 2 == len(client.servers)
     await connection.close(client)
 
 
 @pytest.mark.parametrize("credentials", [{}, {"user": "relay", "password": "wrong"}, {"token": "wrong"}])
 async def test_wrong_credentials_are_an_error_at_once(connect, credentials):
-    """A server that does not let us in is reported as such, and not tried for ever."""
+    """If a server rejects the credentials, this is reported, and not tried again."""
     async with NatsServer(extra_config=PASSWORD) as server:
         with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
             await connect(server.url, **credentials)
@@ -90,7 +90,7 @@ async def test_right_credentials_are_let_in(connect):
 
 
 async def test_an_error_shows_no_password():
-    """Credentials inside a URL do not appear in errors."""
+    """Credentials in a URL do not appear in errors."""
     url = f"nats://relay:hidden@127.0.0.1:{unused_port()}"
     with pytest.raises(BrokerUnavailable) as caught:
         await connection.connect(connection.NatsSettings(urls=(url,)), name="test")
@@ -110,8 +110,8 @@ async def test_an_error_shows_no_password():
     ids=["empty", "no JWT", "no seed", "seed of an account", "short seed", "line ends of Windows"],
 )
 async def test_a_file_without_credentials_is_a_configuration_error(connect, tmp_path, text):
-    """A credentials file without a JWT or a user's seed is refused before it is used: nats-py would search it for ever,
-    or raise what nobody expects.
+    """A credentials file without a JWT or a user's seed is refused before it is used: nats-py would search it forever,
+    or raise an unexpected exception.
     """
     creds = tmp_path / "relay.creds"
     creds.write_bytes(text.encode())
@@ -120,7 +120,7 @@ async def test_a_file_without_credentials_is_a_configuration_error(connect, tmp_
 
 
 async def test_tls_with_a_known_authority_connects(connect, certificate):
-    """A server whose certificate the CA file vouches for is connected to over TLS."""
+    """If the CA file matches the server's certificate, the connection is made over TLS."""
     cert, key = certificate
     async with NatsServer(extra_config=f'tls {{cert_file: "{cert}", key_file: "{key}"}}') as server:
         client = await connect(server.url.replace("nats://", "tls://"), ca_file=cert)
@@ -129,7 +129,7 @@ async def test_tls_with_a_known_authority_connects(connect, certificate):
 
 
 async def test_tls_with_an_unknown_authority_is_an_error(connect, certificate):
-    """A server whose certificate nobody vouches for is refused with the reason."""
+    """A server with a certificate of an unknown authority is refused, with the reason."""
     cert, key = certificate
     async with NatsServer(extra_config=f'tls {{cert_file: "{cert}", key_file: "{key}"}}') as server:
         with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
@@ -137,7 +137,7 @@ async def test_tls_with_an_unknown_authority_is_an_error(connect, certificate):
 
 
 async def test_a_wrong_ca_file_is_a_configuration_error(connect, tmp_path):
-    """A CA file that is no PEM file is named with its variable."""
+    """If the CA file is no PEM file, the error names its variable."""
     ca_file = tmp_path / "ca.pem"
     ca_file.write_text("not a certificate")
     with pytest.raises(ConfigurationError, match="RELAY_NATS_CA_FILE"):
@@ -161,7 +161,7 @@ async def test_an_old_server_is_unsuitable(connect):
 
 
 async def test_a_server_without_a_version_is_unsuitable(connect):
-    """A server that does not say which version it is is refused, not trusted."""
+    """A server that does not report its version is refused."""
     async with says({"server_id": "ODD", "version": "devel", "max_payload": 1048576, "proto": 1}) as url:
         client = await connect(url)
         with pytest.raises(UnsuitableServer, match=r"says that its version is .*devel.*2.11.0 is needed"):
@@ -170,7 +170,7 @@ async def test_a_server_without_a_version_is_unsuitable(connect):
 
 
 async def test_a_server_without_jetstream_is_unsuitable(connect):
-    """A server that runs without JetStream is refused with what to start it with."""
+    """A server without JetStream is refused, and the error says how to start it with JetStream."""
     async with NatsServer(jetstream=False) as server:
         client = await connect(server.url)
         with pytest.raises(UnsuitableServer, match=r"JetStream is not enabled .*nats-server -js"):
@@ -189,14 +189,14 @@ async def test_an_account_without_jetstream_is_unsuitable(connect):
 
 
 async def test_an_api_error_keeps_its_code(nc):
-    """A JetStream error answer becomes an error with the server's err_code."""
+    """JetStream's error answers become errors with the server's err_code."""
     with pytest.raises(JetStreamError) as caught:
         await api_request(nc, "$JS.API.STREAM.INFO.NOWHERE")
     assert (404, 10059) == (caught.value.code, caught.value.err_code)
 
 
 async def test_a_silent_api_is_an_error(nc):
-    """A request that nobody answers in time says what was asked and how long it waited."""
+    """If no answer to a request comes in time, the error says what was asked and how long it waited."""
     await nc.subscribe("silent", cb=ignore)
     with pytest.raises(BrokerUnavailable, match=r"no answer to silent within 0\.05 s"):
         await api_request(nc, "silent", timeout_s=0.05)
@@ -207,14 +207,14 @@ async def ignore(_message) -> None:
 
 
 async def test_a_stored_publish_is_acknowledged(kept):
-    """The PubAck says stream and sequence, and whether the message was there already."""
+    """The PubAck has the stream, the sequence, and whether the message was a duplicate."""
     headers = {"Nats-Msg-Id": "one"}
     assert PubAck("KEPT", 1, duplicate=False) == await publish_confirmed(kept, "kept.a", b"x", headers)
     assert PubAck("KEPT", 1, duplicate=True) == await publish_confirmed(kept, "kept.a", b"x", headers)
 
 
 async def test_a_refused_publish_keeps_the_servers_code(kept):
-    """A full stream is an error with its err_code, and not mistaken for a PubAck."""
+    """A full stream is an error with its err_code, not taken for a PubAck."""
     await publish_confirmed(kept, "kept.a", b"")
     await publish_confirmed(kept, "kept.a", b"")
     with pytest.raises(JetStreamError) as caught:
@@ -237,7 +237,7 @@ async def test_a_publish_without_an_answer_is_unconfirmed(nc):
 
 @pytest.mark.parametrize("answer", [b"hello", b"{}", b"[]", b""])
 async def test_an_answer_that_is_no_puback_is_unconfirmed(nc, answer):
-    """An answer from somebody who is no stream does not count as a PubAck."""
+    """An answer that does not come from a stream does not count as a PubAck."""
 
     async def respond(message):
         await message.respond(answer)
@@ -248,7 +248,7 @@ async def test_an_answer_that_is_no_puback_is_unconfirmed(nc, answer):
 
 
 async def test_a_message_above_max_payload_does_not_cost_the_connection(kept):
-    """Headers count: a message that they make too large is refused here, where the server would hang up."""
+    """Headers count: a message that is too large with them is refused here; the server would close the connection."""
     body = b"x" * (kept.max_payload - 100)
     with pytest.raises(JetStreamError) as caught:
         await publish_confirmed(kept, "kept.a", body, {"Relay-Error": "e" * 200})
@@ -257,7 +257,7 @@ async def test_a_message_above_max_payload_does_not_cost_the_connection(kept):
 
 
 async def test_the_size_of_a_message_is_counted_to_the_byte(kept):
-    """A message of exactly max_payload bytes, headers included, is stored."""
+    """A message of exactly max_payload bytes, including headers, is stored."""
     headers = {"Relay-Error": "\u00e9" * 10}
     body = b"x" * (kept.max_payload - len("NATS/1.0\r\nRelay-Error: \r\n\r\n") - 20)
     assert 1 == (await publish_confirmed(kept, "kept.a", body, headers)).sequence
@@ -266,7 +266,7 @@ async def test_the_size_of_a_message_is_counted_to_the_byte(kept):
 
 
 async def test_without_a_connection_nothing_is_buffered(nats_server, connect):
-    """While the server is away requests fail at once and none is carried out later; then the client reconnects."""
+    """While the server is away, requests fail at once and are not carried out later; then the client reconnects."""
     gone, back = asyncio.Event(), asyncio.Event()
     client = await connect(nats_server.url, on_disconnected=gone.set, on_reconnected=back.set)
     await api_request(client, "$JS.API.STREAM.CREATE.KEPT", STREAM)
@@ -282,7 +282,7 @@ async def test_without_a_connection_nothing_is_buffered(nats_server, connect):
 
 
 async def test_each_outage_is_logged_once(nats_server, connect):
-    """Losing the server, each distinct problem and the return are logged once in each outage, and not repeated."""
+    """In each outage the loss, each distinct problem and the return are logged once."""
     gone, back = asyncio.Event(), asyncio.Event()
     client = await connect(nats_server.url, on_disconnected=gone.set, on_reconnected=back.set)
     with capture_logs() as logs:
@@ -301,20 +301,20 @@ async def test_each_outage_is_logged_once(nats_server, connect):
 
 
 async def half_open(proxied, client) -> None:
-    """Leave `client` with unsent data on a socket whose other end has stopped reading."""
+    """Leave `client` with unsent data on a socket whose other side has stopped reading."""
     proxied.freeze()
     writer = client._transport._io_writer
-    # More than the kernels' buffers take, so that some of it stays unsent.
+    # More than the kernel's buffers hold, so that some of it stays unsent.
     writer.write(b"+OK\r\n" * 4_000_000)
     assert writer.transport.get_write_buffer_size() > 0
 
 
 async def test_a_half_open_socket_does_not_stop_the_reconnect(proxied, connect):
-    """With unsent data on a dead socket the client reconnects within seconds, where nats-py waits for minutes."""
+    """With unsent data on a dead socket the client reconnects within seconds; nats-py alone waits for minutes."""
     back = asyncio.Event()
     client = await connect(proxied.url, on_reconnected=back.set)
     await half_open(proxied, client)
-    # What nats-py does when its pings stay unanswered.
+    # nats-py does this when its pings stay unanswered.
     await client._process_op_err(StaleConnectionError())
     async with asyncio.timeout(10):
         await back.wait()
@@ -324,7 +324,7 @@ async def test_a_half_open_socket_does_not_stop_the_reconnect(proxied, connect):
 
 @pytest.mark.parametrize("state", ["connected", "reconnecting", "half-open", "closed"])
 async def test_close_ends_in_every_state(nats_server, proxied, connect, state):
-    """`close` ends, with the client closed, whether the server is there, away, mute or forgotten."""
+    """`close` returns with the client closed, whether the server is up, away or silent, or it was closed before."""
     gone = asyncio.Event()
     client = await connect(proxied.url, on_disconnected=gone.set)
     match state:
@@ -341,7 +341,7 @@ async def test_close_ends_in_every_state(nats_server, proxied, connect, state):
 
 
 async def test_close_sends_what_is_buffered(proxied, connect):
-    """What was published before `close` is on the other side when it returns."""
+    """What was published before `close` has reached the server when it returns."""
     passed: list[bytes] = []
     proxied.edit = lambda sent: passed.append(sent) or sent
     client = await connect(proxied.url)
@@ -361,7 +361,7 @@ async def test_close_is_reported_once(nats_server, connect):
 
 
 async def test_being_thrown_out_is_reported_with_the_reason(nats_server, connect):
-    """When the server ends the connection over a violation, `on_closed` is called and the reason is logged."""
+    """If the server closes the connection because of a violation, `on_closed` is called and the reason is logged."""
     closed = asyncio.Event()
     client = await connect(nats_server.url, on_closed=closed.set)
     with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""Signing in at NATS without a password: NKeys, and JWTs with the credentials files that hold them."""
+"""Authentication at NATS without a password: with NKeys, and with JWTs in credentials files."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ def public(key: nkeys.KeyPair) -> str:
 
 
 def jwt(issuer: nkeys.KeyPair, subject: nkeys.KeyPair, name: str, claims: dict[str, Any]) -> str:
-    """A token of NATS' decentralized authentication: `issuer` says these things about `subject`."""
+    """A token of NATS' decentralized authentication: the claims of `issuer` about `subject`."""
     body = {"iat": int(time.time()), "iss": public(issuer), "sub": public(subject), "name": name}
     body["nats"] = claims | {"version": 2}
     body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode().rstrip("=")
@@ -46,7 +46,7 @@ def base64url(data: bytes) -> str:
 
 
 class Decentralized:
-    """An operator, an account that may use JetStream, the server's own account, and users of the first."""
+    """An operator, an account with JetStream, the system account, and users of the first account."""
 
     def __init__(self) -> None:
         self._operator = new_key(nkeys.PREFIX_BYTE_OPERATOR)
@@ -55,7 +55,7 @@ class Decentralized:
 
     @property
     def config(self) -> str:
-        """What makes a server trust them."""
+        """The configuration with which a server trusts them."""
         operator = jwt(self._operator, self._operator, "operator", {"type": "operator"})
         accounts = {
             public(key): jwt(self._operator, key, name, {"limits": UNLIMITED | limits, "type": "account"})
@@ -66,7 +66,7 @@ class Decentralized:
         return f"{trust}\nresolver: MEMORY\nresolver_preload {{\n{preloaded}\n}}"
 
     def credentials(self, folder: Path, name: str) -> Path:
-        """The credentials file of a new user."""
+        """Write the credentials file of a new user."""
         user = new_key(nkeys.PREFIX_BYTE_USER)
         claims = {**dict.fromkeys(("subs", "data", "payload"), -1), "type": "user", "pub": {}, "sub": {}}
         file = folder / f"{name}.creds"
@@ -79,7 +79,7 @@ class Decentralized:
 
 
 async def test_a_relay_signs_in_with_a_credentials_file(tmp_path):
-    """With RELAY_NATS_CREDS a relay works on a server that knows users by their JWTs alone."""
+    """With RELAY_NATS_CREDS a relay works on a server that knows users only by their JWTs."""
     realm = Decentralized()
     async with (
         NatsServer(extra_config=realm.config) as server,
@@ -92,7 +92,7 @@ async def test_a_relay_signs_in_with_a_credentials_file(tmp_path):
 
 
 async def test_credentials_of_another_operator_are_refused(tmp_path):
-    """A credentials file that the server's operator did not sign opens nothing."""
+    """A credentials file that the server's operator did not sign is rejected."""
     async with NatsServer(extra_config=Decentralized().config) as server:
         settings = NatsSettings(urls=(server.url,), creds=Decentralized().credentials(tmp_path, "stranger"))
         with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
@@ -100,7 +100,7 @@ async def test_credentials_of_another_operator_are_refused(tmp_path):
 
 
 async def test_a_user_signs_in_with_an_nkey(tmp_path, monkeypatch):
-    """With an NKey in users.conf in the place of name and password, RELAY_NATS_NKEY_FILE opens it; another does not."""
+    """If users.conf has an NKey instead of name and password, RELAY_NATS_NKEY_FILE is accepted; another key is not."""
     for name, value in passwords().items():
         monkeypatch.setenv(name, value)
     right, wrong = (new_key(nkeys.PREFIX_BYTE_USER) for _ in range(2))
@@ -121,7 +121,7 @@ async def test_a_user_signs_in_with_an_nkey(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"not a seed", b"\xff\xfe", b"SU" + b"A" * 40, b"SO" + b"A" * 56])
 async def test_a_file_without_a_seed_is_a_configuration_error(tmp_path, content):
-    """A file that holds no user's seed is refused before it is used, with its variable and without its content."""
+    """A file without a user's seed is refused before it is used, with its variable and without its content."""
     file = tmp_path / "relay.nk"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError, match="RELAY_NATS_NKEY_FILE") as refused:

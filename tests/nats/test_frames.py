@@ -1,4 +1,4 @@
-"""The client that reads and writes by frames: messages whole, in order, each to who listens; and lines as they are."""
+"""The client that reads and writes in batches: messages arrive whole, in order, at their subscription."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from relay.nats.headers import parse_headers
 TIMEOUT_S = 10
 OURS = b"MSG in.1 %(ours)d 3\r\na\r\n\r\n", b"HMSG in.2 %(ours)d back 12 14\r\nNATS/1.0\r\n\r\nbb\r\n"
 OTHERS = (
-    b"MSG out %(others)d 19\r\nMSG in.9 %(ours)03d 5\r\nabc\r\n",  # it looks like one of ours
+    b"MSG out %(others)d 19\r\nMSG in.9 %(ours)03d 5\r\nabc\r\n",  # looks like one of ours
     b"HMSG out %(others)d 12 12\r\nNATS/1.0\r\n\r\n\r\n",
 )
 BETWEEN = b"PING\r\n", b"+OK\r\n"
@@ -21,7 +21,7 @@ TAKEN = [(b"in.1", b"", b"", b"a\r\n"), (b"in.2", b"back", b"NATS/1.0\r\n\r\n", 
 
 
 class Taken(list[tuple[bytes, ...]]):
-    """What was taken."""
+    """Records the messages that it is called with."""
 
     def __call__(self, *message: bytes) -> None:
         self.append(message)
@@ -30,7 +30,7 @@ class Taken(list[tuple[bytes, ...]]):
 async def listening(nc: FrameClient, subject: str) -> tuple[Subscription, Taken]:
     took = Taken()
     subscription = await nc.listen(subject, took)
-    await nc.flush()  # so that nothing else comes in between
+    await nc.flush()  # so that nothing else comes between
     return subscription, took
 
 
@@ -45,7 +45,7 @@ async def heard(subscription: Subscription, count: int) -> list[Msg]:
 
 
 async def test_wherever_it_is_cut(nc):
-    """Wherever the socket cuts what comes in, what is ours is taken once, in order, and the client has the rest."""
+    """Wherever reads from the socket are cut, our messages are taken once, in order, and the client gets the rest."""
     (ours, took), others = await listening(nc, "in.*"), await subscribed(nc, "out")
     numbers = {b"ours": ours._id, b"others": others._id}
     text = b"".join(part % numbers for part in (OTHERS[0], OURS[0], BETWEEN[0], OURS[1], OTHERS[1], BETWEEN[1]))
@@ -61,7 +61,7 @@ async def test_wherever_it_is_cut(nc):
 
 @pytest.mark.parametrize("place", [5, 15, 40])
 async def test_reconnected_in_the_midst(nc, place):
-    """What was not whole when the connection was lost is forgotten: the next one begins with a frame of its own."""
+    """A message that was incomplete when the connection was lost is dropped; the next connection starts afresh."""
     ours, took = await listening(nc, "in.*")
     await nc._ps.parse((b"MSG in.0 %d 1000\r\n" % ours._id + b"x" * 1000)[:place])
     nc._ps.reset()
@@ -70,7 +70,7 @@ async def test_reconnected_in_the_midst(nc, place):
 
 
 async def test_two_at_a_time(nc):
-    """Two listen side by side, and who has ended hears nothing more, while the other goes on."""
+    """Of two subscriptions at a time, one that has ended gets nothing more, and the other goes on."""
     (first, one), (second, other) = await listening(nc, "in.*"), await listening(nc, "out")
     text = b"".join(OURS[0] % {b"ours": subscription._id} for subscription in (first, second))
     await nc._ps.parse(text)
@@ -80,7 +80,7 @@ async def test_two_at_a_time(nc):
 
 
 async def test_drained(nc):
-    """Who drains hears what was published before, and nothing after."""
+    """A subscription that is drained gets what was published before, and nothing after."""
     ours, took = await listening(nc, "in")
     for number in range(100):
         nc.write(publication(b"in", b"%d" % number))
@@ -91,7 +91,7 @@ async def test_drained(nc):
 
 
 async def test_one_of_a_queue(nc):
-    """Of those who listen as one queue, one hears each message."""
+    """In a queue group, one subscription gets each message."""
     one, other = Taken(), Taken()
     for took in (one, other):
         await nc.listen("in", took, queue="group")
@@ -102,7 +102,7 @@ async def test_one_of_a_queue(nc):
 
 
 async def test_what_is_written(nc):
-    """What is written arrives as it is, with whom to answer and with headers, and in the order of the client's own."""
+    """Written messages arrive unchanged, with reply subject and headers, in order with the client's own messages."""
     ours, took = await listening(nc, "out")
     nc.write(publication(b"out", b"first"))
     await nc.publish("out", b"second")
@@ -114,7 +114,7 @@ async def test_what_is_written(nc):
 
 
 async def test_a_line_end_in_a_header(nc):
-    """A line end within a header, as somebody may write into a file of dead letters, begins no other header."""
+    """A line end within a header, as a file of dead letters may contain, does not start another header."""
     ours, took = await listening(nc, "out")
     headers = {"Plain": "a: b", "Umlaut": "ä", "Value": "a\r\nNats-Rollup: all", "Na\nme": "b\n"}
     nc.write(publication(b"out", b"body", headers=headers))
@@ -146,7 +146,7 @@ async def test_written_while_disconnected(nats_server, connect):
 
 
 async def test_who_fails_over_a_message(nc, monkeypatch):
-    """Whoever fails over a message hears the next one, and the client is told why."""
+    """If a callback raises for a message, it still gets the next one, and the client is told why."""
     told, took = [], Taken()
 
     async def tell(error: Exception) -> None:
@@ -166,7 +166,7 @@ async def test_who_fails_over_a_message(nc, monkeypatch):
 
 
 async def test_a_subscription_that_is_refused(nc):
-    """What cannot be listened to takes nothing away from the next subscription."""
+    """A subscription that is refused takes no messages from the next one."""
     with pytest.raises(nats.errors.BadSubjectError):
         await nc.listen("not a subject", Taken())
     others = await subscribed(nc, "out")
@@ -175,7 +175,7 @@ async def test_a_subscription_that_is_refused(nc):
 
 
 async def test_cancelled_as_the_answer_comes(nc):
-    """A request that is cancelled at the moment of its answer ends with the cancellation."""
+    """A request that is cancelled at the moment of its answer ends as cancelled."""
     silent = await nc.subscribe("silent")
     asking = asyncio.create_task(nc.request("silent", timeout=TIMEOUT_S))
     await silent.next_msg(TIMEOUT_S)

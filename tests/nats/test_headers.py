@@ -1,4 +1,4 @@
-"""The headers of a message are read as nats-py reads them."""
+"""Headers of messages are read as nats-py reads them."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ PIECES = [b"A", b"Nats-Msg-Id", b":", b": ", b" ", b"\t", b"\x0b", b"\r\n", b"\n
 
 @given(st.lists(st.sampled_from(PIECES)).map(b"".join))
 async def test_as_the_client_reads_them(lines):
-    """Headers are what nats-py, whose reading is slower, would make of them."""
+    """The headers are the same as nats-py's, which reads more slowly."""
     block = b"NATS/1.0\r\n" + lines + b"\r\n\r\n"
     assert (await Client()._process_headers(block) or {}) == parse_headers(block)
 
@@ -26,11 +26,11 @@ async def test_as_the_client_reads_them(lines):
     ],
 )
 async def test_a_status(block, expected):
-    """What the server says in place of headers is read as nats-py reads it."""
+    """A status line of the server in place of headers is read as nats-py reads it."""
     assert expected == parse_headers(block) == await Client()._process_headers(block)
 
 
 @pytest.mark.parametrize("block", [b"", b"NATS/1.0\r\n", b"NATS/1.0", b"\xff", b"NATS/1.0 \xff\r\n\r\n"])
 def test_headers_that_nobody_can_read(block):
-    """They are no headers, and nothing is raised."""
+    """Unreadable headers are read as no headers, and nothing is raised."""
     assert {} == parse_headers(block)

@@ -1,4 +1,4 @@
-"""Who may do what, with the users of deploy/nats/users.conf on a real nats-server: what works, and what is refused."""
+"""What each user of deploy/nats/users.conf may do on a real nats-server, and what is refused."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ PUBLISH = {
     "relay.lane.0": {"relay", "operator"},
     "$SRV.PING": {"operator", "observer"},
     "$SRV.PING.job-status.ID": {"relay", "operator", "observer"},
-    # What only the relay says.
+    # Only the relay publishes these.
     f"job.dlq.{JOB}": {"relay"},
     f"job.request.{JOB}": {"relay"},
     f"job.cheated.{JOB}": {"relay"},
@@ -63,7 +63,7 @@ PUBLISH = {
     "$KV.RELAY_LEASES.lane.0": {"relay"},
     "$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0": {"relay"},
     "$JS.API.CONSUMER.MSG.NEXT.JOB_STATUS.relay-lane-0": {"relay"},
-    # What nobody may say in the place of another.
+    # No user may publish these.
     "job.status.0.stored": set(),
     ADVISORY: set(),
     "_INBOX.x.y": set(),
@@ -85,28 +85,28 @@ PUBLISH = {
     "$JS.API.CONSUMER.DELETE.JOB_STATUS.relay-lane-0": {"operator"},
     "$SYS.REQ.SERVER.PING": set(),
 }
-"""Whose message on each subject gets into the relay's account; nobody else's does."""
+"""On each subject, the users whose messages reach the relay's account; no other user's do."""
 
 SUBSCRIBE = {
     "job.status.*": (f"job.status.{JOB}", {"operator", "observer"}),
     "job.relayed.*": (f"job.relayed.{JOB}", {"operator", "observer"}),
     "job.dlq.*": (f"job.dlq.{JOB}", {"operator", "observer"}),
     "job.request.*": (f"job.request.{JOB}", {"operator"}),
-    # Who else would hear these could answer in the relay's place.
+    # Other subscribers to these could answer instead of the relay.
     "job.query.*": (f"job.query.{JOB}", {"relay", "operator"}),
     "relay.report": ("relay.report", {"relay"}),
     "relay.lane.0": ("relay.lane.0", {"relay"}),
     "$SRV.PING": ("$SRV.PING", {"relay"}),
     "$KV.RELAY_LEASES.>": ("$KV.RELAY_LEASES.lane.0", {"relay", "operator"}),
     ADVISORY: (ADVISORY, {"relay", "operator"}),
-    # Other people's post.
+    # Messages of others.
     ">": ("job.status.any", set()),
     "_INBOX.>": ("_INBOX.of.operator", {"operator"}),
     "_INBOX_relay.>": ("_INBOX_relay.of.relay", {"relay"}),
     "$JS.ACK.>": ("$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0", set()),
     "$JS.API.>": ("$JS.API.CONSUMER.MSG.NEXT.JOB_STATUS.relay-lane-0", set()),
 }
-"""Who hears a message of the relay's account by such a subscription; nobody else does."""
+"""For each subscription, the users that receive a message of the relay's account with it; no others do."""
 
 
 @pytest.fixture(autouse=True)
@@ -128,12 +128,12 @@ async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
 
 
 def scene_of(server: NatsServer, facilitator: FacilitatorSimulator, **settings: str) -> Scene:
-    """A scene that looks on as somebody who may do everything."""
+    """A scene whose own connections have all permissions."""
     return Scene(server, facilitator, NATS_USER=ANYBODY, NATS_PASSWORD=password(ANYBODY), **settings)
 
 
 async def run_relay(server: NatsServer, role: str, *arguments: str, **more: str) -> tuple[int, str, str]:
-    """`relay ...` as a role: exit code, standard output and standard error."""
+    """Run `relay ...` as a role; returns exit code, standard output and standard error."""
     names = {f"RELAY_{name}": value for name, value in variables(role).items()}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", *arguments),
@@ -147,7 +147,7 @@ async def run_relay(server: NatsServer, role: str, *arguments: str, **more: str)
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_publishing(server, role):
-    """Of each role, what its work needs gets into the relay's account, and nothing else that is listened to there."""
+    """Each role can publish what its work needs, and nothing else that has a subscriber in the relay's account."""
     async with signed_in(server, ANYBODY) as anybody, signed_in(server, role) as client:
         everything = await anybody.subscribe(">")
         await until_heard(anybody)
@@ -161,7 +161,7 @@ async def test_publishing(server, role):
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_subscribing(server, role):
-    """Each role hears what its work needs, and nobody hears what is sent to another's inbox."""
+    """Each role receives what its work needs, and nobody receives messages to another user's inbox."""
     async with signed_in(server, ANYBODY) as anybody, signed_in(server, role) as client:
         subscriptions = {pattern: await client.subscribe(pattern) for pattern in SUBSCRIBE}
         await until_heard(client)
@@ -178,13 +178,13 @@ async def test_subscribing(server, role):
 
 
 async def subjects_of(subscription: Subscription) -> list[str]:
-    """The subjects of the messages that a subscription has got so far."""
+    """The subjects of the messages that a subscription has received so far."""
     return [(await subscription.next_msg()).subject for _ in range(subscription.pending_msgs)]
 
 
 @pytest.mark.parametrize("role", ["producer", "observer"])
 async def test_an_answer_can_be_sent_nowhere_else(server, facilitator, role):
-    """Who asks something and names the relay's subjects for the answer gets nothing stored there, and takes no lane."""
+    """A request with one of the relay's subjects as reply subject stores nothing there, and takes no lane."""
     questions = (f"job.query.{JOB}", f"job.history.{JOB}", "relay.report", "$JS.API.INFO", "$SRV.PING")
     places = ("$KV.RELAY_LEASES.lane.0", f"job.dlq.{JOB}", f"job.request.{JOB}", "job.status-closed.x", "relay.lane.0")
     async with (
@@ -209,13 +209,13 @@ async def test_an_answer_can_be_sent_nowhere_else(server, facilitator, role):
 
 
 async def asked_in_order(client: Client) -> bool:
-    """Whether a job's status and history are answered: all that was asked before is answered then."""
+    """Whether a job's status and history are answered; then all requests before have been answered, too."""
     answers = [await client.request(f"job.{ask}.{JOB}", timeout=5) for ask in ("query", "history")]
     return all(answer.headers["Nats-Service-Error-Code"] == "404" for answer in answers)
 
 
 async def test_what_is_not_permitted_is_in_the_error(server):
-    """Who may not ask something, or not hear the answer, is told so and what to do; silence is not blamed on it."""
+    """A request that is not permitted, or whose answer is not, fails with advice; a missing answer fails otherwise."""
     remedy = "; use credentials that may do it, or have it permitted"
     async with signed_in(server, ANYBODY) as anybody:
         await anybody.subscribe("relay.report")
@@ -235,7 +235,7 @@ async def test_what_is_not_permitted_is_in_the_error(server):
 
 
 async def test_strangers_are_not_let_in(server):
-    """Without a name, or with another's password or none, nobody connects."""
+    """Without a name, with no password or with another user's, a connection is refused."""
     for credentials in ({}, *({"user": "relay", "password": each} for each in (password("producer"), ""))):
         with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
             await connect(NatsSettings(urls=(server.url,), **credentials), name="test")
@@ -243,7 +243,7 @@ async def test_strangers_are_not_let_in(server):
 
 @pytest.mark.parametrize("missing", sorted(passwords()))
 async def test_no_password_has_a_default(monkeypatch, missing):
-    """The server does not start while a password is missing, and names the variable."""
+    """The server does not start while a password is missing, and names its variable."""
     monkeypatch.delenv(missing)
     with pytest.raises(LocalServerError) as refused:
         async with guarded_server():
@@ -252,7 +252,7 @@ async def test_no_password_has_a_default(monkeypatch, missing):
 
 
 async def test_the_relay_works_as_relay(server, facilitator):
-    """Signed in as `relay`, two workers relay, hand over, dead-letter, publish pushes and clear advisories."""
+    """Two workers as user `relay` relay, hand over, dead-letter, publish pushes and delete advisories."""
     async with scene_of(server, facilitator, LEASE_TTL="2") as scene:
         async with scene.relay(**variables("relay")):
             async with scene.relay(**variables("relay")):
@@ -272,7 +272,7 @@ async def test_the_relay_works_as_relay(server, facilitator):
 
 
 async def test_the_relay_answers_as_relay(server, facilitator):
-    """Signed in as `relay`, two workers answer producers and observers in their own inboxes, and publish receipts."""
+    """Two workers as user `relay` answer producers and observers in their own inboxes, and publish receipts."""
     receipts: asyncio.Queue[Msg] = asyncio.Queue()
     quick = variables("relay") | {"RECEIPTS": "true"}
     async with (
@@ -291,7 +291,7 @@ async def test_the_relay_answers_as_relay(server, facilitator):
         answers = [
             json.loads((await producer.request(f"job.{ask}.{each.job}", timeout=5)).data)
             for each in published
-            for ask in ("query", "history") * 2  # of two workers, the one asked drives the lane or has to ask
+            for ask in ("query", "history") * 2  # the worker that is asked drives the lane, or asks the other
         ]
         workers = {report["worker"] for report in await reports(observer, 2)}
         services = await observer.request("$SRV.PING.job-status", timeout=5)
@@ -304,7 +304,7 @@ async def test_the_relay_answers_as_relay(server, facilitator):
 
 
 async def reports(client: Client, count: int) -> list[dict[str, Any]]:
-    """What so many workers answer to one question."""
+    """The answers of this many workers to one question."""
     answers: asyncio.Queue[Msg] = asyncio.Queue()
     inbox = client.new_inbox()
     await client.subscribe(inbox, cb=answers.put)
@@ -314,7 +314,7 @@ async def reports(client: Client, count: int) -> list[dict[str, Any]]:
 
 
 async def forget_an_advisory(scene: Scene) -> None:
-    """Have the relay follow up an advisory on an update that is gone, which it then deletes."""
+    """Let the relay handle an advisory for an update that no longer exists, which it then deletes."""
     deleted = asyncio.Event()
 
     async def note(message: Msg) -> None:
@@ -328,12 +328,12 @@ async def forget_an_advisory(scene: Scene) -> None:
 
 
 def violations(server: NatsServer) -> list[str]:
-    """What the server refused to anybody, as far back as its log is kept."""
+    """What the server has refused to any user, as far as its log goes back."""
     return [line for line in server.log_tail.splitlines() if "Violation" in line]
 
 
 async def test_a_producer_publishes(server, facilitator):
-    """The user `producer` publishes and gets its PubAck, with any client and with `relay publish`."""
+    """As user `producer`, any client and `relay publish` publish and get their PubAck."""
     async with scene_of(server, facilitator):
         client = await nats.connect(server.url, user="producer", password=password("producer"))
         ack = await client.jetstream().publish(f"job.status.{JOB}", update(JOB, "received"))
@@ -345,7 +345,7 @@ async def test_a_producer_publishes(server, facilitator):
 
 
 async def test_an_operator_provisions(server):
-    """The user `operator` provisions, changes the lanes and checks; the user `observer` can check as well."""
+    """The user `operator` provisions, changes the lanes and checks; the user `observer` can also check."""
     operator = await connect(settings(server, "operator"), name="test")
     observer = await connect(settings(server, "observer"), name="test")
     try:
@@ -361,7 +361,7 @@ async def test_an_operator_provisions(server):
 
 
 async def test_an_operator_deals_with_dead_letters(server, facilitator):
-    """The user `operator` reads, replays and purges dead letters, and has `relay doctor` look at everything."""
+    """The user `operator` reads, replays and purges dead letters, and `relay doctor` can check everything."""
     async with scene_of(server, facilitator) as scene, scene.relay(**variables("relay")):
         jobs = [new_job(), new_job()]
         facilitator.unknown_jobs.update(jobs)
@@ -372,7 +372,7 @@ async def test_an_operator_deals_with_dead_letters(server, facilitator):
         await facilitator.wait_for(lambda facilitator: facilitator.rows_of(jobs[0]))
         purged = await run_relay(server, "operator", "dlq", "purge", "--all", "--yes")
         left = await scene.dead_letters()
-        refused = violations(server)  # before the doctor, who also tries what only the relay may do
+        refused = violations(server)  # before the doctor, which also tries what only the relay may do
         examined = await run_relay(
             server, "operator", "doctor", RELAY_FACILITATOR_URL=facilitator.url, RELAY_FACILITATOR_AUTH="none"
         )
@@ -384,7 +384,7 @@ async def test_an_operator_deals_with_dead_letters(server, facilitator):
 
 @pytest.mark.parametrize("role", ["operator", "observer"])
 async def test_who_watches_updates(server, facilitator, role):
-    """Operators and observers hear each update once as it is published: a producer's, and one that is replayed."""
+    """Operators and observers receive each published update once, also one that is replayed."""
     async with (
         scene_of(server, facilitator),
         signed_in(server, role) as watching,

@@ -1,4 +1,4 @@
-"""Many requests at a time over one connection: each has its own answer, whatever way it comes."""
+"""Many concurrent requests over one connection: each gets its own answer."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -22,7 +22,7 @@ async def echo(nc: Client) -> None:
 
 
 async def answers(*requests: Awaitable[Answer]) -> list[bytes | type[Exception]]:
-    """What each of many requests that are under way together is answered, or which error it ends with."""
+    """For each of several concurrent requests, its answer or the type of its error."""
 
     async def ask(request: Awaitable[Answer]) -> bytes | type[Exception]:
         try:
@@ -34,7 +34,7 @@ async def answers(*requests: Awaitable[Answer]) -> list[bytes | type[Exception]]
 
 
 async def test_each_request_has_its_own_answer(nc):
-    """Answers of all sizes, among other messages and in pieces as the socket gives them, find their requests."""
+    """Answers of all sizes reach their requests, among other messages, and in pieces as the socket gives them."""
     await echo(nc)
     asked = [b"%d " % number * (10_000 if number % 10 == 0 else number) for number in range(200)]
     heard = await nc.subscribe("other")
@@ -48,7 +48,7 @@ async def test_each_request_has_its_own_answer(nc):
 
 
 async def test_answers_in_pieces(nc):
-    """Wherever the socket cuts what comes in, each answer is read once and as it is."""
+    """Wherever reads from the socket are cut, each answer is read once and unchanged."""
     silent = await nc.subscribe("silent")
     async with pipelined(nc) as fast:
         [sid] = [sid for sid, subscription in nc._subs.items() if subscription.subject == f"{fast.inbox}.*"]
@@ -58,7 +58,7 @@ async def test_answers_in_pieces(nc):
             requests = [fast.request("silent", timeout=TIMEOUT_S) for _ in range(2)]
             answered = asyncio.create_task(answers(*requests))
             numbers = [int((await silent.next_msg(TIMEOUT_S)).reply.rpartition(".")[2]) for _ in requests]
-            bodies = [head % (0, 2) + b"%03d" % cut for _ in requests]  # they look like an answer themselves
+            bodies = [head % (0, 2) + b"%03d" % cut for _ in requests]  # these look like answers themselves
             numbered = zip(numbers, bodies, strict=True)
             text = b"".join(head % (number, len(body)) + body + b"\r\n" for number, body in numbered)
             await nc._ps.parse(text[:cut])
@@ -68,7 +68,7 @@ async def test_answers_in_pieces(nc):
 
 
 async def test_nobody_answers(nc):
-    """Where nobody listens the error says so, and where nobody answers the time runs out, for the late answer too."""
+    """Without a subscriber the error says so; without an answer the request times out, and a late answer is ignored."""
     silent = await nc.subscribe("silent")
     async with pipelined(nc, look_every_s=0.01) as fast:
         requests = fast.request("nowhere", timeout=TIMEOUT_S), fast.request("silent", timeout=0.01)
@@ -80,7 +80,7 @@ async def test_nobody_answers(nc):
 
 
 async def test_two_at_a_time(nc):
-    """Two on one client do not take each other's answers, and it reads as before when both are closed."""
+    """Two pipelines on one client do not take each other's answers; after both are closed it reads as before."""
     await echo(nc)
     first, second = pipelined(nc), pipelined(nc)
     one, other = await first.__aenter__(), await second.__aenter__()
@@ -96,7 +96,7 @@ async def test_two_at_a_time(nc):
 
 
 async def test_a_request_that_is_given_up(nc):
-    """The answer to a request that nobody waits for any more harms nobody."""
+    """The answer to a request that was given up disturbs nothing."""
     await echo(nc)
     async with pipelined(nc) as fast:
         given_up = fast.request("echo", b"given up", timeout=TIMEOUT_S)
@@ -105,7 +105,7 @@ async def test_a_request_that_is_given_up(nc):
 
 
 async def test_sending_fails(nc, monkeypatch):
-    """If a request cannot be sent, whoever asks is told at once."""
+    """If a request cannot be sent, the caller gets the error at once."""
 
     def fail(_: bytes) -> None:
         raise nats.errors.ConnectionClosedError

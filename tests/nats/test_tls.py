@@ -1,4 +1,4 @@
-"""TLS to NATS with the project's own configuration files, and certificates made as docs/kubernetes.md says."""
+"""TLS to NATS with the project's own configuration files, and certificates made as in docs/kubernetes.md."""
 
 import asyncio
 import re
@@ -23,12 +23,12 @@ from relay.topology.provision import provision, topology_of
 
 CLUSTER_PASSWORD = "secret-of-cluster"
 ELECTION_S = 30
-"""How long three servers that have just started may take to elect a leader, on a busy machine."""
+"""How long three servers that have just started may take to elect a leader on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the page's commands make: ca.crt, tls.crt and tls.key."""
+    """A folder with the results of the page's commands: ca.crt, tls.crt and tls.key."""
     folder = tmp_path_factory.mktemp("certificates")
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     commands = re.findall(r"^\$ (openssl req (?:[^\\\n]|\\\n)*)$", page, flags=re.MULTILINE)
@@ -46,7 +46,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, certificates: Path) -> None:
 
 
 def secured_config(folder: Path, *, verify: bool = False) -> Path:
-    """nats-server.conf with its users and TLS switched on, as its comments say; the files lie as in the repository."""
+    """nats-server.conf with its users and TLS switched on as its comments say; files are where it expects them."""
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     config = folder / "nats-server.conf"
     config.write_text(re.sub(r"^# include ", "include ", (ROOT / "nats-server.conf").read_text(), flags=re.MULTILINE))
@@ -67,7 +67,7 @@ def tls_settings(server: NatsServer, role: str, **more: Any) -> Any:
 
 
 async def test_the_relay_works_over_tls(certificates, tmp_path):
-    """With the users and TLS of nats-server.conf switched on, a relay signed in as `relay` carries updates over TLS."""
+    """With the users and TLS of nats-server.conf switched on, a relay as user `relay` relays updates over TLS."""
     async with (
         NatsServer(config_file=secured_config(tmp_path)) as server,
         FacilitatorSimulator() as facilitator,
@@ -85,14 +85,14 @@ async def test_the_relay_works_over_tls(certificates, tmp_path):
 
 
 async def test_an_unknown_authority_is_refused(tmp_path):
-    """A client that does not know who vouches for the server does not connect."""
+    """A client that does not know the server's certificate authority does not connect."""
     async with NatsServer(config_file=secured_config(tmp_path)) as server:
         with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
             await connect(tls_settings(server, "relay"), name="test")
 
 
 async def test_strangers_are_refused(certificates, tmp_path):
-    """With the users of nats-server.conf switched on nobody connects without being one of them."""
+    """With the users of nats-server.conf switched on, only these users can connect."""
     async with NatsServer(config_file=secured_config(tmp_path)) as server:
         with pytest.raises(BrokerUnavailable, match="Authorization Violation"):
             await connect(stranger(server, certificates), name="test")
@@ -103,7 +103,7 @@ def stranger(server: NatsServer, certificates: Path) -> NatsSettings:
 
 
 async def test_clients_can_be_made_to_show_a_certificate(certificates, tmp_path):
-    """With `verify` switched on a client without a certificate is refused, and one with a certificate is let in."""
+    """With `verify` switched on a client without a certificate is refused, and one with a certificate is accepted."""
     ca, cert, key = (certificates / name for name in ("ca.crt", "tls.crt", "tls.key"))
     async with NatsServer(config_file=secured_config(tmp_path, verify=True)) as server:
         with pytest.raises(BrokerUnavailable):
@@ -116,7 +116,7 @@ async def test_clients_can_be_made_to_show_a_certificate(certificates, tmp_path)
 
 @pytest.fixture
 def route_ports() -> Iterator[list[int]]:
-    """Three free ports that stay free until the servers take them."""
+    """Three free ports, reserved until the servers take them."""
     reserved = [socket.socket() for _ in range(3)]
     for each in reserved:
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,7 +148,7 @@ async def cluster(
 
 
 def cluster_config(folder: Path, route_port: int) -> Path:
-    """The files of deploy/nats as one folder, with TLS, but for addresses and paths of this machine."""
+    """The files of deploy/nats in one folder, with TLS; only addresses and paths are of this machine."""
     shutil.copytree(ROOT / "deploy" / "nats", folder)
     shutil.copy(ROOT / "deploy" / "kubernetes" / "tls" / "tls.conf", folder)
     for file in folder.glob("*.conf"):
@@ -158,7 +158,7 @@ def cluster_config(folder: Path, route_port: int) -> Path:
 
 
 async def test_the_cluster_of_production(cluster, certificates):
-    """Three servers with the files of production find each other over TLS, keep three copies, and refuse strangers."""
+    """Three servers with the production files connect over TLS, keep three replicas, and refuse strangers."""
     client = await connect(tls_settings(cluster[0], "operator", ca_file=certificates / "ca.crt"), name="test")
     try:
         async with asyncio.timeout(ELECTION_S):
@@ -173,7 +173,7 @@ async def test_the_cluster_of_production(cluster, certificates):
 
 
 async def provision_when_there_is_a_leader(client: Any) -> None:
-    # The first election is announced to nobody who could hear it, so the one way to know is to ask again.
+    # There is no message about the first election, so the only way is to ask again.
     while True:
         try:
             await provision(client, topology_of(DeliverySettings(lanes=1, replicas=3)))

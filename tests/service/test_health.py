@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 
 class Answers:
-    """Of a worker that lacks what `missing` says."""
+    """The answers of a worker that lacks what `missing` says."""
 
     def __init__(self, missing: Sequence[str] = ()) -> None:
         self.missing: Sequence[str] | None = missing
@@ -54,7 +54,7 @@ async def test_livez():
 
 
 async def test_readyz_follows_readiness():
-    """The readiness probe asks anew each time: 503 with what is missing, 200 once nothing is."""
+    """The readiness probe checks each time: 503 with what is missing, 200 when nothing is."""
     missing = ["no NATS connection", "no lane is held"]
     async with serving(Answers(missing)) as server:
         status, kind, body = await get(server, "/readyz")
@@ -66,7 +66,7 @@ async def test_readyz_follows_readiness():
 
 
 async def test_unknown_path():
-    """Any other path is 404, and any method but GET and HEAD is 405."""
+    """Any other path is 404, and any method except GET and HEAD is 405."""
     async with serving() as server:
         assert (await get(server, "/"))[0] == 404
         assert (await get(server, "/livez", "POST"))[0] == 405
@@ -74,14 +74,14 @@ async def test_unknown_path():
 
 
 async def test_metrics():
-    """/metrics is Prometheus' text format."""
+    """/metrics is in Prometheus' text format."""
     async with serving() as server:
         expected = (200, "text/plain; version=0.0.4; charset=utf-8", "relay_x 1\n")
         assert await get(server, "/metrics") == expected
 
 
 async def test_ends_promptly_when_cancelled():
-    """Cancelled with a client connected and half through its request, it ends within a second and frees the port."""
+    """If it is cancelled while a client has sent half a request, it ends within a second and frees the port."""
     loop = asyncio.get_running_loop()
     async with serving() as server:
         reader, writer = await asyncio.open_connection(HOST, server.port)
@@ -97,7 +97,7 @@ async def test_ends_promptly_when_cancelled():
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 async def test_cancelled_while_starting(turns):
-    """Cancelled before it is up, after any number of turns of the loop, it gives the port back too."""
+    """If it is cancelled before it listens, after any number of loop turns, it frees the port, too."""
     server = HealthServer(listen(HOST, 0), Answers())
     task = asyncio.create_task(server.serve())
     for _ in range(turns):
@@ -109,7 +109,7 @@ async def test_cancelled_while_starting(turns):
 
 
 def test_never_served():
-    """A server that is closed before it serves gives the port back."""
+    """A server that is closed before it serves frees the port."""
     server = HealthServer(listen(HOST, 0), Answers())
     server.close()
     socket.create_server((HOST, server.port)).close()
@@ -124,7 +124,7 @@ async def test_signals_stay_with_the_process():
 
 
 def test_port_in_use():
-    """A port that something else listens on is refused by name, before anything is served."""
+    """A port that is in use is refused by name, before anything is served."""
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError) as caught:
@@ -139,7 +139,7 @@ def test_port_in_use():
 
 @pytest.mark.parametrize("host", ["a..b", "relay.invalid", "192.0.2.1"])
 def test_host_of_another_machine(host):
-    """A host that cannot be, that is unknown, or that is not of this machine is refused by name."""
+    """A host that is malformed, unknown, or not of this machine is refused by name."""
     with pytest.raises(ConfigurationError) as caught:
         listen(host, 0)
     assert (caught.value.variable, caught.value.value) == ("RELAY_HTTP_HOST", host)
@@ -147,14 +147,14 @@ def test_host_of_another_machine(host):
 
 
 async def test_broken_readiness_is_an_error():
-    """A readiness check that fails answers 500, and the server lives on."""
+    """A readiness check that raises gives 500, and the server goes on."""
     async with serving(Answers(missing=None)) as server:
         assert (await get(server, "/readyz"))[0] == 500
         assert (await get(server, "/livez"))[0] == 200
 
 
 async def test_idle_connections_starve_nobody():
-    """However many clients connect and send nothing, or half a request, the next probe is answered; the oldest go."""
+    """However many clients send nothing or half a request, the next probe is answered; the oldest are closed."""
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving())
@@ -173,7 +173,7 @@ async def test_idle_connections_starve_nobody():
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nhost: "])
 async def test_slow_request(sent):
-    """A client that does not come to the end of its request is hung up on when its time is over, and only then."""
+    """A client that does not finish its request is disconnected when its time is over, not before."""
     loop = asyncio.get_running_loop()
     async with serving(timeout_s=0.3) as server:
         began_s = loop.time()
@@ -186,7 +186,7 @@ async def test_slow_request(sent):
 
 
 async def test_one_request_for_each_connection():
-    """The connection is closed after the answer, so that no client has to find out whether it still stands."""
+    """The connection is closed after the answer, so that no client tries to reuse it."""
     async with serving() as server:
         reader, writer = await asyncio.open_connection(HOST, server.port)
         writer.write(b"GET /livez HTTP/1.1\r\nhost: relay\r\n\r\n" * 2)

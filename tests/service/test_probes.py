@@ -1,4 +1,4 @@
-"""What probes and metrics say of a relay in one situation after the other."""
+"""What probes and metrics show in various situations of a relay."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,12 +26,12 @@ LANES_CHANGED_TO = {
     "4": "in lanes 2 to 3 updates wait for relays that know them",
     "1": "in lane 1 there are no updates any more",
 }
-"""What it means when there were two before."""
+"""The state if there were two before."""
 
 
 @pytest.fixture
 def after(monkeypatch) -> Callable[..., Any]:
-    """`until = after(Class.method)`: `await until(condition)` looks at the condition after every call of the method."""
+    """`until = after(Class.method)`: `await until(condition)` checks the condition after every call of the method."""
 
     def watch(owner: type, name: str) -> Callable[..., Any]:
         called, method = asyncio.Event(), getattr(owner, name)
@@ -58,7 +58,7 @@ def after(monkeypatch) -> Callable[..., Any]:
 
 
 async def look_until(looked_at: Backlog | LaneCount, condition: Callable[[], bool]) -> None:
-    """Look until the condition holds, as the relay does by itself every five seconds."""
+    """Look until the condition holds, as the relay does every five seconds."""
     async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await looked_at._look()
@@ -70,13 +70,13 @@ def looking_at_backlog(scene: Scene, relay: Relay) -> Callable[..., Any]:
 
 
 def of(relay: Relay, name: str, lanes: int = 4) -> list[float]:
-    """A gauge that each lane has."""
+    """The values of a gauge, lane by lane."""
     now = gauges(relay)
     return [now[f"{name} {lane}"] for lane in range(lanes)]
 
 
 async def test_backlog_that_is_not_pulled(nats_server, facilitator):
-    """With the Facilitator away lag and age count what nobody has pulled; both are 0 when all is settled."""
+    """With the Facilitator away, lag and age include updates that were not pulled; both are 0 when all is settled."""
     async with Scene(nats_server, facilitator) as scene:
         await facilitator.away()
         loop = asyncio.get_running_loop()
@@ -85,7 +85,7 @@ async def test_backlog_that_is_not_pulled(nats_server, facilitator):
         async with scene.relay() as relay:
             until = looking_at_backlog(scene, relay)
             await until(lambda: of(relay, "relay_lag") == [0, 2, 0, 1])
-            # The age goes by the server's clock, which is this machine's, and by milliseconds.
+            # The age is on the server's clock, which is this machine's, and in milliseconds.
             oldest_s = of(relay, "relay_oldest_unrelayed_seconds")
             assert loop.time() - began_s + 0.01 > max(oldest_s)
             assert min(oldest_s[1], oldest_s[3]) > 0
@@ -99,7 +99,7 @@ async def test_backlog_that_is_not_pulled(nats_server, facilitator):
 
 
 async def test_one_stuck_job(nats_server, facilitator):
-    """A job that is tried again and again is the whole lag, and its age that of the lane, while others go past it."""
+    """A job that is retried again and again is the lane's whole lag and determines its age, while other jobs go on."""
     async with Scene(nats_server, facilitator, MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
         until = looking_at_backlog(scene, relay)
         stuck = new_job(0)
@@ -115,7 +115,7 @@ async def test_one_stuck_job(nats_server, facilitator):
 
 
 async def test_age_while_nats_is_away(nats_server, facilitator):
-    """As long as NATS cannot be asked, the oldest update of a lane grows older, and what is settled stays settled."""
+    """While NATS cannot be asked, a lane's oldest update grows older, and settled updates stay settled."""
     async with Scene(nats_server, facilitator, LEASE_TTL="60", MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
         until = looking_at_backlog(scene, relay)
         stuck = new_job(2)
@@ -132,7 +132,7 @@ async def test_age_while_nats_is_away(nats_server, facilitator):
 
 
 async def test_nats_away_is_said_once(nats_server, facilitator, after):
-    """While NATS is away one sentence says so, however many lanes there are; the way back is counted."""
+    """While NATS is away, this is reported once, not for each lane; the reconnect is counted."""
     back, shared = after(Relay, "_on_reconnected"), after(Ownership, "_rebalance")
     async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as relay:
         await shared(lambda: relay.worker_status.missing() == [])
@@ -151,7 +151,7 @@ async def test_nats_away_is_said_once(nats_server, facilitator, after):
 
 
 async def test_standing_by(nats_server, facilitator, after):
-    """A worker without a lane is ready, with the Facilitator away as well; one that has a lane is not."""
+    """A worker without a lane is ready, even with the Facilitator away; a worker with a lane is not."""
     shared = after(Ownership, "_rebalance")
     async with Scene(nats_server, facilitator, LANES="1", LEASE_TTL="1") as scene, scene.relay() as first:
         await shared(lambda: of(first, "relay_lane_owned", 1) == [1])
@@ -166,7 +166,7 @@ async def test_standing_by(nats_server, facilitator, after):
 
 
 async def test_lanes_change_hands(nats_server, facilitator, after):
-    """Each change of a lane's owner is counted by how it came: taken free, handed over, or after its lease ran out."""
+    """Each lane that is taken is counted by how: it was free, handed over, or its lease had expired."""
     shared = after(Ownership, "_rebalance")
     async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as first:
         await shared(lambda: of(first, "relay_lane_owned") == [1, 1, 1, 1])
@@ -185,8 +185,8 @@ async def test_lanes_change_hands(nats_server, facilitator, after):
 
 @pytest.mark.parametrize("lanes", ["4", "1"])
 async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
-    """A relay under which the number of lanes was changed lives on and is not ready, and says once in its log what that
-    means and what to do; it is ready when it is the right number again.
+    """If the number of lanes is changed under a relay, the relay goes on and is not ready; it logs once what this means
+    and what to do. It is ready again when the number is the old one.
     """
     async with Scene(nats_server, facilitator, LANES="2") as scene, scene.relay() as relay:
         until = partial(look_until, relay.worker_status._lane_count)
@@ -199,14 +199,14 @@ async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
         await until(lambda: said in relay.worker_status.missing())
         assert 200 == (await ask(relay.http_port, "/livez")).status
         assert 0 == gauges(relay)["relay_ready"]
-        await relay.worker_status._lane_count._look()  # and still so
+        await relay.worker_status._lane_count._look()  # and is still so
         await scene.provision()
         await until(lambda: relay.worker_status.missing() == [])
     assert 1 == capsys.readouterr().out.count(said)
 
 
 async def test_window_use(nats_server, facilitator, after):
-    """Unanswered updates show as a share of the window."""
+    """Unanswered updates are shown as a share of the window."""
     sent = after(WebSocket, "send")
     async with Scene(nats_server, facilitator, FACILITATOR_WINDOW="4") as scene, scene.relay() as relay:
         with facilitator.inject(stall()):
@@ -217,7 +217,7 @@ async def test_window_use(nats_server, facilitator, after):
 
 
 async def test_event_loop_lag(nats_server, facilitator, after):
-    """A timer of the event loop is timed again and again."""
+    """The lag of the event loop is measured repeatedly, with a timer."""
     lagged = after(Metrics, "loop_lagged")
     async with Scene(nats_server, facilitator) as scene, scene.relay() as relay:
         samples = b"relay_event_loop_lag_seconds_count "

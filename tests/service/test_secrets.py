@@ -1,4 +1,4 @@
-"""A recognisable secret is planted wherever there is one, and looked for wherever the relay says anything."""
+"""A recognisable secret is set in every place for secrets, and searched for in all output of the relay."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ CREDENTIALS = f"""\
 ------END USER NKEY SEED------
 """
 NKEY_USER = nkeys.from_seed(nkeys.encode_seed(bytes(range(1, 33)), nkeys.PREFIX_BYTE_USER)).public_key.decode()
-"""Somebody else's: a server that knows any key asks everybody to sign."""
+"""The key of another user: a server with any key in its configuration asks every client to sign."""
 BREAK = (
     "import relay.service.app, relay.cli\n"
     "async def broken(self, stop): raise RuntimeError('broken on purpose')\n"
@@ -61,12 +61,12 @@ BREAK = (
 
 
 def shown(text):
-    """The names of the secrets that `text` gives away."""
+    """The names of the secrets that `text` contains."""
     return {name for name, secret in SECRETS.items() if secret in text}
 
 
 def told(error):
-    """All that an error says, wherever it is printed."""
+    """All texts of an error that may be printed."""
     return "\n".join([str(error), repr(error), *traceback.format_exception(error)])
 
 
@@ -91,7 +91,7 @@ def planted(tmp_path):
 
 
 def address(server):
-    """Where `server` is, with a password in the address; the one in RELAY_NATS_PASSWORD is the one that counts."""
+    """The address of `server` with a password in it; the password in RELAY_NATS_PASSWORD is the one that is used."""
     return f"nats://other:{SECRETS['password in RELAY_NATS_URL']}@127.0.0.1:{server.port}"
 
 
@@ -104,7 +104,7 @@ def login(user, password):
     [("json", HOTKEY, "connected to the"), ("console", STRANGER, "refuses this validator")],
 )
 async def test_serve(tmp_path, planted, form, validator, outcome):
-    """Let in or refused, and when NATS goes away, no line at any level and no probe shows a secret or the sign-in."""
+    """Accepted or refused, and when NATS goes away: no log line and no probe shows a secret or the signature."""
     allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
     del planted["RELAY_NATS_CREDS"]
     async with (
@@ -132,7 +132,7 @@ async def test_serve(tmp_path, planted, form, validator, outcome):
 
 
 async def test_commands(tmp_path, planted):
-    """Commands that reach NATS print no secret: not when they succeed, and not when NATS refuses them."""
+    """Commands that connect to NATS print no secret, neither when they succeed nor when NATS refuses them."""
     del planted["RELAY_NATS_CREDS"]
     allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
     async with NatsServer(extra_config=allowed) as server:
@@ -150,7 +150,7 @@ async def test_commands(tmp_path, planted):
 
 
 async def test_help(tmp_path, planted):
-    """Help shows no value of the environment."""
+    """Help shows no value from the environment."""
     async with started("-m", "relay", "serve", "--help", settings=planted, folder=tmp_path) as command:
         assert 0 == await command.ended()
     assert command.said("SIGTERM")
@@ -158,7 +158,7 @@ async def test_help(tmp_path, planted):
 
 
 async def test_traceback(tmp_path, planted):
-    """A start that fails with an error of our own prints a traceback without a secret, the sign-in included."""
+    """A start that fails with an unexpected error prints a traceback without a secret or the authentication message."""
     async with started("-c", BREAK, "serve", settings=planted, folder=tmp_path) as command:
         assert 1 == await command.ended()
     assert command.said("RuntimeError: broken on purpose")
@@ -176,7 +176,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_refused_by_nats(planted, case):
-    """However one signs in, the error of a refusal shows no secret, and nor does its traceback."""
+    """With any kind of credentials, neither the error of a refusal nor its traceback shows a secret."""
     config, given = REFUSED[case]
     if "creds" in given:
         given = {"creds": planted["RELAY_NATS_CREDS"]}
@@ -189,7 +189,7 @@ async def test_refused_by_nats(planted, case):
 
 
 def test_refused_settings(planted):
-    """Whichever setting is refused beside them, no secret is in the error."""
+    """Whichever setting is refused, the error shows none of the secrets."""
     refused = {"RELAY_NATS_URL": f"nats://u:{SECRETS['password in RELAY_NATS_URL']}@h:port"}
     wrong = {row.variable: refused.get(row.variable, "no/such\nthing") for row in settings_table()}
     free = SECRETS.keys() | {"RELAY_NATS_USER", "RELAY_HTTP_HOST", "RELAY_FACILITATOR_HOTKEY_FILE"}
@@ -201,7 +201,7 @@ def test_refused_settings(planted):
 
 
 def test_refused_hotkey(tmp_path):
-    """A hotkey file that cannot be used is reported without anything that is in it, and without its password."""
+    """The error for an unusable hotkey file shows neither its content nor its password."""
     path = tmp_path / "hotkey"
     broken = {
         "cut short": KEY_FILE[:-2],
@@ -217,7 +217,7 @@ def test_refused_hotkey(tmp_path):
 
 
 def test_repr(planted):
-    """The settings and all that is made of them can be printed."""
+    """`repr` of the settings and of all objects made from them shows no secret."""
     settings = load_settings(planted, None)
     password = settings.facilitator.hotkey_password
     signer = load_signer(settings.facilitator.hotkey_file, password.get_secret_value())
@@ -228,7 +228,7 @@ def test_repr(planted):
 
 @pytest.mark.parametrize("padding", ["", "x" * 300])
 def test_content_instead_of_a_path(planted, padding):
-    """Who gives the credentials themselves in the place of their file is refused without an echo of them."""
+    """If the credentials themselves are given instead of their file, the error does not repeat them."""
     with pytest.raises(ConfigurationError) as caught:
         load_settings(planted | {"RELAY_NATS_CREDS": CREDENTIALS + padding}, None)
     assert "RELAY_NATS_CREDS" == caught.value.variable
@@ -245,12 +245,12 @@ async def test_thrown_out(planted):
 
 
 async def varz(server):
-    """What a nats-server says of itself."""
+    """A nats-server's own status."""
     return json.loads((await ask(int(server.monitor_url.rpartition(":")[2]), "/varz")).body)
 
 
 async def test_loopback():
-    """The embedded servers, the simulator and the probes listen on loopback, unless probes are told otherwise."""
+    """The embedded servers, the simulator and the probes listen on loopback; only probes can be told otherwise."""
     async with NatsServer() as server, FacilitatorSimulator() as simulator:
         told = await varz(server)
         bound = {listening.getsockname()[0] for each in simulator._servers for listening in each.sockets}
@@ -260,7 +260,7 @@ async def test_loopback():
 
 
 async def test_cluster_on_loopback():
-    """The nodes of a local cluster speak to clients and to each other on loopback."""
+    """The nodes of a local cluster use loopback for clients and for each other."""
     async with NatsCluster() as cluster:
         told = [await varz(node) for node in cluster.nodes]
     assert [("127.0.0.1", "127.0.0.1")] * 3 == [(each["host"], each["cluster"]["addr"]) for each in told]

@@ -1,4 +1,4 @@
-"""`relay serve --workers`: real processes under one parent."""
+"""`relay serve --workers`: real worker processes under one parent."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ def supervised(environment: dict[str, str]) -> contextlib.AbstractAsyncContextMa
 
 @contextlib.asynccontextmanager
 async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, RelayProcess, list[dict[str, Any]]]]:
-    """Two workers that share four lanes, two each; the lines that say who was started."""
+    """Two workers that share four lanes, two each; yields also the log lines about their start."""
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
@@ -49,7 +49,7 @@ async def relayed(**variables: str) -> AsyncIterator[tuple[Scene, RelayProcess, 
 
 
 async def test_dead_worker_is_replaced():
-    """A worker that is killed is started again, under its number; no update is lost or reordered by that."""
+    """A worker that is killed is started again with its number, and no update is lost or reordered."""
     async with relayed() as (scene, parent, workers):
         await scene.publish_lives(20)
         killed = workers[0]
@@ -69,7 +69,7 @@ async def test_dead_worker_is_replaced():
 
 
 async def probe(parent: RelayProcess, path: str) -> tuple[int, str]:
-    """Status and body of an answer on the parent's one port."""
+    """Status and body of an answer on the parent's port."""
     (line,) = parent.said("probes and metrics")
     answer = await ask(json.loads(line)["port"], path)
     return answer.status, answer.body
@@ -77,9 +77,9 @@ async def probe(parent: RelayProcess, path: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
 async def test_signal_drains_all(send, number):
-    """SIGTERM, or Ctrl-C at a terminal, lets every worker drain and all exit with 0: nothing is sent a second time."""
+    """SIGTERM, or Ctrl-C in a terminal, lets all workers drain and exit with 0: nothing is sent a second time."""
     async with relayed() as (scene, parent, workers):
-        # Otherwise Ctrl-C would reach a worker twice, and the second signal ends it at once.
+        # Otherwise Ctrl-C would reach a worker twice, and the second signal stops it at once.
         assert parent.process.pid not in {os.getpgid(worker["pid"]) for worker in workers}
         await scene.publish_lives(50)
         send(parent.process.pid, number)  # a terminal signals the whole process group
@@ -87,14 +87,14 @@ async def test_signal_drains_all(send, number):
         async with scene.relay():
             broken = await scene.broken_promises(20)
     assert 0 == status
-    assert 4 == len(parent.said('stopped"'))  # each worker says so, and the parent of each
+    assert 4 == len(parent.said('stopped"'))  # each worker logs it, and the parent for each
     assert [] == parent.said("a worker ended")
     assert broken == []
     assert (len(scene.published), 0) == (scene.facilitator.replies["success"], scene.facilitator.replies[DUPLICATE])
 
 
 def series(body: str, name: str) -> dict[str, float]:
-    """The samples of a metric by worker."""
+    """A metric's values, by worker."""
     return {
         sample.labels["worker"]: sample.value
         for family in text_string_to_metric_families(body)
@@ -104,13 +104,13 @@ def series(body: str, name: str) -> dict[str, float]:
 
 
 async def in_each_lane(scene: Scene) -> None:
-    """An update settled in each lane: all of them flow."""
+    """Check that an update in each lane is settled."""
     await scene.settled(*[await scene.publish(new_job(lane)) for lane in range(4)], timeout_s=TIMEOUT_S)
 
 
 async def test_one_port_answers_for_all():
-    """On one port /livez and /readyz speak for every worker, and /metrics has the series of each with its number. A
-    worker that stands still is named by /readyz and left out of the metrics.
+    """On one port /livez and /readyz answer for all workers, and /metrics has each worker's series with its number. A
+    suspended worker is named by /readyz and left out of the metrics.
     """
     async with relayed() as (scene, parent, workers):
         await in_each_lane(scene)
@@ -139,7 +139,7 @@ async def test_one_port_answers_for_all():
 
 
 async def test_second_signal_is_passed_on():
-    """With an answer that never comes, a second SIGTERM ends the workers at once; the exit status owns up to it."""
+    """While an answer is missing, a second SIGTERM stops the workers at once, and the exit status says so."""
     async with relayed() as (scene, parent, _):
         with scene.facilitator.inject(stall()):
             job = new_job(lane=0)
@@ -169,7 +169,7 @@ async def test_parent_killed():
     [({"RELAY_LANES": "many"}, 0), ({"RELAY_FACILITATOR_HOTKEY_FILE": "no-such-hotkey"}, 2)],
 )
 async def test_bad_configuration(setting, started):
-    """A configuration that cannot be used, as the parent or a worker finds out, ends all with 2 and no second try."""
+    """An unusable configuration, found by the parent or by a worker, ends all with 2 and without a second try."""
     environment = {"RELAY_FACILITATOR_URL": NOBODY, "RELAY_HTTP_PORT": "0", "RELAY_LOG_FORMAT": "json"}
     async with supervised(environment | setting) as parent:
         assert 2 == await parent.ended()
@@ -178,7 +178,7 @@ async def test_bad_configuration(setting, started):
 
 
 async def test_port_in_use():
-    """A port that something else listens on ends the parent with 2, before any worker is started."""
+    """If the port is in use, the parent exits with 2 before it starts a worker."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         environment = {"RELAY_FACILITATOR_URL": NOBODY, "RELAY_FACILITATOR_AUTH": "none", "RELAY_LOG_FORMAT": "json"}
         async with supervised(environment | {"RELAY_HTTP_PORT": str(other.getsockname()[1])}) as parent:
@@ -188,7 +188,7 @@ async def test_port_in_use():
 
 
 async def test_worker_that_keeps_dying(capsys):
-    """A worker that dies again and again ends all with 1 and one line that says so."""
+    """If a worker dies again and again, all end with 1 and one line that says so."""
     backoff = Backoff(0.01, 0.02, random.random)
     assert 1 == await Supervisor(["false"], 2, WorkerProbes(2), backoff).run()
     assert 1 == capsys.readouterr().out.count("a worker ended 5 times within 60 s, with exit status 1; giving up")

@@ -1,4 +1,4 @@
-"""What a parent says of its workers; the workers are made up, and in this process."""
+"""What a parent reports about its workers; the workers are simulated in this process."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ class Worker:
 
 @pytest.fixture
 async def parent():
-    """`await parent(worker, None, ...)`: the probes of a parent whose workers these are; None does not run."""
+    """`await parent(worker, None, ...)`: the probes of a parent with these workers; None does not run."""
     watching, started = [], []
 
     async def probes_of(*workers, **options):
@@ -64,7 +64,7 @@ async def parent():
             if worker is not None:
                 started.append(worker)
                 watching.append(asyncio.create_task(probes.watch(number, worker.listener.getsockname())))
-        await asyncio.sleep(0)  # the watching begins
+        await asyncio.sleep(0)  # the parent starts to watch
         return probes
 
     yield probes_of
@@ -88,7 +88,7 @@ async def ended(task):
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 async def test_merged_readiness(parent, monkeypatch, platform):
-    """/readyz has everything that any worker lacks, after its number, and every worker by itself."""
+    """/readyz lists what any worker lacks, with its number, and then every worker."""
     monkeypatch.setattr("relay.service.supervisor.sys", SimpleNamespace(platform=platform))
     probes = await parent(Worker().runs(), Worker("no NATS", "no lane").runs(), None)
     not_running = "it is not running; the parent starts it again"
@@ -105,7 +105,7 @@ async def test_merged_readiness(parent, monkeypatch, platform):
 
 
 async def test_merged_metrics(parent):
-    """/metrics has the series of every worker that answers, however many there are, and says which workers do."""
+    """/metrics has the series of every worker that answers, and shows which workers do."""
     large = EXPOSITION.replace("x\n", "x" * 1_000_000 + "\n", 1)
     probes = await parent(Worker(exposition=large).runs(), None, Worker().runs())
     body = (await probes.exposition()).decode()
@@ -114,7 +114,7 @@ async def test_merged_metrics(parent):
 
 
 async def test_slow_worker(parent):
-    """A worker that does not answer in time is left out, and is back with its next answer."""
+    """A worker that does not answer in time is left out, and comes back with its next answer."""
     slow = Worker().runs()
     slow.may.clear()
     probes = await parent(slow, timeouts=IMPATIENT)
@@ -124,7 +124,7 @@ async def test_slow_worker(parent):
 
 
 async def test_worker_that_hangs(parent, clock):
-    """/livez names a worker that has not answered for 10 s, or for a minute if it never has, until it answers."""
+    """/livez names a worker that has not answered for 10 s (a minute, if it never has), until it answers."""
     worker = Worker()
     probes = await parent(worker, timeouts=IMPATIENT, clock=lambda: clock.now_s)
     for allowed_s in (60, 10):
@@ -142,7 +142,7 @@ async def test_worker_that_hangs(parent, clock):
 
 
 async def test_questions_are_bounded(parent):
-    """A worker that answers nothing any more is not asked on and on."""
+    """A worker that does not answer gets no more than a limited number of requests."""
     probes = await parent(Worker(), timeouts=Timeouts(readiness_s=0.001))
     while (missing := (await probes.readiness())["missing"]) == ["worker 0: no answer within 0.001 s"]:
         pass
@@ -150,12 +150,12 @@ async def test_questions_are_bounded(parent):
 
 
 async def test_worker_that_ends(parent):
-    """Whoever waits for an answer is told at once that the worker has ended, and so is whoever asks it then."""
+    """When a worker ends, requests to it fail at once, those that wait and later ones."""
     worker = Worker()
     probes = await parent(worker)
     asking = asyncio.create_task(probes.readiness())
     worker.listener.settimeout(0)
-    for _ in range(2):  # the parent's own question and that of the test
+    for _ in range(2):  # the parent's own request and the one of the test
         connection, _ = await asyncio.get_running_loop().sock_accept(worker.listener)
         connection.close()
     assert ["worker 0: it has ended"] == (await asking)["missing"]
@@ -176,10 +176,10 @@ def parsed(text):
 
 @pytest.mark.parametrize("workers", [(), (0,), (3, 10, 0)])
 def test_everything_once_with_its_worker(workers):
-    """Of several workers' metrics every sample is there with its worker's number, and every family once."""
+    """In the merged metrics each sample of each worker occurs once, with its number, and each family occurs once."""
     texts = {}
     for worker in workers:
-        metrics = Metrics(lanes=2 + worker)  # that there are series which only one has does no harm
+        metrics = Metrics(lanes=2 + worker)  # series that only one worker has do no harm
         metrics.answered([], [], {Outcome.ACKNOWLEDGED: [0.001 * worker]})
         metrics.at_hand(1, worker)
         texts[worker] = metrics.render().decode()
@@ -194,7 +194,7 @@ def test_everything_once_with_its_worker(workers):
 
 
 def test_awkward_text():
-    """Braces, quotes, commas, blanks and line ends in help and label values stay what they are."""
+    """Braces, quotes, commas, blanks and line ends in help and label values stay unchanged."""
     registry = CollectorRegistry()
     awkward = 'a "b", {c} \\ # HELP x y\n# TYPE x z\nd 1'
     Gauge("g", awkward, ["l"], registry=registry).labels(awkward).set(2)

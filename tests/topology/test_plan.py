@@ -11,13 +11,13 @@ DAY = 86_400 * NS
 
 
 def stream(**fields: Any) -> dict[str, Any]:
-    """A wanted status stream."""
+    """The wanted configuration of the status stream, with changes."""
     config = {"name": "JOB_STATUS", "subjects": ["job.status.*"], "storage": "file", "retention": "limits"}
     return config | {"subject_transform": subjects.lane_transform(4)} | fields
 
 
 def consumer(lane: int, **fields: Any) -> dict[str, Any]:
-    """A wanted lane consumer."""
+    """The wanted configuration of a lane consumer, with changes."""
     config = {"name": f"relay-lane-{lane}", "filter_subject": f"job.status.{lane}.*", "ack_policy": "explicit"}
     return config | {"replay_policy": "instant", "mem_storage": False, "ack_wait": 5 * NS} | fields
 
@@ -41,7 +41,7 @@ def consumer_info(lane: int, pending: int = 0, ack_pending: int = 0, **fields: A
 def actual(
     status: Any = None, *changed: Any, lanes: int = 4, last_stored: int = 50, captured_by: Any = ("JOB_STATUS",)
 ) -> Actual:
-    """A server on which everything is in place, but for `status` and the `changed` lane consumers."""
+    """A server with everything in place, except `status` and the `changed` lane consumers."""
     consumers = {f"relay-lane-{lane}": consumer_info(lane) for lane in range(lanes)}
     consumers |= {info["config"]["name"]: info for info in changed}
     stored = dict.fromkeys(consumers, last_stored)
@@ -49,7 +49,7 @@ def actual(
 
 
 def test_nothing_there_means_everything_is_created_streams_first():
-    """On an empty server all is created, each stream before its consumers, which deliver from the first update on."""
+    """On an empty server everything is created, each stream before its consumers, which start at the first update."""
     plan = make_plan(wanted(2), Actual({}, {}, {}, {}))
     assert ("created stream JOB_STATUS", "created consumer relay-lane-0", "created consumer relay-lane-1") == plan.lines
     assert ["all", "all"] == [step.config["deliver_policy"] for step in plan.steps[1:]]
@@ -61,7 +61,7 @@ def test_nothing_there_means_everything_is_created_streams_first():
     ("found", "left"), [(14 * DAY, 14 * DAY), (0, 0), (7 * DAY, 7 * DAY), (1 * DAY, 7 * DAY)], ids=str
 )
 def test_a_longer_life_of_updates_is_kept(found, left):
-    """A status stream whose updates an operator lets live longer is left so, also when something else of it changes."""
+    """If an operator has raised the status stream's max_age, it stays so, also when other fields are changed."""
     want = Wanted(4, wanted().streams | {"JOB_STATUS": stream(max_age=7 * DAY)}, wanted().consumers)
     alone = make_plan(want, actual(stream_info(max_age=found)))
     assert (left == found) == alone.in_place
@@ -70,14 +70,14 @@ def test_a_longer_life_of_updates_is_kept(found, left):
 
 
 def test_everything_in_place_means_nothing_to_do():
-    """What is as wanted is left, and a check finds no difference."""
+    """What is as wanted is left alone, and a check finds no difference."""
     plan = make_plan(wanted(), actual())
     assert {Verb.LEFT} == {step.verb for step in plan.steps}
     assert (True, ()) == (plan.in_place, plan.differences)
 
 
 def test_a_changed_field_is_named_with_both_values():
-    """A difference is spelled out, in a form for what was done and one for what was found."""
+    """A difference is reported with both values, in one form for a change that was made and one for a finding."""
     plan = make_plan(wanted(), actual(None, consumer_info(2, ack_wait=90 * NS)))
     assert "changed consumer relay-lane-2: ack_wait 90s -> 5s" in plan.lines
     assert ("consumer relay-lane-2 differs: ack_wait 90s -> 5s",) == plan.differences
@@ -97,7 +97,7 @@ def test_a_changed_field_is_named_with_both_values():
     ],
 )
 def test_durations_are_printed_in_human_units(old, text):
-    """A duration has the largest unit in which it is a whole number."""
+    """A duration is printed in the largest unit in which it is a whole number."""
     assert (Change("max_age", text, "3d"),) == differences({"max_age": 3 * 86_400 * NS}, {"max_age": old})
 
 
@@ -127,12 +127,12 @@ def test_what_the_server_leaves_out_is_empty(value):
 
 
 def test_what_is_not_meant_is_no_difference():
-    """Fields and metadata that only the server has, its own `_nats` keys among them, are left alone."""
+    """Fields and metadata that only the server has, such as its `_nats` keys, are left alone."""
     assert () == differences({"a": 1, "metadata": {"k": "v"}}, {"a": 1, "b": 2, "metadata": {"k": "v", "_nats.v": "1"}})
 
 
 def test_a_change_keeps_what_is_not_meant():
-    """What is sent for a change holds the actual fields too, without the server's own metadata."""
+    """A change is sent with all actual fields, except the server's own metadata."""
     found = {"a": 1, "max_bytes": 9, "metadata": {"_nats.v": "1", "team": "x", "k": "old"}}
     assert {"a": 2, "max_bytes": 9, "metadata": {"team": "x", "k": "v"}} == merged(
         {"a": 2, "metadata": {"k": "v"}}, found
@@ -149,7 +149,7 @@ def refusals(lanes: int, found: Actual) -> str:
 @pytest.mark.parametrize("lanes", [3, 5])
 @pytest.mark.parametrize("unsettled", [{"pending": 2}, {"ack_pending": 2}])
 def test_lanes_are_not_changed_while_updates_are_unsettled(lanes, unsettled):
-    """With an update waiting or in hand a change of lanes is refused, naming the lane and what to do."""
+    """While an update is pending or unacknowledged, a change of lanes is refused, with the lane and what to do."""
     expected = (
         f"lanes 4 -> {lanes} while 2 updates are not settled (relay-lane-1: 2): a job's later updates would overtake "
         "them in another lane; let `relay serve` finish with RELAY_LANES=4, then provision again"
@@ -158,12 +158,12 @@ def test_lanes_are_not_changed_while_updates_are_unsettled(lanes, unsettled):
 
 
 def test_an_update_that_the_server_has_not_counted_yet_is_unsettled():
-    """A stored update behind the last delivered one forbids a change of lanes, though nothing is counted as pending."""
+    """A stored update after the last delivered one forbids a change of lanes, even if nothing is counted as pending."""
     assert "while 4 updates are not settled" in refusals(5, actual(stream_info(5), last_stored=51))
 
 
 def test_lanes_are_not_changed_while_an_advisory_waits():
-    """An update that JetStream gave up on counts as pending nowhere, and still forbids a change of lanes."""
+    """An update that JetStream gave up on is not counted as pending, and still forbids a change of lanes."""
     found = actual(stream_info(5))
     advisories = {"config": {"name": "JOB_ADVISORIES"}, "state": {"messages": 2}}
     found = replace(found, streams=dict(found.streams) | {"JOB_ADVISORIES": advisories})
@@ -171,7 +171,7 @@ def test_lanes_are_not_changed_while_an_advisory_waits():
 
 
 def test_more_lanes_start_behind_what_is_settled():
-    """New lanes' consumers start after the last stored update; the others keep their place."""
+    """Consumers of new lanes start after the last stored update; the others keep their position."""
     plan = make_plan(wanted(6), actual(stream_info(5)))
     assert ("changed stream JOB_STATUS: lanes 4 -> 6", "left consumer relay-lane-0") == plan.lines[:2]
     created = [(s.name, s.config["deliver_policy"], s.config["opt_start_seq"]) for s in plan.steps[-2:]]
@@ -190,18 +190,18 @@ def test_fewer_lanes_delete_the_surplus_last():
 
 
 def test_a_surplus_consumer_with_updates_is_not_deleted():
-    """A consumer beyond the lanes that still has updates is refused, also when the lanes do not change."""
+    """A consumer of no lane that still has updates is refused, also if the number of lanes does not change."""
     assert "relay-lane-4 would be deleted, but 3 updates" in refusals(4, actual(None, consumer_info(4, pending=3)))
 
 
 def test_a_missing_lane_is_not_guessed_settled():
-    """A change of lanes is refused while an old lane has no consumer and updates are stored; empty, it is allowed."""
+    """A change of lanes is refused while an old lane has no consumer and updates are stored."""
     assert "while relay-lane-3 is missing" in refusals(6, actual(stream_info(1), lanes=3))
     assert () == make_plan(wanted(6), actual(stream_info(0), lanes=3)).refusals
 
 
 def test_updates_without_lanes_are_refused():
-    """A stream that files updates under no lane is taken over when it is empty, and refused when it is not."""
+    """A stream that files updates under no lane is changed if it is empty, and refused otherwise."""
     assert "holds 3 updates that are filed under no lane" in refusals(4, actual(stream_info(3, subject_transform=None)))
     assert () == make_plan(wanted(), actual(stream_info(0, subject_transform=None))).refusals
 
@@ -217,7 +217,7 @@ def test_updates_without_lanes_are_refused():
     ],
 )
 def test_what_cannot_change_in_a_stream_is_refused(fields, text):
-    """Storage, retention and origin of a stream are refused with the difference."""
+    """A difference in storage, retention or origin of a stream is refused."""
     assert f"stream JOB_STATUS {text}" in refusals(4, actual(stream_info(**fields)))
 
 
@@ -233,7 +233,7 @@ def test_what_cannot_change_in_a_stream_is_refused(fields, text):
     ],
 )
 def test_what_cannot_change_in_a_consumer_is_refused(fields, text):
-    """What a consumer reads and how it acknowledges is refused with the difference and what to do."""
+    """A difference in what a consumer reads or how it acknowledges is refused, with what to do."""
     refusal = refusals(4, actual(None, consumer_info(0, **fields)))
     assert f"consumer relay-lane-0 {text}" in refusal
     assert "`nats consumer rm JOB_STATUS relay-lane-0`" in refusal
@@ -246,13 +246,13 @@ def test_a_consumer_that_starts_at_a_sequence_is_ours():
 
 
 def test_a_subject_of_another_stream_is_refused():
-    """An overlap is refused, naming the other stream."""
+    """A stream that overlaps with our subjects is refused, with its name."""
     found = actual(captured_by=("JOB_STATUS", "EVERYTHING"))
     expected = "stream EVERYTHING captures part of job.status.*, which JOB_STATUS needs: change its subjects"
     assert expected == refusals(4, found)
 
 
 def test_a_deleted_thing_has_its_line():
-    """Each verb has a line of its own."""
+    """Each action has its own line of text."""
     steps = tuple(Step(verb, Kind.CONSUMER, "c") for verb in Verb)
     assert ("created consumer c", "changed consumer c", "left consumer c", "deleted consumer c") == Plan(steps).lines

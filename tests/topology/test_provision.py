@@ -38,7 +38,7 @@ async def update_consumer(nc, name, **fields) -> None:
 
 
 async def everything(nc) -> dict[str, Any]:
-    """All configurations on the server."""
+    """All stream and consumer configurations on the server."""
     streams = (await api_request(nc, "$JS.API.STREAM.LIST"))["streams"] or []
     found = {info["config"]["name"]: info["config"] for info in streams}
     if subjects.STATUS_STREAM in found:
@@ -53,11 +53,11 @@ async def publish(nc, uuids, body=b"{}") -> None:
 
 
 async def relayed(nc, lanes) -> list[tuple[str, bytes]]:
-    """Token and body of each update that the lane consumers deliver, in the stream's order, now acknowledged."""
+    """Token and body of each update that the lane consumers deliver, in stream order; the updates are acknowledged."""
     updates = []
     for lane in range(lanes):
         inbox = await nc.subscribe("pulled.here")
-        # Without waiting: the server says 404 as soon as there is nothing more.
+        # Without waiting: the server answers 404 as soon as there is nothing more.
         await nc.publish(subjects.api_pull("JOB_STATUS", subjects.lane_consumer(lane)), PULL_ALL, reply="pulled.here")
         while (message := await inbox.next_msg(timeout=10)).reply:
             updates.append((message.metadata.sequence.stream, subjects.token_of_stored(message.subject), message.data))
@@ -104,7 +104,7 @@ async def test_the_contract_is_what_the_server_has(provisioned):
 
 
 async def test_a_second_run_leaves_everything(provisioned, topology):
-    """Provisioning what is in place changes nothing and says that it left each thing."""
+    """A second provisioning changes nothing, and reports each thing as left alone."""
     before = await everything(provisioned)
     plan = await provision(provisioned, topology)
     assert {"left"} == {line.split()[0] for line in plan.lines}
@@ -121,7 +121,7 @@ async def test_a_restarted_server_still_has_everything(nats_server, nc, topology
 
 
 async def test_several_at_once_agree(nc, topology):
-    """Provisioning by several processes at the same time ends in place for each of them."""
+    """If several processes provision at the same time, each succeeds."""
     await asyncio.gather(*(provision(nc, topology) for _ in range(3)))
     assert (await check(nc, topology)).in_place
 
@@ -137,7 +137,7 @@ async def test_check_reports_what_is_missing_and_changes_nothing(nc, topology):
 
 
 async def test_drift_is_found_by_check_and_mended_by_provision(provisioned, topology):
-    """Fields that somebody changed are reported with both values, and provisioning sets them right."""
+    """Fields that were changed are reported with both values, and provisioning corrects them."""
     await update_stream(provisioned, "JOB_STATUS", max_age=3600 * 10**9, discard="old")
     await update_consumer(provisioned, "relay-lane-1", ack_wait=90 * 10**9)
     differences = (
@@ -151,7 +151,7 @@ async def test_drift_is_found_by_check_and_mended_by_provision(provisioned, topo
 
 
 async def test_a_change_of_settings_is_carried_out(provisioned, topology):
-    """New values for acknowledgement, deliveries and leases change exactly the things that they are about."""
+    """New settings for acknowledgement, deliveries and leases change exactly the fields that they concern."""
     changed = replace(topology, ack_wait_s=10, max_deliver=7, lease_ttl_s=2.5)
     lines = (await provision(provisioned, changed)).lines
     assert "changed stream KV_RELAY_LEASES: max_age 5s -> 2500ms, duplicate_window 5s -> 2500ms" in lines
@@ -160,7 +160,7 @@ async def test_a_change_of_settings_is_carried_out(provisioned, topology):
 
 
 async def test_what_an_operator_added_stays(provisioned, topology):
-    """Fields that the relay does not mean are neither drift nor reset by a change."""
+    """Fields that the relay does not set do not count as drift, and a change does not reset them."""
     await update_stream(provisioned, "JOB_STATUS", max_bytes=10**9, description="ours", metadata={"team": "x"})
     assert (await check(provisioned, topology)).in_place
     await update_stream(provisioned, "JOB_STATUS", max_age=3600 * 10**9)
@@ -170,7 +170,7 @@ async def test_what_an_operator_added_stays(provisioned, topology):
 
 
 async def test_a_consumer_keeps_its_place_through_a_change(provisioned, topology):
-    """Changing a lane consumer does not make it deliver settled updates again."""
+    """A changed lane consumer does not deliver settled updates again."""
     await publish_confirmed(provisioned, f"job.status.{UUID_A}", b"{}")
     await relayed(provisioned, 4)
     name = subjects.lane_consumer(subjects.lane_of(UUID_A, 4))
@@ -180,7 +180,7 @@ async def test_a_consumer_keeps_its_place_through_a_change(provisioned, topology
 
 
 async def refused(nc, topology) -> str:
-    """The refusal, after making sure that it changed nothing."""
+    """The text of the refusal; checks that nothing was changed."""
     before = await everything(nc)
     with pytest.raises(UnsafeChange) as caught:
         await provision(nc, topology)
@@ -215,7 +215,7 @@ async def test_lanes_stay_while_a_lane_cannot_say_what_is_settled(provisioned, t
 
 @pytest.mark.parametrize("lanes", [1, 3, 6, 9])
 async def test_lanes_change_when_all_is_settled(provisioned, topology, lanes):
-    """With everything settled the lanes change: later updates are filed anew and old ones are not delivered again."""
+    """If all is settled, the lanes change: later updates are filed anew, and old ones are not delivered again."""
     uuids = [str(UUID(int=n)) for n in range(40)]
     await publish(provisioned, uuids, b"old")
     assert [(uuid, b"old") for uuid in uuids] == await relayed(provisioned, 4)
@@ -227,7 +227,7 @@ async def test_lanes_change_when_all_is_settled(provisioned, topology, lanes):
 
 
 async def test_lanes_that_come_back_do_not_repeat_what_was_settled(provisioned, topology):
-    """After fewer lanes and then more again, the new consumers start behind the updates of their predecessors."""
+    """After fewer lanes and then more again, new consumers start after the updates of earlier ones."""
     uuids = [str(UUID(int=n)) for n in range(20)]
     await publish(provisioned, uuids, b"old")
     await relayed(provisioned, 4)
@@ -238,14 +238,14 @@ async def test_lanes_that_come_back_do_not_repeat_what_was_settled(provisioned, 
 
 
 async def test_lanes_stay_when_an_update_slips_in(nats_server, topology, connect):
-    """An update that arrives between the look and the change stops it, and the intake is open after."""
+    """An update that arrives between the check and the change stops it, and the intake is open afterwards."""
     client = await connect(nats_server.url)
     await provision(client, topology)
     other = await connect(nats_server.url)
     original = client.request
 
     async def request(subject, *args, **kwargs):
-        # The last question before the intake is closed is for the stream's configuration.
+        # The last request before the intake is closed is for the stream's configuration.
         if subject == subjects.api_stream_update("JOB_STATUS"):
             client.request = original
             await publish_confirmed(other, f"job.status.{UUID_A}", b"{}")
@@ -257,7 +257,7 @@ async def test_lanes_stay_when_an_update_slips_in(nats_server, topology, connect
 
 
 async def test_lanes_are_changed_by_one_at_a_time(nc, topology):
-    """Of several that change the lanes at once one succeeds, and the others are refused and change nothing."""
+    """If several processes change the lanes at once, one succeeds, and the others are refused and change nothing."""
     await provision(nc, topology)
     changes = [provision(nc, replace(topology, lanes=6)) for _ in range(3)]
     outcomes = await asyncio.gather(*changes, return_exceptions=True)
@@ -267,7 +267,7 @@ async def test_lanes_are_changed_by_one_at_a_time(nc, topology):
 
 
 async def test_an_interrupted_lane_change_is_completed_by_the_next(provisioned, topology):
-    """A stream whose intake was left closed is opened by the next provisioning, with the old lanes or with new ones."""
+    """If an earlier run left the stream's intake closed, provisioning opens it, with the old lanes or with new ones."""
     await update_stream(provisioned, "JOB_STATUS", subjects=["job.status-closed.for-lane-change"])
     with pytest.raises(PublishUnconfirmed, match="no stream captures"):
         await publish_confirmed(provisioned, f"job.status.{UUID_A}", b"{}")
@@ -291,7 +291,7 @@ async def test_an_interrupted_lane_change_is_completed_by_the_next(provisioned, 
     ],
 )
 async def test_a_stream_that_cannot_be_changed_is_refused(nc, topology, fields, refusal):
-    """A stream of the relay's name with another storage, retention or origin is left alone, with the reason."""
+    """A stream with the relay's name and another storage, retention or origin is left alone, with the reason."""
     await api_request(nc, subjects.api_stream_create("ELSEWHERE"), {"name": "ELSEWHERE", "subjects": ["elsewhere"]})
     config = {"name": "JOB_STATUS", "subjects": ["job.status.*"]} | fields
     await api_request(nc, subjects.api_stream_create("JOB_STATUS"), config)
@@ -299,14 +299,14 @@ async def test_a_stream_that_cannot_be_changed_is_refused(nc, topology, fields, 
 
 
 async def test_a_stream_on_our_subjects_is_refused(nc, topology):
-    """A stream of somebody else that captures some of the relay's subjects is named."""
+    """A foreign stream that captures some of the relay's subjects is named."""
     await api_request(nc, subjects.api_stream_create("ALL_JOBS"), {"name": "ALL_JOBS", "subjects": ["job.status.>"]})
     expected = "stream ALL_JOBS captures part of job.status.*, which JOB_STATUS needs: change its subjects"
     assert expected == await refused(nc, topology)
 
 
 async def test_updates_without_a_lane_are_refused(nc, topology):
-    """A status stream that holds updates filed under no lane is refused, because nobody would relay them."""
+    """A status stream with updates that are filed under no lane is refused, because they would never be relayed."""
     await api_request(
         nc, subjects.api_stream_create("JOB_STATUS"), {"name": "JOB_STATUS", "subjects": ["job.status.*"]}
     )
@@ -333,7 +333,7 @@ async def test_a_consumer_that_cannot_be_changed_is_refused(provisioned, topolog
 
 
 async def test_what_the_server_made_of_it_is_read_back(proxied, connect, topology):
-    """A server that keeps another value than it was told is reported with both, not trusted."""
+    """If the server stores another value than requested, both are reported."""
     proxied.edit = lambda sent: sent.replace(b'"max_deliver":50', b'"max_deliver":49')
     client = await connect(proxied.url)
     with pytest.raises(UnsuitableServer, match="consumer relay-lane-0 differs: max_deliver 49 -> 50"):
@@ -341,7 +341,7 @@ async def test_what_the_server_made_of_it_is_read_back(proxied, connect, topolog
 
 
 async def test_a_server_without_room_for_updates_is_refused(topology, connect):
-    """A max_payload that leaves no room for dead letters is refused, with both numbers."""
+    """If max_payload leaves no room for dead letters, the server is refused, with both numbers."""
     async with NatsServer(max_payload=20_000) as server:
         client = await connect(server.url)
         with pytest.raises(UnsuitableServer, match="max_payload 20000; the relay needs more than 32768 bytes"):
@@ -368,9 +368,9 @@ async def test_leases_expire(nc, topology):
     first = await leases.create("lane.0", b"worker-1")
     revision = 0
     async with asyncio.timeout(5):
-        # Nothing announces an expiry, so it is tried until it works, as a waiting worker does.
+        # An expiry is not announced, so it is tried until it works, as a waiting worker does.
         while not revision:
-            # nats-py also says "not found" when the lease expires between its two questions.
+            # nats-py also reports "not found" when the lease expires between its two requests.
             with contextlib.suppress(KeyWrongLastSequenceError, KeyNotFoundError):
                 revision = await leases.create("lane.0", b"worker-2")
     assert (first + 1, b"worker-2") == (revision, (await leases.get("lane.0")).value)
@@ -387,7 +387,7 @@ async def test_the_lane_is_the_servers_partition(provisioned):
 
 
 async def test_extra_tokens_are_not_captured(provisioned):
-    """A publish with too many or too few subject tokens is captured by no stream, so its producer gets an error."""
+    """No stream captures a publish with too many or too few subject tokens, so its producer gets an error."""
     for subject in (f"job.status.{UUID_A}.extra", f"job.status.0.{UUID_A}", "job.status"):
         with pytest.raises(PublishUnconfirmed, match="no stream captures this subject"):
             await publish_confirmed(provisioned, subject, b"{}")
@@ -395,7 +395,7 @@ async def test_extra_tokens_are_not_captured(provisioned):
 
 
 async def test_a_full_stream_is_the_producers_error(provisioned):
-    """When the stream is full a publish fails, and what is stored stays."""
+    """If the stream is full, a publish fails, and what is stored stays."""
     await update_stream(provisioned, "JOB_STATUS", max_bytes=1000)
 
     async def fill() -> None:
@@ -410,7 +410,7 @@ async def test_a_full_stream_is_the_producers_error(provisioned):
 
 
 async def test_an_update_with_no_room_for_its_dead_letter_is_the_producers_error(provisioned):
-    """The largest update that the stream takes still fits into the dead-letter stream with its extra headers."""
+    """The largest update that the stream takes fits into the dead-letter stream with its additional headers."""
     largest = provisioned.max_payload - DEAD_LETTER_ROOM
     with pytest.raises(JetStreamError) as caught:
         await publish_confirmed(provisioned, f"job.status.{UUID_A}", b"x" * (largest + 1))
@@ -421,12 +421,12 @@ async def test_an_update_with_no_room_for_its_dead_letter_is_the_producers_error
 
 
 async def test_max_deliveries_advisories_are_kept(nc, topology):
-    """The advisory about an update that was delivered too often is stored under its consumer's subject."""
+    """The advisory for an update that was delivered too often is stored under its consumer's subject."""
     await provision(nc, replace(topology, ack_wait_s=0.1, max_deliver=1))
     await publish_confirmed(nc, f"job.status.{UUID_A}", b"{}")
     lane = subjects.lane_consumer(subjects.lane_of(UUID_A, 4))
     kept = await nc.jetstream().subscribe(subjects.advisory_subject(lane), stream="JOB_ADVISORIES")
-    # The server reports it only while a pull is outstanding.
+    # The server publishes it only while a pull is outstanding.
     pulled = await nc.subscribe("pulled.here")
     pull = subjects.api_pull("JOB_STATUS", lane)
     await nc.publish(pull, b'{"batch":10,"expires":8000000000}', reply="pulled.here")
