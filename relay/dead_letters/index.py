@@ -37,7 +37,10 @@ class _JobIndex:
 
 
 class DeadLetterIndex:
-    """Looks updates up in the dead-letter stream. Lookups raise RelayError if the server does not answer."""
+    """Looks updates up in the dead-letter stream.
+
+    Lookups raise RelayError if the server does not answer. Cancelling them is safe.
+    """
 
     def __init__(self, client: FrameClient) -> None:
         self._client = client
@@ -58,7 +61,7 @@ class DeadLetterIndex:
         return await self._find({"seq": sequence})
 
     async def holds(self, update: UpdateLike) -> bool:
-        """Whether an update has a dead letter. Cancelling is safe.
+        """Whether an update has a dead letter.
 
         Usually the job's last dead letter is enough to know. If that is younger than the update and not the update's,
         all dead letters of the job are read, once. This happens when a consumer was deleted and made again: it delivers

@@ -51,7 +51,7 @@ class ReasonCounter:
         self._reasons: Counter[str] = Counter()
 
     async def count(self) -> ReasonCounts:
-        """The counts now. Raises NotProvisioned if there is no dead-letter stream, and RelayError."""
+        """The counts now. Raises NotProvisioned without a dead-letter stream, and RelayError. Cancelling is safe."""
         now = await self._state()
         if now != self._counted:
             # Both figures grow by the same number unless dead letters were removed; the stream does not say which.

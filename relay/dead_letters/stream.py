@@ -1,6 +1,7 @@
 """Reading JOB_DLQ in stream order, in constant memory, and removing dead letters from it.
 
-Every function raises NotProvisioned if there is no such stream, and RelayError.
+Every function raises NotProvisioned if there is no such stream, and RelayError. Cancelling a read is safe; after the
+cancellation of a removal, it may or may not be done.
 
 Reading uses an ephemeral consumer without acknowledgements, batch by batch. A new consumer is made, which begins where
 the last batch ended, if the consumer is gone (the reader paused for long), or if a message was lost on the way (a gap

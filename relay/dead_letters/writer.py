@@ -44,7 +44,7 @@ _UNSAFE_IN_NAME: Final = re.compile(r"[^0-9A-Za-z!#$%&'*+.^_`|~-]")
 
 
 class DeadLetterWriter:
-    """Writes dead letters, and finds out whether an update has one already."""
+    """Writes dead letters, and finds out whether an update has one already. Cancelling `look` and `holds` is safe."""
 
     def __init__(self, client: FrameClient, *, write_timeout_s: float = 5.0) -> None:
         self._client = client

@@ -50,7 +50,7 @@ async def check_facilitator(
     open_timeout_s: float = 4.0,
     answer_timeout_s: float = 3.0,
 ) -> Finding:
-    """Connect as the relay does, and sign in with `authentication` if it is given."""
+    """Connect as the relay does, and sign in with `authentication` if it is given. Cancelling is safe."""
     if not settings.url:
         return unchecked(FACILITATOR, "RELAY_FACILITATOR_URL is not set")
     where = redact_url(settings.url)

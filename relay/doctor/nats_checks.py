@@ -1,4 +1,7 @@
-"""The checks of NATS: is each server reachable and suitable, and is everything that the relay needs provisioned?"""
+"""The checks of NATS: is each server reachable and suitable, and is everything that the relay needs provisioned?
+
+Cancelling a check is safe.
+"""
 
 import asyncio
 from typing import Any, Final

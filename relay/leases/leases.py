@@ -61,7 +61,7 @@ class _Entry:
 
 
 class Leases:
-    """The bucket as one worker sees it.
+    """The bucket as one worker sees it. If a write is cancelled, it may or may not be stored.
 
     Args:
         worker: this worker's id: letters, digits, `-` and `_`.

@@ -94,7 +94,7 @@ class FacilitatorSimulator:
         self.replies: Counter[str] = Counter()
         """Replies sent: `success`, by type of their first error, or `injected`."""
         self.received: deque[str | bytes] = deque(maxlen=_KEPT_FRAMES)
-        """The latest frames, as they came."""
+        """The latest frames, as they were received."""
         self.heartbeats = 0
         self.accepted = 0
         """All connections since the start; `connections` counts the open ones."""

@@ -107,7 +107,8 @@ class NatsServer:
     async def start(self) -> None:
         """Start the server and wait until it is ready.
 
-        Raises LocalServerError, with the end of its log, if it ends or takes too long; no process is left then.
+        Raises LocalServerError, with the end of its log, if it ends or takes too long. After an error or a cancellation
+        no process is left.
         """
         if self._process is not None:
             raise LocalServerError(f"this nats-server already runs, as process {self._process.pid}")

@@ -222,7 +222,8 @@ async def publish_confirmed(
 async def require_server(client: Client) -> None:
     """Raise UnsuitableServer unless the server that `client` is connected to is new enough and runs JetStream.
 
-    Only that server is asked, not the others of its cluster. Raises BrokerUnavailable as `api_request` does.
+    Only that server is asked, not the others of its cluster. Raises BrokerUnavailable as `api_request` does. Cancelling
+    is safe.
     """
     server, needed = client.connected_server_version, ".".join(map(str, OLDEST_SERVER))
     try:

@@ -108,7 +108,7 @@ _Read = Callable[[_Page], Awaitable[None]]
 
 
 class Answers:
-    """Answers requests about jobs.
+    """Answers requests about jobs. Cancelling an answer is safe.
 
     Args:
         lanes: the number of lanes.

@@ -95,7 +95,7 @@ class ServerProgress:
 
 
 class ProgressSources:
-    """Asks how far updates got.
+    """Asks how far updates got. Cancelling is safe.
 
     Args:
         own: returns what this worker knows about a job in a lane; None if it is not the lane's owner.

@@ -1,4 +1,4 @@
-"""How far a lane's consumer has got, as the server counts it."""
+"""How far a lane's consumer is, as the server counts it. Cancelling these requests is safe."""
 
 import datetime as dt
 from collections.abc import Mapping

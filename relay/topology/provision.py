@@ -46,7 +46,7 @@ def topology_of(settings: DeliverySettings) -> Topology:
 
 
 async def check(client: FrameClient, topology: Topology) -> Plan:
-    """Compare the server with `topology` and change nothing.
+    """Compare the server with `topology` and change nothing. Cancelling is safe.
 
     Raises UnsuitableServer, JetStreamError and BrokerUnavailable, as `require_server` and `api_request` do.
     """
