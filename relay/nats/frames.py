@@ -56,7 +56,8 @@ class FrameClient(Client):
     async def listen(self, subject: str, take: Take, *, queue: str = "") -> Subscription:
         """Call `take` with each message on a subject, in order, as soon as it is read, until the subscription ends.
 
-        Draining the subscription also waits for messages that are on their way. Cancelling is safe.
+        Draining the subscription also waits for messages that are on their way. If `listen` is cancelled, the
+        server may keep the subscription.
         """
         return await self._listen(subject, take, self._takes, queue)
 
