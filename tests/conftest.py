@@ -20,9 +20,12 @@ from relay.nats import connection
 from relay.nats.frames import FrameClient
 from relay.topology.provision import Topology, provision
 
+# A shell script starts background commands with SIGINT ignored, and `nohup` starts its command with SIGHUP ignored.
+# Every process that they start inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell script starts background commands with SIGINT ignored, and every process that they start inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

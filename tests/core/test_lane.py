@@ -9,6 +9,7 @@ from relay.core import lane as lane_module
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, Turns
+from relay.core.progress import Settled
 from relay.core.update import DeadLetterHorizon, State
 from relay.core.verdict import DeadLetter, Outcome, Retry, RetryPolicy
 
@@ -354,6 +355,20 @@ def test_the_lane_tells_what_it_has():
         repr(lane),
         repr(lane_with(held=True)),
     )
+
+
+def test_the_lane_tells_how_far_updates_got():
+    """Inherited, acknowledged, dead-lettered, at hand and not delivered yet are told apart once the lane flows."""
+    lane = Lane(0, Continuity(1.0), DeadLetterHorizon(-math.inf, -math.inf))
+    taken_over = ConsumerState(pending=0, delivered=5, delivered_count=5, told_at_s=9.0)
+    lane.began(taken_over, 0.0)
+    lane.resolve(taken_over, 0.0)
+    admit(lane, FakeDelivery(6), FakeDelivery(7, fit=False), FakeDelivery(8))
+    acknowledge(lane, lane.take(0.0))
+    lane.settle(lane.take_dead_letter(0.0), Outcome.DEAD_LETTERED)
+    progress = lane.progress(JOBS["a"])
+    expected = [Settled.UNLESS_GIVEN_UP, Settled.ACKNOWLEDGED, Settled.DEAD_LETTERED, Settled.NO, Settled.NO]
+    assert expected == [progress.settled(sequence, 0.0) for sequence in (5, 6, 7, 8, 9)]
 
 
 @pytest.mark.parametrize(

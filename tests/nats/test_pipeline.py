@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.nats.connection import Answer
+from relay.nats.connection import Response
 from relay.nats.pipeline import Pipeline, pipelined
 
 TIMEOUT_S = 10
@@ -21,10 +21,10 @@ async def echo(nc: Client) -> None:
     await nc.subscribe("echo", cb=respond)
 
 
-async def answers(*requests: Awaitable[Answer]) -> list[bytes | type[Exception]]:
+async def answers(*requests: Awaitable[Response]) -> list[bytes | type[Exception]]:
     """For each of several concurrent requests, its answer or the type of its error."""
 
-    async def ask(request: Awaitable[Answer]) -> bytes | type[Exception]:
+    async def ask(request: Awaitable[Response]) -> bytes | type[Exception]:
         try:
             return (await request).data
         except nats.errors.Error as error:
