@@ -1,4 +1,4 @@
-"""The asker of the benchmark: each question is asked once, and what it comes to is told as it is."""
+"""The asker of the benchmark asks each question once, and reports the answers as they are."""
 
 import asyncio
 from contextlib import closing
@@ -23,7 +23,7 @@ async def asked(url: str, question, jobs: list[str]) -> dict:
 
 @pytest.fixture
 async def answered(nc) -> list[str]:
-    """The subjects on which questions came: each is answered as its job says."""
+    """Answer each question according to its job; yields the subjects of the questions."""
     subjects = []
 
     async def answer(message: Msg) -> None:
@@ -42,7 +42,7 @@ async def answered(nc) -> list[str]:
 
 
 async def test_questions(nats_server, answered, monkeypatch):
-    """Each question has one answer, and time; errors and missing answers are counted by what they were."""
+    """Each question has one answer and its time; errors and missing answers are counted by kind."""
     monkeypatch.setattr(asker, "_PATIENCE_S", 0.3)
     jobs = ["pending", "silent", "acknowledged", "refused"] * 5
     summary = await asked(nats_server.url, to_relay, jobs)
@@ -53,13 +53,13 @@ async def test_questions(nats_server, answered, monkeypatch):
 
 
 async def test_nobody(nats_server):
-    """Where nobody answers, the server says so for each question, and nothing is waited for."""
+    """If nobody answers, the server says so for each question, and the asker does not wait."""
     summary = await asked(nats_server.url, to_relay, ["any"] * 3)
     assert {"NATS/1.0 503\r\nNats-Subject: job.query.any": 3} == summary["refused"]
 
 
 async def test_the_floor(provisioned, nats_server):
-    """The server is asked for a job's last update; what it does not have is an error."""
+    """The server is asked for a job's last update; an update that it does not have is an error."""
     await provisioned.jetstream().publish("job.status.known", b"{}")
     asking, errors = ["known", "unknown", "known"], {"code": 404, "err_code": 10037, "description": "no message found"}
     summary = await asked(nats_server.url, to_server, asking)

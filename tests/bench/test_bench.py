@@ -1,4 +1,4 @@
-"""The parts of the benchmarks that figures depend on: what is published, and what is made of the times it took."""
+"""The parts of the benchmarks on which figures depend: what is published, and how figures are made from times."""
 
 import json
 import socket
@@ -39,7 +39,7 @@ def test_a_system_and_the_publisher_agree_on_the_jobs():
 
 @given(st.integers(0, 2**63 - 1))
 def test_updates_pass_the_relay_as_they_are(sent_ns: int):
-    """The relay forwards the very bytes of an update, without a repair, and nearly 250 of them."""
+    """The relay forwards an update of the benchmarks unchanged, without a repair; it has nearly 250 bytes."""
     (uuid,) = job_uuids(1)
     update = body(uuid, sent_ns)
 
@@ -53,7 +53,7 @@ def test_updates_pass_the_relay_as_they_are(sent_ns: int):
 
 @given(st.integers(0, 2**63 - 1))
 def test_the_time_survives_serialising_again(sent_ns: int):
-    """The sent time is found in the update's own bytes and in what any JSON library makes of them."""
+    """The time is found in the update's own bytes, and in those that any JSON library makes of it."""
     (uuid,) = job_uuids(1)
 
     assert sent_ns == sent_ns_of(body(uuid, sent_ns))
@@ -61,13 +61,13 @@ def test_the_time_survives_serialising_again(sent_ns: int):
 
 
 def test_a_heartbeat_is_no_update():
-    """A message that carries no time is not taken for an update."""
+    """A message without a time is not taken for an update."""
     assert sent_ns_of(b'{"message_type":"V0Heartbeat"}') is None
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_a_quantile_covers_its_part(values: list[float]):
-    """The quantile is the smallest value that at least the part q of all values does not exceed."""
+    """The quantile q is the smallest value that at least the part q of all values does not exceed."""
     for q, quantile in zip(QUANTILES, quantiles(values), strict=True):
         assert quantile in values
         assert sum(value <= quantile for value in values) >= q * len(values) - 1e-9
@@ -75,7 +75,7 @@ def test_a_quantile_covers_its_part(values: list[float]):
 
 
 def test_nothing_has_no_quantiles():
-    """Without values there is an error instead of a figure."""
+    """Without values there is an error, not a figure."""
     with pytest.raises(ValueError, match="no quantiles"):
         quantiles([])
 
@@ -109,7 +109,7 @@ def test_throughput_of_too_little():
 
 
 def test_recovery_ends_with_the_last_late_update():
-    """The last arrival beyond the tolerance counts, not the last arrival, nor the latest one."""
+    """Recovery ends with the last arrival that was too late: not with the last arrival, nor with the latest one."""
     pairs = Pairs([50 * MS, 100 * MS, 900 * MS], [700 * MS, 600 * MS, 901 * MS])
 
     assert 700 * MS == pairs.last_late_ns(100)
@@ -117,7 +117,7 @@ def test_recovery_ends_with_the_last_late_update():
 
 
 def test_rounds_are_summed_up_by_their_median():
-    """Of an even number of rounds the median lies between the two in the middle."""
+    """With an even number of rounds, the median is between the two in the middle."""
     assert Spread(2.5, 1.0, 9.0) == spread([9.0, 1.0, 3.0, 2.0])
     assert Spread(3.0, 1.0, 9.0) == spread([9.0, 1.0, 3.0])
 
@@ -128,7 +128,7 @@ def row(system: str, *, round_: int, per_s: float, problem: str | None = None) -
 
 
 def test_a_system_that_could_not_be_measured_keeps_its_row():
-    """What failed stays in the table, with the reason, and leaves the median to the rounds that have a figure."""
+    """A failed round stays in the table, with the reason; the median is that of the rounds with a figure."""
     rows = [
         row("floor_pull", round_=0, per_s=40_000.0),
         row("relay", round_=0, per_s=20_000.0),
@@ -148,7 +148,7 @@ def test_a_system_that_could_not_be_measured_keeps_its_row():
 
 
 def test_what_there_is_to_say_stands_below_the_table():
-    """A remark is numbered in its row and written out once, for all rows that it is about."""
+    """A remark is numbered in its row, and written out once for all its rows."""
     table = [["system", ""], ["a", "slow"], ["b", ""], ["c", "slow"]]
 
     assert ["a       [1]", "b", "c       [1]", "[1] slow"] == report.text(table).splitlines()[1:]
@@ -177,7 +177,7 @@ def scripted_server(answers: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
 def test_pub_acks_are_counted_however_they_are_cut(chunk: int, monkeypatch):
-    """PubAcks and refusals are told apart, and each is counted once, wherever the stream of bytes is cut."""
+    """PubAcks and refusals are distinguished, and each is counted once, wherever the byte stream is cut."""
     stored = b'{"stream":"JOB_STATUS","seq":1}'
     refused = b'{"error":{"code":503},"stream":"","seq":0}'
     answers = b"".join(b"MSG _INBOX.bench 1 %d\r\n%b\r\n" % (len(body), body) for body in (stored, refused, stored))

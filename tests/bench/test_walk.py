@@ -1,4 +1,4 @@
-"""The trace of an update's walk: only calls of the relay are recorded, and its totals are counted from them."""
+"""The trace of an update's walk records only calls of the relay, and its totals are counted from them."""
 
 import json
 

@@ -1,9 +1,9 @@
-"""The public model and the hot path's decoder, held together.
+"""The public model and the hot path's decoder agree.
 
-Deliberate differences, which the generated documents leave out:
-- text-level faults (NaN, 1e999, duplicate keys, lone surrogates, invalid UTF-8, size) are the wire's business alone;
-- the wire knows the subject, so it alone refuses another job's UUID.
-What the wire repairs (spelling of the uuid, missing message_type or metadata, NUL) the model accepts as it is.
+These differences are intended, and left out of the generated documents:
+- faults of the text (NaN, 1e999, duplicate keys, lone surrogates, invalid UTF-8, size) only concern the decoder;
+- only the decoder knows the subject, so only it refuses another job's UUID.
+The model accepts what the decoder repairs (spelling of the uuid, missing message_type or metadata, NUL) unchanged.
 """
 
 import copy
@@ -75,7 +75,7 @@ telling = st.sampled_from(
 
 
 def _places(node):
-    """Every (container, key) of a document, the document itself excepted."""
+    """Every (container, key) of a document, except the document itself."""
     for key in list(node):
         yield node, key
         if isinstance(node[key], dict):
@@ -116,7 +116,7 @@ def _wire_accepts(body):
 @settings(max_examples=150, deadline=None)
 @given(document=documents(), ensure_ascii=st.booleans())
 def test_the_model_and_the_wire_accept_and_refuse_the_same_documents(document, ensure_ascii):
-    """Whatever is dropped, mistyped or added in an update, both accept it or both refuse it."""
+    """If members of an update are dropped, mistyped or added, either both accept it or both refuse it."""
     body = json.dumps(document, ensure_ascii=ensure_ascii).encode()
     accepted = _model_accepts(body)
     event("accepted" if accepted else "refused")
@@ -133,7 +133,7 @@ SINGLE_DEFECTS = [
 
 
 def test_the_model_and_the_wire_agree_on_every_single_wrong_value():
-    """Each member of a full update, replaced in turn by a value of each kind, is judged alike by both."""
+    """If any member of a full update is replaced by a value of any kind, both give the same verdict."""
     disagreements = []
     for path, value in SINGLE_DEFECTS:
         document = copy.deepcopy(FULL)
@@ -148,7 +148,7 @@ def test_the_model_and_the_wire_agree_on_every_single_wrong_value():
 
 
 def test_the_model_and_the_wire_agree_on_every_absent_member():
-    """A full update without any one of its members is judged alike by both."""
+    """If any member of a full update is missing, both give the same verdict."""
     disagreements = []
     for number in range(len(list(_places(FULL)))):
         document = copy.deepcopy(FULL)
@@ -162,7 +162,7 @@ def test_the_model_and_the_wire_agree_on_every_absent_member():
 
 @pytest.mark.parametrize("depth", [150, 190, 194, 195, 196, 197, 198, 199, 200, 201, 202, 203, 210, 5000])
 def test_the_model_and_the_wire_take_the_same_depth(depth):
-    """Open metadata may be nested as deep as pydantic reads, and no deeper."""
+    """Open metadata may be nested as deeply as pydantic reads it, and no deeper."""
     nested = b"[" * depth + b"]" * depth
     body = b'{"uuid":"%s","status":"sent","metadata":{"x":%s}}' % (UUID_TEXT.encode(), nested)
     assert _model_accepts(body) == _wire_accepts(body)
@@ -194,7 +194,7 @@ metadata = st.builds(
     streaming_details=st.none()
     | st.builds(StreamingDetails, streaming_server_port=st.none() | st.integers(-(2**31), 2**31 - 1)),
 )
-# A NUL in a text would be repaired, which is another property.
+# A NUL in a text would be repaired, which is a different property.
 updates = st.builds(JobStatusUpdate, uuid=st.uuids(), status=st.sampled_from(JobStatus), metadata=metadata).filter(
     lambda update: b"\\u0000" not in update.to_json()
 )
@@ -203,14 +203,14 @@ updates = st.builds(JobStatusUpdate, uuid=st.uuids(), status=st.sampled_from(Job
 @settings(max_examples=100, deadline=None)
 @given(update=updates)
 def test_what_the_model_builds_is_forwarded_untouched(update):
-    """The bytes of `to_json` need no repair: the wire returns the very same object."""
+    """The bytes of `to_json` need no repair: the decoder returns the same object."""
     body = update.to_json()
     assert Frame(body, update.status.value, ()) == decode(body, update.uuid)
     assert decode(body, update.uuid).text is body
 
 
 def test_to_json_reads_back_as_the_same_update():
-    """What was built and what a reader of the bytes sees are equal, open keys and Unicode included."""
+    """An update that is read from the bytes equals the one that was built, including open keys and Unicode."""
     update = JobStatusUpdate(
         uuid=UUID_TEXT,
         status=JobStatus.FAILED,
@@ -223,19 +223,19 @@ def test_to_json_reads_back_as_the_same_update():
     "spelled", [UUID_TEXT, UUID(UUID_TEXT), UUID_TEXT.upper(), UUID_TEXT.replace("-", ""), f"urn:uuid:{UUID_TEXT}"]
 )
 def test_the_model_keeps_one_spelling_of_a_uuid(spelled):
-    """However a UUID is given, the update names its job in lower case with hyphens."""
+    """In whatever spelling a UUID is given, the update has it in lower case with hyphens."""
     assert str(UUID(UUID_TEXT)) == JobStatusUpdate(uuid=spelled, status="sent").uuid
 
 
 def test_an_update_built_with_a_status_in_plain_text_has_the_status():
-    """Producers may write the status as text; unknown text is an error for them at once."""
+    """A producer may give the status as text; unknown text is an error at once."""
     assert JobStatus.ACCEPTED is JobStatusUpdate(uuid=UUID_TEXT, status="accepted").status
     with pytest.raises(ValidationError, match="status"):
         JobStatusUpdate(uuid=UUID_TEXT, status="done")
 
 
 def test_only_the_four_final_statuses_are_terminal():
-    """A job ends with completed, rejected, failed or horde_failed, and with nothing else."""
+    """A job ends with completed, rejected, failed or horde_failed, and with no other status."""
     expected = {"completed", "rejected", "failed", "horde_failed"}
     assert expected == {status for status in JobStatus if status.terminal}
 

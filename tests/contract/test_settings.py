@@ -31,21 +31,21 @@ def load(env_file=None, **variables):
 
 
 def refusal(env_file=None, **variables):
-    """The error that these variables end in."""
+    """The text of the error for these variables."""
     with pytest.raises(ConfigurationError) as caught:
         load(env_file, **variables)
     return caught.value
 
 
 def test_the_table_has_exactly_the_variables_of_the_contract():
-    """Each variable that users may set is in the table once, with words for what it allows and is for."""
+    """Each variable that users may set is in the table once, with its range and its meaning in words."""
     expected = sorted(f"RELAY_{name}" for name in CONTRACT.split())
     assert expected == sorted(row.variable for row in settings_table())
     assert all(row.allowed and row.description.endswith(".") for row in settings_table())
 
 
 def test_defaults_need_no_environment():
-    """With nothing set, every group has its defaults."""
+    """Without any variable, every group has its defaults."""
     assert Settings() == load()
 
 
@@ -120,7 +120,7 @@ RANGES = [
 
 @pytest.mark.parametrize(("row", "low", "high"), RANGES, ids=[row.variable for row, _, _ in RANGES])
 def test_the_range_in_words_is_the_range_that_is_taken(row, low, high):
-    """Both ends that the table names are taken, and what lies just outside is refused with the same words."""
+    """Both limits in the table are accepted, and the next values beyond them are refused with the same words."""
     wide = {"RELAY_BACKOFF_MAX": "3600", "RELAY_BACKOFF_INITIAL": "0.05"}
     for inside in (low, high):
         load_settings(wide | {row.variable: inside}, None)
@@ -148,7 +148,7 @@ BAD_VALUES = {
     ("name", "value"), [(name, value) for name in BAD_VALUES for value in BAD_VALUES[name].split()]
 )
 def test_a_bad_value_is_refused_by_name(name, value):
-    """The error names the whole variable, the value as given, and what the table says is allowed."""
+    """The error names the full variable, the given value, and the allowed values from the table."""
     allowed = {row.variable: row.allowed for row in settings_table()}
     error = refusal(**{name: value})
     assert (f"RELAY_{name}", value, allowed[f"RELAY_{name}"]) == (error.variable, error.value, error.allowed)
@@ -166,7 +166,7 @@ def test_a_bad_value_is_refused_by_name(name, value):
     ],
 )
 def test_no_error_shows_a_secret(variables):
-    """Passwords stay out of messages: in their own variables, in addresses, under misspelled names."""
+    """Passwords do not appear in errors: from their own variables, in addresses, under misspelled names."""
     assert "hidden" not in str(refusal(**variables))
 
 
@@ -186,7 +186,7 @@ def test_no_secret_is_shown_by_the_settings():
     ],
 )
 def test_half_a_pair_is_refused(variables, missing):
-    """A user without a password, a certificate without its key, and the reverse name what is missing."""
+    """If one of a pair is missing (user and password, certificate and key), the error names it."""
     assert f"RELAY_{missing}" == refusal(**variables).variable
 
 
@@ -200,7 +200,7 @@ def test_the_longest_backoff_is_not_below_the_first():
     ("name", "nearest"), [("ACKWAIT", "ACK_WAIT"), ("NATS_URLS", "NATS_URL"), ("X", "LANES"), ("LANE", "LANES")]
 )
 def test_an_unknown_variable_is_refused_with_the_nearest_name(name, nearest):
-    """A misspelled variable does not go unnoticed, and a name to use instead is offered."""
+    """A misspelled variable is an error that suggests the right name."""
     error = refusal(**{name: "1"})
     assert f"RELAY_{name}" == error.variable
     assert f"there is no such setting; the nearest name is RELAY_{nearest}" == error.allowed
@@ -215,12 +215,12 @@ def test_what_kubernetes_adds_beside_a_service_named_relay_is_ignored():
 
 
 def test_variables_of_others_are_none_of_our_business():
-    """Only names with the prefix are looked at."""
+    """Only names with the prefix are read."""
     assert Settings() == load_settings({"LANES": "9", "RELAYLANES": "9", "PATH": "/bin"}, None)
 
 
 def test_the_environment_wins_over_the_file(tmp_path):
-    """A `.env` file fills what the environment leaves open; other names in it are ignored."""
+    """A `.env` file gives values that the environment does not; other names in it are ignored."""
     file = tmp_path / ".env"
     file.write_text(
         '# lanes\nRELAY_LANES=8\nexport RELAY_REPLICAS=3\nRELAY_LOG_LEVEL="debug"\nOTHER=1\nRELAY_NATS_TOKEN=\n'
@@ -231,14 +231,14 @@ def test_the_environment_wins_over_the_file(tmp_path):
 
 
 def test_a_bad_value_in_the_file_is_refused_like_any_other(tmp_path):
-    """The file gets no milder treatment than the environment."""
+    """Values in the file are checked like those in the environment."""
     file = tmp_path / ".env"
     file.write_text("RELAY_LANES=none\n")
     assert ("RELAY_LANES", "none") == (refusal(file).variable, refusal(file).value)
 
 
 def test_a_missing_file_is_no_error_and_an_unreadable_one_is(tmp_path):
-    """Without a `.env` file the environment suffices; one that is not text is reported with its name."""
+    """A missing `.env` file is no error; one that is not text is reported with its name."""
     assert Settings() == load(tmp_path / ".env")
     file = tmp_path / "binary"
     file.write_bytes(b"RELAY_LANES=\xff\xfe")
@@ -246,7 +246,7 @@ def test_a_missing_file_is_no_error_and_an_unreadable_one_is(tmp_path):
 
 
 def test_the_process_environment_is_the_default(monkeypatch, tmp_path):
-    """Called without arguments, the settings come from the process's environment and `.env` beside it."""
+    """Without arguments, settings are read from the process's environment and from `.env` in its folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("RELAY_REPLICAS=3\n")
     monkeypatch.setenv("RELAY_LANES", "6")
@@ -264,7 +264,7 @@ def test_the_process_environment_is_the_default(monkeypatch, tmp_path):
     ],
 )
 def test_what_the_facilitator_needs_is_asked_for_only_by_those_who_need_it(variables, missing):
-    """Loading succeeds without a Facilitator; requiring it names what is missing."""
+    """Settings load without a Facilitator; a command that requires it gets an error that names what is missing."""
     settings = load(**variables)
     with pytest.raises(ConfigurationError) as caught:
         settings.require_facilitator()
@@ -273,7 +273,7 @@ def test_what_the_facilitator_needs_is_asked_for_only_by_those_who_need_it(varia
 
 @pytest.mark.parametrize("more", [{"FACILITATOR_AUTH": "none"}, {"FACILITATOR_HOTKEY_FILE": "hotkey"}])
 def test_enough_for_the_facilitator_is_returned_as_it_is(more):
-    """With a URL and a way to sign in, the same settings come back."""
+    """With a URL and a way to authenticate, the same settings are returned."""
     settings = load(FACILITATOR_URL="ws://f/ws/v0/", **more)
     assert settings is settings.require_facilitator()
 

@@ -22,7 +22,7 @@ def test_the_lane_is_fnv_1a_modulo_the_lanes(token, digest):
 
 @given(UUIDS, LANES)
 def test_a_stored_subject_leads_back_to_the_published_one(uuid, lanes):
-    """Token and published subject can be read from a stored subject, which the lane's filter matches."""
+    """Token and published subject can be read from a stored subject, which matches the lane's filter."""
     lane = subjects.lane_of(uuid, lanes)
     stored = subjects.stored_subject(lane, uuid)
     assert uuid == subjects.token_of_stored(stored)
@@ -33,7 +33,7 @@ def test_a_stored_subject_leads_back_to_the_published_one(uuid, lanes):
 
 @given(LANES)
 def test_the_number_of_lanes_can_be_read_from_the_transform(lanes):
-    """A transform says how many lanes it makes."""
+    """The number of lanes can be read from a transform."""
     assert lanes == subjects.lanes_of_transform(subjects.lane_transform(lanes))
 
 
@@ -47,7 +47,7 @@ def test_another_transform_makes_no_lanes(transform):
 
 @given(LANES)
 def test_the_lane_can_be_read_from_the_consumer(lane):
-    """A lane consumer's name says its lane."""
+    """The lane can be read from the name of a lane's consumer."""
     assert lane == subjects.lane_of_consumer(subjects.lane_consumer(lane))
 
 
@@ -55,13 +55,13 @@ def test_the_lane_can_be_read_from_the_consumer(lane):
     "name", ["", "relay-lane-", "relay-lane-x", "relay-lane--1", "relay-lane-\u00b2", "lane-1", "1"]
 )
 def test_another_consumer_has_no_lane(name):
-    """A name that is not a lane consumer's has no lane."""
+    """The name of another consumer has no lane."""
     assert None is subjects.lane_of_consumer(name)
 
 
 @given(UUIDS)
 def test_only_one_spelling_of_a_uuid_is_a_job(uuid):
-    """Lower case with hyphens is a job's UUID, and no other spelling of it is."""
+    """Only a UUID in lower case with hyphens is accepted as a job."""
     assert subjects.is_job_uuid(uuid)
     others = (uuid.replace("-", ""), f"{{{uuid}}}", f"urn:uuid:{uuid}", uuid + "\n", f" {uuid}", uuid[:-1])
     assert not any(subjects.is_job_uuid(other) for other in others)
@@ -70,7 +70,7 @@ def test_only_one_spelling_of_a_uuid_is_a_job(uuid):
 
 @given(st.text())
 def test_any_token_is_made_safe_for_a_subject(token):
-    """Whatever the token, the subjects built from it have exactly three tokens without wildcards or blanks."""
+    """For any token, the subjects built from it have exactly three tokens, without wildcards or blanks."""
     for build in (
         subjects.dlq_subject,
         subjects.request_subject,

@@ -1,4 +1,4 @@
-"""Text that is safe to send and to show, and figures in words."""
+"""Text that is safe to send and to show, and numbers in words."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from relay.contract.text import (
 
 @given(st.text())
 def test_safe(text):
-    """Whatever the text, nothing unprintable is left of it; what was printable stays as it is."""
+    """Unprintable characters are removed from any text; printable ones stay unchanged."""
     assert escape(text).isprintable()
     assert one_line(text).isprintable()
     assert len(text) == len(one_line(text))
@@ -28,7 +28,7 @@ def test_safe(text):
 
 @given(st.text(), st.integers(3, 20))
 def test_ascii_line(text, max_chars):
-    """A line for a header is printable ASCII and bounded, however long its escape sequences are."""
+    """A line for a header is printable ASCII of limited length, however long its escape sequences are."""
     line = ascii_line(text, max_chars)
     assert line.isascii()
     assert line.isprintable()
@@ -47,7 +47,7 @@ def test_describe(error, expected):
 
 
 def test_format_counts():
-    """Reasons are listed in the order given; a dead letter without a reason is named as one."""
+    """Reasons are listed in the given order, and dead letters without a reason as such."""
     assert "refused 2, without a reason 1" == format_counts({"refused": 2, "": 1})
 
 
@@ -56,11 +56,11 @@ def test_format_counts():
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (119, "119 s"), (180, "3 min"), (9e4, "25 h")],
 )
 def test_duration(seconds, expected):
-    """Durations are rounded to what matters."""
+    """Durations are rounded to the digits that matter."""
     assert expected == format_duration(seconds)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(812, "812 B"), (1024, "1.0 KiB"), (4_400_000, "4.2 MiB")])
 def test_size(count, expected):
-    """Sizes are rounded to what matters."""
+    """Sizes are rounded to the digits that matter."""
     assert expected == format_size(count)

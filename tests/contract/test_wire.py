@@ -37,7 +37,7 @@ def update(**members):
 
 
 def raw(metadata, status="accepted"):
-    """An update with the given bytes in the place of its metadata."""
+    """An update with these bytes as its metadata."""
     fields = (JOB.encode(), status.encode(), metadata)
     return b'{"message_type":"V0JobStatusUpdate","uuid":"%s","status":"%s","metadata":%s}' % fields
 
@@ -48,7 +48,7 @@ def nested(depth):
 
 @pytest.mark.parametrize("status", list(JobStatus))
 def test_every_known_status_is_forwarded_as_it_came(status):
-    """An update that needs nothing is sent as the very bytes object that the producer wrote."""
+    """An update without faults is sent as the same bytes object that came from the producer."""
     body = update(status=status, metadata={"comment": "x"})
     outcome = decode(body, JOB)
     assert Frame(body, status, ()) == outcome
@@ -56,13 +56,13 @@ def test_every_known_status_is_forwarded_as_it_came(status):
 
 
 def test_open_metadata_is_forwarded_to_the_last_digit():
-    """Numbers that a float cannot hold and odd spacing in open metadata stay as they were written."""
+    """In open metadata, numbers that a float cannot hold and unusual spacing stay unchanged."""
     body = raw(b'{ "big":123456789012345678901234567890, "fine":0.12345678901234567890123, "e":1E+2 }')
     assert Frame(body, "accepted", ()) == decode(body, JOB)
 
 
 def test_an_envelope_is_taken_off_and_nothing_else_changes():
-    """The payload of a channel-layer envelope is sent as the very bytes that it had inside."""
+    """The payload of a channel-layer envelope is sent with exactly the bytes that it had in the envelope."""
     inner = raw(b'{ "big":123456789012345678901234567890 }')
     body = b'{"type":"job_status_update","payload":' + inner + b"}"
     assert Frame(inner, "accepted", ()) == decode(body, JOB)
@@ -79,13 +79,13 @@ REPAIRS = {
 
 @pytest.mark.parametrize(("repair", "members"), [(repair, each) for repair, all_ in REPAIRS.items() for each in all_])
 def test_repairs(repair, members):
-    """Each defect that can be repaired is, and the repair is named for the metrics."""
+    """Each fault that can be repaired is repaired, and the repair is named for the metrics."""
     status, metadata = members.get("status", "accepted"), b"{}" if repair is Repair.METADATA_ADDED else b"null"
     assert Frame(raw(metadata, status), status, (repair,)) == decode(update(**members), JOB)
 
 
 def test_repairs_add_up():
-    """An envelope around an update with every flaw at once yields one clean frame, each repair named."""
+    """An envelope around an update with every fault gives one valid frame, and each repair is named."""
     inner = {"uuid": JOB.upper(), "status": "failed", "metadata": {"a\0": ["\0"]}}
     body = json.dumps({"type": "job_status_update", "payload": inner}).encode()
     repairs = (Repair.UUID_RESPELLED, Repair.MESSAGE_TYPE_ADDED, Repair.NUL_REPLACED)
@@ -93,7 +93,7 @@ def test_repairs_add_up():
 
 
 def test_a_rewrite_leaves_the_bytes_of_the_metadata_alone():
-    """When another member must be repaired, open metadata keeps its digits and its spacing."""
+    """If another member is repaired, open metadata keeps its digits and its spacing."""
     metadata = b'{ "big":123456789012345678901234567890, "e":1E+2 }'
     body = b'{"uuid":"%s","status":"accepted","metadata":%s}' % (JOB.encode(), metadata)
     assert Frame(raw(metadata), "accepted", (Repair.MESSAGE_TYPE_ADDED,)) == decode(body, JOB)
@@ -196,7 +196,7 @@ FAULTS = {
     Reason.TOO_LARGE: {
         "one byte too many": update() + b" " * (MAX_FRAME_BYTES + 1 - len(update())),
         "20 MB, not even JSON": b"x" * 20_000_000,
-        # A minimal update at the limit grows past it when its message_type is added.
+        # A minimal update at the size limit exceeds it when its message_type is added.
         "repaired past the limit": b'{"uuid":"%s","status":"sent","metadata":{"x":"%s"}}'
         % (JOB.encode(), b"x" * (MAX_FRAME_BYTES - 100)),
     },
@@ -208,7 +208,7 @@ FAULT_CASES = [
 
 @pytest.mark.parametrize(("reason", "body"), FAULT_CASES)
 def test_what_the_facilitator_would_choke_on_is_caught(reason, body):
-    """Each bad body is refused with its reason and one bounded line of printable ASCII."""
+    """Each bad body is refused with its reason and one line of printable ASCII of limited length."""
     outcome = decode(body, JOB)
     assert isinstance(outcome, Unsendable), outcome
     assert reason is outcome.reason
@@ -229,13 +229,13 @@ ERRORS = [
 
 @pytest.mark.parametrize(("body", "named"), ERRORS)
 def test_an_error_names_what_is_wrong_and_where(body, named):
-    """The error names the field or the value, and its place in the document where there is one."""
+    """The error names the wrong field or value, and its place in the document if it has one."""
     error = decode(body, JOB).error
     assert [] == [name for name in named if name not in error]
 
 
 def test_an_error_does_not_echo_what_is_huge():
-    """Megabytes in a key, a status or a uuid are cut, not repeated."""
+    """Keys, statuses and uuids of megabytes are cut in the error."""
     huge = "ü\n" * 500_000
     bodies = [update(**{huge: 1}), update(status=huge), update(uuid=huge), update(message_type=huge)]
     assert all(len(decode(body, JOB).error) <= 500 for body in bodies)
@@ -244,20 +244,20 @@ def test_an_error_does_not_echo_what_is_huge():
 
 @pytest.mark.parametrize("token", ["", "job-1", JOB.upper(), JOB.replace("-", ""), f"{JOB}.x", "é", JOB + "\n"])
 def test_a_subject_must_name_its_job_in_one_spelling(token):
-    """A token that is not a lower-case UUID with hyphens is refused, and the error shows how it is spelled."""
+    """A token that is not a lower-case UUID with hyphens is refused, and the error shows the right spelling."""
     outcome = decode(update(), token)
     assert Reason.INVALID_UUID is outcome.reason
     assert "as in job.status.123e4567-e89b-42d3-a456-426614174000" in outcome.error
 
 
 def test_the_largest_frame_is_still_taken():
-    """The Facilitator's limit itself is allowed."""
+    """An update exactly at the Facilitator's limit is accepted."""
     body = update() + b" " * (MAX_FRAME_BYTES - len(update()))
     assert Frame(body, "accepted", ()) == decode(body, JOB)
 
 
 def test_many_brackets_that_are_not_deep_are_no_fault():
-    """Logs full of brackets, and long flat arrays, are not taken for deep nesting."""
+    """Texts full of brackets, and long flat arrays, are not taken for deep nesting."""
     body = update(
         metadata={"miner_response": MINER_RESPONSE | {"docker_process_stdout": "[{" * 1000}, "x": [[]] * 1000}
     )
@@ -265,7 +265,7 @@ def test_many_brackets_that_are_not_deep_are_no_fault():
 
 
 def test_decode_never_raises_however_little_stack_is_left():
-    """Nested metadata met deep in a call stack ends in an outcome, not in a RecursionError."""
+    """Nested metadata that is decoded deep in a call stack gives an outcome, not a RecursionError."""
 
     def after(calls):
         return after(calls - 1) if calls else decode(nested(190), JOB)
@@ -274,7 +274,7 @@ def test_decode_never_raises_however_little_stack_is_left():
     assert isinstance(after(free - 100), Frame | Unsendable)
 
 
-# Fragments that an escape-blind search for \u0000 gets wrong, together with whatever hypothesis finds.
+# Fragments for which a search for \u0000 that ignores escapes is wrong, and whatever hypothesis adds.
 tricky_texts = st.lists(st.sampled_from(["\\", "u0000", "\0", '"', "\\u0000", "a", "\ufffd"]), max_size=6).map("".join)
 json_values = st.recursive(
     st.none()
@@ -291,7 +291,7 @@ json_values = st.recursive(
 
 
 def without_nul(value):
-    """`value` with U+FFFD for every NUL in its texts and keys."""
+    """`value` with U+FFFD instead of every NUL in its texts and keys."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd")
     if isinstance(value, list):
@@ -302,7 +302,7 @@ def without_nul(value):
 
 
 def has_colliding_keys(value):
-    """Whether keys of one object are told apart by NUL and U+FFFD alone."""
+    """Whether keys of one object differ only by NUL and U+FFFD."""
     if isinstance(value, list):
         return any(map(has_colliding_keys, value))
     if isinstance(value, dict):
@@ -313,7 +313,7 @@ def has_colliding_keys(value):
 @settings(max_examples=150, deadline=None)
 @given(value=json_values.filter(lambda value: not has_colliding_keys(value)), ensure_ascii=st.booleans())
 def test_every_nul_and_nothing_else_becomes_the_replacement_character(value, ensure_ascii):
-    """What a reader of the frame sees is what the producer wrote, with U+FFFD for each NUL."""
+    """A reader of the frame gets what the producer wrote, with U+FFFD for each NUL."""
     metadata = {"x": value}
     body = raw(json.dumps(metadata, ensure_ascii=ensure_ascii).encode())
     outcome = decode(body, JOB)
@@ -359,7 +359,7 @@ def mutated_bodies(draw):
 @settings(max_examples=300, deadline=None)
 @given(body=st.binary(max_size=60) | mutated_bodies(), token=st.just(JOB) | st.text(max_size=40))
 def test_decode_never_raises_and_what_it_lets_through_needs_nothing_more(body, token):
-    """Whatever the bytes and the token, the outcome is a fault in one line, or a frame that decodes to itself."""
+    """For any bytes and any token, the outcome is a fault in one line, or a frame that decodes to itself."""
     outcome = decode(body, token)
     if isinstance(outcome, Unsendable):
         assert re.fullmatch(r"[ -~]{10,500}", outcome.error), outcome.error
@@ -368,7 +368,7 @@ def test_decode_never_raises_and_what_it_lets_through_needs_nothing_more(body, t
 
 
 def test_a_reply_is_told_by_its_status():
-    """Success and error replies are read, with the type and text of each error and nothing of its echo."""
+    """Success and error replies are read, with the type and text of each error, without its echo of the message."""
     text = '{"status":"error","errors":[{"msg":"Job\\nnot found","type":"job.not_found","help":"","input":{"x":[1]}}]}'
     assert Reply("success", ()) == decode_incoming('{"status":"success","errors":[]}')
     assert Reply("error", (ReplyError("job.not_found", "Job\\nnot found"),)) == decode_incoming(text)
@@ -376,7 +376,7 @@ def test_a_reply_is_told_by_its_status():
 
 
 def test_an_error_without_text_still_has_its_type():
-    """The members of an error that are absent read as empty."""
+    """Missing members of an error are read as empty."""
     assert Reply("error", (ReplyError("x", ""), ReplyError("", ""))) == decode_incoming(
         '{"status":"error","errors":[{"type":"x"},{}]}'
     )
@@ -384,7 +384,7 @@ def test_an_error_without_text_still_has_its_type():
 
 @pytest.mark.parametrize("errors", ["7", "[1]", '{"type":"x"}', '[{"type":1}]', "null"])
 def test_a_reply_with_errors_in_another_shape_is_still_a_reply(errors):
-    """Replies pair by order, so one whose errors cannot be read counts as a reply all the same."""
+    """Replies are matched by order, so a reply with unreadable errors still counts as a reply."""
     assert Reply("error", ()) == decode_incoming(f'{{"status":"error","errors":{errors}}}')
 
 
@@ -405,7 +405,7 @@ PUSHES = {
 
 @pytest.mark.parametrize("text", PUSHES)
 def test_a_message_with_a_message_type_is_a_push(text):
-    """Pushes are told from replies by `message_type` alone, whatever else they carry, and name their job."""
+    """A message with `message_type` is a push, whatever else it has; its job is read from it."""
     assert PUSHES[text] == decode_incoming(text)
 
 
@@ -417,25 +417,25 @@ def test_a_message_with_a_message_type_is_a_push(text):
     ],
 )
 def test_what_is_neither_reply_nor_push_is_not_understood(text):
-    """Anything else is reported as not understood, and raises nothing."""
+    """Any other message is reported as not understood, and nothing is raised."""
     assert decode_incoming(text) is None
 
 
 @pytest.mark.parametrize(("key", "signature"), [("ab", "cd"), ("0xab", "0xcd"), ("ab", "0xcd")])
 def test_the_first_message_signs_in_with_the_prefix_on_the_signature_alone(key, signature):
-    """However they are given, the authentication request has the key without 0x and the signature with it."""
+    """In whatever form they are given, the authentication request has the key without 0x and the signature with it."""
     expected = {"message_type": "V0AuthenticationRequest", "public_key": "ab", "signature": "0xcd"}
     assert expected == json.loads(authentication_request(key, signature))
 
 
 def test_the_heartbeat_is_the_message_that_gets_no_reply():
-    """The heartbeat has its message type and nothing else."""
+    """The heartbeat has only its message type."""
     expected = {"message_type": "V0Heartbeat"}
     assert expected == json.loads(HEARTBEAT)
 
 
 def test_the_error_types_of_a_refused_message_are_known():
-    """The types that the Facilitator was seen to refuse with are among pydantic's; its own types are not."""
+    """The error types with which the Facilitator was seen to refuse are pydantic's; the Facilitator's own are not."""
     seen = {"missing", "string_type", "extra_forbidden", "json_invalid", "json_type", "union_tag_not_found"}
     assert seen == seen & PYDANTIC_ERROR_TYPES
     assert not {"job.not_found", "job.integrity_error", "auth.not_authenticated"} & PYDANTIC_ERROR_TYPES

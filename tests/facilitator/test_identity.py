@@ -22,7 +22,7 @@ def written(path: Path, keypair: Keypair) -> Path:
 
 @pytest.fixture(scope="module")
 def encrypted(tmp_path_factory) -> Path:
-    """In the form of today's wallets, whose key derivation takes seconds, by design."""
+    """A hotkey file as current wallets write it; its key derivation takes seconds by design."""
     path = tmp_path_factory.mktemp("wallet") / "hotkey"
     Keyfile(str(path)).set_keypair(KEYPAIR, encrypt=True, password=PASSWORD)
     return path
@@ -30,7 +30,7 @@ def encrypted(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def vault(tmp_path_factory) -> Path:
-    """In the form of older wallets, an Ansible vault, which is opened in milliseconds."""
+    """A hotkey file as older wallets write it: an Ansible vault, which opens in milliseconds."""
     path = tmp_path_factory.mktemp("vault") / "hotkey"
     content = wallet_keyfile.serialized_keypair_to_keyfile_data(KEYPAIR)
     path.write_bytes(wallet_keyfile.legacy_encrypt_keyfile_data(content, PASSWORD))
@@ -51,12 +51,12 @@ def refusal(path: Path, password: str | None = None) -> tuple[str, str]:
 
 
 def verifies(public_key_hex: str, signature: str) -> bool:
-    """By the public key alone, as the Facilitator does."""
+    """Whether the signature fits the public key, checked as the Facilitator does."""
     return Keypair(public_key=public_key_hex).verify(bytes.fromhex(public_key_hex), signature)
 
 
 def test_plain_file_signs(plain):
-    """A plain hotkey file yields its public key and a signature of it that the public key alone verifies."""
+    """From a plain hotkey file come its public key, and a signature that fits it."""
     signer = load_signer(plain, None)
     signature = signer.sign_public_key()
     assert signer.public_key_hex == PUBLIC_KEY.hex()
@@ -66,21 +66,21 @@ def test_plain_file_signs(plain):
 
 
 def test_encrypted_file_signs(encrypted, capfd):
-    """A password-protected hotkey file signs as well, and nothing is printed meanwhile."""
+    """A password-protected hotkey file signs as well, and prints nothing."""
     signer = load_signer(encrypted, PASSWORD)
     assert verifies(PUBLIC_KEY.hex(), signer.sign_public_key()) is True
     assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_vault_signs(vault, capfd):
-    """A hotkey file in the older encrypted form signs as well, and nothing is printed meanwhile."""
+    """A hotkey file in the older encrypted form signs as well, and prints nothing."""
     signer = load_signer(vault, PASSWORD)
     assert verifies(PUBLIC_KEY.hex(), signer.sign_public_key()) is True
     assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_wrong_password(vault, capfd):
-    """A wrong password is named as the cause without being shown."""
+    """The error for a wrong password says so, without showing the password."""
     problem, remedy = refusal(vault, "not the password")
     assert problem == "the password does not open it"
     assert remedy == "check RELAY_FACILITATOR_HOTKEY_PASSWORD, or restore the file if it was damaged"
@@ -89,7 +89,7 @@ def test_wrong_password(vault, capfd):
 
 @pytest.mark.parametrize("password", [None, ""])
 def test_password_missing(vault, password, monkeypatch, capfd):
-    """An encrypted file without a password is refused: no prompt, and no look at the wallet's own variable."""
+    """An encrypted file without a password is refused: no prompt, and the wallet's own variable is not read."""
     Keyfile(str(vault)).save_password_to_env(PASSWORD)
     monkeypatch.setenv(Keyfile(str(vault)).env_var_name(), "bm90IHVzZWQ=")
     problem, remedy = refusal(vault, password)
@@ -104,12 +104,12 @@ def test_unneeded_password(plain):
 
 
 def test_missing_file(tmp_path):
-    """A file that does not exist is reported as that."""
+    """A missing file is reported as missing."""
     assert refusal(tmp_path / "nothing") == ("there is no such file", "check RELAY_FACILITATOR_HOTKEY_FILE")
 
 
 def test_no_regular_file(tmp_path):
-    """A folder, or a pipe that would block the start, is refused unread."""
+    """A folder, or a pipe that would block the start, is refused without reading it."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     expected = ("it is not a regular file", "set RELAY_FACILITATOR_HOTKEY_FILE to the hotkey file itself")
@@ -117,7 +117,7 @@ def test_no_regular_file(tmp_path):
 
 
 def test_unreadable_file(tmp_path):
-    """A file that the system does not let us read is reported with the system's reason."""
+    """For a file without read permission the system's reason is reported."""
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     problem, remedy = refusal(loop)
@@ -139,7 +139,7 @@ def test_unreadable_file(tmp_path):
     ],
 )
 def test_not_a_key_file(tmp_path, content):
-    """Whatever is not a key file is called that, and none of its content is repeated."""
+    """Any file that is not a key file is reported as such, without its content."""
     path = tmp_path / "hotkey"
     path.write_bytes(content)
     remedy = "set RELAY_FACILITATOR_HOTKEY_FILE to a hotkey file made by btcli or bittensor-wallet"
@@ -154,7 +154,7 @@ def test_truncated_encrypted_file(tmp_path):
 
 
 def test_outdated_encryption(tmp_path):
-    """A file in the form that the wallet library cannot open any more is not blamed on the password."""
+    """For a file in a form that the wallet library cannot open any more, the error does not blame the password."""
     path = tmp_path / "hotkey"
     path.write_bytes(b"gAAAAABh" + b"A" * 100)
     problem, remedy = refusal(path, PASSWORD)
@@ -163,7 +163,7 @@ def test_outdated_encryption(tmp_path):
 
 
 def test_public_key_only(tmp_path):
-    """A public key file cannot sign, and the message points to the other file."""
+    """A public key file cannot sign, and the error names the other file."""
     path = written(tmp_path / "hotkeypub.txt", Keypair(ss58_address=KEYPAIR.ss58_address))
     problem, remedy = refusal(path)
     assert problem == "it holds a public key only, which cannot sign"
@@ -179,11 +179,11 @@ def test_other_kind_of_key(tmp_path):
 
 
 def test_home_folder(plain, monkeypatch):
-    """A path that begins with a tilde is looked up in the home folder, as the wallet tools write it."""
+    """A path that begins with a tilde is resolved to the home folder, as the wallet tools do."""
     monkeypatch.setenv("HOME", str(plain.parent))
     assert load_signer(Path("~/hotkey"), None).public_key_hex == PUBLIC_KEY.hex()
 
 
 def test_repr(plain):
-    """The representation holds the public key and nothing else."""
+    """`repr` shows the public key and nothing else."""
     assert repr(load_signer(plain, None)) == f"Signer({PUBLIC_KEY.hex()})"

@@ -14,7 +14,7 @@ MIB = 1024 * 1024
 
 @contextlib.asynccontextmanager
 async def conversation(converse, *, on_writable=lambda: None, **options):
-    """A connection to a real WebSocket server whose end of it is `converse`; over TLS if `options` have `ssl`."""
+    """A connection to a real WebSocket server that runs `converse` for it; over TLS if `options` have `ssl`."""
     async with serve(converse, "127.0.0.1", 0, **options) as server:
         port = server.sockets[0].getsockname()[1]
         websocket = await connect(
@@ -39,7 +39,7 @@ async def received(websocket, count):
 
 
 async def end_of(websocket):
-    """The close frame that ended the connection, once nothing more can be received."""
+    """The close frame with which the connection ended, when nothing more can be received."""
     try:
         while True:
             await websocket.receive()
@@ -60,7 +60,7 @@ async def test_batch():
 
 
 async def test_fragments():
-    """A message that comes in fragments is received whole, among others."""
+    """A message in fragments is received whole, among other messages."""
 
     async def converse(connection):
         await connection.send("first")
@@ -73,7 +73,7 @@ async def test_fragments():
 
 
 async def test_ping_is_answered():
-    """A ping of the other side gets its pong without anybody's doing."""
+    """A ping of the other side is answered automatically."""
     ponged = asyncio.Event()
 
     async def converse(connection):
@@ -86,7 +86,7 @@ async def test_ping_is_answered():
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 3000, 3001])
 async def test_closed_by_the_other_side(code):
-    """What was sent before a close frame is received first; then the frame's code and reason tell why."""
+    """What was sent before a close frame is received first; then the error has the frame's code and reason."""
 
     async def converse(connection):
         await connection.send("last")
@@ -102,7 +102,7 @@ async def test_closed_by_the_other_side(code):
 
 
 async def test_dropped():
-    """A connection that goes away without a close frame ends with none."""
+    """A connection that is lost without a close frame ends with none."""
 
     async def converse(connection):
         connection.transport.abort()
@@ -112,7 +112,7 @@ async def test_dropped():
 
 
 async def test_closed_by_us():
-    """The other side learns the code; what it says after that is not waited for."""
+    """The other side gets the close code; what it sends after that is not waited for."""
     codes = asyncio.Queue()
 
     async def converse(connection):
@@ -126,7 +126,7 @@ async def test_closed_by_us():
 
 
 async def test_other_side_does_not_close():
-    """A side that never answers the close frame is hung up on after the close timeout."""
+    """If the other side never answers the close frame, the socket is closed after the close timeout."""
     reading = asyncio.Event()
 
     async def converse(connection):
@@ -142,7 +142,7 @@ async def test_other_side_does_not_close():
 
 
 async def test_keepalive():
-    """A side that answers pings stays; one that stops reading is given up with 1011 after the timeout."""
+    """A peer that answers pings stays connected; one that stops reading is closed with 1011 after the timeout."""
     connections = asyncio.Queue()
 
     async def converse(connection):
@@ -161,7 +161,7 @@ async def test_keepalive():
 
 
 async def test_too_large():
-    """A message beyond the largest accepted closes the connection with 1009, and says so."""
+    """A message above the size limit closes the connection with 1009, and the error says so."""
 
     async def converse(connection):
         await connection.send("x" * (MIB + 1))
@@ -172,7 +172,7 @@ async def test_too_large():
 
 
 async def test_congestion():
-    """While the other side does not read nothing more may be sent; when it reads again, that is said."""
+    """While the other side does not read, nothing more may be sent; when it reads again, a callback reports it."""
     connections = asyncio.Queue()
     relieved = asyncio.Event()
 
@@ -196,7 +196,7 @@ async def test_congestion():
 
 
 async def test_tls(certificate, monkeypatch):
-    """With `wss://` the conversation goes over TLS, if the machine trusts the certificate."""
+    """With `wss://` the connection uses TLS, if the machine trusts the certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     async with conversation(echo, ssl=server_side(certificate)) as websocket:
         websocket.send(*(str(number).encode() for number in range(100)))
@@ -204,7 +204,7 @@ async def test_tls(certificate, monkeypatch):
 
 
 async def test_tls_with_an_unknown_authority(certificate):
-    """A server whose certificate nobody vouches for is not talked to."""
+    """A server with a certificate of an unknown authority is refused."""
     with pytest.raises(ssl.SSLCertVerificationError):
         async with conversation(echo, ssl=server_side(certificate)):
             pass
@@ -217,7 +217,7 @@ def server_side(certificate):
 
 
 async def test_refused():
-    """Who answers with another HTTP status is no WebSocket, and the error shows the status."""
+    """An answer with another HTTP status is no WebSocket, and the error shows the status."""
 
     async def refuse(connection, _request):
         return connection.respond(403, "not here\n")
@@ -229,7 +229,7 @@ async def test_refused():
 
 @contextlib.asynccontextmanager
 async def raw_server(converse):
-    """The URL of a server that takes TCP connections, and whose end of each is `converse`."""
+    """The URL of a server that accepts TCP connections and runs `converse` for each."""
     conversations = []
 
     async def take(reader, writer):
@@ -244,7 +244,7 @@ async def raw_server(converse):
 
 
 async def test_not_a_websocket():
-    """Who hangs up before the handshake is over leaves nobody waiting."""
+    """A server that closes during the handshake leaves nobody waiting."""
 
     async def hang_up(_reader):
         pass
@@ -255,11 +255,11 @@ async def test_not_a_websocket():
 
 
 async def test_silent():
-    """Who takes the connection and says nothing is given up after the open timeout."""
+    """A server that accepts the connection and sends nothing is given up after the open timeout."""
 
     async def say_nothing(reader):
         await reader.read()  # the request
-        await reader.read()  # until we hang up
+        await reader.read()  # until the client closes
 
     async with raw_server(say_nothing) as url:
         with pytest.raises(TimeoutError):

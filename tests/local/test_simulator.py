@@ -1,4 +1,4 @@
-"""The simulator keeps to the protocol page, row by row: seen from a plain WebSocket client with a real hotkey."""
+"""The simulator behaves as the protocol page says, row by row, for a plain WebSocket client with a real hotkey."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ async def error_types(connection, message: str | bytes) -> list[str]:
 
 
 async def code_after(connection, message: str | bytes | None = None) -> int:
-    """The close code with which the connection ends, with no further reply before; 1006 is a drop."""
+    """The close code with which the connection ends without another reply; 1006 means a drop."""
     if message is not None:
         await connection.send(message)
     with pytest.raises(ConnectionClosed):
@@ -114,14 +114,14 @@ async def connection(simulator):
 
 @pytest.mark.parametrize("path", ["/ws/v0", "/", "/ws/v1/"])
 async def test_only_the_exact_path_upgrades(simulator, path):
-    """A path without the trailing slash, like any other, gets HTTP 500."""
+    """A path without the trailing slash, or any other path, gets HTTP 500."""
     with pytest.raises(InvalidStatus) as refused:
         await client(simulator, simulator.url.replace("/ws/v0/", path))
     assert 500 == refused.value.response.status_code
 
 
 async def test_wrong_signature(simulator):
-    """A signature by another key gets auth.signature_invalid and close 3000."""
+    """A signature with another key gets auth.signature_invalid and close code 3000."""
     async with client(simulator) as connection:
         forged = authentication(signature="0x" + STRANGER.sign(HOTKEY.public_key).hex())
         assert ["auth.signature_invalid"] == await error_types(connection, forged)
@@ -129,7 +129,7 @@ async def test_wrong_signature(simulator):
 
 
 async def test_unknown_validator(simulator):
-    """A right signature by a key that is no active validator's gets auth.validator_not_found and close 3001."""
+    """A valid signature with the key of no active validator gets auth.validator_not_found and close code 3001."""
     async with client(simulator) as connection:
         assert ["auth.validator_not_found"] == await error_types(connection, authentication(STRANGER))
         assert 3001 == await code_after(connection)
@@ -175,14 +175,14 @@ async def test_behind_a_trusted_proxy():
 
 
 async def test_heartbeat_gets_no_reply(simulator, connection):
-    """A heartbeat is noted and not answered: the next reply belongs to the next update."""
+    """A heartbeat is recorded and not answered: the next reply belongs to the next update."""
     await connection.send(HEARTBEAT)
     assert ["job.integrity_error"] == await error_types(connection, update("sent"))
     assert 1 == simulator.heartbeats
 
 
 async def test_pushes_reach_every_authenticated_connection(simulator, connection):
-    """Pushes come on each authenticated connection, between replies, and on no other."""
+    """Pushes come on each authenticated connection, between replies, and on no other connection."""
     async with validator(simulator) as second, client(simulator) as unauthenticated:
         with simulator.inject(stall()) as held:
             await connection.send(update())
@@ -225,7 +225,7 @@ async def test_repeated_status(simulator, connection):
 
 
 async def test_status_sent(simulator, connection):
-    """Status `sent` is job.integrity_error: the Facilitator writes that row itself."""
+    """Status `sent` is job.integrity_error: the Facilitator makes that row itself."""
     assert ["job.integrity_error"] == await error_types(connection, update("sent"))
     assert [] == simulator.rows
 
@@ -259,7 +259,7 @@ async def test_unknown_job(simulator, connection):
     ids=str,
 )
 async def test_invalid_messages(simulator, connection, message, types):
-    """What does not validate gets pydantic's error types, is not stored, and the connection stays open."""
+    """An invalid message gets pydantic's error types, is not stored, and leaves the connection open."""
     assert types == await error_types(connection, message)
     assert [] == simulator.rows
     assert SUCCESS == await ask(connection, update())
@@ -267,13 +267,13 @@ async def test_invalid_messages(simulator, connection, message, types):
 
 @pytest.mark.parametrize("status", ["nonsense", "unknown", "ACCEPTED", 5, None, ["accepted"]])
 async def test_unknown_status(simulator, connection, status):
-    """A status that is not known succeeds and is stored as `unknown`."""
+    """An unknown status succeeds and is stored as `unknown`."""
     assert SUCCESS == await ask(connection, update(status))
     assert [(job(), "unknown")] == stored(simulator)
 
 
 async def test_unknown_texts_in_metadata(simulator, connection):
-    """Texts outside the enumerations of the metadata are stored as `unknown`."""
+    """Unknown texts in the metadata's enumerations are stored as `unknown`."""
     details = {"reason": "moon phase", "stage": "execution", "message": "m"}
     assert SUCCESS == await ask(connection, update("failed", {"job_failure_details": details}))
     assert {"job_failure_details": details | {"reason": "unknown"}} == simulator.rows[0].metadata
@@ -293,7 +293,7 @@ async def test_unknown_texts_in_metadata(simulator, connection):
     ids=["uuid", "NUL in stdout", "NUL in a key", "NaN", "Infinity", "-Infinity", "1e999"],
 )
 async def test_drop_with_nothing_stored(simulator, message):
-    """What PostgreSQL cannot take drops the connection every time and stores nothing."""
+    """What PostgreSQL cannot store drops the connection every time, and stores nothing."""
     for _ in range(2):
         async with validator(simulator) as connection:
             assert DROPPED == await code_after(connection, message)
@@ -311,7 +311,7 @@ async def test_drop_with_nothing_stored(simulator, message):
     ids=["completed null", "completed absent", "streaming_ready null", "port 2^40"],
 )
 async def test_drop_with_the_row_stored(simulator, message):
-    """These are stored before the drop, so that resending them is job.integrity_error."""
+    """These are stored before the drop, so to send them again gives job.integrity_error."""
     async with validator(simulator) as connection:
         assert DROPPED == await code_after(connection, message)
     assert [(job(), json.loads(message)["status"])] == stored(simulator)
@@ -321,7 +321,7 @@ async def test_drop_with_the_row_stored(simulator, message):
 
 @pytest.mark.parametrize("status", ["completed", "streaming_ready"])
 async def test_empty_metadata_is_enough(connection, status):
-    """With `{}` for metadata the same statuses succeed."""
+    """With `{}` as metadata the same statuses succeed."""
     assert SUCCESS == await ask(connection, update(status, {}))
 
 
@@ -333,7 +333,7 @@ async def test_duplicate_keys(simulator, connection):
 
 
 async def test_states_in_any_order(simulator, connection):
-    """States are stored in the order in which they come, and the last to arrive is the current one."""
+    """States are stored in the order of arrival, and the last one is the current one."""
     for status in ("execution_done", "completed", "accepted"):
         assert SUCCESS == await ask(connection, update(status, {}))
     assert ["execution_done", "completed", "accepted"] == [row.status for row in simulator.rows_of(job())]
@@ -342,24 +342,24 @@ async def test_states_in_any_order(simulator, connection):
 
 
 async def test_largest_frame():
-    """A frame of 16,777,216 bytes is taken, one byte more closes the connection with 1009."""
+    """A frame of 16,777,216 bytes is accepted; one byte more closes the connection with 1009."""
     padding = 16_777_216 - len(update(metadata={"x": ""}))
     async with FacilitatorSimulator() as simulator:
-        # Not closed again: after an end with unsent bytes CPython 3.11 fails in transport.abort().
+        # Not closed again: CPython 3.11 fails in transport.abort() if unsent bytes are left.
         connection = await client(simulator)
         assert SUCCESS == await ask(connection, update(metadata={"x": "a" * padding}))
         assert 1009 == await code_after(connection, update(metadata={"x": "a" * (padding + 1)}))
 
 
 async def test_error_echoes_the_message(connection):
-    """The error reply to an invalid message of 2 MB holds all of it."""
+    """The error reply to an invalid message of 2 MB contains all of it."""
     text = "a" * 2_000_000
     reply = await ask(connection, update(more=text))
     assert [text] == [each["input"] for each in reply["errors"]]
 
 
 async def test_pipelining_keeps_order(simulator, connection):
-    """200 updates sent without waiting get 200 replies, strictly in order."""
+    """200 updates that are sent without waiting get 200 replies, strictly in order."""
     simulator.unknown_jobs.update(job(number) for number in range(0, 200, 3))
     for number in range(200):
         await connection.send(update(uuid=job(number)))
@@ -368,7 +368,7 @@ async def test_pipelining_keeps_order(simulator, connection):
 
 
 async def test_drop_in_a_pipeline(simulator, connection):
-    """When the 10th of 20 drops the connection, 9 are answered and 11 to 20 are lost."""
+    """If the 10th of 20 updates drops the connection, 9 are answered, and 11 to 20 are lost."""
     for number in range(20):
         await connection.send(update(uuid="bad" if number == 9 else job(number)))
     assert [SUCCESS] * 9 == [await answer(connection) for _ in range(9)]
@@ -377,7 +377,7 @@ async def test_drop_in_a_pipeline(simulator, connection):
 
 
 async def test_reset_after_a_pipeline(simulator, connection):
-    """After a TCP reset right behind 40 updates, a prefix of them is stored."""
+    """After a TCP reset directly after 40 updates, the first of them are stored, without gaps."""
     for number in range(40):
         await connection.send(update(uuid=job(number)))
     linger = struct.pack("ii", 1, 0)
@@ -391,7 +391,7 @@ async def test_reset_after_a_pipeline(simulator, connection):
 
 
 async def test_33_unanswered_updates_are_read():
-    """With 33 unanswered updates the server still reads, so that it answers pings, and in the end all updates."""
+    """With 33 unanswered updates the server still reads, so it answers pings, and later all updates."""
     async with FacilitatorSimulator() as simulator, client(simulator) as connection:
         with simulator.inject(stall()):
             for number in range(33):
@@ -402,7 +402,7 @@ async def test_33_unanswered_updates_are_read():
 
 
 async def test_34_unanswered_updates_starve_the_keepalive():
-    """With 34 unanswered the server reads no more, misses the pong, and closes with 1011."""
+    """With 34 unanswered updates the server stops reading, misses the pong, and closes with 1011."""
     impatient = FacilitatorSimulator(ping_interval_s=0.1, ping_timeout_s=0.1)
     async with impatient as simulator, client(simulator) as connection:
         simulator.inject(stall())
@@ -422,7 +422,7 @@ async def test_service_time():
 
 
 async def test_no_heartbeat():
-    """A connection without a heartbeat for the limit is closed with 3001, counted from the last one."""
+    """A connection whose last heartbeat is older than the limit is closed with 3001."""
     async with FacilitatorSimulator(heartbeat_limit_s=0.4) as simulator, client(simulator) as connection:
         simulator.inject(answer_late(0.2))
         await ask(connection, update())
@@ -432,7 +432,7 @@ async def test_no_heartbeat():
 
 
 async def test_removed_validator(simulator, connection):
-    """A validator that is removed is closed with 3001 and not let in again."""
+    """The connection of a removed validator is closed with 3001, and a new one is refused."""
     await simulator.remove_validator(PUBLIC_KEY)
     assert 3001 == await code_after(connection)
     async with client(simulator) as second:
@@ -441,7 +441,7 @@ async def test_removed_validator(simulator, connection):
 
 @pytest.mark.parametrize(("ended", "seen"), [(1012, 1012), (DROPPED, 1006)], ids=["restart", "killed"])
 async def test_away_and_back(simulator, connection, ended, seen):
-    """A restart closes with 1012, a kill drops; then connecting is refused until it is back on the same port."""
+    """A restart closes with 1012, a kill drops; then connections are refused until it is back on the same port."""
     url = simulator.url
     await simulator.away(ended)
     assert seen == await code_after(connection)
@@ -454,7 +454,7 @@ async def test_away_and_back(simulator, connection, ended, seen):
 
 
 async def test_away_can_leave_connections(simulator, connection):
-    """Refusing new connections does not by itself end the open ones."""
+    """To refuse new connections does not end the open ones."""
     await simulator.away()
     with pytest.raises(ConnectionRefusedError):
         await client(simulator)
@@ -472,7 +472,7 @@ async def test_database_down(simulator, connection):
 
 
 async def test_cache_down(simulator, connection):
-    """With the cache down every connection drops at once, and so does each new one."""
+    """With the cache down every connection is dropped at once, and so is each new one."""
     with simulator.cache_down():
         assert DROPPED == await code_after(connection)
         async with client(simulator) as second:
@@ -483,7 +483,7 @@ async def test_cache_down(simulator, connection):
 
 @pytest.mark.parametrize("code", [1001, 1009, 1011, 1012, 3000, 3001, DROPPED])
 async def test_close_all(simulator, connection, code):
-    """Every connection can be closed with any code, or dropped, and new ones are welcome."""
+    """All connections can be closed with any code, or dropped, and new ones are accepted."""
     async with validator(simulator) as second:
         await simulator.close_all(code)
         assert [code, code] == [await code_after(connection), await code_after(second)]
@@ -495,7 +495,7 @@ async def test_close_all(simulator, connection, code):
 
 
 async def test_drop_at_the_nth_update(simulator, connection):
-    """A fault for the nth update is counted from when it is injected."""
+    """A fault for the nth update counts from when it is injected."""
     await ask(connection, update(uuid=job(1)))
     simulator.inject(DROP_BEFORE_STORING, nth=2)
     assert SUCCESS == await ask(connection, update(uuid=job(2)))
@@ -512,7 +512,7 @@ async def test_drop_after_storing(simulator, connection):
 
 
 async def test_poison(simulator):
-    """A fault for one job, for ever, hits each of its updates and no other job's."""
+    """A permanent fault for one job hits each of its updates, and no other job's."""
     poison = simulator.inject(DROP_BEFORE_STORING, uuid=job(1), times=None)
     for _ in range(3):
         async with validator(simulator) as connection:
@@ -522,7 +522,7 @@ async def test_poison(simulator):
 
 
 async def test_stall(simulator, connection):
-    """A stalled server stores and answers nothing on that connection until the fault is lifted."""
+    """While stalled, the server stores and answers nothing on that connection, until the fault is lifted."""
     held = simulator.inject(stall())
     for number in range(3):
         await connection.send(update(uuid=job(number)))
@@ -548,7 +548,7 @@ async def test_stall_outlives_its_connection(simulator, connection):
 
 
 async def test_stall_for_a_time(simulator, connection):
-    """A stall can end by itself."""
+    """A stall can be limited in time."""
     simulator.inject(stall(0.05))
     sent_s = time.monotonic()
     assert SUCCESS == await ask(connection, update())
@@ -560,7 +560,7 @@ async def test_late_answer(simulator, connection):
     held = simulator.inject(answer_late(float("inf")))
     await connection.send(update())
     await simulator.wait_for(lambda sim: len(sim.rows) == 1)
-    assert 1 == simulator.replies["success"]  # the authentication's
+    assert 1 == simulator.replies["success"]  # this is the reply to the authentication
     held.lift()
     assert SUCCESS == await answer(connection)
 
@@ -580,7 +580,7 @@ async def test_answer_twice(simulator, connection):
 
 
 async def test_close_at_an_update(simulator, connection):
-    """An update can be met with a close code in place of an answer."""
+    """An update can lead to a close code instead of an answer."""
     simulator.inject(close_with(1011), nth=2)
     await ask(connection, update("accepted"))
     assert 1011 == await code_after(connection, update("failed"))
@@ -596,7 +596,7 @@ async def test_refuse(simulator, connection):
 
 
 async def test_faults_befall_other_moments(simulator):
-    """Faults are not for updates alone: here authentication is never answered, and an invalid message drops."""
+    """Faults are not only for updates: here the authentication is never answered, and an invalid message drops."""
     simulator.inject(NEVER_ANSWER, at=(Moment.AUTHENTICATION,))
     simulator.inject(DROP_BEFORE_STORING, at=(Moment.INVALID,))
     async with client(simulator) as connection:
@@ -606,7 +606,7 @@ async def test_faults_befall_other_moments(simulator):
 
 
 async def test_first_injection_acts(simulator, connection):
-    """Where two faults meet, both are counted and the older one acts."""
+    """If two faults match, both are counted, and the older one is applied."""
     older = simulator.inject(refuse("older"), at=EVERY_MESSAGE)
     newer = simulator.inject(refuse("newer"), times=2)
     assert ["older"] == await error_types(connection, update())
@@ -614,11 +614,11 @@ async def test_first_injection_acts(simulator, connection):
     assert (1, 2) == (older.hits, newer.hits)
 
 
-# What tests and the demo read, and the program.
+# What tests and the demo read, and running it as a program.
 
 
 async def test_observation(simulator, connection):
-    """Each row is told at once, and frames, replies and connections are counted."""
+    """Each row is reported at once, and frames, replies and connections are counted."""
     told = []
     simulator.on_row = told.append
     await ask(connection, update())
@@ -630,20 +630,20 @@ async def test_observation(simulator, connection):
 
 
 async def test_wait_for_says_what_there_is(simulator):
-    """A condition that does not come true ends in a TimeoutError that shows the simulator's state."""
+    """If the condition does not come true, the TimeoutError shows the simulator's state."""
     with pytest.raises(TimeoutError, match=r"not so after 0\.01 s: <FacilitatorSimulator ws://.* rows=0 "):
         await simulator.wait_for(lambda sim: len(sim.rows) == 1, timeout_s=0.01)
 
 
 async def test_port_in_use(simulator):
-    """A port that is taken is reported as such."""
+    """A port that is in use is reported as such."""
     port = int(simulator.url.split(":")[2].partition("/")[0])
     with pytest.raises(LocalServerError, match=f"cannot listen on 127.0.0.1:{port}"):
         await FacilitatorSimulator(port=port).__aenter__()
 
 
 async def test_stopping_ends_everything():
-    """The end of the block ends connections, held updates and the listener; nothing held is stored."""
+    """The end of the block ends connections, held updates and the listener; held updates are not stored."""
     async with FacilitatorSimulator() as simulator:
         connection = await client(simulator)
         held = simulator.inject(stall())
@@ -657,7 +657,7 @@ async def test_stopping_ends_everything():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_as_a_program(number):
-    """Run by itself it prints its URL on one line, serves, and ends cleanly on SIGTERM and SIGINT."""
+    """As a program it prints its URL on one line, serves, and ends cleanly on SIGTERM and SIGINT."""
     command = ("-m", "relay.local.facilitator", "--port", "0", "--auth", "none")
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -1,4 +1,4 @@
-"""What simulated jobs are made of, and whether the demo's account would notice if something went wrong."""
+"""The content of simulated jobs, and whether the demo's accounting notices faults."""
 
 import functools
 from collections import Counter
@@ -26,7 +26,7 @@ def scenario(jobs: int = 300) -> Scenario:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_job_is_plausible(seed):
-    """A job is received, goes through stages in their order and each once, and ends with one terminal status."""
+    """A job is received, goes through each stage once and in order, and ends with one terminal status."""
     statuses = [update.status for update in job_updates(Random(seed), A)]
     stages = [status for status in statuses if not status.terminal]
     assert "received" == statuses[0]
@@ -36,7 +36,7 @@ def test_job_is_plausible(seed):
 
 
 def test_jobs_need_no_repair():
-    """What simulated jobs publish is what the relay forwards as it is."""
+    """The relay forwards the updates of simulated jobs unchanged."""
     rng = Random(3)
     for uuid in (job_uuid(rng) for _ in range(200)):
         assert is_job_uuid(uuid)
@@ -46,13 +46,13 @@ def test_jobs_need_no_repair():
 
 
 def test_every_end_occurs():
-    """Among a few hundred jobs every terminal status occurs."""
+    """Every terminal status occurs among a few hundred jobs."""
     ends = {job[-1].status for seed in range(300) for job in [job_updates(Random(seed), A)]}
     assert {status for status in JobStatus if status.terminal} == ends
 
 
 def test_same_seed_same_jobs():
-    """A scenario is decided by its seed and nothing else."""
+    """A scenario depends only on its seed."""
     first, same, other = (make_scenario(Random(seed), 20) for seed in (5, 5, 6))
     assert first == same
     assert first != other
@@ -60,7 +60,7 @@ def test_same_seed_same_jobs():
 
 @pytest.mark.parametrize("jobs", [6, 10, 350])
 def test_scenario_has_every_kind_of_failure(jobs):
-    """Six jobs suffice to have an update end as a dead letter for each of the demo's reasons."""
+    """Six jobs are enough for a dead letter with each of the demo's reasons."""
     expected = {
         "unknown_status",
         "uuid_mismatch",
@@ -73,12 +73,12 @@ def test_scenario_has_every_kind_of_failure(jobs):
 
 
 def test_smallest_scenario():
-    """One job is enough of a scenario."""
+    """One job is enough for a scenario."""
     assert 1 == len(scenario(jobs=1).jobs)
 
 
 def test_bad_bodies_are_refused_by_the_decoder():
-    """Updates that are spoiled in their bytes are refused for the reason that the scenario gives, and no others are."""
+    """The updates with spoiled bytes, and only these, are refused for the reason that the scenario gives."""
     left_to_the_facilitator = {Reason.JOB_NOT_FOUND, Reason.CONNECTION_DROPPED}
     for message in (message for job in scenario().jobs for message in job):
         expected = None if message.dead_letter in left_to_the_facilitator else message.dead_letter
@@ -87,7 +87,7 @@ def test_bad_bodies_are_refused_by_the_decoder():
 
 
 def test_scenario_tells_the_facilitator_what_to_do():
-    """Each job that must be unknown and each update that must drop the connection is named, and nothing else."""
+    """Exactly the jobs that must be unknown and the updates that must drop the connection are named."""
     made = scenario()
     messages = [message for job in made.jobs for message in job]
     assert {p.uuid for p in messages if p.dead_letter is Reason.JOB_NOT_FOUND} == made.unknown_jobs
@@ -95,7 +95,7 @@ def test_scenario_tells_the_facilitator_what_to_do():
 
 
 def test_scenario_has_envelopes_and_repeats():
-    """Some updates come in the channel layer's envelope, some twice under one message id, some twice under two."""
+    """Some updates are in the channel layer's envelope, some come twice with one message id, some twice with two."""
     jobs = [job for job in scenario().jobs if not any(message.dead_letter for message in job)]
     bodies = Counter(message.body for job in jobs for message in job)
     ids = Counter(message.message_id for job in jobs for message in job)
@@ -112,7 +112,7 @@ def test_only_what_hurts_would_be_repaired():
 
 
 def test_message_id_is_of_the_content():
-    """The same content has the same message id however it is spelled; another job, status or metadata another one."""
+    """Equal content has the same message id in any spelling; another job, status or metadata has another one."""
     update = job_updates(Random(1), A)[-1]
     spelled = type(update).model_validate_json(update.model_dump_json(exclude_none=True))
     assert message_id(update) == message_id(spelled)
@@ -139,7 +139,7 @@ def tally_of(*events: Published | Row) -> Tally:
 
 
 def test_tally_counts_what_is_lost():
-    """An update that is neither a row nor a dead letter is lost; one that is either of them is not."""
+    """An update that is neither a row nor a dead letter is lost; all others are not."""
     tally = tally_of(published(1), published(2, B), published(3, B, "accepted"), row())
     result = tally.result({2: "refused"})
     assert (3, 1, {"refused": 1}, 1) == (result.published, result.acknowledged, result.dead_lettered, result.lost)
@@ -147,33 +147,33 @@ def test_tally_counts_what_is_lost():
 
 
 def test_tally_counts_what_is_reordered():
-    """A row that arrives after a row of its job that was published later is reordered; other jobs do not matter."""
+    """A row that arrives after a later-published row of its job is reordered; other jobs do not matter."""
     first, second, third = published(1), published(2, B), published(3, A, "accepted")
     assert 1 == tally_of(first, second, third, row(A, "accepted"), row(B), row(A)).result({}).reordered
     assert 0 == tally_of(first, second, third, row(B), row(A), row(A, "accepted")).result({}).reordered
 
 
 def test_tally_knows_duplicates():
-    """A second update with a job and status that the Facilitator has is a duplicate, wherever it was stored."""
+    """A second update with the same job and status is a duplicate, whatever its sequence is."""
     result = tally_of(published(1), row(), published(2, A, "accepted"), row(A, "accepted"), published(3)).result({})
     assert (2, 1, 0, 0) == (result.acknowledged, result.duplicates, result.lost, result.reordered)
 
 
 def test_tally_ignores_repeats_that_jetstream_recognised():
-    """A publish that got the sequence of an earlier one was not stored, so it is not accounted for."""
+    """A publish that got the sequence of an earlier one was not stored, so it is not counted."""
     tally = tally_of(published(1), published(1), row())
     assert (1, 1) == (tally.repeated, tally.result({}).published)
 
 
 def test_row_may_come_before_its_pub_ack():
-    """Whichever news comes first, the latency is from sending to arrival."""
+    """The latency is from sending to arrival, whether the row or the PubAck is heard of first."""
     expected = Latency(p50=250.0, p99=250.0, p99_9=250.0)
     assert expected == tally_of(row(arrived_s=1.25), published(1, sent_s=1.0)).latency()
     assert expected == tally_of(published(1, sent_s=1.0), row(arrived_s=1.25)).latency()
 
 
 def test_latency_is_by_nearest_rank():
-    """Of arrivals after 1, 2, ... 1000 ms, the quantiles are the 500th, the 990th and the 999th; of none, none."""
+    """Of arrivals after 1, 2, ... 1000 ms, the quantiles are the 500th, 990th and 999th; without arrivals, None."""
     uuids = [f"00000000-0000-4000-8000-{number:012x}" for number in range(1000)]
     sent = [published(number, uuid) for number, uuid in enumerate(uuids, start=1)]
     arrived = [row(uuid, arrived_s=number / 1000) for number, uuid in enumerate(uuids, start=1)]
@@ -182,7 +182,7 @@ def test_latency_is_by_nearest_rank():
 
 
 def test_in_flight_is_what_is_not_settled():
-    """An update is in flight from its PubAck until the relay is done with it, whichever is heard of first."""
+    """An update is in flight from its PubAck until the relay has settled it, in whatever order the two are heard of."""
     tally = tally_of(published(1), published(2, B))
     tally.note_settled(2, "refused")
     tally.note_settled(2, "refused")
@@ -193,6 +193,6 @@ def test_in_flight_is_what_is_not_settled():
 
 
 def test_jobs_are_shown_in_their_last_status():
-    """A job counts under the status that arrived last, and under no other."""
+    """A job is counted only under the status that arrived last."""
     tally = tally_of(row(), row(B), row(A, "accepted"))
     assert Counter(received=1, accepted=1) == +tally.jobs_by_status

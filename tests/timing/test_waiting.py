@@ -1,4 +1,4 @@
-"""Waiting for an event with a limit."""
+"""Waiting for an event with a time limit."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ SHORT_S = 0.01
 
 @pytest.mark.parametrize("timeout_s", [None, LONG_S, 0])
 async def test_already_set(timeout_s):
-    """An event that is set already is seen, whatever the limit is."""
+    """If the event is set already, the wait returns at once, with any limit."""
     event = asyncio.Event()
     event.set()
     assert await set_within(event, timeout_s)
@@ -28,12 +28,12 @@ async def test_set_meanwhile(timeout_s):
 
 @pytest.mark.parametrize("timeout_s", [0, SHORT_S])
 async def test_not_set(timeout_s):
-    """The wait ends at its limit, without an error."""
+    """The wait ends at its limit without an error."""
     assert not await set_within(asyncio.Event(), timeout_s)
 
 
 async def test_cancelled():
-    """A cancelled wait ends with the cancellation, not as if its time were over."""
+    """A cancelled wait is cancelled, and does not return as if its time were over."""
     waiting = asyncio.create_task(set_within(asyncio.Event(), LONG_S))
     await asyncio.sleep(0)
     waiting.cancel()

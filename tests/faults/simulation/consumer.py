@@ -95,7 +95,7 @@ class Consumer:
         self._serve()
 
     def change_leader(self, *, silently: bool) -> None:
-        """The new leader does not know the pulls. Waiting clients are told, unless `silently`, as happens."""
+        """The new leader does not know the pulls. Waiting clients are told, unless `silently`, as can happen."""
         for pull in self._pulls:
             if not pull.over and not silently:
                 _end(pull, 409, "Leadership Change")
