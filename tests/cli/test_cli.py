@@ -1,4 +1,4 @@
-"""The command `relay`, and `relay provision`: what they print, and how they end."""
+"""The command `relay`, and `relay provision`: output and exit codes."""
 
 import asyncio
 from importlib.metadata import version
@@ -20,7 +20,7 @@ async def test_version(relay):
 
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_help(relay, command):
-    """Each command explains itself."""
+    """Each command has a help text."""
     ended = await relay(command, "--help")
     assert (0, "") == (ended.code, ended.err)
     assert f"Usage: relay {command}" in ended.out
@@ -28,7 +28,7 @@ async def test_help(relay, command):
 
 @pytest.mark.parametrize("command", [["serve"], ["publish", A, "received"]], ids=["serve", "publish"])
 async def test_bad_setting_is_one_line(relay, command):
-    """A setting that is not allowed ends a command with one line that names it, and exit code 2."""
+    """An invalid setting ends a command with one line that names it, and exit code 2."""
     expected = "relay: RELAY_LANES='many' is not allowed: a whole number from 1 to 256\n"
     assert Ended(2, "", expected) == await relay(*command, LANES="many")
 
@@ -39,7 +39,7 @@ async def test_bad_setting_is_one_line(relay, command):
     ids=" ".join,
 )
 async def test_no_server_is_one_line(relay, unused_url, command):
-    """Without a nats-server each command that needs one says so in one line, with exit code 1."""
+    """Without a nats-server each command that needs one prints one line about it, with exit code 1."""
     ended = await relay(*command, NATS_URL=unused_url)
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith(f"relay: no NATS connection to {unused_url}: ")
@@ -47,7 +47,7 @@ async def test_no_server_is_one_line(relay, unused_url, command):
 
 @pytest.fixture
 async def unused_url() -> str:
-    """An address where nothing listens any more."""
+    """An address without a listener."""
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -56,7 +56,7 @@ async def unused_url() -> str:
 
 
 async def test_provision(relay, nats_server):
-    """The first run creates everything, the second leaves everything."""
+    """The first run creates everything, the second changes nothing."""
     streams = ["JOB_STATUS", "JOB_DLQ", "JOB_ADVISORIES", "JOB_REQUESTS", "KV_RELAY_LEASES"]
     things = [f"stream {name}" for name in streams] + [f"consumer relay-lane-{lane}" for lane in range(4)]
     for done in ("created", "left"):
@@ -75,7 +75,7 @@ async def test_provision_check_finds_drift(relay, nats_server):
 
 
 async def test_provision_spells_out_what_it_refuses(relay, nats_server, nc):
-    """A change that would endanger updates is refused, reason by reason, with exit code 1."""
+    """A change that would endanger updates is refused with all reasons and exit code 1."""
     await relay("provision", NATS_URL=nats_server.url)
     await publish_update(nc, JobStatusUpdate(uuid=A, status="received"))
     ended = await relay("provision", NATS_URL=nats_server.url, LANES="5")

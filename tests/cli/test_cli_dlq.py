@@ -1,4 +1,4 @@
-"""`relay dlq` as an operator meets it: real processes, on a terminal and off it."""
+"""`relay dlq` as an operator uses it: real processes, in a terminal and without one."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ BAD = json.dumps({"uuid": JOB, "status": "finished", "metadata": {"n": [1, 2]}})
 
 @pytest.fixture
 def run(relay, nats_server) -> Callable[..., Any]:
-    """`await run("list --limit 1")`: runs `relay dlq ...` to its end, off a terminal."""
+    """`await run("list --limit 1")`: runs `relay dlq ...` to its end, without a terminal."""
 
     async def run(line: str, **settings: str) -> Ended:
         return await relay("dlq", *line.split(), **{"NATS_URL": nats_server.url} | settings)
@@ -32,7 +32,7 @@ def run(relay, nats_server) -> Callable[..., Any]:
 
 @pytest.fixture
 def terminal(nats_server) -> Callable[..., Any]:
-    """The same on a terminal of 160 columns, with something typed; returns the exit code and the screen."""
+    """The same in a terminal of 160 columns, with typed input; returns the exit code and the screen."""
 
     async def run(line: str, typed: str = "") -> tuple[int, str]:
         command = on_terminal("dlq", *line.split(), columns=160, lines=50, kind="dumb", NATS_URL=nats_server.url)
@@ -44,7 +44,7 @@ def terminal(nats_server) -> Callable[..., Any]:
 
 
 async def test_list_off_a_terminal(run, dlq):
-    """Off a terminal each dead letter is a line of JSON, and the count by reason goes to standard error."""
+    """Without a terminal each dead letter is a line of JSON, and the count by reason goes to standard error."""
     await dlq.write(body=b'{"status": "accepted"}')
     await dlq.write(OTHER, reason=Reason.TOO_LARGE)
     await dlq.write()
@@ -62,7 +62,7 @@ async def test_list_off_a_terminal(run, dlq):
 
 
 async def test_list_on_a_terminal(terminal, dlq):
-    """On a terminal there is a table, and the count by reason at its end."""
+    """In a terminal there is a table, with the count by reason at its end."""
     await dlq.write(body=b'{"status": "accepted"}')
     await dlq.write(OTHER, reason=Reason.TOO_LARGE)
     _, screen = await terminal("list --limit 1")
@@ -76,7 +76,7 @@ async def test_list_on_a_terminal(terminal, dlq):
 
 
 async def test_show(run, dlq):
-    """Everything about one dead letter is shown: why, what to do, where it came from, its headers, its body."""
+    """For one dead letter, `show` prints the reason, what to do, its origin, headers and body."""
     source = await dlq.write(body=BAD, reason=Reason.UNKNOWN_STATUS, X_Trace="7b")
     ended = await run("show 1")
     assert (0, "") == (ended.code, ended.err)
@@ -99,7 +99,7 @@ async def test_show(run, dlq):
 
 
 async def test_show_history(run, dlq):
-    """A dead letter that was replayed shows how it failed before."""
+    """A dead letter that was replayed shows its earlier failures."""
     history = "job_not_found 5 2026-11-22T01:00:00.000+00:00; refused 1 2026-11-22T02:00:00.000+00:00"
     await dlq.write(**{"Relay-Replayed-From": "17", "Relay-History": history})
     out = (await run("show 1")).out
@@ -109,7 +109,7 @@ async def test_show_history(run, dlq):
 
 
 async def test_show_truncates(run, dlq):
-    """A long body is cut off, and the output says how much is missing and how to see it."""
+    """A long body is cut; the output says how much is missing, and how to see it."""
     body = b'["' + b"x" * 5000 + b'"]'
     await dlq.write(body=body)
     short, full = await run("show 1"), await run("show 1 --full")
@@ -118,7 +118,7 @@ async def test_show_truncates(run, dlq):
 
 
 async def test_control_characters(run, terminal, dlq):
-    """No control character of a body, header or subject reaches the terminal; the body is shown all the same."""
+    """No control character of a body, header or subject reaches the terminal; the rest of the body is shown."""
     evil = "\x1b]0;pwned\x07\x9b31m\u202e"
     headers = {"Relay-Reason": evil, "Relay-Error": evil, "Relay-Source-Subject": f"job.status.{evil}", "X": evil}
     body = b'\x1b[2J not JSON \xff \x9b"'
@@ -133,7 +133,7 @@ async def test_control_characters(run, terminal, dlq):
 
 
 async def test_nothing_there(run, dlq):
-    """A sequence that is not there is reported, exit 1; the others are replayed."""
+    """A sequence without a dead letter is reported, with exit code 1; the others are replayed."""
     await dlq.write()
     ended = await run("show 9")
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
@@ -144,7 +144,7 @@ async def test_nothing_there(run, dlq):
 
 
 async def test_dry_run(run, dlq):
-    """A dry run changes nothing, and says what would be replayed and what would fail again."""
+    """A dry run changes nothing, and shows what would be replayed and what would fail again."""
     await dlq.write(body=BAD)
     good = json.dumps({"uuid": OTHER, "status": "accepted"}).encode()
     await dlq.write(OTHER, body=good)
@@ -160,9 +160,9 @@ async def test_dry_run(run, dlq):
 
 
 async def test_stopped_replay(run, terminal, dlq):
-    """A replay that the server stops says how many were replayed, how many are left and how to go on; that works."""
+    """A replay that the server stops says how many were replayed, how many are left and how to go on, which works."""
     await dlq.write_many(5)
-    await dlq.client.jetstream().purge_stream(STATUS_STREAM)  # else each source that is deleted makes room
+    await dlq.client.jetstream().purge_stream(STATUS_STREAM)  # otherwise each deleted source would make room
     await change_stream(dlq.client, STATUS_STREAM, max_msgs=2)
     ended = await run("replay --all")
     assert (1, "replayed 2\nleft 3\n", 1) == (ended.code, ended.out, ended.err.count("\n"))
@@ -176,7 +176,7 @@ async def test_stopped_replay(run, terminal, dlq):
 
 
 async def test_interrupted_replay(dlq, nats_server, tmp_path):
-    """Ctrl-C ends a replay; it says how many were replayed and how many are left, which is what the stream holds."""
+    """After Ctrl-C a replay says how many were replayed and how many are left, as the stream shows."""
     await dlq.write_many(30)
     third = await dlq.updates_published(3)
     process = await start_command(tmp_path, "dlq", "replay", "--all", "--rate", "20", NATS_URL=nats_server.url)
@@ -193,7 +193,7 @@ async def test_interrupted_replay(dlq, nats_server, tmp_path):
 
 
 async def test_purge_asks(run, terminal, dlq):
-    """Nothing is removed without a yes: at the terminal, or with --yes where there is none."""
+    """Nothing is removed without a yes in the terminal, or `--yes` without a terminal."""
     await dlq.write_many(2)
     refused = await run("purge --all")
     assert (2, "") == (refused.code, refused.out)
@@ -209,7 +209,7 @@ async def test_purge_asks(run, terminal, dlq):
 
 
 async def test_export_edit_replay(run, dlq, tmp_path):
-    """What a purge exported can be edited and replayed: it is published where it came from, once."""
+    """Exported dead letters can be edited and replayed: each is published on its own subject, once."""
     await dlq.write(body=BAD, X_Trace="7b")
     await dlq.write(body=b"\xff")
     ended = await run("purge --all --yes --export letters")
@@ -229,7 +229,7 @@ async def test_export_edit_replay(run, dlq, tmp_path):
 
 
 async def test_bad_files(run, dlq, tmp_path):
-    """A file with one bad line is refused whole, with its number; an export overwrites no file. Both exit 2."""
+    """A file with one bad line is refused with the line's number; an export overwrites no file. Both exit with 2."""
     await dlq.write()
     await run("purge --all --yes --export letters")
     await dlq.write()
@@ -247,7 +247,7 @@ async def test_bad_files(run, dlq, tmp_path):
 
 @pytest.mark.parametrize("command", ["list", "show 1", "replay 1", "replay --all", "purge --all --yes"])
 async def test_without_a_dead_letter_stream(run, dlq, command):
-    """Without the stream each command ends with one line that says what to run, exit 1."""
+    """Without the stream each command prints one line that says what to run, with exit code 1."""
     await dlq.client.jetstream().delete_stream(DLQ_STREAM)
     expected = "relay: not provisioned (stream JOB_DLQ is missing): run `relay provision`\n"
     ended = await run(command)
@@ -255,7 +255,7 @@ async def test_without_a_dead_letter_stream(run, dlq, command):
 
 
 async def test_nats_away(run):
-    """Without NATS one line names the address that was tried, exit 1."""
+    """Without NATS one line names the address that was tried, with exit code 1."""
     ended = await run("list", NATS_URL="nats://127.0.0.1:1")
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: no NATS connection to nats://127.0.0.1:1: ")
@@ -290,7 +290,7 @@ async def test_not_permitted(run, monkeypatch):
     ],
 )
 def test_usage(arguments, problem):
-    """Arguments that make no sense end with exit 2 before any server is asked."""
+    """Invalid arguments end with exit code 2 before a server is asked."""
     ended = CliRunner().invoke(program(), ["dlq", *arguments.split()], env={"COLUMNS": "200"})
     assert (2, "") == (ended.exit_code, ended.stdout)
     assert problem in ended.stderr

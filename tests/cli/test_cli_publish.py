@@ -21,7 +21,7 @@ def document(uuid: str = A, status: str = "received", **more: Any) -> str:
 
 @pytest.fixture
 def publish(relay, nats_server) -> Callable[..., Any]:
-    """Runs `relay publish ...` against `nats_server`, with these lines as its standard input."""
+    """Runs `relay publish ...` with `nats_server`, and with these lines as its standard input."""
 
     async def publish(*arguments: str, lines: list[str] | None = None, stdin: bytes = b"") -> Ended:
         given = "".join(f"{line}\n" for line in lines).encode() if lines else stdin
@@ -31,7 +31,7 @@ def publish(relay, nats_server) -> Callable[..., Any]:
 
 
 async def test_arguments(publish, provisioned):
-    """One update from arguments is stored with its content's message id; published again, it is recognised."""
+    """An update from arguments is stored with a message id made from its content; a repeat is recognised by it."""
     metadata = {"job_failure_details": {"reason": "timeout", "stage": "execution", "message": "too slow"}}
     for repeated in ("", " (duplicate: it was stored before)"):
         ended = await publish(A.upper(), "failed", "--metadata", json.dumps(metadata))
@@ -44,7 +44,7 @@ async def test_arguments(publish, provisioned):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_lines(publish):
-    """Lines are published in their order; bad ones are named with their number and left out, with exit code 1."""
+    """Lines are published in order; bad ones are reported with their number and skipped, with exit code 1."""
     bad = ("nonsense", document(B, "lost"), document(B, extra=1))
     ended = await publish("-", lines=[document(), bad[0], "", bad[1], document(A, "accepted"), document(A), bad[2]])
     assert 1 == ended.code
@@ -70,7 +70,7 @@ async def test_many_lines(publish):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_line_by_line_until_ctrl_c(nats_server, tmp_path):
-    """A line is published when it comes, not when the input ends; Ctrl-C ends the command without a traceback."""
+    """Each line is published when it comes, not when the input ends; Ctrl-C ends the command without a traceback."""
     process = await start_command(tmp_path, "publish", "-", NATS_URL=nats_server.url)
     async with asyncio.timeout(TIMEOUT_S):
         for sequence, status in enumerate(("received", "accepted"), start=1):
@@ -84,7 +84,7 @@ async def test_line_by_line_until_ctrl_c(nats_server, tmp_path):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_later_update_does_not_overtake_one_that_failed(publish):
-    """If an update cannot be published, its job's later ones are held back, and those of other jobs are not."""
+    """If an update cannot be published, its job's later ones are not published, and other jobs go on."""
     huge = document(A, "completed", metadata={"artifacts": "x" * 1_100_000})
     ended = await publish("-", lines=[document(A), huge, document(A, "unknown"), document(B)])
     first, second = ended.err.splitlines()
@@ -95,7 +95,7 @@ async def test_later_update_does_not_overtake_one_that_failed(publish):
 
 
 async def test_raw(publish, provisioned):
-    """`--raw` publishes whatever it is given, and again if asked again, so that dead letters can be tried out."""
+    """`--raw` publishes any bytes, and repeats them if called again, so that dead letters can be tried out."""
     for sequence in (1, 2):
         ended = await publish("--raw", A, stdin=b"\xff not an update")
         assert Ended(0, f"{A}: JOB_STATUS sequence {sequence}\n", "") == ended
@@ -118,14 +118,14 @@ async def test_raw(publish, provisioned):
     ],
 )
 async def test_usage(relay, arguments, problem):
-    """Arguments that make no update end with exit code 2 before any server is asked."""
+    """Arguments that are no update end with exit code 2 before a server is asked."""
     ended = await relay("publish", *arguments)
     assert (2, "") == (ended.code, ended.out)
     assert problem in ended.err
 
 
 async def test_without_stream(publish):
-    """If no stream captures updates, the command says so and what to run."""
+    """If no stream captures updates, the command says so, and what to run."""
     cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
     expected = f"relay: publish on job.status.{A} was not confirmed: {cause}\n"
     assert Ended(1, "", expected) == await publish(A, "received")

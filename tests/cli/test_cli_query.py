@@ -1,4 +1,4 @@
-"""`relay query` beside a relay at work."""
+"""`relay query` with a running relay."""
 
 import asyncio
 import functools
@@ -18,7 +18,7 @@ JOB = "123e4567-e89b-42d3-a456-426614174000"
 
 @pytest.fixture
 def command(relay, nats_server):
-    """Runs `relay query ...` against `nats_server`."""
+    """Runs `relay query ...` with `nats_server`."""
     return functools.partial(relay, "query", NATS_URL=nats_server.url)
 
 
@@ -34,7 +34,7 @@ def lines(out: str) -> list[tuple[int, str, str]]:
 
 
 async def test_latest(command, scene):
-    """The latest status is told, whether the job ends with it, and that the Facilitator has it."""
+    """The latest status is printed, whether it is a final one, and that the Facilitator has it."""
     async with scene.relay():
         await scene.settled(*await scene.publish_life(JOB, ("received", "completed")))
         told = await command(JOB)
@@ -49,7 +49,7 @@ async def test_latest(command, scene):
 
 
 async def test_history(command, scene):
-    """Every update is told in order with how far it got; one that became a dead letter with its reason."""
+    """Every update is printed in order with its progress; for a dead letter, its reason as well."""
     async with scene.relay():
         first = await scene.publish(JOB, "received")
         bad = await scene.publish(JOB, "nonsense", doom=Reason.UNKNOWN_STATUS)
@@ -63,7 +63,7 @@ async def test_history(command, scene):
 
 
 async def test_unknown_job(command, scene):
-    """A job that nobody knows ends with one line that says so, exit 1."""
+    """An unknown job ends with one line that says so, and exit code 1."""
     async with scene.relay():
         ended = await command(JOB)
     assert (1, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
@@ -71,7 +71,7 @@ async def test_unknown_job(command, scene):
 
 
 async def test_not_a_uuid(command):
-    """What is no UUID is refused before anybody is asked, exit 2."""
+    """An argument that is no UUID is refused before a relay is asked, with exit code 2."""
     ended = await command("job-1")
     assert (2, "") == (ended.code, ended.out)
     assert "is not a UUID with hyphens" in ended.err
@@ -79,14 +79,14 @@ async def test_not_a_uuid(command):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_nobody_answers(command):
-    """Without any relay there is one line that says so, exit 1."""
+    """Without a relay there is one line that says so, and exit code 1."""
     ended = await command(JOB)
     expected = f"relay: nobody answers on job.query.{JOB}: no relay is running on this NATS\n"
     assert (1, "", expected) == ended
 
 
 class Following:
-    """`follow_job` in a task of its own; `shown` is what it has shown so far."""
+    """`follow_job` in a task; `shown` is what it has printed so far."""
 
     def __init__(self, client) -> None:
         self.shown: list[tuple[int, str | None, str]] = []
@@ -100,7 +100,7 @@ class Following:
             await self._task
 
     async def asks_three_times(self, client) -> None:
-        """Wait until it has asked so often, and has not ended."""
+        """Wait until it has asked three times, and check that it has not ended."""
         asked = await client.subscribe(f"job.history.{JOB}")
         for _ in range(3):
             await asked.next_msg(timeout=TIMEOUT_S)
@@ -110,7 +110,7 @@ class Following:
 
 @pytest.mark.parametrize("receipts", ["true", "false"])
 async def test_follow(connect, scene, receipts):
-    """It shows each update as it is stored and again when it is settled, and ends with the job, receipts or not."""
+    """Each update is printed when it is stored and when it is settled, until the job ends, receipts or not."""
     async with scene.relay(RECEIPTS=receipts):
         await scene.settled(await scene.publish(JOB, "received"))
         with scene.facilitator.inject(stall()):
@@ -124,7 +124,7 @@ async def test_follow(connect, scene, receipts):
 
 
 async def test_follow_from_the_start(connect, scene, capsys):
-    """A job that is not known yet is waited for, and that is said once."""
+    """If the job is not known yet, the command says so once and waits."""
     async with scene.relay():
         following = Following(await connect(scene.server.url))
         await following.asks_three_times(scene.nc)
@@ -136,7 +136,7 @@ async def test_follow_from_the_start(connect, scene, capsys):
 
 
 async def test_follow_before_any_relay(command, scene):
-    """The command may be started before any relay: it asks until one answers, and ends with the job."""
+    """The command can be started before any relay: it asks until one answers, and ends with the job."""
     await scene.publish(JOB, "completed", {})
     following = asyncio.create_task(command(JOB, "--follow", "--json"))
     async with scene.relay(), asyncio.timeout(TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""`relay serve`: real processes, their log and their exit codes."""
+"""`relay serve`: real processes, their logs and their exit codes."""
 
 import asyncio
 import contextlib
@@ -26,14 +26,14 @@ NOWHERE = "ws://127.0.0.1:1/ws/v0/"
 
 
 class Serving:
-    """A `relay serve` that runs, and its log."""
+    """A running `relay serve`, and its log."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.log: list[dict[str, Any]] = []
 
     async def logged(self, text: str) -> dict[str, Any]:
-        """The next line whose event contains `text`."""
+        """Wait for the next log line whose event contains `text`."""
         async with asyncio.timeout(TIMEOUT_S):
             async for line in self.process.stderr:
                 self.log.append(json.loads(line))
@@ -55,7 +55,7 @@ async def simulator() -> AsyncIterator[FacilitatorSimulator]:
 
 @pytest.fixture
 def serve(nats_server, simulator, tmp_path) -> Callable[..., Any]:
-    """`async with serve("--provision") as serving`: signed in with the hotkey; killed at the end if it still runs."""
+    """`async with serve("--provision") as serving`: uses the hotkey; killed at the end if it still runs."""
 
     @contextlib.asynccontextmanager
     async def serve(*arguments: str) -> AsyncIterator[Serving]:
@@ -95,19 +95,19 @@ async def publish(client, *statuses: str) -> None:
 
 
 async def unsettled(client) -> int:
-    """How many updates are stored and neither acknowledged nor dead-lettered."""
+    """How many updates are stored, but neither acknowledged nor dead-lettered."""
     return sum([(await find_consumer_state(client, lane, timeout_s=5)).unsettled for lane in range(4)])
 
 
 async def test_without_facilitator_url(relay):
-    """Without the Facilitator's address nothing is served: one line that names the variable, exit code 2."""
+    """Without the Facilitator's address the command prints one line with the variable, and ends with exit code 2."""
     ended = await relay("serve")
     assert (2, "", 1) == (ended.code, ended.out, ended.err.count("\n"))
     assert ended.err.startswith("relay: RELAY_FACILITATOR_URL='' is not allowed: ")
 
 
 async def test_unusable_hotkey(relay, tmp_path):
-    """A hotkey file that is missing or invalid ends the start with one line that names it, and exit code 2."""
+    """With a missing or invalid hotkey file the command prints one line that names it, and ends with exit code 2."""
     path = tmp_path / "hotkey"
     settings = {"FACILITATOR_URL": NOWHERE, "FACILITATOR_HOTKEY_FILE": str(path)}
     said = f"relay: hotkey file {path}: there is no such file; check RELAY_FACILITATOR_HOTKEY_FILE\n"
@@ -119,7 +119,7 @@ async def test_unusable_hotkey(relay, tmp_path):
 
 
 async def test_relays_and_drains(serve, simulator, provisioned):
-    """It signs in and relays; SIGTERM waits for the answers under way, acknowledges them, and exits with 0."""
+    """It authenticates and relays. After SIGTERM it waits for outstanding answers, acknowledges, and exits with 0."""
     simulator.inject(answer_late(0.5), status="accepted")
     async with serve() as serving:
         await publish(provisioned, "received", "accepted")
@@ -132,7 +132,7 @@ async def test_relays_and_drains(serve, simulator, provisioned):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_ends_on_sigint(serve):
-    """Ctrl-C is no error: exit code 0, without a traceback."""
+    """Ctrl-C gives exit code 0, without a traceback."""
     async with serve() as serving:
         await serving.logged("connected to the Facilitator")
         serving.process.send_signal(signal.SIGINT)
@@ -141,7 +141,7 @@ async def test_ends_on_sigint(serve):
 
 
 async def test_second_signal_ends_at_once(serve, simulator, provisioned):
-    """With an answer that never comes, a second SIGTERM does not wait for the drain; the update is not lost."""
+    """While an answer is missing, a second SIGTERM ends the drain at once; the update is not lost."""
     simulator.inject(stall())
     async with serve() as serving:
         await publish(provisioned, "received")
@@ -167,7 +167,7 @@ async def test_waits_until_provisioned(serve, simulator, relay, nc, nats_server)
 
 
 async def test_can_provision(serve, simulator, relay, nc, nats_server):
-    """`relay serve --provision` needs no other command before it."""
+    """`relay serve --provision` needs no other command first."""
     async with serve("--provision") as serving:
         await serving.logged("connected to the Facilitator")
         assert 0 == (await relay("provision", "--check", NATS_URL=nats_server.url)).code
@@ -176,7 +176,7 @@ async def test_can_provision(serve, simulator, relay, nc, nats_server):
 
 
 async def test_permanent_problem_is_one_line(tmp_path):
-    """A server without JetStream ends the relay with one line, however deep in its tasks that was found."""
+    """For a server without JetStream the relay prints one line and ends, although the error comes from a task."""
     async with NatsServer(jetstream=False) as server:
         given = {"NATS_URL": server.url, "FACILITATOR_URL": NOWHERE, "FACILITATOR_AUTH": "none", "LOG_LEVEL": "error"}
         process = await start_command(tmp_path, "serve", HTTP_PORT="0", **given)

@@ -1,4 +1,4 @@
-"""`relay top`: views of a fixed size, and the command itself on a terminal and off it."""
+"""`relay top`: views of a fixed size, and the command itself in a terminal and without one."""
 
 import asyncio
 import datetime as dt
@@ -48,7 +48,7 @@ def cells(lines: list[str], first: str) -> list[str]:
 
 
 def test_view():
-    """Rates, latencies, lanes with owners and lag, workers with the Facilitator's state, dead letters: all is there."""
+    """A view shows rates, latencies, lanes with owners and lag, workers and their connections, and dead letters."""
     lines = drawn(VIEW)
     assert lines[0] == "relay top  nats://127.0.0.1:4222  2026-11-22 03:14:00 UTC  every 2 s"
     assert "200.5 199.0 1.0 0.5 0.0 3/32" == " ".join(lines[2].split())
@@ -60,7 +60,7 @@ def test_view():
 
 
 def many(lanes: int, workers: int) -> TopView:
-    """A view with so many lanes and workers, each worker with a trouble that fills its line."""
+    """A view with this many lanes and workers, each worker with a trouble that fills its line."""
     trouble = [ConnectionReport(32, 0, "x" * 300)]
     reports = {name: report(name, connections=trouble) for name in (f"{WORKER}{each}" for each in range(workers))}
     states = tuple(LaneSnapshot(lane, WORKER, oldest_s=float(lane)) for lane in range(lanes))
@@ -71,7 +71,7 @@ def many(lanes: int, workers: int) -> TopView:
 @pytest.mark.parametrize("view", [VIEW, many(256, 64), many(1, 64), many(4, 0)])
 @pytest.mark.parametrize(("width", "height"), [(60, 16), (80, 24), (200, 18)])
 def test_view_fits(view, width, height, trouble):
-    """However much there is to show, heading, lanes, workers and dead letters fit into the terminal."""
+    """Whatever there is to show, heading, lanes, workers and dead letters fit into the terminal."""
     lines = drawn(replace(view, trouble=trouble), width, height)
     assert len(lines) <= height
     assert max(map(len, lines)) <= width
@@ -80,7 +80,7 @@ def test_view_fits(view, width, height, trouble):
 
 
 def test_the_oldest_lanes_are_shown():
-    """Of more lanes than fit those are shown that have waited longest, and how many others there are."""
+    """If not all lanes fit, those with the oldest updates are shown, and the number of the others."""
     lines = drawn(many(256, 1))
     shown = [int(line.split()[0]) for line in lines if line.split()[1:2] == [WORKER]]
     assert list(range(256 - len(shown), 256)) == shown
@@ -88,13 +88,13 @@ def test_the_oldest_lanes_are_shown():
 
 
 def test_view_without_rates():
-    """Before there is a second look rates are unknown, not zero; what is known is shown."""
+    """Before the second snapshot rates are unknown, not zero; the rest is shown."""
     lines = drawn(replace(VIEW, interval=None))
     assert "- - - - - 3/32" == " ".join(lines[2].split())
 
 
 def test_trouble_is_shown():
-    """With NATS away that is said above what was seen last; with nothing seen it is all there is."""
+    """With NATS away this is shown above the last view; without a view it is all that is shown."""
     away = replace(VIEW, trouble="for 5 s now: no NATS connection", interval=None)
     assert "No news for 5 s now: no NATS connection" == drawn(away)[1]
     assert "dead letters 3: refused 2, invalid_json 1" == drawn(away)[-1]
@@ -102,7 +102,7 @@ def test_trouble_is_shown():
 
 
 def test_what_is_shown_steers_no_terminal():
-    """Neither control characters nor markup in names that others chose get through."""
+    """Control characters and markup in names do not take effect in the terminal."""
     evil = "\x1b]0;pwned\x07[red]x[/red]"
     shown = snapshot(lanes=(LaneSnapshot(0, evil),), dead_letters=ReasonCounts(1, 1, {evil: 1}))
     text = "\n".join(drawn(replace(VIEW, snapshot=shown), 200))
@@ -111,7 +111,7 @@ def test_what_is_shown_steers_no_terminal():
 
 
 def test_document():
-    """As JSON there is the same, with what is infinite as null."""
+    """The JSON output has the same content, with null for infinite numbers."""
     told = json.loads(json.dumps(document(VIEW)))
     assert (None, 200.5, 2.0) == tuple(told[name] for name in ("trouble", "published_per_s", "interval_s"))
     assert {"count": 400, "p50_s": 0.012, "p99_s": None} == told["latencies"]["end_to_end"]
@@ -124,7 +124,7 @@ def test_document():
 
 
 async def test_json_through_an_outage(nats_server, provisioned, tmp_path):
-    """With --json there is an object per interval; while NATS is away it says so, and then goes on as before."""
+    """With --json there is an object for each interval; while NATS is away it says so, and then goes on as before."""
     await provisioned.flush()
     process = await start_command(tmp_path, "top", "--json", "--interval", "0.2", NATS_URL=nats_server.url)
     try:
@@ -143,7 +143,7 @@ async def test_json_through_an_outage(nats_server, provisioned, tmp_path):
 
 
 async def told(process, condition, key):
-    """From the next line that meets the condition."""
+    """The value of `key` in the next line that meets the condition."""
     async for line in process.stdout:
         if condition(document := json.loads(line)):
             return document[key]
@@ -152,7 +152,7 @@ async def told(process, condition, key):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_on_a_terminal(nats_server):
-    """On a terminal it takes the screen, fits it when its size changes, and gives it back at Ctrl-C, exit 0."""
+    """In a terminal it uses the whole screen, adapts to its size, and restores it at Ctrl-C, with exit code 0."""
     async with on_terminal("top", "--interval", "60", NATS_URL=nats_server.url) as terminal:
         await terminal.shows("\x1b[?1049h")
         await terminal.shows("relay top  nats://")

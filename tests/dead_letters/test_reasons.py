@@ -6,7 +6,7 @@ from relay.dead_letters.reasons import ReasonCounter, ReasonCounts
 
 
 async def test_reasons_are_counted_once(dlq):
-    """Dead letters that were counted are not read again, unless some were removed meanwhile."""
+    """Dead letters that were counted are not read again, unless some were removed since."""
     counter = ReasonCounter(dlq.client)
     assert ReasonCounts() == await counter.count()
     for reason in (Reason.REFUSED, Reason.TOO_LARGE, Reason.REFUSED):

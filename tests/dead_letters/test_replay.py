@@ -1,4 +1,4 @@
-"""Dead letters are published again: once, in order, and until it is done."""
+"""Dead letters are replayed once and in order, also after interruptions."""
 
 import asyncio
 import signal
@@ -19,7 +19,7 @@ from relay.nats.connection import publish_confirmed
 
 
 async def test_replay(dlq):
-    """A replay is stored as the update that it was, marked, in stream order, and its dead letter is gone."""
+    """A replayed update is stored as it was, with marks, in stream order, and its dead letter is removed."""
     bodies = [b'{"n": 1}', b"\xff", b""]
     for body in bodies:
         await dlq.write(body=body, X_Trace=str(len(body)), Nats_Msg_Id=f"id-{len(body)}")
@@ -36,7 +36,7 @@ async def test_replay(dlq):
 
 
 async def forget_message_ids(dlq: Dlq) -> None:
-    """Wait until the server knows no message id any more, as after its duplicate window."""
+    """Wait until the server has forgotten all message ids, as after its duplicate window."""
     await change_stream(dlq.client, STATUS_STREAM, duplicate_window=100_000_000)
     probe = {"Nats-Msg-Id": "probe"}
     await dlq.publish("probe", headers=probe)
@@ -46,7 +46,7 @@ async def forget_message_ids(dlq: Dlq) -> None:
 
 @pytest.mark.parametrize("later", [0, 3], ids=["nothing since", "updates since"])
 async def test_interrupted_before_the_removal(dlq, later):
-    """A replay that was stored is found, whatever came after it and however long ago, and not sent again."""
+    """A replay that was stored is found and not sent again, whatever came after it, and however long ago it was."""
     await dlq.write_many(2)
     replayer = Replayer(dlq.client)
     sent = [(await replayer.publish(letter)).sequence for letter in await dlq.read()]
@@ -62,7 +62,7 @@ async def test_interrupted_before_the_removal(dlq, later):
 
 
 async def test_the_status_stream_was_made_anew(dlq):
-    """Sequences that begin again do not make a replay look as if it had been stored, nor as if it had not."""
+    """After the stream was created again, reused sequences do not affect whether a replay counts as stored."""
     for _ in range(3):
         await dlq.publish(OTHER, b"")
     await dlq.write_many(2)
@@ -75,7 +75,7 @@ async def test_the_status_stream_was_made_anew(dlq):
 
 
 async def test_two_replays_at_a_time(dlq):
-    """Two operators who replay the same at the same time store each update once, each job's in order."""
+    """If two operators replay the same dead letters at once, each update is stored once, and each job's in order."""
     for count in range(40):
         await dlq.write(JOB if count % 4 else OTHER, b"%d" % count)
     ended = await asyncio.gather(*(dlq.replay() for _ in range(2)))
@@ -89,7 +89,7 @@ async def test_two_replays_at_a_time(dlq):
 
 
 async def test_producer_goes_on_meanwhile(dlq):
-    """Updates that a job's producer publishes meanwhile neither stop a replay nor double it."""
+    """If a job's producer publishes during a replay, the replay is neither stopped nor doubled."""
     for count in range(20):
         await dlq.write(body=b"replay %d" % count)
     new, seen = 0, set[bytes]()
@@ -97,7 +97,7 @@ async def test_producer_goes_on_meanwhile(dlq):
     async def produce(message: Msg) -> None:
         nonlocal new
         if b"replay" in message.data and message.data not in seen:
-            seen.add(message.data)  # a publish that is refused is heard of as well
+            seen.add(message.data)  # a publish that is refused is seen here as well
             await dlq.publish(JOB, b"new")
             new += 1
 
@@ -131,7 +131,7 @@ async def test_killed_half_way(dlq, nats_server, tmp_path):
 
 
 async def test_dead_letters_that_cannot_be_replayed(dlq):
-    """They are kept, with the problem told, and the others go."""
+    """Dead letters that cannot be replayed are kept and reported, and the others are replayed."""
     await publish_confirmed(dlq.client, dlq_subject("somebody"), b"by hand")
     await dlq.write(body=b"x" * await dlq.max_size())
     await dlq.write(OTHER)
@@ -144,7 +144,7 @@ async def test_dead_letters_that_cannot_be_replayed(dlq):
 
 
 async def test_history_gives_way_to_the_body(dlq):
-    """An update that has no room for its history is replayed without it."""
+    """If an update has no room for its history, it is replayed without it."""
     await dlq.write(body=b"x" * (await dlq.max_size() - 250))
     summary, _ = await dlq.replay()
     assert ReplaySummary(replayed=1) == summary
@@ -153,9 +153,9 @@ async def test_history_gives_way_to_the_body(dlq):
 
 
 async def test_replayed_update_reaches_the_facilitator():
-    """A job that the Facilitator did not know is made there, its updates are replayed, and the Facilitator has them.
+    """When an unknown job has become known, its updates are replayed, and the Facilitator gets them.
 
-    A replay that fails again has its history, and replayed updates are counted apart.
+    A replay that fails again has its history, and replayed updates are counted separately.
     """
     async with NatsServer() as server, FacilitatorSimulator() as facilitator, Scene(server, facilitator) as scene:
         job = new_job()

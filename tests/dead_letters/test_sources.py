@@ -1,4 +1,4 @@
-"""An update is deleted from the status stream with its dead letter, and no other update is."""
+"""With its dead letter an update is deleted from the status stream, and no other update is."""
 
 import asyncio
 import datetime as dt
@@ -44,7 +44,7 @@ both_ways = pytest.mark.parametrize("take", [Dlq.replay, Dlq.purge])
     ],
 )
 async def test_source_goes_with_its_dead_letter(dlq, take, selection, left):
-    """The sources of the dead letters that are replayed or purged are deleted with them, and no other update is."""
+    """With the dead letters that are replayed or purged, exactly their sources are deleted."""
     await dlq.write()
     await dlq.write(OTHER, reason=Reason.TOO_LARGE)
     await dlq.publish(JOB, b"{}")
@@ -56,7 +56,7 @@ async def test_source_goes_with_its_dead_letter(dlq, take, selection, left):
 
 @both_ways
 async def test_stream_made_anew_keeps_its_updates(dlq, take):
-    """After the status stream was made anew, an update is kept that has the job and the sequence of a dead letter."""
+    """If the status stream was created again, an update with the job and the sequence of a dead letter is kept."""
     await dlq.write()
     await dlq.write(OTHER)
     await dlq.recreate_status_stream()
@@ -70,7 +70,7 @@ async def test_stream_made_anew_keeps_its_updates(dlq, take):
 @pytest.mark.parametrize("stride", [1, 64], ids=["look ahead", "look at each"])
 @both_ways
 async def test_anothers_update_stays(dlq, monkeypatch, take, stride):
-    """The update that a dead letter names is kept if it is another job's, or younger than the dead letter."""
+    """The update that a dead letter names is kept if it belongs to another job, or is younger than the dead letter."""
     monkeypatch.setattr(sources, "_STRIDE", stride)
     for _ in range(2):
         await dlq.publish(JOB, b"")
@@ -85,7 +85,7 @@ async def test_anothers_update_stays(dlq, monkeypatch, take, stride):
 
 
 async def test_purge_without_a_status_stream(dlq):
-    """Dead letters can be purged when the status stream is gone."""
+    """Dead letters can be purged without a status stream."""
     await dlq.write()
     await dlq.client.jetstream().delete_stream(STATUS_STREAM)
     await dlq.purge()
@@ -93,19 +93,19 @@ async def test_purge_without_a_status_stream(dlq):
 
 
 async def test_what_may_not_be_deleted(dlq):
-    """If the source may not be deleted, its dead letter stays, so that it can be done again."""
+    """If the source may not be deleted, its dead letter is kept, so that the operation can be repeated."""
     await dlq.write()
     await change_stream(dlq.client, STATUS_STREAM, deny_delete=True)
     summary, _ = await dlq.replay()
     assert isinstance(summary.error, JetStreamError)
     with pytest.raises(ExceptionGroup) as raised:
-        await asyncio.create_task(dlq.purge())  # before Python 3.13 a group leaves its task cancelling
+        await asyncio.create_task(dlq.purge())  # before Python 3.13 a group leaves its task with a cancellation
     assert summary.error.err_code == raised.value.exceptions[0].err_code
     assert [1] == await dlq.sequences()
 
 
 async def test_sources_that_are_older_than_their_dead_letters(dlq, monkeypatch):
-    """Many sources that are old enough cost few lookups: their bodies are not fetched to be deleted."""
+    """Sources that are old enough need few lookups: their bodies are not read before they are deleted."""
     monkeypatch.setattr(sources, "_STRIDE", 10)
     looks = []
 
@@ -116,7 +116,7 @@ async def test_sources_that_are_older_than_their_dead_letters(dlq, monkeypatch):
         await dlq.write(new_job(), str(count).encode())
     for _ in range(10):
         await dlq.publish(new_job(), b"")
-    # As after an outage: all dead letters are younger than all updates.
+    # As after an outage, all dead letters are younger than all updates.
     letters = await dlq.read()
     later = [replace(letter, stored_at=letter.stored_at + dt.timedelta(hours=1)) for letter in letters]
     for subject in (api_message_get(STATUS_STREAM), api_stream_info(STATUS_STREAM)):
@@ -128,12 +128,12 @@ async def test_sources_that_are_older_than_their_dead_letters(dlq, monkeypatch):
     assert list(range(41, 51)) == [sequence for sequence in await dlq.update_sequences() if sequence <= 50]
 
 
-# What is interrupted
+# Interruptions
 
 
 @both_ways
 async def test_interrupted_before_the_letter(dlq, take):
-    """A dead letter whose source is gone already is removed like any other, and nothing else is."""
+    """A dead letter whose source is already deleted is removed like any other, and nothing else is."""
     await dlq.write_many(2)
     first, _ = await dlq.read()
     await SourceUpdates(dlq.client).remove(first)
@@ -143,8 +143,8 @@ async def test_interrupted_before_the_letter(dlq, take):
 
 
 async def test_interrupted_replay_that_failed_again(dlq):
-    """A replay that was interrupted before the removal, and failed again, is not doubled: the first dead letter, which
-    is still there, goes with the second one, and so do both sources.
+    """If a replay was interrupted before the removal and failed again, it is not doubled: the first dead letter, which
+    still exists, is removed with the second one, and so are both sources.
     """
     await dlq.write()
     [first] = await dlq.read()
@@ -156,11 +156,11 @@ async def test_interrupted_replay_that_failed_again(dlq):
     assert [3] == await dlq.update_sequences()
 
 
-# Beside a relay that runs
+# With a running relay
 
 
 async def die_before_terminating(client: Client, job: str) -> None:
-    """Publish an update, and be the worker that writes its dead letter and dies before it can terminate the update."""
+    """Publish an update, write its dead letter as a worker does, and do not terminate the update."""
     inbox = await client.subscribe(client.new_inbox())
     await client.publish(api_pull(STATUS_STREAM, lane_consumer(0)), b"", reply=inbox.subject)
     ack = await Dlq(client).publish(job, b"bad")
@@ -172,8 +172,8 @@ async def die_before_terminating(client: Client, job: str) -> None:
 
 @pytest.mark.parametrize(("take", "moment"), [(Dlq.replay, "before"), (Dlq.replay, "during"), (Dlq.purge, "before")])
 async def test_source_that_was_not_terminated(take, moment):
-    """If a source is deleted before its worker, which died, could terminate it, the next worker takes the lane over
-    all the same, and neither sends the update nor writes its dead letter again.
+    """If a source is deleted before its dead worker could terminate it, the next worker still takes over the lane, and
+    neither sends the update nor writes its dead letter again.
     """
     async with (
         NatsServer() as server,

@@ -1,4 +1,4 @@
-"""Dead letters as values: selections, what a replay is made of, and files of them."""
+"""Dead letters as values: selections, the content of a replay, and files of dead letters."""
 
 import datetime as dt
 import json
@@ -34,7 +34,7 @@ def letter(body: bytes = b"{}", **headers: str) -> StoredDeadLetter:
 
 
 def test_replay_is_the_update_and_its_marks():
-    """A replay has the original's subject, body and headers, and says what it is; nothing else travels along."""
+    """A replay has the original's subject, body and headers, and marks that identify it; nothing else."""
     made = replay_message_of(
         letter(b"\xff", X_Trace="1", Nats_TTL="5", nats_rollup="all", Relay_Original_Nats_Msg_Id="x")
     )
@@ -48,7 +48,7 @@ def test_replay_is_the_update_and_its_marks():
 
 
 def test_history_grows_and_is_bounded():
-    """Each replay adds one failure to the history, which keeps the last twenty."""
+    """Each replay adds a failure to the history, which keeps the last twenty."""
     current = letter()
     for count in range(1, 25):
         made = replay_message_of(current)
@@ -59,12 +59,12 @@ def test_history_grows_and_is_bounded():
 
 @pytest.mark.parametrize("history", ["", "nonsense", "; ;", "a b c d"])
 def test_history_of_somebody_else(history):
-    """What is no history counts as none."""
+    """A malformed history counts as none."""
     assert () == letter(Relay_History=history).history
 
 
 def test_replay_ids_differ():
-    """Another sequence, time or body makes another id, and each is told from a producer's."""
+    """Another sequence, time or body gives another id, and none is equal to a producer's."""
     one = letter()
     others = replace(one, sequence=8), replace(one, stored_at=moment_of_us(1)), replace(one, body=b"{} ")
     ids = {replay_message_of(each).message_id for each in (one, *others)}
@@ -75,7 +75,7 @@ def test_replay_ids_differ():
 
 @pytest.mark.parametrize("subject", ["", "job.status.", "job.status.a.b", "job.status.*", "job.status.>", "job.dlq.a"])
 def test_no_replay_without_a_subject(subject):
-    """A dead letter that names no subject of one job cannot be replayed."""
+    """A dead letter without a subject of one job cannot be replayed."""
     assert None is replay_message_of(letter(Relay_Source_Subject=subject))
 
 
@@ -91,13 +91,13 @@ def test_no_replay_without_a_subject(subject):
     ],
 )
 def test_status(body, status):
-    """The status is read from any body that has one; of any other body it is empty."""
+    """The status is read from any body that has one; for any other body it is empty."""
     assert status == letter(body).status
 
 
 @given(st.integers(1, 2**63), MOMENTS, HEADERS, st.binary() | TEXT.map(str.encode))
 def test_export_and_import(sequence, stored_at, headers, body):
-    """What is exported comes back as it was, whatever bytes it has, from one line."""
+    """An exported dead letter is one line, and is imported unchanged, whatever bytes it has."""
     exported = StoredDeadLetter(sequence, stored_at, headers | {"Relay-Source-Subject": f"job.status.{JOB}"}, body)
     line = to_line(exported)
     assert (1, b"\n") == (line.count(b"\n"), line[-1:])
@@ -117,7 +117,7 @@ def test_export_and_import(sequence, stored_at, headers, body):
     ],
 )
 def test_import_of_another_line(change, problem):
-    """A line that is not a dead letter is refused, and the error names what is wrong."""
+    """A line that is not a dead letter is refused, and the error says what is wrong."""
     line = json.dumps(json.loads(to_line(letter())) | change).encode()
     with pytest.raises(ValueError, match=problem):
         from_line(line)
@@ -142,11 +142,11 @@ def test_since(text, moment):
 
 @pytest.mark.parametrize("text", ["", "h", "2 h", "-2h", "2w", "yesterday", "99999999999d"])
 def test_since_is_neither(text):
-    """What is neither an age nor a time is refused."""
-    with pytest.raises(ValueError):  # noqa: PT011 - whoever asks words it
+    """Text that is neither an age nor a time is refused."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller makes the message
         parse_since(text, NOW)
 
 
 def test_every_reason_has_advice():
-    """There is advice for each reason of the contract, in its order, and for nothing else."""
+    """There is advice for each reason of the contract, in its order, and no other advice."""
     assert list(Reason) == list(ADVICE)

@@ -1,4 +1,4 @@
-"""JOB_DLQ as an operator reads it and removes from it."""
+"""How an operator reads from JOB_DLQ and removes from it."""
 
 import datetime as dt
 import json
@@ -24,7 +24,7 @@ from relay.nats.connection import api_request
 
 
 async def test_selections(dlq):
-    """Each condition of a selection takes its own, in stream order, and all conditions hold together."""
+    """A selection returns the dead letters that meet all its conditions, in stream order."""
     await dlq.write()
     await dlq.write(OTHER, reason=Reason.TOO_LARGE)
     source = await dlq.write(reason=Reason.TOO_LARGE)
@@ -50,7 +50,7 @@ async def test_selections(dlq):
 
 
 async def test_find(dlq):
-    """One dead letter is found by its sequence, and the absence of one is no error."""
+    """One dead letter is found by its sequence; a missing one is no error."""
     await dlq.write(body=b"\xff", X_Trace="7b")
     letter = await stream.find(dlq.client, 1)
     assert (1, b"\xff", "7b") == (letter.sequence, letter.body, letter.headers["X-Trace"])
@@ -59,7 +59,7 @@ async def test_find(dlq):
 
 
 async def test_reading_ends(dlq):
-    """Dead letters that are written while others are read are not read: reading ends however many come."""
+    """Dead letters that are written during a read are not part of it, so it ends however many come."""
     await dlq.write_many(3)
     read = []
     async for letter in stream.read(dlq.client, Selection(), 3):
@@ -70,7 +70,7 @@ async def test_reading_ends(dlq):
 
 
 async def test_removed_while_reading(dlq):
-    """Dead letters that somebody removes while they are read are left out, without an error."""
+    """Dead letters that are removed during a read are left out, without an error."""
     await dlq.write_many(4)
     up_to = await stream.last_sequence(dlq.client)
     for sequence in (2, 4):
@@ -79,7 +79,7 @@ async def test_removed_while_reading(dlq):
 
 
 async def test_consumer_goes_away(dlq):
-    """A reader that pauses for so long that its consumer is gone goes on where it was, and leaves no consumer."""
+    """If a reader pauses until its consumer is deleted, it goes on where it was, and leaves no consumer behind."""
     await dlq.write_many(5)
     read = []
     async for letter in stream.read(dlq.client, Selection(), 5, batch_size=2):
@@ -92,7 +92,7 @@ async def test_consumer_goes_away(dlq):
 
 
 async def test_message_lost_on_the_way(dlq, monkeypatch):
-    """A message that is lost on the way, as in a reconnect, is noticed and asked for again."""
+    """A message that is lost, as in a reconnect, is noticed and requested again."""
     await dlq.write_many(5)
     take, lost = stream._Reading.take, []
 
@@ -108,7 +108,7 @@ async def test_message_lost_on_the_way(dlq, monkeypatch):
 
 
 async def test_nothing_comes(dlq, monkeypatch):
-    """If new consumers deliver nothing either, reading ends with an error that says where it stands."""
+    """If new consumers deliver nothing either, reading ends with an error that says how far it got."""
     await dlq.write()
     monkeypatch.setattr(stream._Reading, "take", lambda *_: None)
     with pytest.raises(BrokerUnavailable, match="stopped coming at sequence 1"):
@@ -119,7 +119,7 @@ async def test_nothing_comes(dlq, monkeypatch):
 
 
 async def test_remove(dlq):
-    """What is removed is gone; a second removal is no error; a removal that is not permitted is one."""
+    """A removed dead letter is gone; a second removal is no error; a removal without permission is one."""
     await dlq.write_many(2)
     assert [True, False, False] == [await stream.remove(dlq.client, sequence) for sequence in (1, 1, 9)]
     assert [2] == await dlq.sequences()
@@ -129,7 +129,7 @@ async def test_remove(dlq):
 
 
 async def test_without_a_stream(nc):
-    """Without a dead-letter stream every function says so, and what to run."""
+    """Without a dead-letter stream every function raises an error that says what to run."""
     for attempt in (stream.last_sequence(nc), stream.remove(nc, 1), stream.find(nc, 1)):
         with pytest.raises(NotProvisioned, match=r"stream JOB_DLQ is missing.*relay provision"):
             await attempt
@@ -146,7 +146,7 @@ async def test_without_a_stream(nc):
     ],
 )
 async def test_purge_removes_what_was_exported(dlq, tmp_path, selection, left):
-    """Exactly what was exported is removed, whatever is written in between."""
+    """A purge removes exactly what it exported, whatever is written meanwhile."""
     for job, reason in ((JOB, Reason.REFUSED), (OTHER, Reason.TOO_LARGE), *[(JOB, Reason.REFUSED)] * 2):
         await dlq.write(job, reason=reason)
     path = tmp_path / "export"
@@ -159,7 +159,7 @@ async def test_purge_removes_what_was_exported(dlq, tmp_path, selection, left):
 
 
 async def test_limit_of_a_purge(dlq):
-    """If somebody else removes a selected dead letter meanwhile, the limit does not reach out to another one."""
+    """If a selected dead letter is removed by somebody else, the purge does not take another one in its place."""
     await dlq.write_many(3)
     plan = await plan_purge(dlq.client, Selection(limit=2), None)
     await stream.remove(dlq.client, 1)
@@ -168,7 +168,7 @@ async def test_limit_of_a_purge(dlq):
 
 
 async def test_purge_of_nothing(dlq):
-    """With no dead letter up to the given sequence nothing is removed."""
+    """If there is no dead letter up to the given sequence, nothing is removed."""
     await dlq.write()
     assert 0 == await stream.remove_all(dlq.client, DLQ_SUBJECTS, 0)
     assert [1] == await dlq.sequences()

@@ -1,4 +1,4 @@
-"""Many dead letters at a time: how many, in which order, and what stops them."""
+"""Replays of many dead letters at a time: how many, in which order, and what stops them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -37,17 +37,17 @@ async def replayed_with(
     return summary, done
 
 
-# With replays that are made up
+# With simulated replays
 
 
 async def test_jobs_are_replayed_side_by_side_but_each_in_order():
-    """Dead letters of different jobs are under way together, those of one job one after another."""
+    """Dead letters of different jobs are replayed concurrently, those of one job one after another."""
     both, began = asyncio.Barrier(2), []
 
     async def replay(letter: StoredDeadLetter) -> ReplayResult:
         began.append(letter.sequence)
         if letter.sequence in (1, 2):
-            await both.wait()  # passes only if both are under way
+            await both.wait()  # passes only if both have started
             assert [1, 2] == began, "the third is of the first one's job"
         return ReplayResult(letter)
 
@@ -57,7 +57,7 @@ async def test_jobs_are_replayed_side_by_side_but_each_in_order():
 
 
 async def test_error_stops_what_is_behind():
-    """After an error no more are begun, above all not of its job; those under way are finished."""
+    """After an error no more are started, above all not of the same job; started ones are finished."""
     other_began, failed = asyncio.Event(), asyncio.Event()
 
     async def replay(letter: StoredDeadLetter) -> ReplayResult:
@@ -76,7 +76,7 @@ async def test_error_stops_what_is_behind():
 
 
 async def test_error_while_reading():
-    """If reading fails, those under way are finished, and the summary has the error."""
+    """If reading fails, started ones are finished, and the summary has the error."""
     began, failed = asyncio.Event(), asyncio.Event()
 
     async def broken() -> AsyncIterator[StoredDeadLetter]:
@@ -95,7 +95,7 @@ async def test_error_while_reading():
 
 
 async def test_rate():
-    """With a rate, so many are begun a second at most, evenly: none before it is due."""
+    """With a rate, that many are started a second at most, at even intervals, and none before it is due."""
     loop, began = asyncio.get_running_loop(), []
 
     async def replay(letter: StoredDeadLetter) -> ReplayResult:
@@ -112,14 +112,14 @@ async def test_rate():
     ("window", "window_bytes", "most"), [(3, 1000, 3), (100, 40, 4), (100, 9, 1)], ids=["count", "bytes", "too large"]
 )
 async def test_the_window_is_bounded(window, window_bytes, most):
-    """No more are under way at a time than the window holds, in number and in bytes; a larger one goes alone."""
+    """At most as many are in progress as fit into the window, in number and in bytes; a larger one is alone."""
     under_way, seen = set(), []
 
     async def work(letter: StoredDeadLetter) -> None:
         under_way.add(letter.sequence)
         seen.append(len(under_way))
         for _ in range(5):
-            await asyncio.sleep(0)  # so that others get to run
+            await asyncio.sleep(0)  # so that other tasks run
         under_way.discard(letter.sequence)
 
     letters = each(*(made_up(count, f"job-{count}", b"x" * 10) for count in range(1, 20)))
@@ -128,7 +128,7 @@ async def test_the_window_is_bounded(window, window_bytes, most):
 
 
 async def test_job_that_outgrows_the_window():
-    """Dead letters that wait for others of their job count as under way, and are worked on in their order."""
+    """Dead letters that wait for others of their job count as in progress, and are handled in order."""
     began, waited = [], 0
 
     async def letters() -> AsyncIterator[StoredDeadLetter]:
@@ -152,7 +152,7 @@ async def test_job_that_outgrows_the_window():
 
 
 async def test_all_kinds_at_a_time(dlq):
-    """Dead letters of every kind go side by side: each ends in its own way, and holds up no other."""
+    """Dead letters of every kind are replayed concurrently: each has its own result, and delays no other."""
     limit = await dlq.max_size()
     kinds = {kind: new_job() for kind in ("plain", "updated since", "source gone", "stored before", "too large")}
     for count in range(10):
@@ -179,7 +179,7 @@ async def test_all_kinds_at_a_time(dlq):
 
 
 async def test_interrupted_anywhere(dlq, monkeypatch):
-    """Whichever request of a replay is the last that is sent, one that is run again loses and doubles nothing."""
+    """Wherever a replay is interrupted, between any two requests, a repeat loses and doubles nothing."""
     request, left, interrupted = Pipeline.request, 0, asyncio.Event()
 
     def ask_while_some_are_left(pipeline: Pipeline, *asked: Any, **how: Any) -> asyncio.Future[Any]:

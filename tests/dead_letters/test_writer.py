@@ -1,4 +1,4 @@
-"""Dead letters that cannot be written now, and headers that would spoil them."""
+"""Dead letters that cannot be written for a while, and headers that would spoil them."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ async def full(scene: Scene) -> Restore:
 
 
 async def silent(scene: Scene) -> Restore:
-    """As while the stream has no leader: what is published is taken by somebody, and nobody answers."""
+    """As while the stream has no leader: publishes have a subscriber, but no answer."""
     await scene.nc.jetstream().delete_stream(DLQ_STREAM)
 
     async def ignore(_: object) -> None:
@@ -65,8 +65,8 @@ TROUBLES = {missing: "run `relay provision`", full: "maximum messages exceeded",
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
-    """Then bad updates are neither acknowledged nor terminated, the log says why, and other jobs go on; later all is
-    made up for. There are more bad updates than writers of dead letters, so that all writers are stuck.
+    """While dead letters cannot be written, bad updates are neither acknowledged nor terminated, the log says why, and
+    other jobs go on. Later all are written. The test has more bad updates than writers, so that all writers are busy.
     """
     restore = await trouble(scene)
     jobs = [new_job() for _ in range(8)]
@@ -85,7 +85,7 @@ async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
 
 
 async def publish_raw(server: NatsServer, job: str, headers: bytes) -> None:
-    """Publish as a client that checks nothing, and wait until the server has taken it."""
+    """Publish without any checks, and wait until the server has stored it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     block = b"NATS/1.0\r\n" + headers + b"\r\n"
     writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
@@ -99,7 +99,7 @@ async def publish_raw(server: NatsServer, job: str, headers: bytes) -> None:
 
 
 async def test_headers_are_made_safe(scene):
-    """Whatever headers an update has, its dead letter is written, without a control character and without effect on the
+    """For any headers of an update a dead letter is written, without control characters, and without an effect on the
     server.
     """
     job = new_job()
@@ -152,8 +152,8 @@ REPLAYED = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T0
     ids=["producer's", "replay's"],
 )
 async def test_control_headers(dlq, headers, expected):
-    """Headers that would steer the server, in any case of letters, are renamed; those that steered a replay, which are
-    not the producer's, are left out, and its marks are kept.
+    """Headers that would control the server, in any case of letters, are renamed. Those that an
+    earlier replay added to control it are left out, and its marks are kept.
     """
     await dlq.write_for(JOB, 1, headers=headers)
     assert expected == carried((await dlq.read())[0].headers)
@@ -161,7 +161,7 @@ async def test_control_headers(dlq, headers, expected):
 
 @pytest.mark.parametrize("marks", [{}, REPLAYED], ids=["first time", "replayed"])
 async def test_headers_that_outgrow_their_room(dlq, marks):
-    """Headers that do not fit beside the body are left out, which the error says; what a replay needs is kept."""
+    """Headers that do not fit beside the body are left out, and the error says so; a replay's headers are kept."""
     body = b"x" * (await dlq.max_size() - 60_000)
     await dlq.write_for(JOB, 1, body, marks | {"X": "x" * 80_000})
     [letter] = await dlq.read()

@@ -1,7 +1,7 @@
-"""What `kubectl kustomize` makes of a folder, for the features that deploy/ uses; any other is an error.
+"""The result of `kubectl kustomize` for a folder, with the features that deploy/ uses; any other is an error.
 
-Two things are left out: a generated ConfigMap keeps its plain name (kustomize adds a hash of the content to it and to
-what refers to it), and the order of the documents.
+Two things differ: a generated ConfigMap keeps its plain name (kustomize adds a hash of the content to it and to
+the references to it), and the order of the documents.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def kustomization(folder: Path) -> Document:
 
 
 def folders(folder: Path) -> Iterator[Path]:
-    """The folder and every folder that it is made of."""
+    """The folder and every folder that it includes."""
     yield folder
     wanted = kustomization(folder)
     for entry in wanted.get("resources", []) + wanted.get("components", []):
@@ -42,7 +42,7 @@ def folders(folder: Path) -> Iterator[Path]:
 
 
 def render(folder: Path, *components: Path) -> list[Document]:
-    """The documents that a folder stands for; with `components`, as if the folder named those as well."""
+    """The documents of a folder; with `components`, as if the folder included those as well."""
     return _build(folder, [], components)
 
 
@@ -74,7 +74,7 @@ def _resource(path: Path) -> list[Document]:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which nothing is the same object twice, as what YAML's anchors name is: patches change one place."""
+    """A copy without shared objects, which YAML's anchors make: so a patch changes only one place."""
     if isinstance(value, dict):
         return {key: _unshared(each) for key, each in value.items()}
     return [_unshared(each) for each in value] if isinstance(value, list) else value
@@ -92,7 +92,7 @@ def _generate(folder: Path, generator: Document, documents: list[Document]) -> l
 
 
 def _apply(operation: Document, target: Document) -> None:
-    """One operation of JSON Patch (RFC 6902)."""
+    """Apply one operation of JSON Patch (RFC 6902)."""
     *way, last = operation["path"].removeprefix("/").split("/")
     place: Any = target
     for step in way:
@@ -121,19 +121,19 @@ def _name_image(container: Document, images: list[Document]) -> None:
 
 
 def find(documents: list[Document], kind: str, name: str) -> Document:
-    """The one document of a kind and name."""
+    """The one document with this kind and name."""
     (found,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
     return found
 
 
 def pod(document: Document) -> Document:
-    """The pod that a workload makes."""
+    """The pod template of a workload."""
     assert document["kind"] in PODS
     return document["spec"]["template"]
 
 
 def containers(document: Document) -> list[Document]:
-    """All containers of a workload, those that start first included."""
+    """All containers of a workload, including init containers."""
     if document["kind"] not in PODS:
         return []
     spec = pod(document)["spec"]

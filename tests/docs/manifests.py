@@ -1,4 +1,4 @@
-"""The rendered overlays, and what their documents say about each other."""
+"""The rendered overlays, and how their documents refer to each other."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def nats_pods(documents: list[Document]) -> Document:
 
 
 def environment(documents: list[Document], container: Document) -> dict[str, str]:
-    """What a container finds in its environment; a value out of a Secret reads `secret:<name>:<key>`."""
+    """A container's environment; a value from a Secret reads `secret:<name>:<key>`."""
     variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
         variables |= find(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
@@ -64,7 +64,7 @@ def mounted_files(workload: Document) -> set[str]:
 
 
 def secret_keys(value: Any) -> set[tuple[str, str]]:
-    """Every (Secret, key) that is referred to anywhere in `value`, unless it may be missing."""
+    """Every (Secret, key) to which `value` refers, except optional ones."""
     if isinstance(value, list):
         return {found for each in value for found in secret_keys(each)}
     if not isinstance(value, dict):

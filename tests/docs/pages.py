@@ -23,13 +23,13 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def typed_commands(page: Path) -> list[str]:
-    """What a page has its reader type: the lines after `$`, those continued with a backslash joined."""
+    """The commands that a page has its reader type: the lines after `$`, with continued lines joined."""
     text = "".join(blocks(page, "console")).replace("\\\n", " ")
     return re.findall(r"^\$ (.+)$", text, flags=re.MULTILINE)
 
 
 def between(mark: str, text: str) -> str:
-    """What stands between the comments `<!-- mark: begin -->` and `<!-- mark: end -->`."""
+    """The text between the comments `<!-- mark: begin -->` and `<!-- mark: end -->`."""
     return text.partition(f"<!-- {mark}: begin -->\n")[2].partition(f"<!-- {mark}: end -->")[0]
 
 

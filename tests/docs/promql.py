@@ -1,4 +1,4 @@
-"""PromQL against what the relay exposes: finds what an expression can never give its author."""
+"""Checks PromQL against the relay's metrics: finds expressions that cannot have the intended result."""
 
 import asyncio
 import re
@@ -13,13 +13,13 @@ from relay.observability.metrics import Metrics
 from relay.service.worker_probes import WorkerProbes
 
 TARGET_LABELS = {"instance", "job", "namespace", "pod"}
-"""What Prometheus puts on every series of a target in Kubernetes; elsewhere some of them are empty."""
+"""The labels that Prometheus adds to every series of a target in Kubernetes; elsewhere some are empty."""
 ON_COUNTERS = {"increase", "irate", "rate"}
 
 
 @dataclass
 class Series:
-    """All series of one name: the type of their metric, and which values each of their labels has."""
+    """All series with one name: the type of their metric, and the values of each of their labels."""
 
     kind: str
     values: dict[str, set[str]] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Series:
 
 @cache
 def exposed() -> dict[str, Series]:
-    """What /metrics has, of a worker and of the parent of several, by name; and Prometheus' own `up`."""
+    """The series in /metrics of a worker and of a parent, by name; and Prometheus' own `up`."""
     parent = asyncio.run(WorkerProbes(2).exposition())
     found = {"up": Series("gauge")}
     for family in text_string_to_metric_families((Metrics(1).render() + parent).decode()):
@@ -43,7 +43,7 @@ def exposed() -> dict[str, Series]:
 
 
 def parse(expression: str) -> Any:
-    """The tree of an expression, in which Grafana's intervals may stand for durations. Raises ValueError."""
+    """The tree of an expression, in which Grafana's intervals may be used as durations. Raises ValueError."""
     return promql.parse(re.sub(r"\$__(rate_interval|interval|range)\b", "5m", expression))
 
 
@@ -55,12 +55,12 @@ def walk(node: Any) -> list[Any]:
 
 
 def selectors(node: Any) -> list[Any]:
-    """The series that are asked for, below a node."""
+    """The selectors of series below a node."""
     return [each for each in walk(node) if isinstance(each, promql.VectorSelector)]
 
 
 def faults(expression: str) -> list[str]:
-    """What is wrong with an expression, in words."""
+    """The faults of an expression, in words."""
     try:
         tree = parse(expression)
     except ValueError as error:

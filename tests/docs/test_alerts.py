@@ -1,4 +1,4 @@
-"""The alerts against the metrics that the relay exposes, its runbook, and what JetStream keeps."""
+"""The alerts, compared with the relay's metrics, its runbook, and the limits of JetStream."""
 
 import re
 import subprocess
@@ -22,20 +22,20 @@ ALERTS: dict[str, dict[str, Any]] = {
 PAGE = ROOT / "docs/operations.md"
 CASES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "alert_cases.yaml").read_text())
 FUNCTIONS = {"humanize", "humanizeDuration", "humanizePercentage", "printf", "with", "end"}
-"""Of those that Prometheus knows in its templates, the ones that the annotations use."""
+"""The functions of Prometheus' templates that the annotations use."""
 DAY_NS = 86_400 * 10**9
 
 alerts = pytest.mark.parametrize("alert", ALERTS)
 
 
 def expanded(text: str) -> list[str]:
-    """What stands between the braces of a template."""
+    """The contents of the braces in a template."""
     return re.findall(r"\{\{(.*?)\}\}", text)
 
 
 @alerts
 def test_expressions_ask_for_what_there_is(alert):
-    """Each alert is PromQL about metrics, labels and label values that the relay exposes."""
+    """Each alert is PromQL with metrics, labels and label values that the relay exposes."""
     assert [] == faults(ALERTS[alert]["expr"])
 
 
@@ -51,7 +51,7 @@ def test_annotations_have_their_values(alert):
 
 
 def test_runbook():
-    """Each alert links to its own section of the runbook, and no section is for anything else."""
+    """Each alert links to its own section of the runbook, and there are no other sections."""
     assert [f"docs/operations.md#{alert.lower()}" for alert in ALERTS] == [
         rule["annotations"]["runbook_url"] for rule in ALERTS.values()
     ]
@@ -60,7 +60,7 @@ def test_runbook():
 
 
 def test_there_is_time_left_before_updates_expire():
-    """The alert about expiring updates comes while more than half of what JetStream allows them is left."""
+    """The alert about expiring updates fires while more than half of their time to live is left."""
     topology = wanted(topology_of(DeliverySettings()), 2**20)
     max_age_days = topology.streams[STATUS_STREAM]["max_age"] / DAY_NS
     rule = ALERTS["RelayUpdatesExpiring"]
@@ -70,14 +70,14 @@ def test_there_is_time_left_before_updates_expire():
 
 
 def test_plain_rules():
-    """The line of the page that makes plain rules for a Prometheus without the operator does so."""
+    """The page's command that makes plain rules, for a Prometheus without the operator, works."""
     (line,) = re.findall(r"^\$ (sed -n .+) > relay.rules.yml$", PAGE.read_text(), flags=re.MULTILINE)
     made = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, check=True, text=True)
     assert {"groups": DOCUMENT["spec"]["groups"]} == yaml.safe_load(made.stdout)
 
 
 def test_every_alert_has_its_cases():
-    """For each alert there is a series of values that sets it off and one that does not, for promtool to try."""
+    """For each alert, promtool has values that make it fire, and values that do not."""
     fires, silent = set(), set()
     for case in CASES["tests"]:
         for moment in case["alert_rule_test"]:

@@ -1,4 +1,4 @@
-"""docs/architecture.md and CONTRIBUTING.md against the folders, the import contract and the code."""
+"""docs/architecture.md and CONTRIBUTING.md, compared with the folders, the import contract and the code."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def definitions(path: str) -> set[str]:
 
 
 def test_rooms():
-    """The table has each folder of the relay once, on the floor that the import contract puts it on."""
+    """The table has each folder of the relay once, on the floor that it has in the import contract."""
     (layers,) = [contract["layers"] for contract in CONTRACTS if contract["type"] == "layers"]
     floors = [sorted(name.strip().replace(".", "/") for name in layer.split("|")) for layer in layers[1:]]
     rows = table_after("| floor | room | holds |", between("rooms", PAGES["docs/architecture.md"]))

@@ -1,4 +1,4 @@
-"""docs/configuration.md against the settings. Run this file as a script to write its table anew."""
+"""docs/configuration.md, compared with the settings. Run this file as a script to write its table again."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ PAGE = ROOT / "docs/configuration.md"
 
 
 def settings_markdown() -> str:
-    """The table of settings, as it must stand on the page."""
+    """The table of settings as the page must have it."""
     rows = [("variable", "default", "allowed", "what for"), ("---",) * 4]
     rows += [(f"`{row.variable}`", f"`{row.default}`" * bool(row.default), *row[2:]) for row in settings_table()]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 
 def test_settings():
-    """The table says what settings.py says: each variable with its default, what it allows and what it is for."""
+    """The table agrees with settings.py: each variable with its default, its range and its meaning."""
     assert settings_markdown() == between("settings", PAGE.read_text()), (
         f"run python {Path(__file__).relative_to(ROOT)}"
     )

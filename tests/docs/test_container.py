@@ -10,7 +10,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 
 
 def of_stage(stage: int, keyword: str) -> list[str]:
-    """The arguments of a keyword in a stage of the Containerfile, which begins with its FROM."""
+    """The arguments of a keyword in one stage of the Containerfile; a stage begins with FROM."""
     text = re.sub(r"^#.*\n", "", CONTAINERFILE, flags=re.MULTILINE).replace("\\\n", " ")
     lines = re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1 + stage].splitlines()
     return [" ".join(line.split()[1:]) for line in lines if line.startswith(f"{keyword} ")]
@@ -36,21 +36,21 @@ def test_dependencies_are_pinned_within_their_ranges():
 
 
 def test_every_pin_is_hashed():
-    """Every pin carries at least one hash, and every hash is a whole SHA-256."""
+    """Every pin has at least one hash, and every hash is a complete SHA-256."""
     for name, (_, hashes) in pins().items():
         assert hashes, name
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), name
 
 
 def test_lock_names_no_address():
-    """The lock holds neither an address, nor an option that names an index, nor a path of the machine that wrote it."""
+    """The lock contains no address, no option that names an index, and no path of the machine that wrote it."""
     options = [line for line in LOCK.splitlines() if line.startswith("-")]
     assert options == []
     assert re.findall(r"http|://|index|find-links|file:|/\w+/", LOCK) == []
 
 
 def test_only_development_tools_are_left_out():
-    """What belongs to development or to the embedded server is not in the image."""
+    """Development tools and the embedded server are not in the image."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     left_out = {canonicalize_name(Requirement(text).name) for group in extras.values() for text in group}
     assert left_out & pins().keys() == set()
@@ -64,7 +64,7 @@ def test_python_of_the_lock():
 
 
 def test_dependencies_only_from_the_lock():
-    """Dependencies are installed by hash and as wheels, and the project without any of its own."""
+    """Dependencies are installed as wheels with checked hashes; the project is installed without dependencies."""
     lock, project = [run for run in of_stage(0, "RUN") if " install " in run]
     assert {"--require-hashes", "--only-binary"} - set(lock.split()) == set()
     assert lock.endswith("-r requirements.lock")
@@ -72,14 +72,14 @@ def test_dependencies_only_from_the_lock():
 
 
 def test_what_is_published_as_source_alone_may_be_built():
-    """What has one file on the registry, which is source then, is excepted from the rule that takes wheels only."""
+    """Packages that are published only as source are excepted from the rule that only wheels are installed."""
     lock = next(run for run in of_stage(0, "RUN") if "requirements.lock" in run)
     excepted = re.findall(r"--no-binary (\S+)", lock)
     assert sorted(name for name, (_, hashed) in pins().items() if len(hashed) == 1) == excepted
 
 
 def test_final_stage_installs_nothing():
-    """What runs has no installer, and no package of the system is added to it."""
+    """The final image has no installer, and no additional system packages."""
     (run,) = of_stage(1, "RUN")
     assert run.startswith("pip uninstall --yes")
     assert re.findall(r"apt|apk|\binstall\b|gcc|build-essential", run) == []
@@ -92,19 +92,19 @@ def test_user_is_numeric_and_not_root():
 
 
 def test_what_runs():
-    """The image runs `relay serve`, and another command replaces `serve` alone."""
+    """The image runs `relay serve`; another command replaces only `serve`."""
     assert (of_stage(1, "ENTRYPOINT"), of_stage(1, "CMD")) == (['["relay"]'], ['["serve"]'])
 
 
 def test_writes_nothing():
-    """Nothing is compiled at run time: the bytecode is made in the builder, and writing it is switched off."""
+    """Nothing is compiled at run time: the builder makes the bytecode, and writing it is switched off."""
     assert any("python -m compileall" in run for run in of_stage(0, "RUN"))
     (environment,) = of_stage(1, "ENV")
     assert "PYTHONDONTWRITEBYTECODE=1" in environment.split()
 
 
 def test_build_context_holds_what_is_copied():
-    """The ignore file lets in exactly what the builder copies, and nothing else."""
+    """The ignore file allows exactly the files that the builder copies."""
     rules = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     copied = {source for rest in of_stage(0, "COPY") for source in rest.split()[:-1]}

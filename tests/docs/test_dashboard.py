@@ -1,4 +1,4 @@
-"""The Grafana dashboard against the metrics that the relay really exposes."""
+"""The Grafana dashboard, compared with the metrics that the relay exposes."""
 
 import json
 import re
@@ -33,20 +33,20 @@ panels = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title
     ],
 )
 def test_faults_are_found(expression, fault):
-    """An expression that could never give what is meant is recognised as such."""
+    """An expression that cannot have the intended result is recognised."""
     assert fault in set(faults(expression))
 
 
 @panels
 def test_queries_ask_for_what_there_is(panel):
-    """Each query of a panel is PromQL about metrics, labels and label values that the relay exposes."""
+    """Each query of a panel is PromQL with metrics, labels and label values that the relay exposes."""
     assert panel["targets"]
     assert [] == [fault for target in panel["targets"] for fault in faults(target["expr"])]
 
 
 @panels
 def test_legends_have_their_labels(panel):
-    """Each label in a legend is one that the query's result has."""
+    """Each label in a legend is a label of the query's result."""
     for target in panel["targets"]:
         used = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
         assert set() == used - labels_of(parse(target["expr"]))
@@ -60,13 +60,13 @@ def test_titles_and_ids_are_unique():
 
 
 def test_variables_are_used_and_made():
-    """Every variable that a query names is one of the dashboard, and every one of the dashboard is named somewhere."""
+    """Every variable in a query belongs to the dashboard, and every variable of the dashboard is used."""
     used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(DASHBOARD["panels"] + list(VARIABLES.values()))))
     assert VARIABLES.keys() == used
 
 
 def test_variables_take_their_values_from_metrics():
-    """Each variable but the data source offers the values of a label, of a metric that the relay exposes."""
+    """Each variable except the data source has the values of a label of a metric that the relay exposes."""
     for name, variable in VARIABLES.items():
         if name == "datasource":
             assert ("datasource", "prometheus") == (variable["type"], variable["query"])
@@ -77,7 +77,7 @@ def test_variables_take_their_values_from_metrics():
 
 
 def test_one_data_source():
-    """Every panel, query and variable asks the Prometheus that is chosen on the dashboard."""
+    """Every panel, query and variable uses the Prometheus that is chosen on the dashboard."""
     asked = [panel["datasource"] for panel in PANELS]
     asked += [target["datasource"] for panel in PANELS for target in panel["targets"]]
     asked += [each["datasource"] for name, each in VARIABLES.items() if name != "datasource"]

@@ -1,4 +1,4 @@
-"""docs/dead-letters.md against the code: its session is typed in, and there is a section for each reason."""
+"""docs/dead-letters.md, compared with the code: its session is run, and it has a section for each reason."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ SESSION = [line[2:] for line in between("transcript", TEXT).splitlines() if line
 
 
 async def type_in(command: str, folder: Path, url: str) -> None:
-    """Run a command of the session; nobody is asked, because there is no terminal."""
+    """Run a command of the session; it asks for nothing, because there is no terminal."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "RELAY_NATS_URL": url}
     command = command.replace("dlq purge", "dlq purge --yes")
@@ -27,7 +27,7 @@ async def type_in(command: str, folder: Path, url: str) -> None:
 
 
 async def test_session(nats_server, tmp_path):
-    """The commands of the session do what the page shows: both updates arrive, and no dead letter is left."""
+    """The commands of the session do what the page shows: both updates are relayed, and no dead letter is left."""
     async with FacilitatorSimulator() as facilitator, Scene(nats_server, facilitator) as scene, scene.relay():
         facilitator.unknown_jobs.update(re.findall(r"^relay publish (\S+)", "\n".join(SESSION), flags=re.MULTILINE))
         for line in SESSION:
@@ -42,7 +42,7 @@ async def test_session(nats_server, tmp_path):
 
 
 def test_reasons():
-    """Each reason has one section, in the order of the contract, with the meaning and the remedy that `show` prints."""
+    """Each reason has one section, in the contract's order, with the meaning and the advice that `show` prints."""
     section = re.compile(r"^### (\w+)\n\nMeaning: (.+?)\.\n.+?^\*\*What to do\.\*\* (.+?)\.$", re.MULTILINE | re.DOTALL)
     advice = [(reason, ADVICE[reason].meaning, ADVICE[reason].remedy) for reason in Reason]
     assert [(reason, meaning, remedy[0].upper() + remedy[1:]) for reason, meaning, remedy in advice] == section.findall(

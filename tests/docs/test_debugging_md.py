@@ -1,4 +1,4 @@
-"""The table of checks on docs/debugging.md against the checks of `relay doctor`."""
+"""The table of checks in docs/debugging.md, compared with the checks of `relay doctor`."""
 
 from pages import ROOT, table_after
 
@@ -19,7 +19,7 @@ def test_checks():
 
 
 def test_limits():
-    """The table says from when on something is a warning, and from when on a failure."""
+    """The table has the limits for a warning and for a failure."""
     assert ["the oldest is 60 seconds old", "10 minutes"] == ROWS["backlog"]
     assert (60, 600) == (OLD_S, TOO_OLD_S)
     shares = [f"{share * 100:g} %" for share in (NEARLY_FULL, FULL)]

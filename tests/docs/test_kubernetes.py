@@ -1,4 +1,4 @@
-"""The Kubernetes manifests against Kubernetes' own schemas, the relay's settings, and each other."""
+"""The Kubernetes manifests, compared with Kubernetes' schemas, the relay's settings, and each other."""
 
 import re
 import tomllib
@@ -27,7 +27,7 @@ from relay.service.intervals import DEFAULTS
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 KUBERNETES = ("1.30", "1.34")
-"""The oldest and the newest release that the manifests are checked against."""
+"""The oldest and the newest release with whose schemas the manifests are checked."""
 OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
 """Kinds of the Prometheus operator, whose schemas are not Kubernetes' own."""
 
@@ -37,7 +37,7 @@ def selects(selector: Document, labels: Document) -> bool:
 
 
 def block_of(user: str) -> str:
-    """What users.conf says of a user, up to the next one."""
+    """The part of users.conf about a user, up to the next one."""
     return (DEPLOY / "nats/users.conf").read_text().split(f"user: {user}\n")[1].split("user: ")[0]
 
 
@@ -47,7 +47,7 @@ def block_of(user: str) -> str:
 @pytest.mark.parametrize("version", KUBERNETES)
 @overlay
 def test_documents_fit_the_schemas(documents, version):
-    """Kubernetes' own schemas, strict ones that know no other fields, accept each document."""
+    """Each document fits Kubernetes' own schemas, in the strict form without unknown fields."""
     own = [document for document in documents if document["kind"] not in OPERATOR_KINDS]
     for document in own:
         kubernetes_validate.validate(document, version, strict=True)
@@ -69,7 +69,7 @@ def test_no_file_is_left_out():
 
 @overlay
 def test_names_are_unique(documents):
-    """No two documents of an overlay have the same kind and name, and all are in the one namespace."""
+    """No two documents of an overlay have the same kind and name, and all are in one namespace."""
     names = [name_of(document) for document in documents]
     namespaces = {document["metadata"].get("namespace") for document in documents if document["kind"] != "Namespace"}
     assert sorted(set(names)) == sorted(names)
@@ -78,7 +78,7 @@ def test_names_are_unique(documents):
 
 @overlay
 def test_images_are_pinned(documents):
-    """Every container names the version of its image, the relay's that of this project."""
+    """Every container has a fixed version of its image; the relay's is the version of this project."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = {each["image"].rsplit("/", 1)[-1] for document in documents for each in containers(document)}
     assert {f"job-status-relay:{version}", "nats:2.15.1-alpine"} == images
@@ -86,7 +86,7 @@ def test_images_are_pinned(documents):
 
 @overlay
 def test_selectors_find_their_pods(documents):
-    """Each Service, budget, policy and monitor selects the pods of exactly one workload, or of all that are meant."""
+    """Each Service, budget, policy and monitor selects the pods of exactly one workload, or of all intended ones."""
     labels = {name_of(each): pod(each)["metadata"]["labels"] for each in workloads(documents)}
     found = {}
     for document in documents:
@@ -122,12 +122,12 @@ def test_selectors_find_their_pods(documents):
 
 @overlay
 def test_settings_are_the_relays(documents, tmp_path):
-    """Every RELAY_ variable of a container is a setting with a value that is allowed, and together they suffice."""
+    """Every RELAY_ variable of a container is a setting with an allowed value, and together they suffice."""
     (tmp_path / "ca.crt").touch()
     deployment, job = relay_pods(documents)
     for workload in (deployment, job):
         variables = environment(documents, containers(workload)[-1])
-        if "RELAY_NATS_CA_FILE" in variables:  # it has to exist
+        if "RELAY_NATS_CA_FILE" in variables:  # the file must exist
             variables["RELAY_NATS_CA_FILE"] = str(tmp_path / "ca.crt")
         settings = load_settings(variables, None)
         if workload is deployment:
@@ -139,7 +139,7 @@ def test_settings_are_the_relays(documents, tmp_path):
 
 @overlay
 def test_settings_name_files_that_are_mounted(documents):
-    """Every file that a setting names comes from a volume, and is one of the Secret's keys."""
+    """Every file in a setting comes from a volume, and is one of the Secret's keys."""
     for workload in relay_pods(documents):
         variables = environment(documents, containers(workload)[-1])
         files = {value for name, value in variables.items() if name.endswith("_FILE")}
@@ -148,7 +148,7 @@ def test_settings_name_files_that_are_mounted(documents):
 
 @overlay
 def test_probes_ask_what_the_relay_answers(documents):
-    """Probes ask the port that RELAY_HTTP_PORT sets, /livez for being alive and /readyz for being ready."""
+    """Probes use the port in RELAY_HTTP_PORT: /livez for liveness, /readyz for readiness."""
     container = containers(find(documents, "Deployment", "job-status-relay"))[-1]
     variables = environment(documents, container)
     assert [{"name": "http", "containerPort": int(variables["RELAY_HTTP_PORT"])}] == container["ports"]
@@ -163,14 +163,14 @@ def test_probes_ask_what_the_relay_answers(documents):
 
 @overlay
 def test_there_is_time_to_drain(documents):
-    """A pod that is told to stop has the drain's time, that of the last pushes, and that of a silent NATS."""
+    """A pod has enough time to stop: for the drain, the last pushes, and a NATS that does not answer."""
     grace_s = pod(find(documents, "Deployment", "job-status-relay"))["spec"]["terminationGracePeriodSeconds"]
     assert grace_s >= DEFAULTS.drain_s + 5 + 3 * 5
 
 
 @overlay
 def test_one_relay_at_a_time_goes(documents):
-    """An update of the Deployment adds a relay before it ends one, and at most one is taken away by force."""
+    """An update of the Deployment starts a new relay before it stops an old one; at most one pod may be disrupted."""
     deployment = find(documents, "Deployment", "job-status-relay")
     budget = find(documents, "PodDisruptionBudget", "job-status-relay")["spec"]
     assert {"maxSurge": 1, "maxUnavailable": 0} == deployment["spec"]["strategy"]["rollingUpdate"]
@@ -178,7 +178,7 @@ def test_one_relay_at_a_time_goes(documents):
 
 
 def test_production_spreads_the_relays():
-    """In production there are two relays, never on one node, and on different zones where that can be."""
+    """In production there are two relays, never on one node, and in different zones if possible."""
     spec = find(RENDERED["production"], "Deployment", "job-status-relay")["spec"]
     spread = {
         each["topologyKey"]: each["whenUnsatisfiable"] for each in spec["template"]["spec"]["topologySpreadConstraints"]
@@ -188,7 +188,7 @@ def test_production_spreads_the_relays():
 
 
 def test_dev_simulates_the_facilitator():
-    """In dev one relay speaks to the simulator beside it, at the port where that listens, and needs no hotkey."""
+    """In dev one relay connects to the simulator in its pod, at the port where that listens, and needs no hotkey."""
     deployment = find(RENDERED["dev"], "Deployment", "job-status-relay")
     simulator, relay = containers(deployment)
     variables = environment(RENDERED["dev"], relay)
@@ -202,17 +202,17 @@ def test_dev_simulates_the_facilitator():
 
 
 def test_provisioning_can_be_repeated():
-    """The Job tries again while NATS starts, and goes away by itself so that it can be applied again."""
+    """The Job is retried while NATS starts, and is removed automatically, so that it can be applied again."""
     spec = find(RENDERED["production"], "Job", "relay-provision")["spec"]
     assert (True, True) == (spec["backoffLimit"] >= 6, spec["ttlSecondsAfterFinished"] > 0)
     assert ["provision"] == spec["template"]["spec"]["containers"][0]["args"]
 
 
-# What is watched.
+# Monitoring.
 
 
 def test_the_monitor_scrapes_the_relay():
-    """The PodMonitor scrapes /metrics at the named port of the relay's pods, as the job `job-status-relay`."""
+    """The PodMonitor scrapes /metrics at the named port of the relay's pods, with the job name `job-status-relay`."""
     monitor = find(RENDERED["production"], "PodMonitor", "job-status-relay")["spec"]
     (endpoint,) = monitor["podMetricsEndpoints"]
     deployment = find(RENDERED["production"], "Deployment", "job-status-relay")
@@ -225,7 +225,7 @@ def test_the_monitor_scrapes_the_relay():
 
 
 def test_only_production_needs_the_prometheus_operator():
-    """The dev overlay has no kinds that a bare cluster does not know."""
+    """The dev overlay has only kinds that a plain cluster knows."""
     assert set() == OPERATOR_KINDS & {document["kind"] for document in RENDERED["dev"]}
     assert {"PodMonitor"} <= {document["kind"] for document in RENDERED["production"]}
 
@@ -234,7 +234,7 @@ def test_only_production_needs_the_prometheus_operator():
 
 
 def test_the_page_makes_every_secret():
-    """The commands of the page make each Secret and key that the manifests refer to, and no other."""
+    """The commands of the page make exactly the Secrets and keys to which the manifests refer."""
     wanted = {found for documents in RENDERED.values() for each in workloads(documents) for found in secret_keys(each)}
     made = set()
     for command in re.findall(r"^\$ (kubectl .*create secret (?:[^\\\n]|\\\n|\\)*)", PAGE, flags=re.MULTILINE):

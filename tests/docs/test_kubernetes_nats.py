@@ -1,4 +1,4 @@
-"""NATS in the Kubernetes manifests against its configuration files."""
+"""NATS in the Kubernetes manifests, compared with its configuration files."""
 
 import re
 
@@ -7,7 +7,7 @@ from manifests import DEPLOY, GIB, RENDERED, TLS, environment, nats_pods, overla
 
 
 def seconds(setting: str) -> float:
-    """A duration of nats-server.conf."""
+    """A duration in nats-server.conf, in seconds."""
     (found,) = re.findall(rf'^{setting}: "(\d+)s"$', (DEPLOY / "nats/nats-server.conf").read_text(), flags=re.MULTILINE)
     return float(found)
 
@@ -28,7 +28,7 @@ def test_nats_finds_its_configuration(documents):
 
 @overlay
 def test_nats_ports(documents):
-    """The server listens where its Services, its probes and its policy say."""
+    """The server listens on the ports of its Services, its probes and its policy."""
     container = containers(nats_pods(documents))[0]
     conf = (DEPLOY / "nats/nats-server.conf").read_text() + (DEPLOY / "nats/cluster.conf").read_text()
     listens = re.findall(r'^\s*(?:listen|http): "0\.0\.0\.0:(\d+)"$', conf, flags=re.MULTILINE)
@@ -41,7 +41,7 @@ def test_nats_ports(documents):
 
 
 def test_nats_cluster_knows_its_servers():
-    """In production each server has a route to each, by names that the StatefulSet and its Service make."""
+    """In production each server has a route to each, with the names that the StatefulSet and its Service make."""
     stateful = nats_pods(RENDERED["production"])
     service = stateful["spec"]["serviceName"]
     variables = environment(RENDERED["production"], containers(stateful)[0])
@@ -54,7 +54,7 @@ def test_nats_cluster_knows_its_servers():
 
 
 def test_nats_survives_a_node():
-    """In production no two servers share a node, at most one at a time goes, and one hands over before it ends."""
+    """In production servers share no node, at most one is disrupted at a time, and it hands over before it ends."""
     spec = nats_pods(RENDERED["production"])["spec"]
     (apart,) = spec["template"]["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     hook = spec["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
@@ -67,7 +67,7 @@ def test_nats_survives_a_node():
 
 @overlay
 def test_nats_has_room(documents):
-    """The volume is larger than what JetStream may store, and the limit of memory than what Go aims at."""
+    """The volume is larger than JetStream's limit, and the memory limit is larger than Go's target."""
     stateful = nats_pods(documents)
     (claim,) = stateful["spec"]["volumeClaimTemplates"]
     container = containers(stateful)[0]
@@ -79,7 +79,7 @@ def test_nats_has_room(documents):
 
 
 def test_tls_reaches_everybody():
-    """With TLS the server has certificate, key and authority, and the relay's pods the authority alone."""
+    """With TLS the server has certificate, key and authority, and the relay's pods have only the authority."""
     documents = RENDERED["production with TLS"]
     nats = containers(nats_pods(documents))[0]
     variables = {name: value for name, value in environment(documents, nats).items() if name.startswith("NATS_TLS_")}

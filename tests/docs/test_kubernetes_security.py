@@ -1,4 +1,4 @@
-"""What the pods of the Kubernetes manifests may do: as processes, with secrets, and on the network."""
+"""What the pods of the Kubernetes manifests may do: as processes, with secrets, and in the network."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from kustomized import Document, containers, find, pod
 from manifests import environment, overlay, quantity, workloads
 
 RESTRICTED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
-"""Those of the standard's kinds that could be wanted here."""
+"""The allowed volume types of the standard that could be needed here."""
 ENFORCED = "pod-security.kubernetes.io/enforce"
 DNS = {("kube-system k8s-app=kube-dns", protocol, 53) for protocol in ("UDP", "TCP")}
 NATS = ("app.kubernetes.io/name=nats", "TCP", 4222)
@@ -15,7 +15,7 @@ INTERNET = ("0.0.0.0/0 but 5 private ranges", "TCP", 443)
 
 
 def allowed(documents: list[Document], policy: str, direction: str) -> set[tuple[str, str, Any]]:
-    """Who a policy lets in (`ingress`), or where it lets its pods connect to (`egress`): peer, protocol and port."""
+    """The peers that a policy allows in (`ingress`) or out (`egress`): peer, protocol and port."""
     spec = find(documents, "NetworkPolicy", policy)["spec"]
     return {
         (peer_name(peer), port["protocol"], port["port"])
@@ -26,7 +26,7 @@ def allowed(documents: list[Document], policy: str, direction: str) -> set[tuple
 
 
 def peer_name(peer: Document) -> str:
-    """A peer of a policy by the values of its labels, or the addresses that it stands for."""
+    """A peer of a policy, by the values of its labels, or by its addresses."""
     if block := peer.get("ipBlock"):
         return f"{block['cidr']} but {len(block['except'])} private ranges"
     namespace = peer.get("namespaceSelector", {}).get("matchLabels", {}).values()
@@ -36,7 +36,7 @@ def peer_name(peer: Document) -> str:
 
 @overlay
 def test_pods_are_restricted(documents):
-    """Each pod keeps every rule of the Pod Security Standard `restricted`, which its namespace enforces."""
+    """Each pod obeys the Pod Security Standard `restricted`, which its namespace enforces."""
     assert "restricted" == find(documents, "Namespace", "job-status-relay")["metadata"]["labels"][ENFORCED]
     for workload in workloads(documents):
         spec = pod(workload)["spec"]
@@ -58,7 +58,7 @@ def test_pods_are_restricted(documents):
 
 @overlay
 def test_pods_have_no_token(documents):
-    """No pod gets a token of Kubernetes' API, nor addresses of Services in its environment."""
+    """No pod gets a token for Kubernetes' API, or addresses of Services in its environment."""
     for workload in workloads(documents):
         spec = pod(workload)["spec"]
         assert (False, False) == (spec["automountServiceAccountToken"], spec["enableServiceLinks"])
@@ -67,7 +67,7 @@ def test_pods_have_no_token(documents):
 
 @overlay
 def test_resources_are_bounded(documents):
-    """Each container asks for a share of the CPU and of memory, and has a limit of memory."""
+    """Each container requests CPU and memory, and has a memory limit."""
     for workload in workloads(documents):
         for container in containers(workload):
             wanted = container["resources"]
@@ -77,7 +77,7 @@ def test_resources_are_bounded(documents):
 
 @overlay
 def test_secrets_only_by_reference(documents):
-    """No document is a Secret, and what is called a password or key is a reference or the name of a file."""
+    """No document is a Secret; every password or key is a reference or the name of a file."""
     assert [] == [document for document in documents if document["kind"] == "Secret"]
     for workload in workloads(documents):
         for container in containers(workload):
@@ -88,7 +88,7 @@ def test_secrets_only_by_reference(documents):
 
 @overlay
 def test_who_may_talk_to_whom(documents):
-    """Policies let the relay reach NATS, DNS and the Facilitator alone, and let in Prometheus alone."""
+    """The relay can only connect to NATS, DNS and the Facilitator, and only Prometheus can connect to it."""
     assert {NATS, INTERNET} | DNS == allowed(documents, "job-status-relay", "egress")
     assert {NATS} | DNS == allowed(documents, "relay-provision", "egress")
     assert {("app.kubernetes.io/name=nats", "TCP", 6222)} | DNS == allowed(documents, "nats", "egress")

@@ -1,4 +1,4 @@
-"""docs/metrics.md against the metrics that there are."""
+"""docs/metrics.md, compared with the relay's metrics."""
 
 import re
 
@@ -16,7 +16,7 @@ ROW = re.compile(r"^\| `(relay_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", re.MULTILI
 
 
 def families():
-    """Every metric of a worker and of a parent, under the name by which it is asked for."""
+    """Every metric of a worker and of a parent, under the name that queries use."""
     text = Metrics(1).render().decode() + generate_latest(WorkerProbes(1)._registry).decode()
     return {
         family.name + ("_total" if family.type == "counter" else ""): family
@@ -38,7 +38,7 @@ def test_every_metric_once():
 
 @pytest.mark.parametrize("name", sorted(families()))
 def test_values_are_explained(name):
-    """Every value of a label that is neither a number nor a reason is explained where its metric is."""
+    """Every value of a label that is neither a number nor a reason is explained with its metric."""
     (meaning,) = [meaning for row, _, _, meaning in ROW.findall(PAGE) if row == name]
     values = {value for sample in families()[name].samples for key, value in sample.labels.items() if key != "le"}
     assert [] == [

@@ -1,4 +1,4 @@
-"""docs/migration.md against the code: its examples are run, with stand-ins for Django Channels, asgiref and Celery."""
+"""docs/migration.md, compared with the code: its examples are run, with stubs for Channels, asgiref and Celery."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ A, B = "123e4567-e89b-42d3-a456-426614174000", "9b2f8c1e-5d3a-4e7b-8f60-1c2d3e4f
 
 
 class ChannelLayer:
-    """Keeps what is sent to it."""
+    """Keeps the messages that are sent."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
@@ -37,7 +37,7 @@ class ChannelLayer:
 
 @pytest.fixture
 def layer(monkeypatch) -> ChannelLayer:
-    """The channel layer that the examples find, in stand-ins of the libraries that they import."""
+    """The channel layer of the examples, in stubs of the libraries that they import."""
     layer = ChannelLayer()
     contents = {
         "channels.layers": {"get_channel_layer": lambda: layer},
@@ -52,14 +52,14 @@ def layer(monkeypatch) -> ChannelLayer:
 
 
 def shared_task(function: Any = None, **options: Any) -> Any:
-    """As Celery's, but that the task runs where it is called."""
+    """Like Celery's, but the task runs where it is called."""
     if function is None:
         return lambda function: shared_task(function, **options)
     return lambda *args: function(*([None] if options.get("bind") else []), *args)
 
 
 async def bodies(client: Client) -> list[bytes]:
-    """What is stored in the status stream, in its order."""
+    """The bodies in the status stream, in order."""
     jetstream = client.jetstream()
     last = (await jetstream.stream_info(STATUS_STREAM)).state.last_seq
     return [(await jetstream.get_msg(STATUS_STREAM, sequence)).data or b"" for sequence in range(1, last + 1)]
@@ -71,13 +71,13 @@ async def updates(client: Client) -> list[JobStatusUpdate]:
 
 @pytest.fixture(autouse=True)
 def nats_url(nats_server, monkeypatch) -> str:
-    """The examples find the server by the RELAY_NATS_* variables."""
+    """The server's URL, in the RELAY_NATS_* variables that the examples use."""
     monkeypatch.setenv("RELAY_NATS_URL", nats_server.url)
     return nats_server.url
 
 
 async def run(code: str, call: str) -> None:
-    """Run an example and then `call` with its names, in a thread as a program without an event loop would."""
+    """Run an example, then `call` with its names, in a thread, as a program without an event loop does."""
 
     def program() -> None:
         names: dict[str, Any] = {"asyncio": asyncio, "A": A, "B": B}
@@ -100,14 +100,14 @@ def message(job: str, status: str) -> dict[str, Any]:
 
 
 def test_every_example_is_run():
-    """Each Python block of the page is an old one, or has a test here."""
+    """Each Python block of the page is either old code, or has a test here."""
     assert ["smallest", "nats_py", "async", "celery", "both"] == list(EXAMPLES)
     assert len(EXAMPLES) + len(BEFORE) == TEXT.count("```python")
 
 
 @pytest.mark.parametrize(("number", "call"), [(0, "asyncio.run(report_accepted(A))"), (1, "finish_job(A)")])
 async def test_what_the_old_code_sent(layer, number, call):
-    """What the old examples send is a message that the relay takes as it is, for the job in the channel's name."""
+    """The old examples send a message that the relay accepts unchanged, for the job in the channel's name."""
     await run(BEFORE[number], call)
     ((channel, sent),) = layer.sent
     assert f"job_status_updates__{A}" == channel
@@ -146,7 +146,7 @@ async def test_celery_task(provisioned):
 
 
 async def test_both_ways(provisioned, layer):
-    """Publishing on both ways sends the same message on each; one that the relay would refuse still takes the old."""
+    """With both ways each message is published on both; one that the relay would refuse still goes the old way."""
     sent = [(f"job_status_updates__{A}", message(A, status)) for status in ("accepted", "lost", "completed")]
     await run(EXAMPLES["both"], f"for channel, message in {sent!r}: report(A, message)")
     assert sent == layer.sent
@@ -154,7 +154,7 @@ async def test_both_ways(provisioned, layer):
 
 
 def test_errors():
-    """The table of errors names each error that the producer exports, and no other."""
+    """The table of errors has exactly the errors that the producer exports."""
     exported = [getattr(producer, name) for name in producer.__all__]
     errors = {
         each.__name__

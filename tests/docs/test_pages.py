@@ -1,4 +1,4 @@
-"""What any page may get wrong: links, commands, settings, metrics, streams, files, tests, examples."""
+"""What all pages must have right: links, commands, settings, metrics, streams, files, tests, examples."""
 
 import ast
 import asyncio
@@ -34,7 +34,7 @@ HOSTS = {
     "semver.org",
 }
 OTHERS_OPTIONS = {"--config", "--from-literal", "--inbox-prefix", "--jetstream", "--max-age", "--preload"}
-"""Options of nats, kubectl and gunicorn that the pages name by themselves."""
+"""Options of nats, kubectl and gunicorn that the pages mention without a command."""
 ENDPOINTS = {"/livez", "/readyz", "/metrics", "/healthz", "/ws/v0/"}
 
 
@@ -65,7 +65,7 @@ def test_tests(page):
 
 
 def functions_in(path: Path) -> set[str]:
-    """The functions of a file by name, those of a class with its name before theirs."""
+    """The functions of a file by name; methods with the name of their class first."""
     tree = ast.parse(path.read_text())
     owners = [("", tree), *((f"{each.name}::", each) for each in tree.body if isinstance(each, ast.ClassDef))]
     functions = ast.FunctionDef | ast.AsyncFunctionDef
@@ -74,7 +74,7 @@ def functions_in(path: Path) -> set[str]:
 
 @every_page
 def test_commands(page):
-    """Every `relay` command on a page exists, with the options that it has there."""
+    """Every `relay` command on a page exists, with the options that the page shows."""
     prefix = r"(?:[A-Z_]+=\S+ )*relay "
     texts = re.findall(rf"`{prefix}([a-z]+(?: [^`]*)?)`", page.read_text())
     texts += [text for line in typed_commands(page) for text in re.findall(rf"(?:^|\| ){prefix}([^|]*)", line)]
@@ -115,7 +115,7 @@ def test_streams(page):
 
 @every_page
 def test_no_strange_places(page):
-    """A page names no host but those that a reader needs, and no absolute path of the machine it was written on."""
+    """A page names only hosts that a reader needs, and no absolute path of the machine on which it was written."""
     text = page.read_text()
     assert set() == {urlsplit(url).hostname for url in re.findall(r"\w+://[\w.:/-]+", text)} - {None} - HOSTS
     assert set() == set(re.findall(r"(?<![\w.~>/:*-])/[a-z][\w./-]*", text)) - ENDPOINTS
@@ -123,7 +123,7 @@ def test_no_strange_places(page):
 
 @every_page
 def test_data(page):
-    """The blocks of JSON and YAML on a page can be read; an update among them needs no repair by the relay."""
+    """The JSON and YAML blocks of a page can be parsed; an update in them needs no repair by the relay."""
     for text in blocks(page, "yaml"):
         yaml.safe_load(text)
     for document in map(json.loads, blocks(page, "json")):
@@ -142,7 +142,7 @@ def test_the_index():
 
 @pytest.mark.parametrize("command", relay_commands())
 def test_options(command):
-    """Each option of a command is on the page that is about the command."""
+    """Each option of a command is on the page about the command."""
     page = {"dlq": "dead-letters", "doctor": "debugging", "top": "debugging", "query": "debugging"}
     text = (ROOT / "docs" / f"{page.get(command.split()[0], 'commands')}.md").read_text()
     assert f"`relay {command}" in text
@@ -150,7 +150,7 @@ def test_options(command):
 
 
 async def test_the_producer_example(nats_server, provisioned):
-    """The Python example of the first page, run as it stands but for the address, stores updates of its job."""
+    """The Python example of the first page, run with only the address changed, stores updates of its job."""
     (example,) = blocks(ROOT / "README.md", "python")
     script = example.replace("nats://127.0.0.1:4222", nats_server.url)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)

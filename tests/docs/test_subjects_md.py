@@ -1,4 +1,4 @@
-"""subjects.md against the code. Run this file as a script to write its generated tables anew."""
+"""subjects.md, compared with the code. Run this file as a script to write its generated tables again."""
 
 import inspect
 import re
@@ -26,7 +26,7 @@ DURATIONS[7 * 24 * 3600 * 10**9] = "7 days"
 
 
 def streams_markdown() -> str:
-    """The table of streams, as it must stand on the page."""
+    """The table of streams as the page must have it."""
     rows = ["| stream | captures | when full, discards | `max_age` | `duplicate_window` |\n", "| --- " * 5 + "|\n"]
     for name, config in WANTED.streams.items():
         captured = ", ".join(f"`{subject}`" for subject in config["subjects"])
@@ -36,7 +36,7 @@ def streams_markdown() -> str:
 
 
 def fields_markdown() -> str:
-    """The fields of an update, as they must stand on the page."""
+    """The fields of an update as the page must have them."""
     described: dict[str, str] = {
         "message_type": "`V0JobStatusUpdate`",
         "uuid": "the job's UUID, the one in the subject",
@@ -55,7 +55,7 @@ def pattern(name: str) -> str:
 
 
 def entries() -> dict[str, str]:
-    """What the page says of each name; a heading may have several names."""
+    """The text of the page for each name; a heading may have several names."""
     found: dict[str, str] = {}
     for part in TEXT.split("\n### `")[1:]:
         heading, _, text = part.partition("\n")
@@ -64,12 +64,12 @@ def entries() -> dict[str, str]:
 
 
 def constants(*endings: str) -> dict[str, Any]:
-    """The public constants of subjects.py whose names end so."""
+    """The public constants of subjects.py whose names end with one of `endings`."""
     return {name: value for name, value in vars(subjects).items() if name.isupper() and name.endswith(endings)}
 
 
 def built_subjects() -> set[str]:
-    """What each function of subjects.py that ends in `_subject` builds, as a pattern."""
+    """The result of each function of subjects.py whose name ends in `_subject`, as a pattern."""
     functions = [function for name, function in vars(subjects).items() if name.endswith("_subject")]
     built = {function(*(EXAMPLES[name] for name in inspect.signature(function).parameters)) for function in functions}
     return {re.sub(r"\.0(?=\.|$)", ".*", name.replace(UUID, "*").replace("relay-lane-0", "*")) for name in built}
@@ -91,7 +91,7 @@ def keys_of(heading: str) -> list[str]:
 
 
 def test_names():
-    """Each stream, subject, consumer and bucket has an entry, and there is no entry for anything else."""
+    """Each stream, subject, consumer and bucket has an entry, and there are no other entries."""
     assert names() == entries().keys()
 
 
@@ -101,7 +101,7 @@ def test_headers():
 
 
 def test_answers():
-    """The table of an answer about an update has each field of the reply, in its order."""
+    """The table of an answer about an update has each field of the reply, in order."""
     section = TEXT.partition("#### An answer about an update\n\n")[2]
     fields = [row[0].strip("`") for row in table_after("| field | value |", section)]
     assert list(UpdateReply.__struct_fields__) == fields
@@ -123,7 +123,7 @@ def test_fields(name, words):
 
 @pytest.mark.parametrize("table", GENERATED)
 def test_generated_tables(table):
-    """The tables of streams and of fields say what provisioning makes and what the model holds."""
+    """The tables of streams and of fields agree with the topology and with the model."""
     written = between(table, TEXT)
     assert GENERATED[table]() == written, f"write it anew with: python {Path(__file__).relative_to(ROOT)}"
 

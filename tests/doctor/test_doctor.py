@@ -1,4 +1,4 @@
-"""`relay doctor` beside real servers: what is wrong, and what is not touched by looking."""
+"""`relay doctor` with real servers: what it finds, and that it changes nothing."""
 
 import functools
 import json
@@ -40,7 +40,7 @@ ALL = ("configuration", "hotkey", "nats", *ON_NATS, "facilitator")
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Runs `relay doctor`, with more time for each check than a busy machine needs."""
+    """Runs `relay doctor` with enough time for each check on a busy machine."""
     patient = functools.partial(checks.run_checks, timeout_s=20, connect_timeout_s=20)
     monkeypatch.setattr(doctor, "run_checks", patient)
     return make_command(monkeypatch, tmp_path)
@@ -48,7 +48,7 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def examine(command):
-    """Runs `relay doctor --json`: its exit code and its findings as (check, verdict, found)."""
+    """Runs `relay doctor --json`; returns its exit code and its findings as (check, verdict, found)."""
 
     async def examine(**settings: str) -> tuple[int, list[tuple[str, str, str]]]:
         ended = await command("doctor", "--json", **settings)
@@ -78,7 +78,7 @@ def told(findings: list[tuple[str, str, str]], check: str) -> str:
 
 
 async def test_all_well(examine, nats_server):
-    """Beside a relay at work every check is made, and nothing is to be complained of but the one copy."""
+    """With a running relay every check is made, and the only complaint is that there is one replica."""
     async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene, scene.relay():
         await scene.settled(*await scene.publish_life(new_job()))
         settings = {"FACILITATOR_URL": simulator.url, "FACILITATOR_AUTH": "none"}
@@ -88,7 +88,7 @@ async def test_all_well(examine, nats_server):
 
 
 async def test_text(command, nats_server, simulator, hotkey):
-    """For people there is a line for each finding, what to do below it, and the count at the end; exit 1 on fail."""
+    """The text has a line for each finding, what to do below it, and the count at the end; exit code 1 on a failure."""
     given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": hotkey}
     ended = await command("doctor", NATS_URL=nats_server.url, **given)
     lines = ended.out.splitlines()
@@ -101,7 +101,7 @@ async def test_text(command, nats_server, simulator, hotkey):
 
 
 async def test_nats_away(examine, simulator, hotkey):
-    """Without NATS what needs it is not checked, and says so; the Facilitator is looked at all the same."""
+    """Without NATS the checks that need it are reported as not made; the Facilitator is still checked."""
     given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": hotkey}
     code, findings = await examine(NATS_URL=NOWHERE, **given)
     assert 1 == code
@@ -111,14 +111,14 @@ async def test_nats_away(examine, simulator, hotkey):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_one_server_away(examine, nats_server):
-    """Of several servers each has its line; one that is away is a warning as long as another is at work."""
+    """Each of several servers has its line; one that is away is a warning while another is up."""
     _, findings = await examine(NATS_URL=f"{NOWHERE},{nats_server.url}")
     assert [("nats", "warn"), ("nats", "ok")] == [each[:2] for each in findings if each[0] == "nats"]
     assert ("topology", "ok") in [each[:2] for each in findings]
 
 
 async def test_without_jetstream(examine):
-    """A server without JetStream is found, and said to be that."""
+    """A server without JetStream is recognised."""
     async with NatsServer(jetstream=False) as server:
         code, findings = await examine(NATS_URL=server.url)
     assert 1 == code
@@ -127,7 +127,7 @@ async def test_without_jetstream(examine):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_nobody_drives(examine, nats_server):
-    """With streams and consumers in place and no worker alive, workers and lanes fail, and the topology does not."""
+    """With streams and consumers in place, but no worker, workers and lanes fail, and the topology does not."""
     code, findings = await examine(NATS_URL=nats_server.url)
     assert 1 == code
     failed = [check for check, verdict, _ in findings if verdict == "fail"]
@@ -137,13 +137,13 @@ async def test_nobody_drives(examine, nats_server):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_other_settings(examine, nats_server):
-    """Settings that differ from what is provisioned show in the topology, with each difference."""
+    """If settings differ from what is provisioned, the topology check lists each difference."""
     _, findings = await examine(NATS_URL=nats_server.url, ACK_WAIT="10", LANES="4")
     assert "consumer relay-lane-0 differs: ack_wait 5s -> 10s" in told(findings, "topology")
 
 
 async def test_worker_in_trouble(examine, nats_server, simulator):
-    """What keeps a worker from relaying is told in its own words."""
+    """What keeps a worker from relaying is reported in the worker's words."""
     away = "ws://127.0.0.1:1/ws/v0/"
     async with Scene(nats_server, simulator) as scene, scene.relay(FACILITATOR_URL=away):
         await scene.owned(lambda: len(scene.owners) == 4)
@@ -156,7 +156,7 @@ async def test_worker_in_trouble(examine, nats_server, simulator):
 
 
 async def test_bad_configuration(examine):
-    """With a setting that is not allowed nothing else can be checked; each check says so, and the exit code is 1."""
+    """With an invalid setting nothing else can be checked; each check says so, and the exit code is 1."""
     code, findings = await examine(LANES="many")
     assert 1 == code
     assert ("configuration", "fail", "RELAY_LANES='many' is not allowed: a whole number from 1 to 256") == findings[0]
@@ -166,7 +166,7 @@ async def test_bad_configuration(examine):
 
 
 async def test_unusable_hotkey(examine, simulator, tmp_path):
-    """A hotkey file that is not there is found; nobody signs in, and the Facilitator is looked at as far as it goes."""
+    """A missing hotkey file is reported; the Facilitator is checked without authentication, as far as possible."""
     given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": str(tmp_path / "none")}
     code, findings = await examine(NATS_URL=NOWHERE, **given)
     assert (1, "fail") == (code, dict(each[:2] for each in findings)["hotkey"])
@@ -175,7 +175,7 @@ async def test_unusable_hotkey(examine, simulator, tmp_path):
 
 
 async def test_facilitator_lets_in(examine, simulator, hotkey):
-    """With the configured hotkey it signs in once, sends nothing else, and closes."""
+    """With the configured hotkey the doctor authenticates once, sends nothing else, and closes."""
     _, findings = await examine(NATS_URL=NOWHERE, FACILITATOR_URL=simulator.url, FACILITATOR_HOTKEY_FILE=hotkey)
     assert f"{simulator.url} lets this validator in" == told(findings, "facilitator")
     await simulator.wait_for(lambda each: each.connections == 0, 10)
@@ -183,7 +183,7 @@ async def test_facilitator_lets_in(examine, simulator, hotkey):
 
 
 async def test_facilitator_refuses(examine, simulator, tmp_path):
-    """A hotkey that the Facilitator does not know is refused, in the Facilitator's words."""
+    """If the Facilitator does not know the hotkey, its answer is reported."""
     stranger = hotkey_file(tmp_path, STRANGER)
     given = {"FACILITATOR_URL": simulator.url, "FACILITATOR_HOTKEY_FILE": stranger}
     code, findings = await examine(NATS_URL=NOWHERE, **given)
@@ -200,7 +200,7 @@ async def test_facilitator_refuses(examine, simulator, tmp_path):
     ids=["dropped", "silent"],
 )
 async def test_facilitator_does_not_answer(simulator, hotkey, fault, timeout_s, expected):
-    """A Facilitator that drops the connection at the sign-in, or never answers it, is found in bounded time."""
+    """If the Facilitator drops or never answers the authentication, this is reported within a time limit."""
     settings = FacilitatorSettings(url=simulator.url, hotkey_file=hotkey)
     with simulator.inject(fault, at={Moment.AUTHENTICATION}, times=None):
         finding = await check_facilitator(settings, check_hotkey(settings)[1], answer_timeout_s=timeout_s)
@@ -217,7 +217,7 @@ async def test_facilitator_does_not_answer(simulator, hotkey, fault, timeout_s, 
     ids=["nobody", "another", "silent"],
 )
 async def test_facilitator_out_of_reach(simulator, where, timeout_s, found, remedy):
-    """No server there, another server there, and a server that never answers: each has its own finding."""
+    """No server, another server, and a server that never answers: each has its own finding."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = where.format(simulator=simulator.url, silent=silent.getsockname()[1])
         finding = await check_facilitator(FacilitatorSettings(url=url, auth="none"), None, open_timeout_s=timeout_s)
@@ -227,11 +227,11 @@ async def test_facilitator_out_of_reach(simulator, where, timeout_s, found, reme
     assert finding.remedy.startswith(remedy)
 
 
-# Looking changes nothing, and tells no secrets.
+# The doctor changes nothing, and shows no secrets.
 
 
 async def test_permissions(examine):
-    """What the NATS user may not do is named, all of it and nothing else."""
+    """Exactly the missing permissions of the NATS user are named."""
     denied = 'publish: {deny: ["job.dlq.*", "$JS.API.CONSUMER.MSG.NEXT.>"]}, subscribe: {deny: "job.query.*"}'
     users = f"accounts {{A {{jetstream: enabled, users: [{{user: u, password: p, permissions: {{{denied}}}}}]}}}}"
     async with NatsServer(extra_config=users) as server:
@@ -244,7 +244,7 @@ async def test_permissions(examine):
 
 
 async def test_the_relays_own_user(examine, monkeypatch):
-    """As the user `relay` of deploy/nats/users.conf, all that it needs is permitted; what it may not see is said."""
+    """The user `relay` of deploy/nats/users.conf has all permissions it needs; what it may not see is reported."""
     findings, worker = await examine_as("relay", examine, monkeypatch)
     assert [("dead letters", "warn"), ("copies", "warn")] == not_ok(findings)
     assert "1 in JOB_DLQ (this NATS user may not count them by reason)" == told(findings, "dead letters")
@@ -253,7 +253,7 @@ async def test_the_relays_own_user(examine, monkeypatch):
 
 @pytest.mark.parametrize("role", ["operator", "observer"])
 async def test_others(role, examine, monkeypatch):
-    """As `operator` or `observer` the rest can be looked at; it is only said that this is not the relay's user."""
+    """With `operator` or `observer` the rest can be checked; the report says that this is not the relay's user."""
     findings, _ = await examine_as(role, examine, monkeypatch)
     assert [("permissions", "warn"), ("dead letters", "warn"), ("copies", "warn")] == not_ok(findings)
     assert told(findings, "permissions").endswith("so it is not the relay's")
@@ -261,7 +261,7 @@ async def test_others(role, examine, monkeypatch):
 
 
 async def examine_as(role, examine, monkeypatch):
-    """What the doctor finds as a user of deploy/nats/users.conf beside a relay at work, and that relay's id."""
+    """The findings with a user of deploy/nats/users.conf and a running relay, and that relay's id."""
     for name, value in passwords().items():
         monkeypatch.setenv(name, value)
     async with guarded_server() as server, FacilitatorSimulator() as simulator:
@@ -274,7 +274,7 @@ async def examine_as(role, examine, monkeypatch):
 
 
 async def test_looking_changes_nothing(examine, nats_server):
-    """All that the doctor tries leaves streams and consumers as they are, and takes no update from anybody."""
+    """The doctor's attempts change no stream or consumer, and take no update from a worker."""
     async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene:
         await scene.publish(new_job(0))
         before = await state(scene)
@@ -285,7 +285,7 @@ async def test_looking_changes_nothing(examine, nats_server):
 
 
 async def state(scene: Scene) -> dict[str, int]:
-    """The last sequence of each stream, and how much of lane 0 was delivered."""
+    """The last sequence of each stream, and the delivered sequence of lane 0."""
     streams = (STATUS_STREAM, DLQ_STREAM, LEASE_STREAM)
     found = {name: (await api_request(scene.nc, api_stream_info(name)))["state"]["last_seq"] for name in streams}
     lane = await api_request(scene.nc, api_consumer_info(STATUS_STREAM, lane_consumer(0)))
@@ -293,7 +293,7 @@ async def state(scene: Scene) -> dict[str, int]:
 
 
 def test_needs_without_effect():
-    """Nothing is tried on a subject that somebody acts upon, and no publish could be stored."""
+    """Nothing is tried on a subject that has an effect, and no publish could be stored."""
     tried = needs()
     acted_upon = ("job.status.", "job.request.", "job.cheated.", "job.relayed.")
     assert [] == [need for need in tried if need.subject.startswith(acted_upon)]
@@ -304,7 +304,7 @@ def test_needs_without_effect():
 
 @pytest.mark.usefixtures("provisioned")
 async def test_one_check_that_breaks(examine, nats_server, monkeypatch):
-    """A check that ends with an exception of any kind fails by itself; the others are made."""
+    """A check that raises any exception fails alone; the others are made."""
 
     async def broken(*_: object) -> None:
         raise KeyError("storage")
@@ -316,7 +316,7 @@ async def test_one_check_that_breaks(examine, nats_server, monkeypatch):
 
 
 async def test_no_secrets(command, nats_server, tmp_path):
-    """Neither the passwords in addresses nor those of their own are in what the doctor prints."""
+    """The output contains no passwords, neither those in addresses nor those in their own settings."""
     url = nats_server.url.replace("nats://", "nats://operator:planted-a@")
     given = {
         "NATS_URL": f"{url},nats://x:planted-b@127.0.0.1:1",

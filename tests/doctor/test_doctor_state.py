@@ -1,4 +1,4 @@
-"""What `relay doctor` finds in a snapshot."""
+"""The findings of `relay doctor` for a snapshot."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def found(seen: Snapshot, check: str) -> str:
 
 
 def test_well():
-    """Where nothing is wrong every check has one finding, ok and without a remedy, in the order of STATE_CHECKS."""
+    """If nothing is wrong, every check has one finding, ok and without advice, in the order of STATE_CHECKS."""
     assert [(name, Level.OK, "") for name in STATE_CHECKS] == [
         (finding.check, finding.level, finding.remedy) for finding in check_state(WELL)
     ]
@@ -65,7 +65,7 @@ def test_well():
     ],
 )
 def test_levels(seen, expected):
-    """Each fault is found by its own check and by no other, at its level, from its threshold on."""
+    """Each fault is found only by its own check, at its level, from its threshold on."""
     findings = sorted(check_state(seen), key=lambda finding: [*Level].index(finding.level))
     assert expected == {finding.check: str(finding.level) for finding in findings if finding.level is not Level.OK}
 
@@ -79,19 +79,19 @@ def test_remedies(seen):
 
 
 def test_backlog_in_words():
-    """What is not settled is counted, with the age of the oldest, its lane, and when JetStream will remove it."""
+    """Unsettled updates are counted, with the age of the oldest, its lane, and when JetStream will remove it."""
     expected = "5 not settled, the oldest for 6 d (lane 0); JetStream removes it in 24 h, relayed or not"
     assert expected == found(oldest(6 * 86_400.0), "backlog")
 
 
 def test_dead_letters_in_words():
-    """Dead letters are counted by reason; if only the newest were counted, it says how many."""
+    """Dead letters are counted by reason; if only the newest were counted, the text says how many."""
     seen = snapshot(dead_letters=ReasonCounts(70_000, 10_000, {"refused": 9_999, "": 1}))
     assert "70000 in JOB_DLQ: of the newest 10000: refused 9999, without a reason 1" == found(seen, "dead letters")
 
 
 def test_owners_in_words():
-    """It says which worker drives which lanes."""
+    """The text says which worker drives which lanes."""
     seen = replace(driven_by(WORKER, OTHER, WORKER), workers=frozenset({WORKER, OTHER}), reports={})
     expected = Finding("lanes", Level.OK, f"3 lanes, each driven: lanes 0, 2 by {WORKER}; lane 1 by {OTHER}")
     assert expected in check_state(seen)
@@ -99,5 +99,5 @@ def test_owners_in_words():
 
 @pytest.mark.parametrize(("ahead_s", "expected"), [(-5.0, "5.0 s ahead of"), (5.0, "5.0 s behind")])
 def test_clock_in_words(ahead_s, expected):
-    """It says in which direction the clock of this machine is wrong."""
+    """The text says in which direction this machine's clock is wrong."""
     assert f"this machine's clock is {expected} that of NATS" in found(snapshot(server_ahead_s=ahead_s), "clock")

@@ -10,7 +10,7 @@ from relay.observability import logs
 
 
 def errors_of(script: str) -> list[str]:
-    """What a process that runs `script` writes on standard error: the configuration of logs belongs to a process."""
+    """The standard error of a new process that runs `script`, because a process has only one logs configuration."""
     code = f"import logging\nfrom relay.observability.logs import configure, get_logger\n{script}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
@@ -22,7 +22,7 @@ def events_of(script: str) -> list[dict]:
 
 
 def test_json_line():
-    """One event is one JSON object with its time in UTC, level, logger, event and the fields given."""
+    """An event is one JSON object with its UTC time, level, logger, event and the given fields."""
     (event,) = events_of("configure('info', 'json')\nget_logger('relay.worker').warning('lane lost', lane=3)")
     moment = datetime.fromisoformat(event.pop("timestamp"))
     assert moment.tzinfo == UTC
@@ -30,7 +30,7 @@ def test_json_line():
 
 
 def test_logger_made_before_configuration():
-    """A logger made at import follows the configuration that comes later."""
+    """A logger that is made at import uses the configuration that is made later."""
     (event,) = events_of("log = get_logger('relay.a')\nconfigure('info', 'json')\nlog.debug('off')\nlog.info('on')")
     assert (event["logger"], event["event"]) == ("relay.a", "on")
 
@@ -45,7 +45,7 @@ def test_logger_made_before_configuration():
     ],
 )
 def test_level(level, expected):
-    """Only what is at least as severe as the level is logged, by the relay and by its libraries alike."""
+    """Only events of the level or above are logged, of the relay and of its libraries."""
     events = events_of(f"""
 configure({level!r}, 'json')
 for name in ('debug', 'info', 'warning', 'error'):
@@ -57,27 +57,27 @@ for name in ('debug', 'info', 'warning', 'error'):
 
 
 def test_library_line():
-    """A line of a library that uses the standard logging comes out in the same form."""
+    """A line of a library that uses the standard logging has the same form."""
     (event,) = events_of("configure('info', 'json')\nlogging.getLogger('asyncio').info('up on %d', 8080)")
     del event["timestamp"]
     assert event == {"level": "info", "logger": "asyncio", "event": "up on 8080"}
 
 
 def test_library_handlers_replaced():
-    """What a library or an earlier call attached to the root logger does not print lines a second time."""
+    """Handlers that a library or an earlier call attached to the root logger do not print lines a second time."""
     events = events_of("logging.basicConfig()\nconfigure('info', 'json')\nlogging.getLogger('nats').info('once')")
     assert [event["event"] for event in events] == ["once"]
 
 
 def test_frames_stay_private():
-    """Even at debug the WebSocket library's frames are not logged: they hold every update and the sign-in."""
+    """Frames of the WebSocket library are not logged even at debug: they contain updates and the authentication."""
     events = events_of("configure('debug', 'json')\nlogging.getLogger('websockets.client').debug('> TEXT')")
     assert events == []
 
 
 @pytest.mark.parametrize("logger", ["get_logger('relay.a')", "logging.getLogger('nats')"])
 def test_exception_is_one_field(logger):
-    """An exception is one text field of its line and shows no local variables."""
+    """An exception is one text field of its line, without local variables."""
     (event,) = events_of(f"""
 configure('info', 'json')
 password = 'hunter2'
@@ -92,19 +92,19 @@ except ValueError:
 
 
 def test_awkward_values():
-    """Values that are not JSON, and text that is not Unicode, do not break a line."""
+    """Values that are not JSON, and text that is not Unicode, are logged in valid lines."""
     (event,) = events_of("configure('info', 'json')\nget_logger('relay.a').info('odd', raw=b'x', text='\\ud800')")
     assert (event["raw"], event["text"]) == ("b'x'", "\ud800")
 
 
 def test_warnings_are_lines():
-    """A Python warning is a line like any other."""
+    """A Python warning is logged like any other line."""
     (event,) = events_of("import warnings\nconfigure('info', 'json')\nwarnings.warn('old')")
     assert (event["logger"], event["level"]) == ("py.warnings", "warning")
 
 
 def test_console():
-    """For people, a line is plain text without colours if it does not go to a terminal, and tracebacks hide values."""
+    """The console format is plain text, without colours outside a terminal, and its tracebacks show no values."""
     lines = errors_of("""
 configure('info', 'console')
 password = 'hunter2'
@@ -119,7 +119,7 @@ except ValueError:
 
 
 def test_unknown_level():
-    """A level that does not exist is refused with its variable, value and what is allowed."""
+    """An unknown level is refused with its variable, its value, and the allowed values."""
     with pytest.raises(ConfigurationError) as caught:
         logs.configure("loud", "json")
     expected = "RELAY_LOG_LEVEL='loud' is not allowed: one of debug, info, warning, error"

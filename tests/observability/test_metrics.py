@@ -18,7 +18,7 @@ def series(metrics: Metrics) -> Iterator[tuple[str, float]]:
 
 
 def test_what_happens_is_counted():
-    """Every event shows in its series, and nothing else moves."""
+    """Every event is counted in its series, and in no other."""
     metrics = Metrics(lanes=2)
     before = dict(series(metrics))
     metrics.answered([0.000_3], [0.011], {Outcome.ACKNOWLEDGED: [0.003], Outcome.DUPLICATE: [0.004]})
@@ -87,7 +87,7 @@ def test_what_happens_is_counted():
 
 
 def test_every_series_exists_from_the_start():
-    """Each reason, repair and kind has its series before it first happens, so that an increase from 0 is seen."""
+    """Each reason, repair and kind has its series from the start, so that the increase from 0 is seen."""
     names = {name for name, _ in series(Metrics(lanes=2))}
     expected = {
         *(f"relay_updates_total{{outcome={outcome}}}" for outcome in ("acknowledged", "duplicate", "dead_lettered")),
@@ -107,14 +107,14 @@ def test_every_series_exists_from_the_start():
 
 @pytest.mark.parametrize("name", ["hot_path", "end_to_end", "facilitator_round_trip", "event_loop_lag"])
 def test_buckets(name):
-    """Histograms resolve 50 microseconds and reach 60 seconds."""
+    """Histograms have buckets from 50 microseconds to 60 seconds."""
     prefix = f"relay_{name}_seconds_bucket{{le="
     bounds = [key.removeprefix(prefix)[:-1] for key, _ in series(Metrics(lanes=1)) if key.startswith(prefix)]
     assert (bounds[0], bounds[-2], bounds[-1]) == ("5e-05", "60.0", "+Inf")
 
 
 def test_durations_fall_into_their_buckets():
-    """A duration is counted in every bucket that reaches it, and in no smaller one."""
+    """A duration is counted in every bucket with a bound at or above it, and in no other."""
     metrics = Metrics(lanes=1)
     metrics.loop_lagged(0.000_2)
     metrics.loop_lagged(0.000_3)

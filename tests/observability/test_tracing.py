@@ -1,4 +1,4 @@
-"""Spans of updates, as a collector gets them that takes OTLP over HTTP."""
+"""Spans of updates, as a collector receives them by OTLP over HTTP."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ NOT_SAMPLED = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
 
 
 class Collector:
-    """Keeps every span that it is sent, with the attributes of who sent it."""
+    """Keeps every span that it receives, with the attributes of its sender."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[Span, dict[str, Any]]] = []
@@ -54,7 +54,7 @@ class Collector:
         self._loop.call_soon_threadsafe(self._came.set)
 
     async def collected(self, count: int) -> list[Span]:
-        """The spans so far, as soon as there are `count`."""
+        """Wait until there are `count` spans, and return them."""
         async with asyncio.timeout(TIMEOUT_S):
             while len(self.spans) < count:
                 self._came.clear()
@@ -63,7 +63,7 @@ class Collector:
 
 
 class _Export(BaseHTTPRequestHandler):
-    """One export of spans."""
+    """Receives one export of spans."""
 
     def __init__(self, take: Callable[[bytes], None], *args: Any) -> None:
         self._take = take
@@ -76,7 +76,7 @@ class _Export(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: Any) -> None:
-        """Nothing: it would go to standard error."""
+        """Log nothing: it would go to standard error."""
 
 
 def attributes(of: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ async def collector(monkeypatch) -> AsyncIterator[Collector]:
 
 @pytest.fixture
 def tracing(nats_server, facilitator) -> Callable[..., Scene]:
-    """A scene whose relays make spans."""
+    """A scene whose relays export spans."""
     return lambda **variables: Scene(nats_server, facilitator, TRACING="otel", **variables)
 
 
@@ -104,7 +104,7 @@ async def publish(scene: Scene, headers: dict[str, str], **told: Any):
 
 
 async def test_span_of_an_update(tracing, collector):
-    """An update's span is a child of the one that published it, and tells from its delivery to how it was settled."""
+    """An update's span is a child of its publisher's span, and lasts from its delivery until it is settled."""
     async with tracing() as scene, scene.relay() as relay:
         began_ns = time.time_ns()
         published = await publish(scene, TRACED, status="accepted")
@@ -130,7 +130,7 @@ async def test_span_of_an_update(tracing, collector):
 
 
 async def test_span_of_a_dead_letter(tracing, collector, facilitator, capsys):
-    """A dead letter's span is an error with its reason; its traceparent goes on, and stands in the log lines on it."""
+    """A dead letter's span is an error with its reason; its traceparent is passed on, and is in its log lines."""
     async with tracing(MAX_ATTEMPTS="2", LOG_LEVEL="info") as scene, scene.relay():
         job = new_job()
         facilitator.unknown_jobs.add(job)
@@ -159,18 +159,18 @@ async def test_span_of_a_dead_letter(tracing, collector, facilitator, capsys):
     ],
 )
 async def test_sampling(tracing, collector, monkeypatch, sampler, made):
-    """OTEL_TRACES_SAMPLER decides; by default as the publisher did, and what belongs to no trace yet begins one."""
+    """OTEL_TRACES_SAMPLER decides; by default the publisher's decision holds, and without a trace a new one begins."""
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     async with tracing() as scene:
         async with scene.relay():
             published = [await publish(scene, headers) for headers in (TRACED, NOT_SAMPLED, {})]
             assert [ACKED] * 3 == await scene.settled(*published)
-        spans = [span for span, _ in collector.spans]  # stopped, the relay has exported everything
+        spans = [span for span, _ in collector.spans]  # the relay has stopped, so it has exported everything
     assert made == sorted("child" if span.parent_span_id else "root" for span in spans)
 
 
 async def test_malformed_traceparent(tracing, collector):
-    """A traceparent that is none is counted and ignored: the update is relayed, and begins a trace of its own."""
+    """A malformed traceparent is counted and ignored: the update is relayed, and begins a trace of its own."""
     async with tracing() as scene, scene.relay() as relay:
         assert [ACKED] == await scene.settled(await publish(scene, {"traceparent": "00-garbage"}))
         (span,) = await collector.collected(1)
@@ -181,16 +181,16 @@ async def test_malformed_traceparent(tracing, collector):
 
 
 async def test_collector_away(tracing, monkeypatch, caplog):
-    """Without a collector updates flow all the same, and that spans are lost is logged."""
+    """Without a collector updates are still relayed, and the loss of spans is logged."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.3")  # the time in which it is tried again
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.3")  # the limit for retries of an export
     async with tracing() as scene, scene.relay():
         assert [ACKED] == await scene.settled(await publish(scene, TRACED))
     assert "Failed to export" in caplog.text
 
 
 async def test_collector_that_hangs(capsys):
-    """A collector that takes spans and never answers does not keep the relay from stopping, which says what it lost."""
+    """A collector that never answers does not keep the relay from stopping; the relay logs what was lost."""
     answer = threading.Event()
     provider = SimpleNamespace(get_tracer=lambda *_: None, shutdown=answer.wait)
     await Tracing(provider, "1", last_spans_s=0.05).close()
@@ -199,7 +199,7 @@ async def test_collector_that_hangs(capsys):
 
 
 def test_off_costs_nothing():
-    """Without tracing nothing of OpenTelemetry is even imported."""
+    """Without tracing OpenTelemetry is not imported."""
     script = (
         "import sys, relay.cli, relay.service.app; print([each for each in sys.modules if 'opentelemetry' in each])"
     )
@@ -208,7 +208,7 @@ def test_off_costs_nothing():
 
 
 def test_extra_is_missing(monkeypatch):
-    """Wanted and not installed, tracing ends the start with a sentence that says what to install."""
+    """If tracing is wanted but not installed, the start ends with a sentence that says what to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigurationError) as caught:
         open_tracing(TracingSettings(backend="otel"), worker="w", version="1")
@@ -226,7 +226,7 @@ def test_extra_is_missing(monkeypatch):
     ],
 )
 def test_variables_that_cannot_be_used(monkeypatch, name, value, variable):
-    """What OpenTelemetry's variables ask for and cannot be had ends the start as well."""
+    """If OpenTelemetry's variables ask for something that is not available, the start ends as well."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as caught:
         open_tracing(TracingSettings(backend="otel"), worker="w", version="1")

@@ -1,4 +1,4 @@
-"""Reading a snapshot from a real nats-server beside a relay."""
+"""Reading a snapshot from a real nats-server with a running relay."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ TIMEOUT_S = 30
 
 
 async def test_read(nats_server):
-    """A snapshot has the lanes with their owner, what waits there and for how long, dead letters, and the reports."""
+    """A snapshot has the lanes with owner, backlog and its age, the dead letters, and the reports."""
     async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene:
         async with scene.relay():
             await scene.settled(await scene.publish(new_job(2)))
@@ -37,13 +37,13 @@ async def test_read(nats_server):
 
 
 async def test_no_worker_answers(provisioned):
-    """If nobody subscribes to the question, nobody is waited for."""
+    """If no worker subscribes to the question, the reader does not wait for answers."""
     async with asyncio.timeout(TIMEOUT_S):
         assert {} == await gather_reports(provisioned, expected=3, timeout_s=2 * TIMEOUT_S)
 
 
 async def test_user_who_may_not_ask(connect, topology):
-    """A NATS user who may not ask the workers is not kept waiting, and the snapshot says that nobody was asked."""
+    """If the NATS user may not ask the workers, the reader does not wait, and the snapshot says that none was asked."""
     user = '{user: u, password: p, permissions: {publish: {deny: "relay.report"}}}'
     async with NatsServer(extra_config=f"accounts {{A {{jetstream: enabled, users: [{user}]}}}}") as server:
         client = await connect(server.url, user="u", password="p")

@@ -1,4 +1,4 @@
-"""What happened between two snapshots: rates, and quantiles from histograms."""
+"""The changes between two snapshots: rates, and quantiles from histograms."""
 
 import math
 
@@ -23,7 +23,7 @@ def timed(worker: str, *counts: int, bounds_s: list[float] = BOUNDS_S) -> Report
 
 
 def test_rates():
-    """What grew between two snapshots is divided by the seconds between them, for each outcome, lane and worker."""
+    """The increase between two snapshots is divided by the seconds between them, for each outcome, lane and worker."""
     first = report("w", updates={"acknowledged": 5, "duplicate": 1}, retries=2)
     second = report("w", updates={"acknowledged": 13, "duplicate": 1}, retries=4)
     found = between(taken(10, first, published=7, deliveries=3), taken(14, second, published=27, deliveries=13))
@@ -33,7 +33,7 @@ def test_rates():
 
 
 def test_restarts():
-    """A worker that is not in both snapshots does not count, and a counter that starts again gives no negative rate."""
+    """A worker that is not in both snapshots is not counted, and a counter that starts again gives no negative rate."""
     before = taken(1, report("old", updates={"acknowledged": 1000}), published=50, deliveries=50)
     after = taken(2, report("new", updates={"acknowledged": 3}), published=1, deliveries=1)
     found = between(before, after)
@@ -47,7 +47,7 @@ def test_no_time():
 
 
 def test_latencies():
-    """Quantiles are of the durations between the snapshots, of all workers together; there may be none."""
+    """Quantiles are of the durations between the snapshots, over all workers; without durations there are none."""
     before = taken(0, timed("a", 9, 0, 0, 0), timed("b", 0, 0, 0, 0))
     after = taken(1, timed("a", 9, 10, 0, 0), timed("b", 0, 0, 10, 0))
     expected = {"hot_path": Quantiles(20, pytest.approx(0.01), pytest.approx(0.1 - 0.09 * 0.02))}
@@ -56,7 +56,7 @@ def test_latencies():
 
 
 def test_other_bounds():
-    """A worker whose histogram has other bounds, as one of another version may, is left out of the quantiles."""
+    """A worker whose histogram has other bounds, such as one of another version, is left out of the quantiles."""
     before = taken(0, timed("a", 0, 0, 0, 0), timed("b", 0, 0, bounds_s=[5.0]))
     after = taken(1, timed("a", 1, 0, 0, 0), timed("b", 7, 7, bounds_s=[5.0]))
     assert {"hot_path": Quantiles(1, 0.0005, 0.00099)} == between(before, after).latencies
@@ -64,7 +64,7 @@ def test_other_bounds():
 
 @given(st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any), st.floats(0.01, 1))
 def test_quantile(counts, share):
-    """A quantile lies in the bucket in which that share of all is reached, and above the last bound it is infinite."""
+    """A quantile is in the bucket in which that share is reached; above the last bound it is infinite."""
     found = quantile(BOUNDS_S, counts, share)
     reached = next(index for index in range(4) if counts[index] and sum(counts[: index + 1]) >= share * sum(counts))
     lower_s, upper_s = [0.0, *BOUNDS_S][reached], [*BOUNDS_S, math.inf][reached]

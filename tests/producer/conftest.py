@@ -1,4 +1,4 @@
-"""A publisher with a real stream, and one with a stream that the test plays."""
+"""A publisher with a real stream, and one whose answers the test sends."""
 
 from collections.abc import AsyncIterator
 
@@ -17,6 +17,6 @@ async def publisher(provisioned) -> AsyncIterator[StatusPublisher]:
 
 @pytest.fixture
 async def played(nats_server, nc) -> AsyncIterator[PlayedStream]:
-    """A stream that the test plays, and its publisher."""
+    """A stream whose answers the test sends, and its publisher."""
     async with StatusPublisher(nats_server.url) as publisher:
         yield await PlayedStream(publisher).listen(nc)

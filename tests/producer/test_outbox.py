@@ -12,7 +12,7 @@ def pending(job: str, number: int = 0, size: int = 0) -> PendingUpdate:
 
 
 def test_bounds():
-    """There is room for as many updates and bytes as was said, and not for one more."""
+    """There is room for exactly the given numbers of updates and bytes."""
     outbox = Outbox(2, 10)
     assert (True, False) == (outbox.has_room(10), outbox.has_room(11))
     outbox.add(pending("a", size=4))
@@ -23,7 +23,7 @@ def test_bounds():
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["add", "published", "failed"]))))
 def test_outbox(steps):
-    """Each job's updates are published in order, one at a time; a failure removes those behind it, and no others."""
+    """Each job's updates are published in order, one at a time; a failure removes exactly those after it."""
     outbox = Outbox(10**6, 10**6)
     held: dict[str, list[PendingUpdate]] = {job: [] for job in "abc"}
     for number, (job, step) in enumerate(steps):

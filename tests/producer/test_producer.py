@@ -1,4 +1,4 @@
-"""StatusPublisher: what is acknowledged is stored once and in order, whatever happens to server, loop and caller."""
+"""StatusPublisher: acknowledged updates are stored once and in order, whatever server, loop and caller do."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ A, B = new_job(), new_job()
 
 
 async def test_publish(publisher, provisioned):
-    """An update is stored in its lane with its message id, and again it is recognised."""
+    """An update is stored in its lane with its message id, and a repeat is recognised."""
     pub_acks = [await publisher.publish(update(A)) for _ in range(2)]
     assert [PubAck(STATUS_STREAM, 1, duplicate=False), PubAck(STATUS_STREAM, 1, duplicate=True)] == pub_acks
     message = await provisioned.jetstream().get_msg(STATUS_STREAM, 1)
@@ -35,7 +35,7 @@ async def test_order_of_a_job(nats_server, publisher):
 
 
 async def test_jobs_do_not_wait_for_each_other(played):
-    """A job's second update is sent after the PubAck of its first; another job's is not held up by that."""
+    """A job's second update is sent after the PubAck of its first; other jobs do not wait."""
     waiting = [played.publisher.submit(each) for each in (update(A), update(A, "completed"), update(B))]
     first, other = await played.hear(), await played.hear()
     assert {f"job.status.{A}", f"job.status.{B}"} == {first.subject, other.subject}
@@ -50,7 +50,7 @@ async def test_jobs_do_not_wait_for_each_other(played):
 @pytest.mark.usefixtures("provisioned")
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 async def test_server_killed_in_mid_publish(nats_server, run):
-    """On either event loop, what is published while the server dies and comes back is stored once, in order."""
+    """On both event loops, updates that are published while the server dies and restarts are stored once, in order."""
     jobs = {job: numbered(job, 100) for job in [new_job() for _ in range(5)]}
     loop, published = asyncio.get_running_loop(), asyncio.Semaphore(0)
 
@@ -74,7 +74,7 @@ async def test_server_killed_in_mid_publish(nats_server, run):
 
 
 async def test_lost_connection_is_not_waited_out(played, proxied):
-    """When the connection is lost before the PubAck, the same update is sent again as soon as there is a new one."""
+    """If the connection is lost before the PubAck, the update is sent again as soon as there is a new connection."""
     async with StatusPublisher(proxied.url) as publisher:
         waiting = publisher.submit(update(A))
         first = await played.hear()
@@ -82,21 +82,21 @@ async def test_lost_connection_is_not_waited_out(played, proxied):
         for task in list(proxied._connections):
             task.cancel()
         again = await played.hear()
-        assert time.monotonic() - began_s < 3  # and not the 5 s that a try waits for its PubAck
+        assert time.monotonic() - began_s < 3  # less than the 5 s that a try waits for its PubAck
         assert (first.data, first.headers) == (again.data, again.headers)
         await played.acknowledge(again)
         assert 1 == (await waiting).sequence
 
 
 async def test_client_closed_for_good(publisher):
-    """A connection that nats-py has given up is made anew by the next publish."""
+    """If nats-py has closed the connection for good, the next publish makes a new one."""
     await publisher.publish(update(A))
     await publisher._queue._connection._client.close()
     assert 2 == (await publisher.publish(update(B))).sequence
 
 
 async def test_close_publishes_what_waits(nats_server, publisher):
-    """What was submitted before `close` is stored when that returns; afterwards nothing is taken."""
+    """What was submitted before `close` is stored when it returns; after that, nothing is accepted."""
     waiting = [publisher.submit(each) for each in numbered(A, 50)]
     await publisher.close()
     await publisher.close()
@@ -111,9 +111,9 @@ async def test_close_publishes_what_waits(nats_server, publisher):
 
 @pytest.mark.parametrize("broken", [False, True])
 async def test_close_says_what_was_not_published(nats_server, played, broken):
-    """`close` ends at its time limit and names what had no PubAck, and so does each publish that waits.
+    """`close` ends at its time limit with an error that names what had no PubAck; so does each publish that waits.
 
-    An error from inside `async with` comes out as it is; what was not published is in the log then.
+    An exception from inside `async with` is raised unchanged; what was not published is logged then.
     """
     waiting = []
 
@@ -136,7 +136,7 @@ async def test_close_says_what_was_not_published(nats_server, played, broken):
 
 
 async def test_close_while_reconnecting(nats_server, publisher):
-    """`close` ends a reconnect even if its first cancellation is forgotten, as `wait_for` of Python 3.11 does."""
+    """`close` ends a reconnect even if its first cancellation is lost, as by `wait_for` in Python 3.11."""
     await publisher.publish(update(A))
     client, trying = publisher._queue._connection._client, asyncio.Event()
 
@@ -155,11 +155,11 @@ async def test_close_while_reconnecting(nats_server, publisher):
 
 
 async def test_cancelled_publish(played):
-    """Cancelling a publish does not stop the update: it is published in its turn; a failure is logged then."""
+    """Cancelling a publish does not stop the update: it is published in its turn, and a failure is logged."""
     first = asyncio.create_task(played.publisher.publish(update(A)))
     heard = await played.hear()
     second = asyncio.create_task(played.publisher.publish(update(A, "completed"), timeout_s=0.3))
-    await asyncio.sleep(0)  # let it begin
+    await asyncio.sleep(0)  # let it start
     third = played.publisher.submit(update(A, "unknown"))
     for task in (first, second):
         task.cancel()
@@ -175,7 +175,7 @@ async def test_cancelled_publish(played):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_loop_that_ended_badly(nats_server):
-    """After an event loop that ended without `close` the publisher works in the next one."""
+    """After an event loop that ended without `close`, the publisher works in the next one."""
     publisher = StatusPublisher(nats_server.url)
 
     async def break_off() -> None:
@@ -191,11 +191,11 @@ async def test_loop_that_ended_badly(nats_server):
         await asyncio.to_thread(asyncio.run, break_off())
     sequence = await asyncio.to_thread(asyncio.run, go_on())
     assert [update(B)] == (await stored(nats_server))[B]
-    assert sequence in (2, 3)  # `completed` may have got through
+    assert sequence in (2, 3)  # `completed` may have been stored
 
 
 async def test_another_loop(publisher):
-    """In a second event loop beside its own a publisher refuses to work."""
+    """A publisher refuses to work in a second event loop while the first one runs."""
     await publisher.publish(update(A))
     for call in (publisher.publish(update(B)), publisher.close()):
         with pytest.raises(RuntimeError, match="in use in another event loop"):

@@ -1,4 +1,4 @@
-"""StatusPublisher: an update that is not stored, or not known to be, is an error that says why and what to do."""
+"""StatusPublisher: if an update is not stored, or this is not known, the error says why and what to do."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ TWO = 2 * len(update(A).to_json())
 
 
 async def test_no_puback_in_time(played):
-    """Without a PubAck the error says that the update may be stored; those behind it are not sent and name it."""
+    """Without a PubAck the error says that the update may be stored; the job's later ones fail and name it."""
     connecting = played.publisher.submit(update(B))
     await played.acknowledge()
     await connecting
@@ -35,7 +35,7 @@ async def test_no_puback_in_time(played):
 
 
 async def test_server_away_beyond_the_deadline(nats_server, publisher):
-    """With no server the error says so and that the update is not stored; when it is there, the next one goes."""
+    """Without a server the error says so, and that the update is not stored; when the server is up, the next one is."""
     await nats_server.stop()
     with pytest.raises(PublishTimedOut, match=r"no NATS connection to .*it is not stored") as caught:
         await publisher.publish(update(A), timeout_s=0.5)
@@ -45,7 +45,7 @@ async def test_server_away_beyond_the_deadline(nats_server, publisher):
 
 
 async def test_no_stream(publisher, provisioned):
-    """Where no stream captures updates, the error says so and that the update is not stored."""
+    """If no stream captures updates, the error says so, and that the update is not stored."""
     await publisher.publish(update(A))
     await api_request(provisioned, f"$JS.API.STREAM.DELETE.{STATUS_STREAM}")
     with pytest.raises(PublishTimedOut, match=r"no stream captures this subject.* run `relay provision`") as caught:
@@ -62,7 +62,7 @@ authorization { users: [
 
 
 async def test_permissions(topology, connect):
-    """A job runner needs to publish and to hear its answers, nothing more; what it may not do is in the error."""
+    """A job runner only needs to publish and to receive answers; a missing permission is named in the error."""
     async with NatsServer(extra_config=USERS) as server:
         admin = await connect(server.url, user="admin", password="pass")
         await provision(admin, topology)
@@ -72,7 +72,7 @@ async def test_permissions(topology, connect):
         async with StatusPublisher.from_environment(environ | prefix) as publisher:
             assert 1 == (await publisher.publish(update(A))).sequence
             began_s = time.monotonic()
-        assert time.monotonic() - began_s < 2  # closing asks the server nothing that it would not answer
+        assert time.monotonic() - began_s < 2  # `close` sends no request that the server would not answer
         async with StatusPublisher.from_environment(environ, limits=QUICK) as publisher:
             with pytest.raises(PublishTimedOut, match=r": permissions violation for subscription"):
                 await publisher.publish(update(A))
@@ -83,7 +83,7 @@ async def test_permissions(topology, connect):
 
 @pytest.mark.usefixtures("nc")
 async def test_credentials_that_cannot_be_used(nats_server, tmp_path):
-    """A credentials file that cannot be read as one fails each publish at once, and is named."""
+    """An invalid credentials file makes each publish fail at once, and is named."""
     creds = tmp_path / "runner.creds"
     creds.write_text("nothing")
     async with StatusPublisher(nats_server.url, creds=creds) as publisher:
@@ -93,7 +93,7 @@ async def test_credentials_that_cannot_be_used(nats_server, tmp_path):
 
 
 async def test_provisioned_in_time(nats_server, nc, topology):
-    """A stream that is made while a publish waits for it gets the update."""
+    """A stream that is created while a publish waits for it stores the update."""
     async with StatusPublisher(nats_server.url) as publisher:
         waiting = publisher.submit(update(A))
         await provision(nc, topology)
@@ -102,7 +102,7 @@ async def test_provisioned_in_time(nats_server, nc, topology):
 
 @pytest.mark.parametrize(("code", "err_code"), [(503, 10077), (503, 10023), (400, 10054), (500, 10999)])
 async def test_refused(played, code, err_code):
-    """What the server refuses for good is not tried again; the error has its code, and says that nothing is stored."""
+    """A permanent refusal is not tried again; the error has its code, and says that nothing is stored."""
     waiting = played.publisher.submit(update(A))
     await played.refuse(code, err_code)
     with pytest.raises(PublishRefused, match=f"accepted of job {A} is not stored: the server refused it") as caught:
@@ -112,7 +112,7 @@ async def test_refused(played, code, err_code):
 
 
 async def test_refused_for_now(played):
-    """A refusal that passes by itself, a stream without a leader, is tried again."""
+    """A temporary refusal, such as a stream without a leader, is tried again."""
     waiting = played.publisher.submit(update(A))
     await played.refuse(503, 10008)
     await played.acknowledge()
@@ -120,7 +120,7 @@ async def test_refused_for_now(played):
 
 
 async def test_refused_by_a_real_stream(publisher, provisioned):
-    """A full stream, an update too large for the stream and one too large for the server are told apart."""
+    """A full stream, an update too large for the stream, and one too large for the server are distinguished."""
     info = await api_request(provisioned, api_stream_info(STATUS_STREAM))
     await api_request(provisioned, f"$JS.API.STREAM.UPDATE.{STATUS_STREAM}", info["config"] | {"max_msgs": 1})
     await publisher.publish(update(A))
@@ -135,7 +135,7 @@ async def test_refused_by_a_real_stream(publisher, provisioned):
 
 @pytest.mark.parametrize("limits", [Limits(max_updates=2), Limits(max_bytes=TWO)])
 async def test_full(nats_server, played, limits):
-    """When as much waits as may, a publish fails at once and nothing is taken; a PubAck makes room."""
+    """If the queue is full, a publish fails at once and is not accepted; a PubAck makes room."""
     async with StatusPublisher(nats_server.url, limits=limits) as publisher:
         first, second = publisher.submit(update(A)), publisher.submit(update(B))
         with pytest.raises(PublisherFull, match=r"2 updates of \d+ bytes wait to be published") as caught:

@@ -1,4 +1,4 @@
-"""SyncStatusPublisher: threads, forks, and how the program ends."""
+"""SyncStatusPublisher: threads, forks, and the end of the program."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def sockets():
 
 @pytest.fixture
 def run_script(nats_server) -> Callable[[str], Awaitable[tuple[int, str, str]]]:
-    """Run a program that has the names of PREAMBLE; returns its exit code, output and errors."""
+    """Run a program with the names of PREAMBLE; returns its exit code, output and errors."""
 
     async def run(script: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
@@ -55,9 +55,9 @@ def run_script(nats_server) -> Callable[[str], Awaitable[tuple[int, str, str]]]:
 
 @pytest.mark.usefixtures("provisioned")
 async def test_many_threads(nats_server):
-    """From many threads each job's updates are stored once and in the order of the calls, also if threads share a job.
+    """Updates from many threads are stored once, a job's in the order of the calls, even if threads share a job.
 
-    Nothing is lost when the server dies meanwhile and comes back.
+    Nothing is lost when the server dies and restarts meanwhile.
     """
     own = {job: numbered(job, UPDATES) for job in [new_job() for _ in range(THREADS)]}
     shared: list[JobStatusUpdate] = []
@@ -87,7 +87,7 @@ async def test_many_threads(nats_server):
 
 
 async def test_errors(nats_server):
-    """What fails fails in the thread that waits for it, with the same errors as in StatusPublisher."""
+    """Errors are raised in the thread that waits, and are the same as in StatusPublisher."""
 
     def fail() -> list[type[Exception]]:
         with SyncStatusPublisher(nats_server.url, limits=Limits(timeout_s=0.2, max_updates=2)) as publisher:
@@ -104,7 +104,7 @@ async def test_errors(nats_server):
 
 @pytest.mark.parametrize(("close_timeout_s", "unpublished"), [(5, ()), (0.1, (f"accepted of job {A}",))])
 async def test_close(nats_server, played, close_timeout_s, unpublished):
-    """`close` publishes what waits, and names what gets no PubAck in its time; the thread is gone then."""
+    """`close` publishes what waits, and names what gets no PubAck in time; then the thread has ended."""
     publisher = SyncStatusPublisher(nats_server.url, limits=Limits(close_timeout_s=close_timeout_s))
     await asyncio.to_thread(publisher.submit, update(A))
     heard = await played.hear()
@@ -120,7 +120,7 @@ async def test_close(nats_server, played, close_timeout_s, unpublished):
 
 
 async def test_thread_that_does_not_run(nats_server, played):
-    """Where the publisher's thread does not come to work, a publish ends with an error, and does not block for ever."""
+    """If the publisher's thread does not run, a publish ends with an error, and does not block forever."""
     publisher = SyncStatusPublisher(nats_server.url, limits=Limits(close_timeout_s=0))
     await asyncio.to_thread(publisher.submit, update(B))
     await played.hear()
@@ -135,7 +135,7 @@ async def test_thread_that_does_not_run(nats_server, played):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_fork(nats_server, run_script):
-    """A publisher made before a fork works in parent and children, in use or not, each over a connection of its own."""
+    """A publisher that is made before a fork works in parent and children, each over a connection of its own."""
     code, out, err = await run_script(
         """
         def fork(status):
@@ -164,7 +164,7 @@ async def test_fork(nats_server, run_script):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_child_leaves_the_parents_updates_alone(nats_server, run_script):
-    """What waits in the parent is the parent's to publish: the child neither publishes nor reports it."""
+    """What waits in the parent is published by the parent: the child neither publishes nor reports it."""
     code, _, err = await run_script(
         """
         waiting = [submit(A, number) for number in range(100)]
@@ -183,14 +183,14 @@ async def test_child_leaves_the_parents_updates_alone(nats_server, run_script):
 
 @pytest.mark.usefixtures("provisioned")
 async def test_forgotten_close(nats_server, run_script):
-    """What a program submits and does not wait for is stored when it ends, even if it forgets `close`."""
+    """What a program submits without waiting is stored when it ends, even without `close`."""
     code, _, err = await run_script("for number in range(20): submit(A, number)")
     assert (0, "") == (code, err)
     assert 20 == len((await stored(nats_server))[A])
 
 
 async def test_forgotten_close_without_a_server(nats_server, run_script):
-    """A program that forgets `close` ends within seconds though NATS is away, and says how many updates are lost."""
+    """A program without `close` ends within seconds while NATS is away, and says how many updates are lost."""
     await nats_server.stop()
     began_s = time.monotonic()
     code, _, err = await run_script("submit(A, 1), submit(B, 1)")

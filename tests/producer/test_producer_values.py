@@ -26,14 +26,14 @@ SPAN = SpanContext(
 
 
 def in_a_program(script: str) -> list[str]:
-    """The lines that a program of a job runner's prints, on either stream."""
+    """The output lines of a job runner's program, on both streams."""
     command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
     return done.stdout.splitlines()
 
 
 def test_no_server_parts_come_along():
-    """Importing the producer, and making publishers from arguments and from the environment, imports no server part."""
+    """Importing the producer, and making publishers from arguments or the environment, imports no server part."""
     script = f"""
 import sys
 from relay.producer import StatusPublisher, SyncStatusPublisher
@@ -45,7 +45,7 @@ print(sorted(set(sys.modules) & set({SERVER_PARTS})))
 
 
 def test_never_used():
-    """A publisher that is not used has no thread, so a module may make one before a fork; it can be closed."""
+    """A publisher that is not used has no thread, so that a module may make one before a fork; it can be closed."""
     publisher = SyncStatusPublisher()
     assert [] == [thread for thread in threading.enumerate() if thread.name == "relay-producer"]
     publisher.close()
@@ -54,7 +54,7 @@ def test_never_used():
 
 
 def test_logs_of_a_job_runner():
-    """In a program without structlog the producer logs as the program decides: with the standard library's logging."""
+    """In a program without structlog the producer uses the standard library's logging, as the program configured it."""
     script = """
 import logging
 from relay.observability.logs import get_logger
@@ -71,7 +71,7 @@ get_logger('relay.producer.publish_queue', guest=True).error('not published', up
     "message", [PAYLOAD, {"type": "job_status_update", "payload": PAYLOAD}, PAYLOAD | {"uuid": uuid.UUID(JOB)}]
 )
 def test_update_of_a_message(message):
-    """A message of the channel layer, in its envelope or bare, with objects or text, is the update that its JSON is."""
+    """A channel-layer message, with or without envelope, with objects or text, becomes the update of its JSON."""
     assert JobStatusUpdate.model_validate_json(json.dumps(PAYLOAD)) == update_of(message)
 
 
@@ -85,14 +85,14 @@ def test_update_of_a_message(message):
     ],
 )
 def test_no_update_in_a_message(message, wrong):
-    """What the relay would dead-letter is refused here, with the field that is wrong."""
+    """What the relay would dead-letter is refused here, and the error names the wrong field."""
     with pytest.raises(ValidationError) as caught:
         update_of(message)
     assert wrong == caught.value.errors()[0]["loc"]
 
 
 def test_message_id():
-    """The message id tells apart what differs in job, status or metadata, and nothing else."""
+    """The message id depends on job, status and metadata, and on nothing else."""
     ids = [message_id(update_of(PAYLOAD | change)) for change in ({}, {"metadata": {}})]
     others = {message_id(update_of(PAYLOAD | change)) for change in ({"status": "failed"}, {"metadata": None})}
     assert ids[0] == ids[1]
@@ -117,14 +117,14 @@ def test_message_id():
     ],
 )
 def test_arguments_that_are_not_allowed(kind, arguments, problem):
-    """A wrong argument is refused when the publisher is made, by its name, without its value."""
+    """A wrong argument is refused when the publisher is made; the error has its name, without its value."""
     with pytest.raises(ConfigurationError) as caught:
         kind(**arguments)
     assert str(caught.value).startswith(problem)
 
 
 def test_environment():
-    """The RELAY_NATS_* variables are all that counts, and a wrong one is named."""
+    """Only the RELAY_NATS_* variables are used, and a wrong one is named."""
     environ = {"RELAY_NATS_URL": "nats://a:1,nats://b:2", "RELAY_NATS_USER": "u", "RELAY_NATS_PASSWORD": "p"}
     settings = StatusPublisher.from_environment(environ | {"RELAY_LANES": "none"})._settings
     password = settings.password and settings.password.get_secret_value()
@@ -137,7 +137,7 @@ def test_environment():
 
 
 def test_active_trace():
-    """The active trace of OpenTelemetry is the header, unless another is given; without a trace there is no header."""
+    """The header is OpenTelemetry's active trace, unless another is given; without a trace there is no header."""
     other = TRACEPARENT.replace("0af7", "0bf7")
     with trace.use_span(NonRecordingSpan(SPAN)):
         assert {"traceparent": TRACEPARENT} == trace_headers(None)
@@ -148,6 +148,6 @@ def test_active_trace():
 
 
 def test_malformed_traceparent():
-    """A malformed traceparent is left out: it may come from outside, and is no reason not to publish."""
+    """A malformed traceparent is left out: it may come from outside, and does not prevent publishing."""
     malformed = ("", "00-1-2-3", TRACEPARENT + "\r\nA: b", TRACEPARENT.upper(), "é")
     assert [{}] * len(malformed) == list(map(trace_headers, malformed))

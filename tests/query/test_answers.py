@@ -1,4 +1,4 @@
-"""The answer about one update, whatever happens between the reads that it is made of."""
+"""The answer about an update is true, whatever happens between the reads from which it is made."""
 
 import datetime as dt
 import itertools
@@ -23,8 +23,8 @@ STORED_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 STORED_AT_S = STORED_AT.timestamp()
 UPDATE = StoredMessage(stored_subject(0, JOB), 5, STORED_AT.isoformat(), update(JOB))
 WRITTEN, SETTLED, REMOVED, PURGED = 1, 2, 3, 4
-"""What happens to an update that is dead-lettered: its dead letter is written, it is settled, it is removed from its
-stream, and its dead letter is removed as well."""
+"""The life of a dead-lettered update: its dead letter is written, it is settled, it is removed from its stream, and
+its dead letter is removed."""
 MOST_READS = 11
 
 
@@ -36,7 +36,7 @@ def dead_letter(sequence: int, source: int, age_s: float = 0) -> StoredDeadLette
 class World:
     """What Answers reads about UPDATE. Each of `events` is the number of the read before which the next thing happens.
 
-    `owner_knows` whether the update is settled; otherwise the server is asked. `later` are dead letters behind its own.
+    `owner_knows` whether the update is settled; otherwise the server is asked. `later` are dead letters after its own.
     """
 
     def __init__(self, events: Sequence[int], later: list[StoredDeadLetter], *, owner_knows: bool) -> None:
@@ -47,7 +47,7 @@ class World:
         self._owner_knows = owner_knows
 
     def _go_on(self) -> int:
-        """The stage of the update's life at the next read."""
+        """The stage of the update at the next read."""
         self.reads += 1
         return sum(event <= self.reads for event in self._events)
 
@@ -69,7 +69,7 @@ class World:
         return ([None, *await self.dead_letters()])[-1]
 
     async def answer(self) -> tuple[str, str | None]:
-        """How far UPDATE got, and the reason of its dead letter."""
+        """The progress of UPDATE, and the reason of its dead letter."""
         answers: Any = Answers(self, self, 4, lambda: 2**20)
         try:
             reply = json.loads(await answers.latest(JOB, b""))
@@ -81,7 +81,7 @@ class World:
 @pytest.mark.parametrize("later", [[], [dead_letter(2, 3)]])
 @pytest.mark.parametrize("owner_knows", [True, False])
 async def test_never_acknowledged(later, owner_knows):
-    """An update that is dead-lettered is never called acknowledged, whatever is written and removed between reads."""
+    """A dead-lettered update is never reported as acknowledged, whatever is written and removed between the reads."""
     for events in itertools.combinations_with_replacement(range(1, MOST_READS + 2), PURGED):
         world = World(events, later, owner_knows=owner_knows)
         assert (await world.answer())[0] in ("pending", "dead_lettered", "404"), events
@@ -90,7 +90,7 @@ async def test_never_acknowledged(later, owner_knows):
 
 @pytest.mark.parametrize(("age_s", "expected"), [(59, ("dead_lettered", "unknown")), (61, ("acknowledged", None))])
 async def test_dead_letter_of_a_deleted_stream(age_s, expected):
-    """A dead letter over a minute older than the update with its sequence is about an update of an earlier stream."""
+    """A dead letter over a minute older than the update with its sequence belongs to an update of an earlier stream."""
     world = World([1] * SETTLED, [], owner_knows=True)
     world.own = [dead_letter(1, UPDATE.sequence, age_s)]
     assert expected == await world.answer()
@@ -98,7 +98,7 @@ async def test_dead_letter_of_a_deleted_stream(age_s, expected):
 
 @pytest.mark.parametrize("floor", [AckFloor(4, STORED_AT_S), AckFloor(5, STORED_AT_S - 1), None])
 def test_ack_floor(floor):
-    """Up to the ack floor all is settled that is not younger, as in a new stream, if JetStream gave up on nothing."""
+    """Up to the ack floor all is settled, unless it is younger (new stream), or JetStream gave up on an update."""
     sure = AckFloor(5, STORED_AT_S)
     assert Known.SETTLED is ServerProgress(sure, given_up=False).known(UPDATE)
     assert Known.UNCERTAIN is ServerProgress(floor, given_up=False).known(UPDATE)
@@ -117,6 +117,6 @@ def test_ack_floor(floor):
     ],
 )
 def test_owner(settled, given_up, expected):
-    """The owner is certain of what it settled itself, and the server is asked only where the owner does not know."""
+    """The owner is certain of what it settled itself; the server is asked only if the owner does not know."""
     progress: Any = SimpleNamespace(settled=lambda *_: settled)
     assert expected is OwnerProgress(progress, given_up).known(UPDATE)

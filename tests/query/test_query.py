@@ -1,4 +1,4 @@
-"""What the status service answers: never more than is so, and always something that can be understood."""
+"""The status service never reports more than is true, and its answers can always be read."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ MAX_PAYLOAD = 1024 * 1024
 
 
 def error_of(message: Msg) -> tuple[str, str] | None:
-    """The code and the text of an error; None if it is an answer."""
+    """The code and the text of an error; None for an answer."""
     headers = message.headers or {}
     code = headers.get("Nats-Service-Error-Code")
     return None if code is None else (code, headers["Nats-Service-Error"])
@@ -59,7 +59,7 @@ async def history(scene: Scene, job: str, **request: Any) -> dict[str, Any]:
 
 
 async def pages(scene: Scene, job: str, **request: Any) -> list[list[dict[str, Any]]]:
-    """The updates of the whole history, page by page."""
+    """The updates of the whole history, by page."""
     found = [await history(scene, job, **request)]
     while (after := found[-1]["next"]) is not None:
         found.append(await history(scene, job, after=after, **request))
@@ -71,25 +71,25 @@ def of_each(updates: list[dict[str, Any]], *fields: str) -> list[tuple[Any, ...]
 
 
 async def progress_without_owners(scene: Scene, job: str) -> str:
-    """What a worker answers that drives no lane, while nobody else does."""
+    """The progress that a worker without a lane reports while no worker drives one."""
     archive = Archive(scene.nc)
     sources = ProgressSources(scene.nc, archive, lambda _lane, _job: None, LANES)
     return json.loads(await Answers(archive, sources, LANES, lambda: MAX_PAYLOAD).latest(job, b""))["progress"]
 
 
 async def settled_job(scene: Scene, lane: int) -> str:
-    """A job whose update was settled by a worker that is gone."""
+    """A job whose update was settled by a worker that has ended."""
     job = new_job(lane)
     async with serving(scene):
         assert [ACKED] == await scene.settled(await scene.publish(job))
     return job
 
 
-# What is answered.
+# The content of answers.
 
 
 async def test_latest(scene):
-    """The answer has the job's last update: status, whether it ends the job, sequence, time, and how far it got."""
+    """The answer has the job's last update: status, whether it is final, sequence, time, and progress."""
     job = new_job()
     async with serving(scene):
         *_, last = await scene.publish_life(job)
@@ -103,7 +103,7 @@ async def test_latest(scene):
 
 
 async def test_body(scene):
-    """The body is added on request, as the Facilitator gets it: out of its envelope, and repaired."""
+    """The body is added on request, as the Facilitator gets it: without envelope, and repaired."""
     job = new_job()
     payload = {"uuid": job, "status": "completed", "metadata": None}
     async with serving(scene):
@@ -114,7 +114,7 @@ async def test_body(scene):
 
 
 async def test_unreadable(scene):
-    """A body that nobody can read has no status; the answer says why, and gives it in base64."""
+    """An unreadable body has no status; the answer says why, and has the body in base64."""
     job, body = new_job(), b'{"uuid": \xff}'
     async with serving(scene):
         await scene.settled(await scene.publish_body(job, body))
@@ -126,9 +126,9 @@ async def test_unreadable(scene):
 
 
 async def test_history(scene):
-    """The history has all updates of a job in their order, each with how far it got, in pages of the length asked for.
+    """The history has all updates of a job in order, each with its progress, in pages of the requested length.
 
-    A dead letter says something of its own update only.
+    A dead letter only affects the progress of its own update.
     """
     job = new_job()
     async with serving(scene):
@@ -150,7 +150,7 @@ async def test_history(scene):
 
 
 async def test_large_bodies(scene):
-    """A page ends before it is too large for NATS, and a body that no answer has room for is left out."""
+    """A page ends before it is too large for NATS, and a body that is too large for any answer is left out."""
     job, other, large = new_job(), new_job(), new_job()
     async with serving(scene):
         lives = [await scene.publish(job, status, {"text": "x" * 300_000}) for status in STATUSES[:5]]
@@ -164,11 +164,11 @@ async def test_large_bodies(scene):
     assert (None, "dead_lettered") == (without["body"], without["progress"])
 
 
-# How far an update got.
+# Progress.
 
 
 async def test_pending(scene, facilitator):
-    """An update is pending while the Facilitator has not answered it or it waits for its retry; no other is."""
+    """Exactly the updates that the Facilitator has not answered, or that wait for a retry, are pending."""
     stuck, other = new_job(lane=0), new_job(lane=0)
     facilitator.unknown_jobs.add(stuck)
     async with serving(scene, MAX_ATTEMPTS="1000"):
@@ -185,7 +185,7 @@ async def test_pending(scene, facilitator):
 
 
 async def test_late_dead_letter(scene):
-    """A dead letter is found behind a later one of an earlier update, as one is that JetStream gave up on."""
+    """A dead letter is found after a later one of an earlier update, as when JetStream gave up on it."""
     job = new_job()
     async with serving(scene):
         first = await scene.publish(job)
@@ -199,7 +199,7 @@ async def test_late_dead_letter(scene):
 
 
 async def test_last_write(facilitator, connect):
-    """After a PubAck from one node of a cluster the update is read at once through another, also of a follower's."""
+    """After a PubAck from one node of a cluster, a read through another node finds the update at once."""
     job = new_job()
     published, read = [], []
     async with (
@@ -216,9 +216,9 @@ async def test_last_write(facilitator, connect):
 
 
 async def test_without_an_owner(scene):
-    """While nobody drives a lane, what is below its consumer's ack floor counts as settled, and nothing else.
+    """While no worker drives a lane, exactly what is below its consumer's ack floor counts as settled.
 
-    With an advisory that JetStream gave up on something there, or with a new consumer, nothing does.
+    Nothing does if an advisory shows that JetStream gave up on an update there, or if the consumer is new.
     """
     done, new, in_doubt, forgotten = new_job(0), new_job(0), new_job(1), new_job(2)
     async with serving(scene):
@@ -233,7 +233,7 @@ async def test_without_an_owner(scene):
 
 
 async def test_inherited(scene):
-    """What an earlier owner settled is acknowledged, once the next owner knows that JetStream gave up on none of it."""
+    """What an earlier owner settled is acknowledged once the owner knows that JetStream gave up on none of it."""
     job = await settled_job(scene, lane=0)
     async with serving(scene):
         await scene.settled(await scene.publish(new_job(lane=0)))
@@ -241,7 +241,7 @@ async def test_inherited(scene):
 
 
 async def test_fewer_lanes(scene):
-    """Updates that were stored under a lane that is gone are found, and were settled before it went."""
+    """Updates of a lane that no longer exists are found; they were settled before it was removed."""
     job = await settled_job(scene, lane=3)
     scene.environment["RELAY_LANES"] = "2"
     await scene.provision()
@@ -255,7 +255,7 @@ async def test_fewer_lanes(scene):
 
 
 async def test_stream_made_anew(scene, facilitator):
-    """A new stream's update is pending, although an old one with its sequence was acknowledged."""
+    """A new stream's update is pending, even if an old update with its sequence was acknowledged."""
     job = new_job(lane=0)
     async with serving(scene):
         await scene.settled(*[await scene.publish(new_job(lane=0)) for _ in range(3)])
@@ -269,7 +269,7 @@ async def test_stream_made_anew(scene, facilitator):
 
 @contextlib.asynccontextmanager
 async def hammered(scene: Scene, jobs: list[str]) -> AsyncIterator[None]:
-    """Ask about jobs all the time; what is called acknowledged must be at the Facilitator, in the end all but one."""
+    """Ask about jobs all the time. What is reported as acknowledged must be stored; at the end all jobs but one are."""
     early: list[str] = []
     enough = asyncio.Event()
 
@@ -288,7 +288,7 @@ async def hammered(scene: Scene, jobs: list[str]) -> AsyncIterator[None]:
     async def hammer() -> None:
         while not enough.is_set():
             for job in jobs:
-                with contextlib.suppress(TimeoutError, NoRespondersError):  # who was asked has just gone
+                with contextlib.suppress(TimeoutError, NoRespondersError):  # the worker that was asked has just ended
                     await ask(job)
 
     async with asyncio.TaskGroup() as group:
@@ -306,7 +306,7 @@ async def hammered(scene: Scene, jobs: list[str]) -> AsyncIterator[None]:
 
 
 async def test_never_early(scene, facilitator):
-    """Asked all the time, through hand-overs and dead letters, the service never calls acknowledged what is not."""
+    """Asked all the time, during hand-overs and dead letters, the service never reports acknowledged too early."""
     facilitator.service_time_s = 0.002
     jobs = [new_job() for _ in range(24)]
     facilitator.unknown_jobs.add(jobs[0])
@@ -316,7 +316,7 @@ async def test_never_early(scene, facilitator):
 
 
 async def test_never_early_after_a_crash(scene, facilitator):
-    """The service of another worker never calls acknowledged what a killed one had in hand and did not get through."""
+    """After a crash, other workers never report as acknowledged what the killed one had not got through."""
     facilitator.service_time_s = 0.005
     scene.environment |= {"RELAY_LEASE_TTL": "0.5", "RELAY_ACK_WAIT": "0.5"}
     await scene.provision()
@@ -330,7 +330,7 @@ async def test_never_early_after_a_crash(scene, facilitator):
 
 
 async def test_any_worker_answers(scene, facilitator):
-    """Requests go to all workers, and each knows what is settled in the lanes of others, also behind a stuck job."""
+    """Requests go to all workers; each knows what is settled in lanes of others, also after a job that is stuck."""
     stuck, jobs = ([new_job(lane) for lane in range(LANES)] for _ in range(2))
     facilitator.unknown_jobs.update(stuck)
     inbox = scene.nc.new_inbox()
@@ -350,7 +350,7 @@ async def test_any_worker_answers(scene, facilitator):
 
 
 async def test_slow_readers(scene):
-    """Two hundred readers of a giant history do not hold up who asks for a status."""
+    """Two hundred readers of a huge history do not delay requests for a status."""
     giant, job = new_job(), new_job()
     await asyncio.gather(*(publish_confirmed(scene.nc, status_subject(giant), update(giant)) for _ in range(200)))
     async with serving(scene):
@@ -385,7 +385,7 @@ REFUSALS = [
 
 
 async def test_refusals(scene):
-    """What cannot be answered is refused with a code and a sentence, and nothing else."""
+    """A request that cannot be answered gets an error with a code and a sentence, and nothing else."""
     async with serving(scene):
         replies = [await scene.nc.request(subject, body, timeout=5) for subject, body, _, _ in REFUSALS]
     assert [(code, text) for _, _, code, text in REFUSALS] == [error_of(reply) for reply in replies]

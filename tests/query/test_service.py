@@ -1,4 +1,4 @@
-"""The status service: what becomes of requests, whatever their answers are made of. Here the test makes the answers."""
+"""How the status service handles requests; the test makes the answers."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from relay.query.service import EndpointLimits, ServiceLimits, StatusService
 
 @contextlib.asynccontextmanager
 async def serving(nc, answer: Any, **limits: Any) -> AsyncIterator[asyncio.Task[None]]:
-    """The service, with what `answer(job)` returns as each reply."""
+    """The service; `answer(job)` returns each reply."""
 
     async def reply(job: str, _request: bytes) -> bytes:
         return await answer(job) or job.encode()
@@ -65,7 +65,7 @@ async def test_announcement(nc):
 
 
 async def test_too_many(nc):
-    """Beyond what may wait a request is refused at once, and one that waits too long is told so."""
+    """Beyond the limit of waiting requests a request is refused at once; one that waits too long gets an error."""
 
     async def never(_job: str) -> None:
         await asyncio.Event().wait()
@@ -79,7 +79,7 @@ async def test_too_many(nc):
 
 @pytest.mark.parametrize("in_time", [True, False])
 async def test_last_answers(nc, in_time):
-    """A worker that ends answers what it has begun to, unless that takes too long, and takes nothing new."""
+    """A worker that stops still sends started answers, unless that takes too long, and accepts no new requests."""
     asked, finish = asyncio.Event(), asyncio.Event()
 
     async def answer(job: str) -> None:
@@ -115,7 +115,7 @@ async def test_last_answers(nc, in_time):
     ],
 )
 async def test_errors(nc, error, told, logged):
-    """A bug is told to nobody but the log; after any error the service lives on."""
+    """An unexpected error is only logged, not sent; after any error the service goes on."""
 
     async def fail(job: str) -> None:
         if job == "a":
@@ -128,7 +128,7 @@ async def test_errors(nc, error, told, logged):
 
 
 async def test_no_reply_wanted(nc):
-    """A request that wants no reply does no harm, and nothing is read for it."""
+    """A request without a reply subject does no harm, and nothing is read for it."""
     asked = []
 
     async def answer(job: str) -> None:
