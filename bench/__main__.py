@@ -44,7 +44,7 @@ def main() -> None:
             sys.exit(f"interrupted{f'; what was measured before is in {options.json}' if options.json else ''}")
     _print(result)
     if options.charts:
-        from bench.charts import draw  # noqa: PLC0415 - matplotlib takes its time, and most runs draw nothing
+        from bench.charts import draw  # noqa: PLC0415 - matplotlib is slow to import, and most runs draw nothing
 
         for path in draw(result, options.charts):
             print(path)

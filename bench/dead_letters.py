@@ -98,7 +98,7 @@ async def relay(environment: dict[str, str], *arguments: str) -> tuple[float, fl
     began = time.perf_counter()
     command = [sys.executable, "-m", "relay", *arguments]
     # Not asyncio's subprocess: its event loop would wait for the process as well, and only one waiter gets its usage.
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - it starts at once
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - starting is quick
     _, status, usage = await asyncio.to_thread(os.wait4, process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

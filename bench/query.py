@@ -46,7 +46,7 @@ Figures = dict[str, dict[str, float]]
 
 
 async def queries(stored: int, seconds: float, order: Sequence[str]) -> Figures:
-    """Milliseconds for questions, and for updates beside them, by who was asked; measured in the given order.
+    """Milliseconds for questions, and for the updates meanwhile, by who was asked; measured in the given order.
 
     Raises BenchError if a question or an update was refused.
     """

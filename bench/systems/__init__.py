@@ -1,4 +1,4 @@
-"""The systems that are measured beside each other.
+"""The systems that the benchmarks compare.
 
 Each is a process of its own, `python -m bench.systems.<module>` (the relay is just `python -m relay serve`), with
 BENCH_NATS_URL, BENCH_FACILITATOR_URL, BENCH_REDIS_URL and BENCH_JOBS in its environment. It prints

@@ -358,7 +358,7 @@ def test_the_lane_tells_what_it_has():
 
 
 def test_the_lane_tells_how_far_updates_got():
-    """Inherited, acknowledged, dead-lettered, at hand and not delivered yet are told apart once the lane flows."""
+    """Inherited, acknowledged, dead-lettered, at hand and undelivered are distinguished once a lane is released."""
     lane = Lane(0, Continuity(1.0), DeadLetterHorizon(-math.inf, -math.inf))
     taken_over = ConsumerState(pending=0, delivered=5, delivered_count=5, told_at_s=9.0)
     lane.began(taken_over, 0.0)

@@ -47,7 +47,7 @@ def anchors(page: Path) -> set[str]:
 
 @cache
 def relay_commands() -> dict[str, set[str]]:
-    """Every command of the `relay` program (`dlq list` and the like by both words) with its long options."""
+    """Every command of the `relay` program (subcommands with both words, such as `dlq list`) with its long options."""
     found: dict[str, Any] = dict(get_command(program()).commands)
     found |= {f"dlq {name}": command for name, command in found.pop("dlq").commands.items()}
     return {

@@ -225,7 +225,7 @@ class Scene:
         self.published.append(Published(ack.sequence, job, status, doom))
         return self.published[-1]
 
-    # What became of it.
+    # The results.
 
     async def settled(self, *updates: Published, timeout_s: float = 10) -> list[str]:
         """Wait until the relay has settled all of these; returns ACKED or TERMED for each."""

@@ -125,7 +125,7 @@ async def test_a_line_end_in_a_header(nc):
 
 
 async def test_written_while_disconnected(nats_server, connect):
-    """What is written while NATS is away is sent when it is back; too much is refused, and so is all after the end."""
+    """What is written while NATS is away is sent when it is back; beyond the limit, or after `close`, it is refused."""
     away, back = asyncio.Event(), asyncio.Event()
     nc = await connect(nats_server.url, on_disconnected=away.set, on_reconnected=back.set)
     _, took = await listening(nc, "in")

@@ -27,7 +27,7 @@ async def test_publish(publisher, provisioned):
 
 
 async def test_order_of_a_job(nats_server, publisher):
-    """Updates of many jobs that are submitted at once are stored in the order of the calls, job by job."""
+    """Updates of many jobs that are submitted at once are stored, each job's in the order of the calls."""
     jobs = {job: numbered(job, 20) for job in [new_job() for _ in range(10)]}
     in_turns = [each for updates in zip(*jobs.values(), strict=True) for each in updates]
     await asyncio.gather(*map(publisher.submit, in_turns))

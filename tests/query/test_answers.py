@@ -34,7 +34,7 @@ def dead_letter(sequence: int, source: int, age_s: float = 0) -> StoredDeadLette
 
 
 class World:
-    """What Answers reads about UPDATE. Each of `events` is the number of the read before which the next thing happens.
+    """What Answers reads about UPDATE. `events`: for each stage of its life, the number of the read that first sees it.
 
     `owner_knows` whether the update is settled; otherwise the server is asked. `later` are dead letters after its own.
     """

@@ -97,7 +97,7 @@ async def test_ends_promptly_when_cancelled():
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 async def test_cancelled_while_starting(turns):
-    """If it is cancelled before it listens, after any number of loop turns, it frees the port, too."""
+    """If it is cancelled while it starts, after any number of loop turns, it frees the port, too."""
     server = HealthServer(listen(HOST, 0), Answers())
     task = asyncio.create_task(server.serve())
     for _ in range(turns):

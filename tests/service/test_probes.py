@@ -26,7 +26,7 @@ LANES_CHANGED_TO = {
     "4": "in lanes 2 to 3 updates wait for relays that know them",
     "1": "in lane 1 there are no updates any more",
 }
-"""The state if there were two before."""
+"""The relay has two lanes. What it reports when their number is changed to this one."""
 
 
 @pytest.fixture

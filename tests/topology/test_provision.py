@@ -362,7 +362,7 @@ async def test_key_value_clients_can_use_the_lease_bucket(provisioned):
 
 
 async def test_leases_expire(nc, topology):
-    """A lease that is not renewed is gone after its time to live, and can then be taken by creating it."""
+    """A lease that is not renewed expires after its time to live; then it can be created again."""
     await provision(nc, replace(topology, lease_ttl_s=0.2))
     leases = await nc.jetstream().key_value("RELAY_LEASES")
     first = await leases.create("lane.0", b"worker-1")

@@ -1,4 +1,4 @@
-"""Bugs to plant in the relay, each of which the simulation must find.
+"""Bugs to plant in the relay. The simulation must find each of them.
 
 Each is a context manager that plants the bug. They patch private parts, because real bugs are there.
 """

@@ -48,7 +48,7 @@ class Clock:
         self.at(self.now + delay_s, call, *args)
 
     def run(self, done: Callable[[], bool], until_s: float) -> bool:
-        """Let time pass until `done()`; False if that was not so by `until_s`."""
+        """Let time pass until `done()`; False if that is not reached by `until_s`."""
         while not done():
             for process in list(self.processes):
                 process.run()
