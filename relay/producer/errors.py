@@ -109,4 +109,4 @@ def _remedy(err_code: int) -> str:
         return "the stream JOB_STATUS is full: raise its limits, and publish again"
     if err_code in STORE_FULL:
         return "the store of nats-server is full: make room there, and publish again"
-    return "mend what the server names, and publish again"
+    return "correct what the server names, and publish again"

@@ -114,7 +114,7 @@ class WorkerStatus:
 
     def _nats_trouble(self) -> str:
         servers = ", ".join(map(redact_url, self._settings.nats.urls))
-        return f"the connection to NATS at {servers} is lost; trying to make it anew"
+        return f"the connection to NATS at {servers} is lost; trying to reconnect"
 
     def _lane_troubles(self) -> list[str]:
         of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]

@@ -137,7 +137,7 @@ async def test_nats_away_is_said_once(nats_server, facilitator, after):
     async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as relay:
         await shared(lambda: relay.worker_status.missing() == [])
         assert (1, 1) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_facilitator_connected"])
-        away = f"the connection to NATS at {nats_server.url} is lost; trying to make it anew"
+        away = f"the connection to NATS at {nats_server.url} is lost; trying to reconnect"
         await nats_server.kill()
         await shared(lambda: relay.worker_status.missing() != [])
         assert [away] == relay.worker_status.missing()
