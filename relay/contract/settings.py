@@ -83,7 +83,7 @@ _FACILITATOR_URL: Final = (
     " (without the slash the Facilitator answers HTTP 500)"
 )
 _WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
-_MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was delivered and not settled)"
+_MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
 _BACKOFF_MAX: Final = f"{_SECONDS}, and not below RELAY_BACKOFF_INITIAL"
 
 
