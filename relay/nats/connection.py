@@ -17,7 +17,7 @@ from relay.contract.text import redact_url
 from relay.nats.credentials import connect_options
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.nats.frames import FrameClient
-from relay.nats.nats_py import abort, bound_closing, end_reconnect
+from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
 from relay.observability.logs import get_logger
 
 OLDEST_SERVER: Final = (2, 11, 0)
@@ -114,11 +114,17 @@ async def connect(
         )
     except BaseException as error:
         abort(client)
+        stay_cancelled()
         if isinstance(error, nats.errors.Error | ValueError | ImportError):
             raise BrokerUnavailable(callbacks.servers, _describe(error)) from error
         raise
     callbacks.connected = True
     bound_closing(client)
+    try:
+        stay_cancelled()
+    except asyncio.CancelledError:
+        await close(client)
+        raise
     return client
 
 

@@ -61,7 +61,7 @@ async def end_reconnect(client: Client) -> None:
 
 
 def stay_cancelled() -> None:
-    """Raise CancelledError if the task is cancelled; call this after each request of nats-py's own client.
+    """Raise CancelledError if the task is cancelled; call this after nats-py has connected, or answered a request.
 
     Before Python 3.12, `wait_for`, in which nats-py waits, loses a cancellation that comes together with the answer.
     """

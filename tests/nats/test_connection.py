@@ -6,7 +6,7 @@ import socket
 import ssl
 
 import pytest
-from nats.errors import StaleConnectionError
+from nats.errors import NoServersError, StaleConnectionError
 from structlog.testing import capture_logs
 
 from relay.contract.errors import (
@@ -16,9 +16,11 @@ from relay.contract.errors import (
     PublishUnconfirmed,
     UnsuitableServer,
 )
+from relay.contract.settings import NatsSettings
 from relay.local.server import NatsServer
 from relay.nats import connection, err_codes
 from relay.nats.connection import PubAck, api_request, publish_confirmed, require_server
+from relay.nats.frames import FrameClient
 
 STREAM = {"name": "KEPT", "subjects": ["kept.*"], "max_msgs": 2, "discard": "new"}
 JWT = "-----BEGIN NATS USER JWT-----\ney.ey.x\n------END NATS USER JWT------\n"
@@ -71,6 +73,28 @@ async def test_one_server_of_several_is_enough(nats_server):
     # The server that was away stays in the list.
     assert 2 == len(client.servers)
     await connection.close(client)
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["nobody answers", "connected"])
+async def test_a_cancellation_is_not_lost_to_the_outcome(nats_server, monkeypatch, away):
+    """A cancellation that nats-py loses, because it comes together with the outcome, ends `connect` all the same."""
+    really_connect, clients, begun = FrameClient.connect, [], asyncio.Event()
+
+    async def connect_and_lose_the_cancellation(client, **options):
+        clients.append(client)
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        if away:
+            raise NoServersError
+        await really_connect(client, **options)
+
+    monkeypatch.setattr(FrameClient, "connect", connect_and_lose_the_cancellation)
+    connecting = asyncio.create_task(connection.connect(NatsSettings(urls=(nats_server.url,)), name="test"))
+    await begun.wait()
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    assert (True, False) == (connecting.cancelled(), clients[0].is_connected)
 
 
 @pytest.mark.parametrize("credentials", [{}, {"user": "relay", "password": "wrong"}, {"token": "wrong"}])
