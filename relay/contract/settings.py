@@ -84,6 +84,7 @@ _FACILITATOR_URL: Final = (
 )
 _WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
 _MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
+_MEMORY: Final = f"MiB (1,048,576 bytes), {_WHOLE} 64 to 1048576"
 _BACKOFF_MAX: Final = f"{_SECONDS}, and not below RELAY_BACKOFF_INITIAL"
 
 
@@ -235,6 +236,16 @@ class DeliverySettings(SettingsGroup):
         bool,
         Variable("RELAY_RECEIPTS", "true or false", "Whether to publish a receipt of each settled update."),
     ] = False
+    memory_mib: Annotated[
+        int,
+        Field(ge=64, le=1_048_576),
+        Variable("RELAY_MEMORY_MB", _MEMORY, "Memory for updates, per worker, beyond what it needs without any."),
+    ] = 256
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_mib` in bytes."""
+        return self.memory_mib << 20
 
 
 class HttpSettings(SettingsGroup):
