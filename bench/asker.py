@@ -31,7 +31,7 @@ _PATIENCE_S: Final = 5.0
 _FIRST_ONES: Final = 50
 """A new process takes longer for its first questions; these are not counted."""
 _HEAD_START_S: Final = 0.02
-_NO_ANSWER: Final = f"no answer within {_PATIENCE_S:g} s"
+NO_ANSWER: Final = "no answer"
 
 
 class _Answer(msgspec.Struct):
@@ -57,10 +57,14 @@ class Asker:
 
     Args:
         question: the subject and the body of a request about a job.
+        patience_s: how long to wait for answers after the last question.
     """
 
-    def __init__(self, url: str, question: Callable[[str], tuple[str, bytes]]) -> None:
+    def __init__(
+        self, url: str, question: Callable[[str], tuple[str, bytes]], *, patience_s: float = _PATIENCE_S
+    ) -> None:
         self._question = question
+        self._patience_s = patience_s
         self._answers: list[tuple[int, float, bytes]] = []
         """For each answer: the number of its question, when it came, and its bytes. They are decoded after the run."""
         self._line = NatsLine(url, self._take)
@@ -73,7 +77,7 @@ class Asker:
         questions = [self._lines(number, job) for number, job in enumerate(jobs)]
         self._answers.clear()
         began_s = time.monotonic() + _HEAD_START_S
-        end_s = began_s + len(jobs) / rate + _PATIENCE_S
+        end_s = began_s + len(jobs) / rate + self._patience_s
         asked = 0
         while len(self._answers) < len(jobs) and (now_s := time.monotonic()) < end_s:
             due = min(len(jobs), int((now_s - began_s) * rate) + 1) if now_s >= began_s else 0
@@ -104,7 +108,7 @@ class Asker:
             elif answer.progress is UpdateProgress.PENDING:
                 pending += 1
         if missing := asked - len(self._answers):
-            refused[_NO_ANSWER] = missing
+            refused[NO_ANSWER] = missing
         latencies_ms = [round(1e3 * (came_s - due_s(number)), 4) for number, came_s, _ in self._answers]
         return {"asked": asked, "refused": refused, "pending": pending, "latencies_ms": latencies_ms}
 

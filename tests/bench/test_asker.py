@@ -6,16 +6,15 @@ from contextlib import closing
 import pytest
 from nats.aio.msg import Msg
 
-from bench import asker
-from bench.asker import Asker, to_relay, to_server
+from bench.asker import NO_ANSWER, Asker, to_relay, to_server
 from relay.contract.subjects import STATUS_STREAM, api_message_get, query_subject
 
 RATE = 1000
 
 
-async def asked(url: str, question, jobs: list[str]) -> dict:
+async def asked(url: str, question, jobs: list[str], **options: float) -> dict:
     def ask() -> dict:
-        with closing(Asker(url, question)) as asking:
+        with closing(Asker(url, question, **options)) as asking:
             return asking.ask(jobs, RATE)
 
     return await asyncio.to_thread(ask)
@@ -41,14 +40,13 @@ async def answered(nc) -> list[str]:
     return subjects
 
 
-async def test_questions(nats_server, answered, monkeypatch):
+async def test_questions(nats_server, answered):
     """Each question has one answer and its time; errors and missing answers are counted by kind."""
-    monkeypatch.setattr(asker, "_PATIENCE_S", 0.3)
     jobs = ["pending", "silent", "acknowledged", "refused"] * 5
-    summary = await asked(nats_server.url, to_relay, jobs)
+    summary = await asked(nats_server.url, to_relay, jobs, patience_s=0.3)
     assert [query_subject(job) for job in jobs] == answered
     assert (20, 5, 15) == (summary["asked"], summary["pending"], len(summary["latencies_ms"]))
-    assert {"NATS/1.0\r\nNats-Service-Error-Code: 404": 5, asker._NO_ANSWER: 5} == summary["refused"]
+    assert {"NATS/1.0\r\nNats-Service-Error-Code: 404": 5, NO_ANSWER: 5} == summary["refused"]
     assert 0 < min(summary["latencies_ms"])
 
 

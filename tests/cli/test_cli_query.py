@@ -52,7 +52,7 @@ async def test_history(command, scene):
     """Every update is printed in order with its progress; for a dead letter, its reason as well."""
     async with scene.relay():
         first = await scene.publish(JOB, "received")
-        bad = await scene.publish(JOB, "nonsense", doom=Reason.UNKNOWN_STATUS)
+        bad = await scene.publish(JOB, "nonsense", dead_letter=Reason.UNKNOWN_STATUS)
         await scene.settled(first, bad, await scene.publish(JOB, "accepted"))
         told = await command(JOB, "--history")
         as_json = await command(JOB, "--history", "--json")

@@ -70,7 +70,7 @@ async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
     """
     restore = await trouble(scene)
     jobs = [new_job() for _ in range(8)]
-    bad = [await scene.publish_body(job, b"bad", doom=Reason.INVALID_JSON) for job in jobs]
+    bad = [await scene.publish_body(job, b"bad", dead_letter=Reason.INVALID_JSON) for job in jobs]
     held = [await scene.publish(job, "completed", {}) for job in jobs]
     others = [await scene.publish(new_job(), "accepted") for _ in range(20)]
     assert [ACKED] * 20 == await scene.settled(*others)

@@ -14,7 +14,7 @@ from itertools import permutations
 import pytest
 from cluster_kit import ELECTION_S, LANES, flows, lead, load, scene_at
 from oracle import Published
-from relay_kit import ACKED, Scene, new_job, update
+from relay_kit import ACKED, DUPLICATE, Scene, new_job, update
 from rough_proxy import RoughProxy
 
 from relay.contract.errors import PublishUnconfirmed
@@ -28,7 +28,6 @@ from relay.nats.connection import publish_confirmed
 from relay.service import app
 from relay.service.app import Relay
 
-DUPLICATE = "job.integrity_error"
 WINDOW = 32
 OUTAGE_S = 3
 _HOST = "127.0.0.1"

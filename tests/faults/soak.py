@@ -62,13 +62,13 @@ _WARM_UP: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """One publish. `doom` is the reason for which it must be dead-lettered; None if it must arrive."""
+class PlannedUpdate:
+    """One publish. `dead_letter` is the reason for which it must be dead-lettered; None if it must arrive."""
 
     number: int
     job: str
     body: bytes
-    doom: Reason | None = None
+    dead_letter: Reason | None = None
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Account:
     """What has been published so far: the job of each update, and which must be dead-lettered. Numbers count from 1."""
 
     jobs: "array[int]" = field(default_factory=lambda: array("Q", [0]))
-    dooms: dict[int, Reason] = field(default_factory=dict[int, Reason])
+    dead_letters: dict[int, Reason] = field(default_factory=dict[int, Reason])
 
     @property
     def published(self) -> int:
@@ -84,7 +84,7 @@ class Account:
 
     @property
     def good(self) -> int:
-        return self.published - len(self.dooms)
+        return self.published - len(self.dead_letters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Sample:
     resident_mib: float
 
 
-def parcels(seed: int, account: Account) -> Iterator[Parcel]:
+def planned_updates(seed: int, account: Account) -> Iterator[PlannedUpdate]:
     """Random updates of new jobs, without end; each is recorded in `account` when it is made."""
     rng = Random(seed)
     live: list[tuple[str, int]] = [("", len(_STATUSES))] * LIVE_JOBS
@@ -107,11 +107,12 @@ def parcels(seed: int, account: Account) -> Iterator[Parcel]:
         live[place] = job, step + 1
         number = len(account.jobs)
         good = body(job, number, _STATUSES[step])
-        doom, spoilt = _spoil(rng, job, good) if rng.randrange(BAD_ONE_IN) == 0 else (None, _vary(rng, job, good))
+        is_bad = rng.randrange(BAD_ONE_IN) == 0
+        dead_letter, content = _spoil(rng, job, good) if is_bad else (None, _vary(rng, job, good))
         account.jobs.append(UUID(job).int >> 64)
-        if doom is not None:
-            account.dooms[number] = doom
-        yield Parcel(number, job, spoilt, doom)
+        if dead_letter is not None:
+            account.dead_letters[number] = dead_letter
+        yield PlannedUpdate(number, job, content, dead_letter)
 
 
 def _vary(rng: Random, job: str, good: bytes) -> bytes:
@@ -151,7 +152,7 @@ def _spoil(rng: Random, job: str, good: bytes) -> tuple[Reason, bytes]:
     )
 
 
-def publish(url: str, wanted: Iterator[Parcel], rate_per_s: float) -> None:
+def publish(url: str, wanted: Iterator[PlannedUpdate], rate_per_s: float) -> None:
     """Publish all, in order and at a steady rate. Raises ConnectionError if an update was not stored.
 
     It blocks, and so belongs in a thread: a client library would use the processor time that the relay needs.
@@ -160,7 +161,7 @@ def publish(url: str, wanted: Iterator[Parcel], rate_per_s: float) -> None:
         began_s = time.monotonic()
         while batch := list(islice(wanted, _BATCH)):
             time.sleep(max(0.0, began_s + line.published / rate_per_s - time.monotonic()))
-            line.publish([line.update(parcel.job, parcel.body) for parcel in batch])
+            line.publish([line.update(each.job, each.body) for each in batch])
             _await_acks(line, _OUTSTANDING)
         _await_acks(line, 0)
         if line.refused:
@@ -218,14 +219,14 @@ async def soak(updates: int, minutes: float, seed: int) -> dict[str, Any]:
             letters = DeadLetterCount()
             await letters.watch(client)
             async with place.running() as running:
-                wanted = islice(parcels(seed, account), updates)
+                wanted = islice(planned_updates(seed, account), updates)
                 url, rate_per_s = place.broker.urls[0], updates / (60 * minutes)
                 publishing = asyncio.create_task(asyncio.to_thread(publish, url, wanted, rate_per_s))
                 watched = _watched(publishing, running, account, 60 * minutes / SAMPLES)
                 samples = [sample async for sample in watched]
                 await publishing
                 await running.recorder.wait(account.good, _PATIENCE_S)
-                await letters.wait(len(account.dooms), _PATIENCE_S)
+                await letters.wait(len(account.dead_letters), _PATIENCE_S)
             arrivals = await running.recorder.take()
             problems = await _problems(account, arrivals.sent_ns, client, settings.delivery.lanes)
         # At level error, each line of the relay's log is a complaint.
@@ -238,7 +239,7 @@ async def soak(updates: int, minutes: float, seed: int) -> dict[str, Any]:
         "good": account.good,
         "minutes": minutes,
         "seed": seed,
-        "dead_letters": dict(Counter(account.dooms.values()).most_common()),
+        "dead_letters": dict(Counter(account.dead_letters.values()).most_common()),
         "memory": [asdict(sample) for sample in samples],
         "memory_growth_mib": round(growth_mib, 2),
         "longest_still_s": round(longest_still_s(arrivals.arrived_ns), 1),
@@ -277,15 +278,15 @@ def longest_still_s(arrived_ns: Sequence[int]) -> float:
 
 async def _problems(account: Account, numbers: Sequence[int], client: FrameClient, lanes: int) -> list[str]:
     arrived = list(dict.fromkeys(numbers))  # only the first arrival of each counts
-    expected = set(range(1, len(account.jobs))) - account.dooms.keys()
+    expected = set(range(1, len(account.jobs))) - account.dead_letters.keys()
     # There was only this publisher, on an empty stream, so an update's number is its sequence.
     letters = {letter.source_sequence: letter.reason async for letter in _dead_letters(client)}
-    untrue = {number for number, reason in letters.items() if account.dooms.get(number) != reason}
+    untrue = {number for number, reason in letters.items() if account.dead_letters.get(number) != reason}
     return [
         *_named("did not arrive", expected - set(arrived)),
         *_named("arrived and must not", set(arrived) - expected),
         *_named("arrived after a later one of their job", set(_reordered(arrived, account.jobs))),
-        *_named("are no dead letters and must be", account.dooms.keys() - letters.keys()),
+        *_named("are no dead letters and must be", account.dead_letters.keys() - letters.keys()),
         *_named("are dead letters for no or another reason", untrue),
         *[f"lane {lane} has {left} unsettled updates" for lane in range(lanes) if (left := await _left(client, lane))],
     ]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from dead_letter_kit import change_stream
 from nats.aio.client import Client
-from relay_kit import ACKED, TERMED, Scene, new_job
+from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
 
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason, api_consumer_delete, api_pull, lane_consumer
 from relay.local.facilitator import FacilitatorSimulator
@@ -48,11 +48,9 @@ async def test_dead_letters_outlive_their_consumer(taken):
         async with scene.relay():
             await change_stream(scene.nc, DLQ_STREAM, duplicate_window=100_000_000)
             scene.facilitator.unknown_jobs.add(job)
-            doomed = [
-                await scene.publish(job, status, doom=Reason.JOB_NOT_FOUND) for status in ("received", "accepted")
-            ]
-            doomed.append(await scene.publish_body(new_job(0), b"bad", doom=Reason.INVALID_JSON))
-            assert [TERMED] * 3 == await scene.settled(*doomed)
+            failed = [await scene.publish(job, status, dead_letter=Reason.JOB_NOT_FOUND) for status in STATUSES[:2]]
+            failed.append(await scene.publish_body(new_job(0), b"bad", dead_letter=Reason.INVALID_JSON))
+            assert [TERMED] * 3 == await scene.settled(*failed)
             scene.facilitator.unknown_jobs.clear()
             assert [ACKED] == await scene.settled(await scene.publish(job, "completed", {}))
             if not taken:
@@ -74,14 +72,14 @@ async def test_dead_letters_of_the_stream_before():
     bad, good = new_job(0), new_job(0)
     async with scene_with() as scene:
         async with scene.relay():
-            doomed = [await scene.publish_body(job, b"bad", doom=Reason.INVALID_JSON) for job in (bad, good)]
-            assert [TERMED] * 2 == await scene.settled(*doomed)
+            failed = [await scene.publish_body(job, b"bad", dead_letter=Reason.INVALID_JSON) for job in (bad, good)]
+            assert [TERMED] * 2 == await scene.settled(*failed)
         await api_request(scene.nc, f"$JS.API.STREAM.DELETE.{STATUS_STREAM}")
         await scene.provision()
-        again = await scene.publish_body(bad, b"bad", doom=Reason.INVALID_JSON)
+        again = await scene.publish_body(bad, b"bad", dead_letter=Reason.INVALID_JSON)
         accepted = await scene.publish(good, "accepted")
         await take_and_die(scene.nc, 2)
         async with scene.relay():
             broken = await scene.broken_promises()
-    assert [update.sequence for update in doomed] == [again.sequence, accepted.sequence]
+    assert [update.sequence for update in failed] == [again.sequence, accepted.sequence]
     assert [] == broken

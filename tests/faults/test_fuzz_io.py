@@ -296,8 +296,8 @@ async def test_any_headers(scene):
             job = new_job()
             good = bool(number % 3)
             sequence = await producer.publish(job.encode(), raw_headers(rng), update(job) if good else b"[]")
-            doom = None if good else Reason.INVALID_JSON
-            scene.published.append(Published(sequence, job, "accepted" if good else None, doom))
+            dead_letter = None if good else Reason.INVALID_JSON
+            scene.published.append(Published(sequence, job, "accepted" if good else None, dead_letter))
     assert {ACKED, TERMED} == set(await scene.settled(*scene.published[-20:]))
 
 

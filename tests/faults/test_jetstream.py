@@ -13,7 +13,7 @@ import pytest
 from cluster_kit import load
 from dead_letter_kit import change_stream
 from load_kit import steadily_published
-from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job, update
+from relay_kit import ACKED, DUPLICATE, PROBE, STATUSES, TERMED, Scene, new_job, update
 
 from relay.contract.environment import load_settings
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
@@ -24,9 +24,6 @@ from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.topology.provision import provision, topology_of
 
-DUPLICATE = "job.integrity_error"
-KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 STREAM_FULL = {10077}
 STORE_FULL = {10023, 10047}
 """The err_codes that a producer gets when the whole store is full; they depend on the server's version."""
@@ -61,8 +58,8 @@ async def test_consumers_deleted_under_load(lanes):
     dead-lettered ones are not dead-lettered again, and the others keep their place.
     """
     async with scene_with() as scene, scene.relay():
-        doomed = [await scene.publish_body(new_job(lane), b"bad", doom=Reason.INVALID_JSON) for lane in range(4)]
-        assert [TERMED] * 4 == await scene.settled(*doomed)
+        failed = [await scene.publish_body(new_job(lane), b"bad", dead_letter=Reason.INVALID_JSON) for lane in range(4)]
+        assert [TERMED] * 4 == await scene.settled(*failed)
         async with steadily_published(scene, backlog=100):
             await stored(scene, 100)
             for lane in range(lanes):
@@ -71,7 +68,7 @@ async def test_consumers_deleted_under_load(lanes):
             await scene.facilitator.wait_for(lambda facilitator: facilitator.replies[DUPLICATE] > 0)
         broken = await scene.broken_promises(20)
     assert [] == broken
-    assert set(scene.facilitator.replies) == {"success", DUPLICATE, KNOCK}
+    assert set(scene.facilitator.replies) == {"success", DUPLICATE, PROBE}
 
 
 # Full and slow.
@@ -145,7 +142,7 @@ async def test_every_write_waits_for_the_disk():
         await scene.publish_lives(50)
         broken = await scene.broken_promises(20)
     assert [] == broken
-    assert {"success": 300, KNOCK: 1} == dict(scene.facilitator.replies)
+    assert {"success": 300, PROBE: 1} == dict(scene.facilitator.replies)
 
 
 async def test_server_stands_still():
@@ -173,7 +170,7 @@ async def test_slow_server():
             await stored(scene, len(scene.facilitator.rows) + 200)
         broken = await scene.broken_promises(20)
     assert [] == broken
-    assert {"success": len(scene.published), KNOCK: 1} == dict(scene.facilitator.replies)
+    assert {"success": len(scene.published), PROBE: 1} == dict(scene.facilitator.replies)
 
 
 def let_writes_fail(server: NatsServer, longest_bytes: int) -> None:
@@ -306,5 +303,5 @@ async def test_wall_clock_is_set(monkeypatch, capsys, first_s):
 async def publish_bad_ones(scene: Scene) -> None:
     """One update that must be dead-lettered, and ten that are accepted only at a retry, among 100 good ones."""
     with scene.facilitator.inject(refuse("job.not_found"), nth=20, times=10):
-        await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON)
+        await scene.publish_body(new_job(), b"bad", dead_letter=Reason.INVALID_JSON)
         await stored(scene, len(scene.facilitator.rows) + 100)

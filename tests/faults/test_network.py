@@ -9,7 +9,7 @@ import random
 
 import pytest
 from load_kit import steadily_published
-from relay_kit import Scene, counters
+from relay_kit import PROBE, Scene, counters
 from rough_proxy import RoughProxy, Way, port_of
 
 from relay.local.facilitator import FacilitatorSimulator
@@ -17,9 +17,6 @@ from relay.local.server import NatsServer
 from relay.nats import connection as connection_to_nats
 from relay.service.intervals import DEFAULTS, Intervals
 
-DUPLICATE = "job.integrity_error"
-KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 REPLY_TIMEOUT_S = 0.5
 CLOSE_TIMEOUT_S = 2
 """How long the relay waits for the other side's close frame before it closes the socket."""
@@ -56,7 +53,7 @@ async def stored(scene, count):
 
 def sent_once(scene, connections=1):
     """The replies of a Facilitator that saw each update once, over this many connections."""
-    return {"success": len(scene.published), KNOCK: connections}
+    return {"success": len(scene.published), PROBE: connections}
 
 
 # The Facilitator's side.

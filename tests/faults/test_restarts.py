@@ -9,7 +9,7 @@ import nats
 import pytest
 from bittensor_wallet import Keypair
 from nats.aio.subscription import Subscription
-from relay_kit import STATUSES, Scene, new_job, update
+from relay_kit import DUPLICATE, PROBE, STATUSES, Scene, new_job, update
 
 from relay.contract.subjects import STATUS_STREAM, status_subject
 from relay.contract.wire import authentication_request
@@ -22,9 +22,6 @@ from relay.service.intervals import DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 SWALLOW = Fault(store=False, answers=0)
-DUPLICATE = "job.integrity_error"
-KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 
 
 @pytest.mark.timeout(120)
@@ -46,7 +43,7 @@ async def test_kill_9():
             await publishing
             broken = await scene.broken_promises(60)
     assert broken == []
-    assert set(facilitator.replies) <= {"success", DUPLICATE, KNOCK}
+    assert set(facilitator.replies) <= {"success", DUPLICATE, PROBE}
 
 
 async def test_what_the_dead_had_in_hand_goes_first():
@@ -91,7 +88,7 @@ async def test_sigterm():
     assert status == 0
     assert 50 <= stored < len(scene.published)  # otherwise the test proves nothing
     assert broken == []
-    assert dict(facilitator.replies) == {"success": len(scene.published), KNOCK: 2}
+    assert dict(facilitator.replies) == {"success": len(scene.published), PROBE: 2}
 
 
 @pytest.mark.parametrize("away", ["facilitator stalled", "facilitator gone", "nats gone"])

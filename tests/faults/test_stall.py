@@ -7,7 +7,7 @@ import asyncio
 import os
 
 import pytest
-from relay_kit import Scene, counters, gauges, new_job
+from relay_kit import PROBE, Scene, counters, gauges, new_job
 
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
@@ -17,8 +17,6 @@ STALL_S = float(os.environ.get("STALL_S", "2.25"))
 PING_S = STALL_S * 20 / 45
 """The Facilitator's ping interval and its limit for pongs are shortened like the stall."""
 WINDOW = 32
-KNOCK = "union_tag_not_found"
-"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 
 
 @pytest.mark.timeout(60 + 2 * STALL_S)
@@ -40,5 +38,5 @@ async def test_stall_with_a_full_window():
         broken = await scene.broken_promises()
     assert (1, WINDOW, 0) == (stalled.hits, in_flight, stored)
     assert [] == broken
-    assert {"success": 2 * WINDOW, KNOCK: 1} == dict(facilitator.replies)
+    assert {"success": 2 * WINDOW, PROBE: 1} == dict(facilitator.replies)
     assert 0 == counters(relay)["relay_retries"]

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
+from relay_kit import ACKED, DUPLICATE, PROBE, STATUSES, TERMED, Scene, new_job
 
 from relay.contract.subjects import Reason, lane_of
 from relay.local.facilitator import FacilitatorSimulator
@@ -23,13 +23,10 @@ LONG_S = 60
 """A time to live of leases and an ack_wait that never expire during a test, however slow the machine is."""
 PATIENCE_S = 40
 """The longest wait for an expected event. A loaded machine needs many seconds where an idle one needs one."""
-DUPLICATE = "job.integrity_error"
 CAUGHT_IN_THE_ACT = 1
 """How many updates a suspended worker may send when it wakes: it may be stopped between the check of its lease and
 the system call that sends. Its successor has sent the same update by then, because it was the head of its job.
 """
-PROBE = "union_tag_not_found"
-"""The answer to the first message of a worker that need not authenticate; see core/session.py."""
 
 
 class Crew:
@@ -242,7 +239,7 @@ async def test_late_renewal(monkeypatch):
 
         monkeypatch.setattr(lanes._dead_letters, "write", write_later)
         *first, last = [
-            await scene.publish_body(new_job(), b"bad", doom=Reason.INVALID_JSON) for _ in range(WRITERS + 1)
+            await scene.publish_body(new_job(), b"bad", dead_letter=Reason.INVALID_JSON) for _ in range(WRITERS + 1)
         ]
         next_one = await scene.publish(last.job)
         await scene.kept(last)  # it is at hand, and all writers are busy

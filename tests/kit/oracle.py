@@ -11,12 +11,12 @@ from relay.local.ledger import Row
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An update whose publish was acknowledged. `doom` is the reason with which it must be dead-lettered, if any."""
+    """An update whose publish was acknowledged. `dead_letter`: the reason with which it must be dead-lettered."""
 
     sequence: int
     job: str
     status: str | None
-    doom: Reason | None = None
+    dead_letter: Reason | None = None
 
 
 def oracle(published: Collection[Published], rows: Iterable[Row], letters: Iterable[StoredDeadLetter]) -> list[str]:
@@ -25,7 +25,7 @@ def oracle(published: Collection[Published], rows: Iterable[Row], letters: Itera
     The promise: everything published is at the Facilitator or a dead letter, as expected; nothing is both;
     nothing else is there; and each job's updates arrived in stream order.
     """
-    meant = sorted((each.sequence, str(each.doom)) for each in published if each.doom)
+    meant = sorted((each.sequence, str(each.dead_letter)) for each in published if each.dead_letter)
     found = sorted((letter.source_sequence, letter.reason) for letter in letters)
     broken = [] if found == meant else [f"dead letters (source, reason) are {found}, not {meant}"]
 
@@ -35,7 +35,7 @@ def oracle(published: Collection[Published], rows: Iterable[Row], letters: Itera
     expected: dict[str, list[str]] = defaultdict(list)
     for each in sorted(published, key=lambda each: each.sequence):
         # The Facilitator keeps the first of each status, and makes `sent` itself.
-        if not each.doom and each.status != "sent" and each.status not in expected[each.job]:
+        if not each.dead_letter and each.status != "sent" and each.status not in expected[each.job]:
             expected[each.job].append(str(each.status))
     broken += [
         f"of job {job} there arrived {arrived[job]}, not {expected[job]}"

@@ -50,6 +50,9 @@ from relay.topology.provision import provision, topology_of
 STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
 """The statuses of a job's life, in order."""
 ACKED, TERMED = "+ACK", "+TERM"
+DUPLICATE = "job.integrity_error"
+PROBE = "union_tag_not_found"
+"""How the Facilitator answers the empty object that the relay sends first if it need not authenticate."""
 _OF_LANES = ("relay_takeovers", "relay_lanes_left")
 _QUICK = {
     "RELAY_FACILITATOR_AUTH": "none",
@@ -197,10 +200,10 @@ class Scene:
     # The producer.
 
     async def publish(
-        self, job: str, status: str = "accepted", metadata: Any = None, *, doom: Reason | None = None
+        self, job: str, status: str = "accepted", metadata: Any = None, *, dead_letter: Reason | None = None
     ) -> Published:
-        """Publish an update and wait for its PubAck. `doom`: the reason with which it must be dead-lettered."""
-        return await self.publish_body(job, update(job, status, metadata), status=status, doom=doom)
+        """Publish an update and wait for its PubAck. `dead_letter`: the reason with which it must be dead-lettered."""
+        return await self.publish_body(job, update(job, status, metadata), status=status, dead_letter=dead_letter)
 
     async def publish_life(self, job: str, statuses: Iterable[str] = STATUSES) -> list[Published]:
         """Publish a job's updates, each after the PubAck of the one before."""
@@ -218,11 +221,11 @@ class Scene:
         headers: dict[str, str] | None = None,
         *,
         status: str | None = None,
-        doom: Reason | None = None,
+        dead_letter: Reason | None = None,
     ) -> Published:
         """Publish any bytes on the subject of `job`. `status` is what the Facilitator must store of them."""
         ack = await publish_confirmed(self.nc, status_subject(job), body, headers)
-        self.published.append(Published(ack.sequence, job, status, doom))
+        self.published.append(Published(ack.sequence, job, status, dead_letter))
         return self.published[-1]
 
     # The results.

@@ -257,7 +257,7 @@ async def test_the_relay_works_as_relay(server, facilitator):
         async with scene.relay(**variables("relay")):
             async with scene.relay(**variables("relay")):
                 await scene.publish_lives(4)
-                await scene.publish(new_job(), "no such status", doom=Reason.UNKNOWN_STATUS)
+                await scene.publish(new_job(), "no such status", dead_letter=Reason.UNKNOWN_STATUS)
                 await facilitator.wait_for(lambda facilitator: facilitator.authenticated == 2)
                 await facilitator.push_job_request(JOB)
                 await facilitator.push_cheated(JOB)
@@ -365,7 +365,7 @@ async def test_an_operator_deals_with_dead_letters(server, facilitator):
     async with scene_of(server, facilitator) as scene, scene.relay(**variables("relay")):
         jobs = [new_job(), new_job()]
         facilitator.unknown_jobs.update(jobs)
-        letters = [await scene.publish(job, doom=Reason.JOB_NOT_FOUND) for job in jobs]
+        letters = [await scene.publish(job, dead_letter=Reason.JOB_NOT_FOUND) for job in jobs]
         await scene.settled(*letters)
         facilitator.unknown_jobs.clear()
         replayed = await run_relay(server, "operator", "dlq", "replay", "--job", jobs[0])

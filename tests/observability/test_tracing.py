@@ -134,8 +134,8 @@ async def test_span_of_a_dead_letter(tracing, collector, facilitator, capsys):
     async with tracing(MAX_ATTEMPTS="2", LOG_LEVEL="info") as scene, scene.relay():
         job = new_job()
         facilitator.unknown_jobs.add(job)
-        doomed = await scene.publish_body(job, update(job), TRACED, status="accepted", doom=Reason.JOB_NOT_FOUND)
-        assert [TERMED] == await scene.settled(doomed)
+        failed = await scene.publish_body(job, update(job), TRACED, status="accepted", dead_letter=Reason.JOB_NOT_FOUND)
+        assert [TERMED] == await scene.settled(failed)
         (span,) = await collector.collected(1)
         (letter,) = await scene.dead_letters()
     told = attributes(span)
@@ -237,7 +237,7 @@ async def test_attributes_are_documented(tracing, collector):
     """docs/tracing.md has every attribute of a span, and no other."""
     page = (Path(__file__).parents[2] / "docs" / "tracing.md").read_text()
     async with tracing(MAX_ATTEMPTS="1") as scene, scene.relay():
-        await scene.settled(await publish(scene, {}, status="no such status", doom=Reason.UNKNOWN_STATUS))
+        await scene.settled(await publish(scene, {}, status="no such status", dead_letter=Reason.UNKNOWN_STATUS))
         await scene.settled(await publish(scene, {}))
         spans = await collector.collected(2)
     made = {name for span in spans for name in attributes(span)}

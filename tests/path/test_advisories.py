@@ -88,10 +88,10 @@ async def doomed_worker(scene: Scene, deliveries: int) -> AsyncIterator[None]:
 async def exhaust(scene: Scene, job: str, *, count: int = 1) -> list[Published]:
     """Publish updates and take them without settling until the server gives up on them."""
     async with heard(scene, ADVISORY_SUBJECTS) as given_up:
-        doomed = [await scene.publish(job, doom=Reason.MAX_DELIVER) for _ in range(count)]
+        dead_lettered = [await scene.publish(job, dead_letter=Reason.MAX_DELIVER) for _ in range(count)]
         async with doomed_worker(scene, count * MAX_DELIVER):
             await next_of(given_up, count)
-    return doomed
+    return dead_lettered
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +142,7 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
     """An update that killed its workers each time becomes an unchanged dead letter, and its job goes on."""
     job = new_job(LANE)
     body, headers = update(job, "received"), {"X-Trace": "a: 1", MSG_ID_HEADER: "once"}
-    doomed = await scene.publish_body(job, body, headers, status="received", doom=Reason.MAX_DELIVER)
+    dead_lettered = await scene.publish_body(job, body, headers, status="received", dead_letter=Reason.MAX_DELIVER)
     async with heard(scene, ADVISORY_SUBJECTS) as given_up, doomed_worker(scene, MAX_DELIVER):
         await next_of(given_up)
     await scene.publish(job, "accepted")
@@ -151,7 +151,7 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
         await until_deleted(1)
     assert [] == await scene.broken_promises()
     (letter,) = await scene.dead_letters(f"job.dlq.{job}")
-    assert [(doomed.sequence, "max_deliver", "2")] == summary([letter])
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary([letter])
     assert body == letter.body
     assert ("a: 1", "once") == (letter.headers["X-Trace"], letter.headers[f"Relay-Original-{MSG_ID_HEADER}"])
     assert 0 == await advisories_kept(scene)
@@ -161,9 +161,9 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
 async def test_given_up_while_the_lane_is_driven(scene):
     """If the server gives up on an update of a driven lane, it is dead-lettered when the advisory comes."""
     async with watching(scene, new_lane(), look_every_s=3600), heard(scene, DLQ_SUBJECTS) as written:
-        (doomed,) = await exhaust(scene, new_job(LANE))
+        (dead_lettered,) = await exhaust(scene, new_job(LANE))
         await next_of(written)
-    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
 async def test_two_relays_and_a_restart(scene):
@@ -185,10 +185,10 @@ async def test_two_relays_and_a_restart(scene):
 
 async def test_two_owners_at_once(scene, capsys):
     """Two workers that both believe to own a lane write each dead letter once, without an error."""
-    doomed = await exhaust(scene, new_job(LANE), count=5)
+    dead_lettered = await exhaust(scene, new_job(LANE), count=5)
     async with deletions(scene) as until_deleted, watching(scene, new_lane(), new_lane()):
         await until_deleted(5)
-    assert [(each.sequence, "max_deliver", "2") for each in doomed] == summary(await scene.dead_letters())
+    assert [(each.sequence, "max_deliver", "2") for each in dead_lettered] == summary(await scene.dead_letters())
     assert 0 == await advisories_kept(scene)
     assert "[error" not in capsys.readouterr().out
 
@@ -196,10 +196,10 @@ async def test_two_owners_at_once(scene, capsys):
 async def test_killed_before_the_advisory_is_deleted(scene):
     """A dead letter that a killed worker wrote is not written again, however long ago that was."""
     job = new_job(LANE)
-    (doomed,) = await exhaust(scene, job)
+    (dead_lettered,) = await exhaust(scene, job)
     # Without a message id: the server forgets ids after its duplicate window.
     headers = {
-        SOURCE_SEQUENCE_HEADER: str(doomed.sequence),
+        SOURCE_SEQUENCE_HEADER: str(dead_lettered.sequence),
         SOURCE_SUBJECT_HEADER: status_subject(job),
         REASON_HEADER: "max_deliver",
         ATTEMPTS_HEADER: "2",
@@ -207,13 +207,13 @@ async def test_killed_before_the_advisory_is_deleted(scene):
     await publish_confirmed(scene.nc, dlq_subject(job), b"", headers)
     async with deletions(scene) as until_deleted, watching(scene, new_lane()) as metrics:
         await until_deleted(1)
-    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
     assert b'relay_updates_total{outcome="dead_lettered"} 0.0' in metrics.render()
 
 
 async def test_dead_letter_stream_is_full(scene):
     """An advisory is kept and tried again until its dead letter can be written."""
-    (doomed,) = await exhaust(scene, new_job(LANE))
+    (dead_lettered,) = await exhaust(scene, new_job(LANE))
     config = (await api_request(scene.nc, api_stream_info(DLQ_STREAM)))["config"]
     await api_request(scene.nc, api_stream_update(DLQ_STREAM), config | {"max_bytes": 1})
     async with watching(scene, new_lane(), look_every_s=0.1), heard(scene, DLQ_SUBJECTS) as tried:
@@ -222,16 +222,16 @@ async def test_dead_letter_stream_is_full(scene):
         async with deletions(scene) as until_deleted:
             await api_request(scene.nc, api_stream_update(DLQ_STREAM), config)
             await until_deleted(1)
-    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
     """While an update is at hand in its lane, its advisory waits; if the lane settles it, nothing is written."""
     job = new_job(LANE)
-    (doomed,) = await exhaust(scene, job)
+    (dead_lettered,) = await exhaust(scene, job)
     lane = new_lane()
-    lane.admit([FakeDelivery(doomed.sequence)], 0.0)
+    lane.admit([FakeDelivery(dead_lettered.sequence)], 0.0)
     lane.resolve(ConsumerState(0, 0, 0), 0.0)
     async with watching(scene, lane, look_every_s=0.1):
         async with heard(scene, api_message_get(ADVISORY_STREAM)) as looks:
@@ -246,20 +246,20 @@ async def test_update_at_hand_is_left_to_the_lane(scene, monkeypatch, outcome):
 
 async def test_update_is_gone(scene):
     """An advisory whose update is no longer in the stream is deleted, and those after it are handled."""
-    gone, doomed = await exhaust(scene, new_job(LANE), count=2)
+    gone, dead_lettered = await exhaust(scene, new_job(LANE), count=2)
     await api_request(scene.nc, api_message_delete(STATUS_STREAM), {"seq": gone.sequence})
     async with deletions(scene) as until_deleted, watching(scene, new_lane()):
         await until_deleted(2)
-    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
 async def test_unreadable_advisory(scene):
     """Other messages on the advisories' subject are deleted, and delay nothing."""
     await publish_confirmed(scene.nc, ADVISORY_SUBJECTS.replace("*", lane_consumer(LANE)), b"no advisory")
-    (doomed,) = await exhaust(scene, new_job(LANE))
+    (dead_lettered,) = await exhaust(scene, new_job(LANE))
     async with deletions(scene) as until_deleted, watching(scene, new_lane()):
         await until_deleted(2)
-    assert [(doomed.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
 async def test_largest_update(scene):
@@ -268,7 +268,7 @@ async def test_largest_update(scene):
     limit = (await api_request(scene.nc, api_stream_info(STATUS_STREAM)))["config"]["max_msg_size"]
     body = b"x" * limit
     async with heard(scene, ADVISORY_SUBJECTS) as given_up:
-        await scene.publish_body(job, body, doom=Reason.MAX_DELIVER)
+        await scene.publish_body(job, body, dead_letter=Reason.MAX_DELIVER)
         async with doomed_worker(scene, MAX_DELIVER):
             await next_of(given_up)
     async with deletions(scene) as until_deleted, watching(scene, new_lane()):

@@ -120,7 +120,7 @@ async def test_what_the_facilitator_must_not_see(scene, case):
     body = expected.body.replace(b"JOB", job.encode())
     began = dt.datetime.now(dt.UTC)
     headers = {"Nats-Msg-Id": f"{job}-1", "X-Trace": "7b"}
-    poor = await scene.publish_body(job, body, headers, doom=expected.reason)
+    poor = await scene.publish_body(job, body, headers, dead_letter=expected.reason)
     good = await scene.publish(job, "executor_ready")
 
     assert await scene.settled(poor, good) == [TERMED, ACKED]
@@ -147,7 +147,7 @@ async def test_what_the_facilitator_must_not_see(scene, case):
 async def test_upper_case_subject(scene):
     """A subject with a job in upper case may belong to a wrong lane; its dead letter shows the right spelling."""
     job = new_job().upper()
-    shouted = await scene.publish_body(job, update(job), doom=Reason.INVALID_UUID)
+    shouted = await scene.publish_body(job, update(job), dead_letter=Reason.INVALID_UUID)
 
     assert await scene.settled(shouted) == [TERMED]
     [letter] = await scene.dead_letters(f"job.dlq.{job}")
@@ -161,7 +161,7 @@ async def test_upper_case_subject(scene):
 @shared
 async def test_subject_without_a_uuid(scene):
     """Any other token is dead-lettered too, under a token that is safe in a subject."""
-    odd = await scene.publish_body("job=7", update(new_job()), doom=Reason.INVALID_UUID)
+    odd = await scene.publish_body("job=7", update(new_job()), dead_letter=Reason.INVALID_UUID)
 
     assert await scene.settled(odd) == [TERMED]
     [letter] = await scene.dead_letters("job.dlq.job_7")
@@ -220,7 +220,7 @@ async def test_the_largest_update_arrives(scene):
     job = new_job()
     room = 16 * MIB - len(update(job, "completed", stdout("")))
     largest = await scene.publish(job, "completed", stdout("x" * room))
-    larger = await scene.publish(job, "failed", stdout("x" * (room + 4)), doom=Reason.TOO_LARGE)
+    larger = await scene.publish(job, "failed", stdout("x" * (room + 4)), dead_letter=Reason.TOO_LARGE)
 
     assert await scene.settled(largest, larger) == [ACKED, TERMED]
     assert len(scene.facilitator.rows_of(job)[0].metadata["miner_response"]["docker_process_stdout"]) == room
@@ -244,7 +244,7 @@ async def missing(scene: Scene) -> None:
 async def full(scene: Scene) -> None:
     info = await scene.nc.jetstream().stream_info(DLQ_STREAM)
     await scene.nc.jetstream().update_stream(info.config, max_msgs=1)
-    filler = await scene.publish_body(new_job(), b"", doom=Reason.INVALID_JSON)
+    filler = await scene.publish_body(new_job(), b"", dead_letter=Reason.INVALID_JSON)
     assert await scene.settled(filler) == [TERMED]
 
 
@@ -252,7 +252,7 @@ async def full(scene: Scene) -> None:
 async def test_no_dead_letter_stream_to_write_to(alone, trouble):
     """While a dead letter cannot be written, its job waits and others go on; then it is written."""
     await trouble(alone)
-    poor = await alone.publish_body(job := new_job(), b"{}", doom=Reason.INVALID_SCHEMA)
+    poor = await alone.publish_body(job := new_job(), b"{}", dead_letter=Reason.INVALID_SCHEMA)
     behind = await alone.publish(job, "accepted")
     others = [update for _ in range(8) for update in await alone.publish_life(new_job())]
 

@@ -84,9 +84,9 @@ async def test_poison(rough, fault):
     poison = new_job()
     with rough.facilitator.inject(fault, uuid=poison, status="executor_ready", times=None) as injection:
         early = [await rough.publish(poison, status) for status in ("received", "accepted")]
-        doomed = rough.publish(poison, "executor_ready", doom=Reason.CONNECTION_DROPPED)
+        dead_lettered = rough.publish(poison, "executor_ready", dead_letter=Reason.CONNECTION_DROPPED)
         (poor, late), neighbours = await asyncio.gather(
-            _in_turn(doomed, rough.publish(poison, "execution_done")), rough.publish_lives(5)
+            _in_turn(dead_lettered, rough.publish(poison, "execution_done")), rough.publish_lives(5)
         )
         assert await rough.settled(*early, poor, late, *neighbours) == [ACKED, ACKED, TERMED] + [ACKED] * 31
     assert injection.hits in (3, 4)  # the first drop may lose an older update's answer, which is then blamed instead
@@ -149,7 +149,7 @@ async def test_answered_twice(rough):
         await rough.facilitator.wait_for(lambda facilitator: facilitator.accepted == 2)
     # If it were matched to the surplus success, this refusal would count as an acknowledgement.
     with rough.facilitator.inject(refuse("missing"), uuid=job):
-        poor = await rough.publish(job, "failed", doom=Reason.REFUSED)
+        poor = await rough.publish(job, "failed", dead_letter=Reason.REFUSED)
         assert await rough.settled(poor) == [TERMED]
     await relays(rough)
     assert counters(rough.running)["relay_retries"] == 0

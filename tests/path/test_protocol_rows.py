@@ -74,7 +74,7 @@ async def test_unknown_job(calm):
     """An update of an unknown job is tried MAX_ATTEMPTS times, then dead-lettered; other jobs do not wait for it."""
     calm.facilitator.unknown_jobs.add(job := new_job())
     before, asked = counters(calm.running), calm.facilitator.replies["job.not_found"]
-    lost = [await calm.publish(job, status, doom=Reason.JOB_NOT_FOUND) for status in ("accepted", "failed")]
+    lost = [await calm.publish(job, status, dead_letter=Reason.JOB_NOT_FOUND) for status in ("accepted", "failed")]
     other = await calm.publish(new_job())
 
     assert await calm.settled(*lost, other) == [TERMED, TERMED, ACKED]
@@ -97,7 +97,7 @@ async def test_a_refusal_is_told(nats_server, facilitator, capsys):
     """Each answer that leads to a retry is logged, with the answer and the update."""
     async with Scene(nats_server, facilitator, MAX_ATTEMPTS="3", LOG_LEVEL="info") as scene, scene.relay():
         facilitator.unknown_jobs.add(job := new_job())
-        lost = await scene.publish(job, doom=Reason.JOB_NOT_FOUND)
+        lost = await scene.publish(job, dead_letter=Reason.JOB_NOT_FOUND)
         assert [TERMED] == await scene.settled(lost)
     told = [line for line in capsys.readouterr().out.splitlines() if "refused, will be tried again" in line]
     assert [1, 2] == [int(re.findall(r"attempts=(\d+)", line)[0]) for line in told]
@@ -123,7 +123,7 @@ async def test_refused(calm, error):
     job = new_job()
     injection = calm.facilitator.inject(refuse(error, "Not like this."), uuid=job, status="accepted", times=None)
     with injection:
-        poor = await calm.publish(job, "accepted", doom=Reason.REFUSED)
+        poor = await calm.publish(job, "accepted", dead_letter=Reason.REFUSED)
         good = await calm.publish(job, "executor_ready")
         assert await calm.settled(poor, good) == [TERMED, ACKED]
 
@@ -138,7 +138,7 @@ async def test_refused_for_another_reason(calm):
     """An error that the page does not list may be temporary, so the update is tried MAX_ATTEMPTS times."""
     job = new_job()
     with calm.facilitator.inject(refuse("job.on_fire"), uuid=job, times=None) as injection:
-        poor = await calm.publish(job, doom=Reason.REFUSED)
+        poor = await calm.publish(job, dead_letter=Reason.REFUSED)
         assert await calm.settled(poor) == [TERMED]
     assert injection.hits == 3
 
@@ -147,7 +147,7 @@ async def test_refused_for_another_reason(calm):
 async def test_refusal_that_echoes_megabytes(calm):
     """An error reply of several megabytes is read, and its text is cut to fit a header."""
     with calm.facilitator.inject(refuse("string_type", "x" * 5_000_000), uuid=(job := new_job())):
-        poor = await calm.publish(job, doom=Reason.REFUSED)
+        poor = await calm.publish(job, dead_letter=Reason.REFUSED)
         assert await calm.settled(poor) == [TERMED]
     [letter] = await calm.dead_letters(f"job.dlq.{job}")
     assert len(letter.headers["Relay-Error"]) < 1100

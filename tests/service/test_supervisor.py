@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from process_kit import RelayProcess, ask, started
 from prometheus_client.parser import text_string_to_metric_families
-from relay_kit import Scene, new_job
+from relay_kit import DUPLICATE, Scene, new_job
 
 from relay.core.backoff import Backoff
 from relay.local.facilitator import FacilitatorSimulator
@@ -23,7 +23,6 @@ from relay.local.server import NatsServer
 from relay.service.supervisor import Supervisor
 from relay.service.worker_probes import WorkerProbes
 
-DUPLICATE = "job.integrity_error"
 TIMEOUT_S = 30
 NOBODY = "ws://127.0.0.1:1/ws/v0/"
 
