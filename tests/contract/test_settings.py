@@ -67,7 +67,7 @@ def test_every_variable_reaches_its_field(tmp_path):
         " FACILITATOR_URL=wss://f/ws/v0/ FACILITATOR_AUTH=None FACILITATOR_HOTKEY_FILE=~/h"
         " FACILITATOR_HOTKEY_PASSWORD=q FACILITATOR_WINDOW=8 FACILITATOR_CONNECTIONS=2"
         " FACILITATOR_REPLY_TIMEOUT=1.5 LANES=7 MAX_ATTEMPTS=3"
-        " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3 RECEIPTS=true"
+        " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3 RECEIPTS=true MEMORY_MB=64"
         " HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console TRACING=Otel"
     )
     variables = dict(re.findall(r"([A-Z_]+)=(.*?)(?= [A-Z_]+=|$)", texts)) | files
@@ -104,6 +104,7 @@ def test_every_variable_reaches_its_field(tmp_path):
             backoff_max_s=2,
             replicas=3,
             receipts=True,
+            memory_mib=64,
         ),
         http=HttpSettings(host="::1", port=0),
         log=LogSettings(level="warning", format="console"),
