@@ -15,8 +15,10 @@ from typing import Final, Self
 from relay.contract.errors import LocalServerError
 from relay.service.children import die_with_parent
 
-DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
-"""Bytes; nats-server's own default."""
+DEFAULT_MAX_PAYLOAD: Final = 8 * 1024 * 1024
+"""Bytes; as in nats-server.conf."""
+MAX_PENDING: Final = 256 * 1024 * 1024
+"""Bytes that may wait for one slow reader; as in nats-server.conf."""
 _HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 15.0
 _STOP_TIMEOUT_S: Final = 15.0
@@ -72,7 +74,8 @@ class NatsServer:
         self._config_file = (config_file or self._folder / "nats-server.conf").absolute()
         if config_file is None:
             store = 'jetstream: {store_dir: "store"}\n' if jetstream else ""
-            self._config_file.write_text(f"max_payload: {max_payload}\n{store}{extra_config}\n")
+            sizes = f"max_payload: {max_payload}\nmax_pending: {MAX_PENDING}\n"
+            self._config_file.write_text(f"{sizes}{store}{extra_config}\n")
         self._port = _RANDOM_PORT
         self._monitor_port = _RANDOM_PORT
         self._log: deque[str] = deque(maxlen=_LOG_TAIL_LINES)

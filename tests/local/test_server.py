@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
+import json
 import os
+import re
 import signal
 import sys
 import urllib.request
@@ -10,10 +12,11 @@ import pytest
 
 from relay.contract.errors import LocalServerError
 from relay.local import server as local_server
-from relay.local.server import NatsServer
+from relay.local.server import DEFAULT_MAX_PAYLOAD, MAX_PENDING, NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 
 ROOT = Path(__file__).parents[2]
+MIB = 1024 * 1024
 KEPT = {"name": "KEPT", "subjects": ["kept"]}
 HOLDER = """
 import asyncio
@@ -128,8 +131,25 @@ async def test_the_documented_configuration_works(connect):
     async with NatsServer(config_file=ROOT / "nats-server.conf") as server:
         client = await connect(server.url)
         account = await api_request(client, "$JS.API.INFO")
-        assert (0, 1024 * 1024) == (account["streams"], client.max_payload)
+        assert (0, 8 * MIB) == (account["streams"], client.max_payload)
         await client.close()
+
+
+async def test_all_configurations_have_room_for_the_same_sizes():
+    """The embedded server and every shipped configuration take 8 MB, without the server's warning, and buffer many."""
+    files = [ROOT / "nats-server.conf", ROOT / "deploy/nats/nats-server.conf"]
+    sizes = [
+        dict(re.findall(r"^(max_payload|max_pending): (\d+)MB$", file.read_text(), re.MULTILINE)) for file in files
+    ]
+    assert [{"max_payload": "8", "max_pending": "256"}] * 2 == sizes
+    assert (8 * MIB, 256 * MIB) == (DEFAULT_MAX_PAYLOAD, MAX_PENDING)
+    for server in (NatsServer(), NatsServer(config_file=files[0])):
+        async with server:
+            reader = await asyncio.to_thread(urllib.request.urlopen, f"{server.monitor_url}/varz")
+            with reader:
+                found = json.load(reader)
+            assert (8 * MIB, 256 * MIB) == (found["max_payload"], found["max_pending"])
+            assert "Maximum payloads over" not in server.log_tail
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

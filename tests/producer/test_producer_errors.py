@@ -9,7 +9,7 @@ from relay_kit import new_job
 
 from relay.contract.errors import ConfigurationError
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
-from relay.local.server import NatsServer
+from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
 from relay.nats.connection import api_request
 from relay.producer import Limits, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut, StatusPublisher
 from relay.topology.provision import provision
@@ -125,7 +125,7 @@ async def test_refused_by_a_real_stream(publisher, provisioned):
     await api_request(provisioned, f"$JS.API.STREAM.UPDATE.{STATUS_STREAM}", info["config"] | {"max_msgs": 1})
     await publisher.publish(update(A))
     codes = []
-    for size in (1, 2**20 - 10_000, 2**20):
+    for size in (1, DEFAULT_MAX_PAYLOAD - 10_000, DEFAULT_MAX_PAYLOAD):
         with pytest.raises(PublishRefused) as caught:
             await publisher.publish(update(B, output="x" * size))
         codes.append((caught.value.err_code, str(caught.value).rpartition("; ")[2]))

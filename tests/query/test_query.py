@@ -23,6 +23,7 @@ from relay.contract.subjects import (
 )
 from relay.local.cluster import NatsCluster
 from relay.local.faults import stall
+from relay.local.server import DEFAULT_MAX_PAYLOAD
 from relay.nats.connection import api_request, publish_confirmed
 from relay.query.answers import Answers
 from relay.query.archive import Archive
@@ -30,7 +31,6 @@ from relay.query.progress_sources import ProgressSources
 
 LANES = 4
 UUID = "123e4567-e89b-42d3-a456-426614174000"
-MAX_PAYLOAD = 1024 * 1024
 
 
 def error_of(message: Msg) -> tuple[str, str] | None:
@@ -74,7 +74,7 @@ async def progress_without_owners(scene: Scene, job: str) -> str:
     """The progress that a worker without a lane reports while no worker drives one."""
     archive = Archive(scene.nc)
     sources = ProgressSources(scene.nc, archive, lambda _lane, _job: None, LANES)
-    return json.loads(await Answers(archive, sources, LANES, lambda: MAX_PAYLOAD).latest(job, b""))["progress"]
+    return json.loads(await Answers(archive, sources, LANES, lambda: DEFAULT_MAX_PAYLOAD).latest(job, b""))["progress"]
 
 
 async def settled_job(scene: Scene, lane: int) -> str:
@@ -153,9 +153,9 @@ async def test_large_bodies(scene):
     """A page ends before it is too large for NATS, and a body that is too large for any answer is left out."""
     job, other, large = new_job(), new_job(), new_job()
     async with serving(scene):
-        lives = [await scene.publish(job, status, {"text": "x" * 300_000}) for status in STATUSES[:5]]
-        unreadable = [await scene.publish_body(other, b"\xff" * 330_000) for _ in range(3)]
-        await scene.settled(*lives, *unreadable, await scene.publish_body(large, b"\xff" * 900_000))
+        lives = [await scene.publish(job, status, {"text": "x" * 2_400_000}) for status in STATUSES[:5]]
+        unreadable = [await scene.publish_body(other, b"\xff" * 2_700_000) for _ in range(3)]
+        await scene.settled(*lives, *unreadable, await scene.publish_body(large, b"\xff" * 7_200_000))
         found = await pages(scene, job, metadata=True)
         in_base64 = await pages(scene, other, metadata=True)
         without = await latest(scene, large, metadata=True)

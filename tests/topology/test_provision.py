@@ -9,7 +9,7 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange, UnsuitableServer
-from relay.local.server import NatsServer
+from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.topology.plan import LANE_CAPACITY
 from relay.topology.provision import DEAD_LETTER_ROOM, check, provision
@@ -85,7 +85,7 @@ async def test_the_contract_is_what_the_server_has(provisioned):
         "retention": "limits",
         "discard": "new",
         "max_age": 7 * 86_400 * 10**9,
-        "max_msg_size": 1024 * 1024 - DEAD_LETTER_ROOM,
+        "max_msg_size": DEFAULT_MAX_PAYLOAD - DEAD_LETTER_ROOM,
         "duplicate_window": 120 * 10**9,
     }
     assert expected == {key: stream[key] for key in expected}
