@@ -1,5 +1,6 @@
 """Fixtures: a real nats-server for each test, connections to it, and a TCP proxy between them that can misbehave."""
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from relay.local.server import NatsServer
 from relay.nats import connection
 from relay.nats.frames import FrameClient
 from relay.topology.provision import Topology, provision
+
+WATCH_TIMEOUT_S = 15
 
 # A shell script starts background commands with SIGINT ignored, and `nohup` starts its command with SIGHUP ignored.
 # Every process that they start inherits that.
@@ -117,3 +120,31 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         capture_output=True,
     )
     return cert, key
+
+
+@pytest.fixture
+def after(monkeypatch) -> Callable[..., Any]:
+    """`until = after(Class.method)`: `await until(condition)` checks the condition after every call of the method."""
+
+    def watch(owner: type, name: str) -> Callable[..., Any]:
+        called, method = asyncio.Event(), getattr(owner, name)
+
+        def watched(self: Any, *args: Any) -> Any:
+            result = method(self, *args)
+            if asyncio.iscoroutine(result):
+                result = asyncio.ensure_future(result)
+                result.add_done_callback(lambda _: called.set())
+            else:
+                called.set()
+            return result
+
+        async def until(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(WATCH_TIMEOUT_S):
+                while not condition():
+                    called.clear()
+                    await called.wait()
+
+        monkeypatch.setattr(owner, name, watched)
+        return until
+
+    return watch

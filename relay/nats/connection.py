@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import ParseResult
 
@@ -99,7 +100,8 @@ async def connect(
     Raises BrokerUnavailable if each server was tried once without success, and ConfigurationError for credentials or
     certificates that cannot be used.
     """
-    client = FrameClient()
+    sign_in = partial(connect_options, settings)
+    client = FrameClient(sign_in)
     callbacks = _Callbacks(client, settings.urls, on_disconnected, on_reconnected, on_closed)
     try:
         await client.connect(
@@ -110,7 +112,7 @@ async def connect(
             reconnected_cb=callbacks.reconnected,
             closed_cb=callbacks.closed,
             **_TIMING,
-            **connect_options(settings),
+            **sign_in(),
         )
     except BaseException as error:
         abort(client)
@@ -249,7 +251,7 @@ async def require_server(client: Client) -> None:
 class _Callbacks:
     """Logs what nats-py reports, and calls the callbacks of `connect`."""
 
-    client: Client
+    client: FrameClient
     urls: Sequence[str]
     on_disconnected: Callable[[], None] | None
     on_reconnected: Callable[[], None] | None
@@ -263,6 +265,8 @@ class _Callbacks:
 
     async def failed(self, error: Exception) -> None:
         problem = _describe(error)
+        if not self.client.is_connected:
+            self.client.failed(problem)
         if not self.connected:
             self._give_up_after_one_round(problem, error)
         elif problem not in self.failures:
@@ -286,6 +290,7 @@ class _Callbacks:
 
     async def reconnected(self) -> None:
         self.failures.clear()
+        self.client.failures.clear()
         _log.info("connected to NATS again")
         if self.on_reconnected is not None:
             self.on_reconnected()

@@ -1,9 +1,15 @@
-"""How a client authenticates to NATS, and which servers it trusts: settings as nats-py's options."""
+"""How a client authenticates to NATS, and which servers it trusts: settings as nats-py's options.
+
+Files are read each time, and nothing of them is kept: a certificate, key, authority or credentials file that was
+renewed on disk is used from the next connection on.
+"""
 
 import re
 import ssl
 from pathlib import Path
 from typing import Any, Final
+
+from nats.aio.client import RawCredentials
 
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import NatsSettings
@@ -15,7 +21,7 @@ _CREDENTIALS: Final = re.compile(
 
 
 def connect_options(settings: NatsSettings) -> dict[str, Any]:
-    """The options of nats-py's `Client.connect` for these settings.
+    """The options of nats-py's `Client.connect` for these settings and what is in their files now.
 
     Raises ConfigurationError for credentials or certificates that cannot be used.
     """
@@ -25,19 +31,18 @@ def connect_options(settings: NatsSettings) -> dict[str, Any]:
     if settings.token is not None:
         options["token"] = settings.token.get_secret_value()
     if settings.creds is not None:
-        _require_credentials_file(settings.creds)
-        options["user_credentials"] = str(settings.creds)
+        options["user_credentials"] = RawCredentials(_credentials(settings.creds))
     if settings.nkey_file is not None:
-        _require_seed(settings.nkey_file)
-        options["nkeys_seed"] = str(settings.nkey_file)
+        options["nkeys_seed_str"] = _seed(settings.nkey_file)
     if settings.ca_file or settings.cert_file:
         options["tls"] = _tls(settings)
     return options
 
 
-def _require_credentials_file(path: Path) -> None:
-    # Without the line before the JWT, nats-py would search for ever and block the event loop. On an invalid seed it
-    # raises errors of nkeys, which nothing catches. It cuts one character off each line, so lines must end with \n.
+def _credentials(path: Path) -> str:
+    # nats-py gets the text, not the path: the file may be changed at any moment. Without the line before the JWT,
+    # nats-py would search for ever and block the event loop. It cuts one character off each line, so lines must end
+    # with \n. On an invalid seed it raises errors of nkeys, which nothing catches.
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -45,9 +50,10 @@ def _require_credentials_file(path: Path) -> None:
     if not _CREDENTIALS.search(text):
         allowed = "a credentials file with a user JWT and its NKey seed (SUA...), each on a line that ends as on Unix"
         raise ConfigurationError("RELAY_NATS_CREDS", str(path), allowed)
+    return text.decode(errors="replace")
 
 
-def _require_seed(path: Path) -> None:
+def _seed(path: Path) -> str:
     # On an invalid seed nats-py raises errors of nkeys, which nothing catches.
     try:
         seed = path.read_bytes().strip()
@@ -55,6 +61,7 @@ def _require_seed(path: Path) -> None:
         raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), f"a readable file ({error})") from error
     if not _USER_SEED.fullmatch(seed):
         raise ConfigurationError("RELAY_NATS_NKEY_FILE", str(path), "a file with the seed of a user's NKey (SUA...)")
+    return seed.decode()
 
 
 def _tls(settings: NatsSettings) -> ssl.SSLContext:
@@ -63,7 +70,12 @@ def _tls(settings: NatsSettings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=path)
         if settings.cert_file is not None:
             variable, path = "RELAY_NATS_CERT_FILE", settings.cert_file
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except OSError as error:  # ssl.SSLError is an OSError
+            context.load_cert_chain(settings.cert_file, settings.key_file, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigurationError(variable, str(path), f"a PEM file that fits its purpose ({error})") from error
     return context
+
+
+def _no_password() -> str:
+    # Without it, Python would ask on the terminal for the password of an encrypted key, and block.
+    return ""

@@ -19,8 +19,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from relay.contract.text import describe
 from relay.nats.headers import parse_headers
-from relay.nats.nats_py import stay_cancelled
+from relay.nats.nats_py import abort, sign_in_with, stay_cancelled
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
@@ -28,6 +29,11 @@ Take = Callable[[bytes, bytes, bytes, bytes], None]
 Its exceptions are passed to the client's `error_cb`, like those of nats-py's own callbacks."""
 TakeBatch = Callable[[list[tuple[bytes, bytes, bytes, bytes]]], None]
 """As Take, with a list of one or more messages."""
+
+
+class CannotConnect(nats.errors.Error):
+    """An attempt to connect failed with an exception that nats-py does not expect."""
+
 
 T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
@@ -37,10 +43,19 @@ _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
 class FrameClient(Client):
-    """nats-py's client with `listen`, `listen_in_batches` and `write`; the rest works as in nats-py."""
+    """nats-py's client with `listen`, `listen_in_batches` and `write`, which never gives up; the rest is as in nats-py.
 
-    def __init__(self) -> None:
+    Args:
+        sign_in: gives the options of `connect` that may change while the client lives: files are read when it is
+            called, which is once for each attempt to connect.
+    """
+
+    def __init__(self, sign_in: Callable[[], Mapping[str, Any]] = dict[str, Any]) -> None:
         super().__init__()
+        self.failures: dict[str, str] = {}
+        """Why the last attempt to connect to each server failed, by `host:port`. Empty while connected."""
+        self._sign_in = sign_in
+        self._server = ""
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
         self._take_batches: dict[bytes, TakeBatch] = {}
@@ -110,7 +125,26 @@ class FrameClient(Client):
         self._pending.append(lines)
         self._pending_data_size += len(lines)
 
+    def failed(self, problem: str) -> None:
+        """An attempt to connect has failed."""
+        self.failures[self._server] = problem
+
     # --- called by nats-py
+
+    async def _connect_to_server(self, s: Any) -> None:
+        self._server = f"{s.uri.hostname}:{s.uri.port}"
+        await super()._connect_to_server(s)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            sign_in_with(self, self._sign_in())
+            await super()._process_connect_init()
+        except BaseException as error:
+            abort(self)  # nats-py would leave the socket open
+            if isinstance(error, Exception) and not isinstance(error, OSError | nats.errors.Error):
+                # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
+                raise CannotConnect(describe(error)) from error
+            raise
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # nats-py writes a PING before what waits to be written. Then the PONG would not prove that the rest has

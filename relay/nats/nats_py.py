@@ -5,6 +5,7 @@ goes wrong without it.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 
 from nats.aio.client import Client
@@ -58,6 +59,19 @@ async def end_reconnect(client: Client) -> None:
     while task is not None and not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_FORGOTTEN_AFTER_S)
+
+
+def sign_in_with(client: Client, options: Mapping[str, Any]) -> None:
+    """Make the client sign in, and check servers, with these options of `Client.connect` from now on.
+
+    Without it, nats-py keeps the certificates and the public key of its first connection. It is not public.
+    """
+    if "tls" in options:
+        client.options["tls"] = options["tls"]
+    client._user_credentials = options.get("user_credentials")  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    client._nkeys_seed_str = options.get("nkeys_seed_str")  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if {"user_credentials", "nkeys_seed_str"} & options.keys():
+        client._setup_nkeys_connect()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def stay_cancelled() -> None:

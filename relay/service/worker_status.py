@@ -114,7 +114,9 @@ class WorkerStatus:
 
     def _nats_trouble(self) -> str:
         servers = ", ".join(map(redact_url, self._settings.nats.urls))
-        return f"the connection to NATS at {servers} is lost; trying to reconnect"
+        failures = self.client.failures if self.client is not None else {}
+        why = "".join(f"; {server}: {problem}" for server, problem in failures.items())
+        return f"the connection to NATS at {servers} is lost; trying to reconnect{why}"
 
     def _lane_troubles(self) -> list[str]:
         of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]

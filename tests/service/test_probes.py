@@ -29,34 +29,6 @@ LANES_CHANGED_TO = {
 """The relay has two lanes. What it reports when their number is changed to this one."""
 
 
-@pytest.fixture
-def after(monkeypatch) -> Callable[..., Any]:
-    """`until = after(Class.method)`: `await until(condition)` checks the condition after every call of the method."""
-
-    def watch(owner: type, name: str) -> Callable[..., Any]:
-        called, method = asyncio.Event(), getattr(owner, name)
-
-        def watched(self: Any, *args: Any) -> Any:
-            result = method(self, *args)
-            if asyncio.iscoroutine(result):
-                result = asyncio.ensure_future(result)
-                result.add_done_callback(lambda _: called.set())
-            else:
-                called.set()
-            return result
-
-        async def until(condition: Callable[[], bool]) -> None:
-            async with asyncio.timeout(TIMEOUT_S):
-                while not condition():
-                    called.clear()
-                    await called.wait()
-
-        monkeypatch.setattr(owner, name, watched)
-        return until
-
-    return watch
-
-
 async def look_until(looked_at: Backlog | LaneCount, condition: Callable[[], bool]) -> None:
     """Look until the condition holds, as the relay does every five seconds."""
     async with asyncio.timeout(TIMEOUT_S):
@@ -140,7 +112,7 @@ async def test_nats_away_is_said_once(nats_server, facilitator, after):
         away = f"the connection to NATS at {nats_server.url} is lost; trying to reconnect"
         await nats_server.kill()
         await shared(lambda: relay.worker_status.missing() != [])
-        assert [away] == relay.worker_status.missing()
+        assert [True] == [each.startswith(away) for each in relay.worker_status.missing()]
         assert (0, 0) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_ready"])
         await nats_server.start()
         await back(lambda: counters(relay)["relay_nats_reconnects"] == 1)
