@@ -16,7 +16,7 @@ from relay.contract.environment import load_settings
 from relay.contract.settings import FacilitatorSettings, Settings
 from relay.contract.wire import authentication_request
 from relay.core.backoff import Backoff
-from relay.facilitator.identity import load_signer
+from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
 from relay.observability import logs
 from relay.service.app import Relay
 from relay.service.health import HealthServer, listen
@@ -108,6 +108,8 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 
 def _authentication(settings: FacilitatorSettings) -> str | None:
     if settings.auth == "none":
+        if settings.hotkey_file is not None:
+            _log.warning(UNUSED_HOTKEY)
         return None
     assert settings.hotkey_file is not None, "require_facilitator has seen to it"
     password = settings.hotkey_password

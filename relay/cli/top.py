@@ -95,7 +95,7 @@ async def _connected(settings: NatsSettings) -> AsyncGenerator[FrameClient]:
 
 
 async def _watch(settings: NatsSettings, display: _Display) -> None:
-    servers = ", ".join(map(redact_url, settings.urls))
+    servers = ", ".join(map(redact_url, settings.servers))
     async with _connected(settings) as client:
         with display.opened():
             watching = asyncio.create_task(_show_views(SnapshotReader(client), display, servers))

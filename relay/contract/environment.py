@@ -9,6 +9,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings, SettingsGroup
 from relay.contract.settings_table import BY_VARIABLE, GROUPS, as_text
@@ -29,7 +30,7 @@ def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path
     given = {name: value for name, value in given.items() if name.startswith(_PREFIX) and value}
     _refuse_unknown(given)
     settings = Settings.model_validate({group: _fill(group, given) for group in GROUPS})
-    _refuse_contradictions(settings)
+    _refuse_contradictions(settings, given)
     return settings
 
 
@@ -69,18 +70,23 @@ def _fill(group: str, given: Mapping[str, str]) -> SettingsGroup:
         raise _refusal(name, given[name]) from None
 
 
-def _refuse_contradictions(settings: Settings) -> None:
-    if missing := settings.nats.missing_companion:
-        raise _refusal(f"{_PREFIX}NATS_{missing.upper()}", "")
+def _refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
+    if found := find_contradiction(settings.nats):
+        name = variable_of(found.field).name
+        raise ConfigurationError(name, _shown(name, given.get(name, "")), found.allowed)
     delivery = settings.delivery
     if delivery.backoff_max_s < delivery.backoff_initial_s:
         raise _refusal("RELAY_BACKOFF_MAX", as_text(delivery.backoff_max_s))
 
 
 def _refusal(name: str, value: str) -> ConfigurationError:
-    # Two kinds of refused values may hold a secret: an address, and a file's content given in place of its path.
+    return ConfigurationError(name, _shown(name, value), BY_VARIABLE[name].variable.allowed)
+
+
+def _shown(name: str, value: str) -> str:
+    # These values may hold a secret: an address, and a file's content given in place of its path.
     if name.endswith(("_CREDS", "_FILE")) and (len(value) > _LONGEST_PATH or not value.isprintable()):
-        value = "***"
+        return "***"
     if name.endswith("_URL") and "@" in value:
-        value = "***@" + value.rpartition("@")[2]
-    return ConfigurationError(name, value, BY_VARIABLE[name].variable.allowed)
+        return "***@" + value.rpartition("@")[2]
+    return "***" if value and name.endswith(("_TOKEN", "_PASSWORD")) else value

@@ -16,6 +16,7 @@ from relay.contract.errors import ConfigurationError
 from relay.contract.text import redact_url
 
 _NATS_SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
+_ENCRYPTED_SCHEMES: Final = frozenset({"tls", "wss"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,10 @@ class SettingsGroup(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def _scheme(url: str) -> str:
+    return urlsplit(url).scheme
+
+
 class NatsSettings(SettingsGroup):
     """Where NATS is and how to sign in there."""
 
@@ -140,13 +145,16 @@ class NatsSettings(SettingsGroup):
     ] = "_INBOX"
 
     @property
-    def missing_companion(self) -> str | None:
-        """The field that is missing although its pair is set: user and password, certificate and key. Else None."""
-        for pair in (("user", "password"), ("cert_file", "key_file")):
-            missing = [name for name in pair if getattr(self, name) is None]
-            if len(missing) == 1:
-                return missing[0]
-        return None
+    def wants_tls(self) -> bool:
+        """Whether an address, a CA file or a certificate asks for TLS. Then no server may lack it."""
+        return not _ENCRYPTED_SCHEMES.isdisjoint(map(_scheme, self.urls)) or bool(self.ca_file or self.cert_file)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses to connect to: `urls`, with `tls://` for `nats://` if TLS is wanted."""
+        if not self.wants_tls:
+            return self.urls
+        return tuple(f"tls{url.removeprefix('nats')}" if _scheme(url) == "nats" else url for url in self.urls)
 
 
 class FacilitatorSettings(SettingsGroup):

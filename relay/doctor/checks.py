@@ -71,7 +71,7 @@ async def _check_nats(settings: Settings, timeout_s: float, connect_timeout_s: f
 
 
 async def _check_servers(settings: NatsSettings, timeout_s: float, connect_timeout_s: float) -> list[Finding]:
-    checks = (_isolated(NATS, check_server(settings, url, connect_timeout_s), timeout_s) for url in settings.urls)
+    checks = (_isolated(NATS, check_server(settings, url, connect_timeout_s), timeout_s) for url in settings.servers)
     return soften_server_failures([*itertools.chain(*await asyncio.gather(*checks))])
 
 

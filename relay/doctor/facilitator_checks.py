@@ -15,8 +15,8 @@ from relay.contract.errors import IdentityError
 from relay.contract.settings import FacilitatorSettings
 from relay.contract.text import redact_url
 from relay.contract.wire import Reply, authentication_request, decode_incoming
-from relay.doctor.findings import Finding, fail, ok, unchecked
-from relay.facilitator.identity import load_signer
+from relay.doctor.findings import Finding, fail, ok, unchecked, warn
+from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
 from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 
 HOTKEY: Final = "hotkey"
@@ -30,6 +30,8 @@ def check_hotkey(settings: FacilitatorSettings) -> tuple[Finding, str | None]:
 
     Call it before the event loop runs, like `load_signer`.
     """
+    if settings.auth == "none" and settings.hotkey_file is not None:
+        return warn(HOTKEY, UNUSED_HOTKEY, "unset one of the two"), None
     if settings.auth == "none":
         return ok(HOTKEY, "none is used (RELAY_FACILITATOR_AUTH=none)"), None
     if settings.hotkey_file is None:

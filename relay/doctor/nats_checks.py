@@ -6,6 +6,7 @@ Cancelling a check is safe.
 import asyncio
 from typing import Any, Final
 
+from relay.contract.contradictions import ways_to_sign_in
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, UnsuitableServer
 from relay.contract.settings import DeliverySettings, NatsSettings
 from relay.contract.subjects import api_account_info
@@ -20,6 +21,7 @@ NATS: Final = "nats"
 TOPOLOGY: Final = "topology"
 ACCOUNT: Final = "account"
 _CLOSE_TIMEOUT_S: Final = 1.0
+_OPEN_SERVER: Final = "check that it is the right server; configure its users (docs/security.md), or unset RELAY_NATS_*"
 
 
 async def open_client(settings: NatsSettings, timeout_s: float) -> FrameClient:
@@ -31,7 +33,7 @@ async def open_client(settings: NatsSettings, timeout_s: float) -> FrameClient:
         async with asyncio.timeout(timeout_s):
             return await connect(settings, name="relay-doctor")
     except TimeoutError as error:
-        servers = list(map(redact_url, settings.urls))
+        servers = list(map(redact_url, settings.servers))
         raise BrokerUnavailable(servers, f"no connection within {timeout_s:g} s") from error
 
 
@@ -52,9 +54,10 @@ async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Fi
     else:
         server = client.connected_server_version
         version = f"{server.major}.{server.minor}.{server.patch}"
-        return ok(
-            NATS, f"{where}: nats-server {version}, JetStream, messages of up to {format_size(client.max_payload)}"
-        )
+        found = f"{where}: nats-server {version}, JetStream, messages of up to {format_size(client.max_payload)}"
+        if ways_to_sign_in(settings) and not client.asked_for_credentials:
+            return warn(NATS, f"{found}; it lets everybody in, without the credentials that are set", _OPEN_SERVER)
+        return ok(NATS, found)
     finally:
         await close(client, _CLOSE_TIMEOUT_S)
 

@@ -13,6 +13,7 @@ from bittensor_wallet.errors import KeyFileError
 
 from relay.contract.errors import IdentityError
 
+UNUSED_HOTKEY: Final = "RELAY_FACILITATOR_HOTKEY_FILE is set and not used, because RELAY_FACILITATOR_AUTH is none"
 _PASSWORD: Final = "RELAY_FACILITATOR_HOTKEY_PASSWORD"  # noqa: S105 - the name of a variable
 _FILE: Final = "RELAY_FACILITATOR_HOTKEY_FILE"
 _MAX_KEY_FILE_BYTES: Final = 65536

@@ -97,15 +97,18 @@ async def connect(
     The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or by
     the server (credentials withdrawn, a protocol violation). `name` shows in the server's list of connections.
 
+    If the settings ask for TLS, nothing is sent to a server that does not offer it, now and at each reconnect.
+
     Raises BrokerUnavailable if each server was tried once without success, and ConfigurationError for credentials or
-    certificates that cannot be used.
+    certificates that cannot be used. A server without TLS counts as without success, not as a configuration error: it
+    may be about to get its TLS, and what it says before TLS could come from anybody.
     """
     sign_in = partial(connect_options, settings)
-    client = FrameClient(sign_in)
-    callbacks = _Callbacks(client, settings.urls, on_disconnected, on_reconnected, on_closed)
+    client = FrameClient(sign_in, tls_only=settings.wants_tls)
+    callbacks = _Callbacks(client, settings.servers, on_disconnected, on_reconnected, on_closed)
     try:
         await client.connect(
-            servers=list(settings.urls),
+            servers=list(settings.servers),
             name=name,
             error_cb=callbacks.failed,
             disconnected_cb=callbacks.disconnected,

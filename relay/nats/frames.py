@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription
 
 from relay.contract.text import describe
 from relay.nats.headers import parse_headers
-from relay.nats.nats_py import abort, sign_in_with, stay_cancelled
+from relay.nats.nats_py import abort, demand_tls, forbid_clear_text, sign_in_with, stay_cancelled
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
@@ -48,13 +48,15 @@ class FrameClient(Client):
     Args:
         sign_in: gives the options of `connect` that may change while the client lives: files are read when it is
             called, which is once for each attempt to connect.
+        tls_only: send nothing to a server over a connection that is not encrypted.
     """
 
-    def __init__(self, sign_in: Callable[[], Mapping[str, Any]] = dict[str, Any]) -> None:
+    def __init__(self, sign_in: Callable[[], Mapping[str, Any]] = dict[str, Any], *, tls_only: bool = False) -> None:
         super().__init__()
         self.failures: dict[str, str] = {}
         """Why the last attempt to connect to each server failed, by `host:port`. Empty while connected."""
         self._sign_in = sign_in
+        self._tls_only = tls_only
         self._server = ""
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
@@ -67,6 +69,11 @@ class FrameClient(Client):
         parser: Any = self._ps
         self._parse_line: Callable[[bytes], Coroutine[Any, Any, None]] = parser.parse
         parser.parse = self._read
+
+    @property
+    def asked_for_credentials(self) -> bool:
+        """Whether the server checks who connects."""
+        return bool(self._server_info.get("auth_required"))
 
     async def listen(self, subject: str, take: Take, *, queue: str = "") -> Subscription:
         """Call `take` with each message on a subject, in order, as soon as it is read, until the subscription ends.
@@ -134,6 +141,8 @@ class FrameClient(Client):
     async def _connect_to_server(self, s: Any) -> None:
         self._server = f"{s.uri.hostname}:{s.uri.port}"
         await super()._connect_to_server(s)
+        if self._tls_only:
+            forbid_clear_text(self)
 
     async def _process_connect_init(self) -> None:
         try:
@@ -145,6 +154,15 @@ class FrameClient(Client):
                 # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
                 raise CannotConnect(describe(error)) from error
             raise
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 - as in nats-py
+        if self._tls_only and initial_connection:
+            demand_tls(self, info)
+        await super()._process_info(info, initial_connection)
+        connected = self._current_server
+        for server in self._server_pool:  # nats-py takes the servers that this one names for TCP servers
+            if server.discovered and connected is not None and connected.uri.scheme in {"ws", "wss"}:
+                server.uri = server.uri._replace(scheme=connected.uri.scheme)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # nats-py writes a PING before what waits to be written. Then the PONG would not prove that the rest has

@@ -5,9 +5,10 @@ goes wrong without it.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
@@ -39,6 +40,57 @@ def bound_closing(client: Client) -> None:
             abort(client)
 
     transport.wait_closed = wait_closed_or_abort
+
+
+class NotEncrypted(nats.errors.Error):
+    """The connection is not encrypted although the settings ask for TLS."""
+
+    def __str__(self) -> str:
+        return (
+            "the server offers no TLS, so nothing was sent to it: switch TLS on at the server, or, if the network is "
+            "trusted, use nats:// without a CA file and a client certificate"
+        )
+
+
+def demand_tls(client: Client, info: dict[str, Any]) -> None:
+    """Make the client start TLS after this INFO, which it has just received. Raises NotEncrypted if it offers no TLS.
+
+    Without it, nats-py starts TLS only if the server requires it, whatever the address and the certificates say.
+    """
+    if _is_encrypted(client):
+        return
+    if not (info.get("tls_required") or info.get("tls_available")):
+        abort(client)
+        raise NotEncrypted
+    info["tls_required"] = True
+
+
+def forbid_clear_text(client: Client) -> None:
+    """Let the client write only to an encrypted connection; call this each time it has opened a connection.
+
+    Without it, nats-py sends what waits to be written when it is closed in the middle of a reconnect, before TLS.
+    """
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if "write" in vars(transport):  # a transport lasts for many connections
+        return
+
+    def only_encrypted(write: Callable[[Any], None]) -> Callable[[Any], None]:
+        def write_if_encrypted(payload: Any) -> None:
+            if not _is_encrypted(client):
+                abort(client)
+                raise NotEncrypted
+            write(payload)
+
+        return write_if_encrypted
+
+    transport.write, transport.writelines = only_encrypted(transport.write), only_encrypted(transport.writelines)
+
+
+def _is_encrypted(client: Client) -> bool:
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    # The connection is asked, not the address: a WebSocket client may have followed a redirect.
+    connection: Any = getattr(transport, "_io_writer" if isinstance(transport, TcpTransport) else "_ws")
+    return connection is not None and connection.get_extra_info("ssl_object") is not None
 
 
 def abort(client: Client) -> None:

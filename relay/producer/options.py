@@ -8,9 +8,10 @@ from typing import Final, TypedDict, cast
 
 from pydantic import SecretStr, ValidationError
 
+from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import NatsSettings, Variable
+from relay.contract.settings import NatsSettings
 
 _PREFIX: Final = "RELAY_NATS_"
 
@@ -54,8 +55,7 @@ class Credentials(TypedDict, total=False):
 def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> NatsSettings:
     """The settings of a connection to `servers`: a sequence of addresses, or one string with commas between them.
 
-    Raises ConfigurationError for the first argument that is not allowed, and for half of a pair (user and password,
-    cert_file and key_file).
+    Raises ConfigurationError for the first argument that is not allowed, and for arguments that do not go together.
     """
     addresses = servers if isinstance(servers, str) else tuple(servers)
     try:
@@ -63,23 +63,26 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
     except ValidationError as error:
         # The value is not shown, because an address, or a file's content given instead of its path, may hold a secret.
         raise _refusal(str(error.errors(include_context=False, include_input=False)[0]["loc"][0])) from None
-    if settings.missing_companion:
-        raise _refusal(settings.missing_companion, "")
+    if found := find_contradiction(settings):
+        given = found.field == "urls" or found.field in credentials
+        raise ConfigurationError(_argument(found.field), "***" if given else "", found.allowed)
     return settings
 
 
 def from_environment(environ: Mapping[str, str] | None) -> tuple[Sequence[str], Credentials]:
     """Servers and credentials from the RELAY_NATS_* variables in `environ`; if None, in the process's environment.
 
-    Raises ConfigurationError for the first of these variables that is not allowed, and for half of a pair.
+    Raises ConfigurationError for the first of these variables that is not allowed, or does not go with the others.
     """
     variables = os.environ if environ is None else environ
     nats = load_settings({name: value for name, value in variables.items() if name.startswith(_PREFIX)}, None).nats
     return nats.urls, cast("Credentials", nats.model_dump(exclude={"urls"}, exclude_none=True))
 
 
-def _refusal(name: str, value: str = "***") -> ConfigurationError:
-    field = NatsSettings.model_fields.get(name)
-    marks = field.metadata if field else []
-    allowed = next((mark.allowed for mark in marks if isinstance(mark, Variable)), "there is no such argument")
-    return ConfigurationError("servers" if name == "urls" else name, value, allowed)
+def _refusal(field: str) -> ConfigurationError:
+    allowed = variable_of(field).allowed if field in NatsSettings.model_fields else "there is no such argument"
+    return ConfigurationError(_argument(field), "***", allowed)
+
+
+def _argument(field: str) -> str:
+    return "servers" if field == "urls" else field

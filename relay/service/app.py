@@ -140,7 +140,7 @@ class Relay:
 
     async def _until_stopped(self, stop: asyncio.Event) -> None:
         if await unless(stop, self._closed.wait()):
-            servers = list(map(redact_url, self._settings.nats.urls))
+            servers = list(map(redact_url, self._settings.nats.servers))
             raise BrokerUnavailable(servers, "the server closed the connection for good")
 
     @contextlib.asynccontextmanager

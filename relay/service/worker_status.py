@@ -113,7 +113,7 @@ class WorkerStatus:
         return self.client is not None and self.client.is_connected
 
     def _nats_trouble(self) -> str:
-        servers = ", ".join(map(redact_url, self._settings.nats.urls))
+        servers = ", ".join(map(redact_url, self._settings.nats.servers))
         failures = self.client.failures if self.client is not None else {}
         why = "".join(f"; {server}: {problem}" for server, problem in failures.items())
         return f"the connection to NATS at {servers} is lost; trying to reconnect{why}"

@@ -72,13 +72,14 @@ def test_every_variable_reaches_its_field(tmp_path):
     )
     variables = dict(re.findall(r"([A-Z_]+)=(.*?)(?= [A-Z_]+=|$)", texts)) | files
     assert set(CONTRACT.split()) == set(variables)
+    sign_in = {name: variables.pop(f"NATS_{name}") for name in ("NKEY_FILE", "USER", "PASSWORD")}  # one way at a time
+    assert file == load(NATS_NKEY_FILE=sign_in["NKEY_FILE"]).nats.nkey_file
+    with_password = load(NATS_USER=sign_in["USER"], NATS_PASSWORD=sign_in["PASSWORD"]).nats
+    assert ("u", SecretStr("p")) == (with_password.user, with_password.password)
     assert load(**variables) == Settings(
         nats=NatsSettings(
             urls=("nats://a:1", "tls://b"),
             creds=file,
-            nkey_file=file,
-            user="u",
-            password=SecretStr("p"),
             token=SecretStr("t"),
             ca_file=file,
             cert_file=file,
@@ -171,10 +172,10 @@ def test_no_error_shows_a_secret(variables):
     assert "hidden" not in str(refusal(**variables))
 
 
-def test_no_secret_is_shown_by_the_settings():
+@pytest.mark.parametrize("sign_in", [{"NATS_USER": "u", "NATS_PASSWORD": "hidden"}, {"NATS_TOKEN": "hidden"}])
+def test_no_secret_is_shown_by_the_settings(sign_in):
     """Printing the settings shows no password or token."""
-    settings = load(NATS_USER="u", NATS_PASSWORD="hidden", NATS_TOKEN="hidden", FACILITATOR_HOTKEY_PASSWORD="hidden")
-    assert "hidden" not in repr(settings)
+    assert "hidden" not in repr(load(**sign_in, FACILITATOR_HOTKEY_PASSWORD="hidden"))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,48 @@ def test_no_secret_is_shown_by_the_settings():
 def test_half_a_pair_is_refused(variables, missing):
     """If one of a pair is missing (user and password, certificate and key), the error names it."""
     assert f"RELAY_{missing}" == refusal(**variables).variable
+
+
+USER = {"NATS_USER": "u", "NATS_PASSWORD": "p"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        (USER | {"NATS_CREDS": __file__}, "NATS_USER"),
+        (USER | {"NATS_NKEY_FILE": __file__}, "NATS_USER"),
+        (USER | {"NATS_TOKEN": "t"}, "NATS_TOKEN"),
+        (USER | {"NATS_URL": "nats://v:q@a"}, "NATS_USER"),
+        ({"NATS_URL": "nats://token@a", "NATS_TOKEN": "t"}, "NATS_TOKEN"),
+        ({"NATS_URL": "nats://b,nats://v:q@a", "NATS_CREDS": __file__}, "NATS_CREDS"),
+        ({"NATS_NKEY_FILE": __file__, "NATS_CREDS": __file__}, "NATS_NKEY_FILE"),
+    ],
+)
+def test_two_ways_to_sign_in_are_refused(variables, refused):
+    """Nobody has to know which of two ways to sign in would be used: the error names both."""
+    error = refusal(**variables)
+    assert f"RELAY_{refused}" == error.variable
+    assert "says already how to sign in at NATS" in error.allowed
+
+
+@pytest.mark.parametrize("name", ["NATS_CREDS", "NATS_NKEY_FILE"])
+def test_a_token_may_come_with_a_signature(name):
+    """A token beside credentials or an NKey is for an auth callout of the server."""
+    assert load(**{name: __file__, "NATS_TOKEN": "t"}).nats.token == SecretStr("t")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NATS_URL": "ws://a,wss://b"},
+        {"NATS_URL": "ws://a", "NATS_CA_FILE": __file__},
+        {"NATS_URL": "nats://a,wss://b"},
+        {"NATS_URL": "tls://a,wss://b"},
+    ],
+)
+def test_addresses_that_do_not_go_together_are_refused(variables):
+    """No address may undo the TLS that another setting asks for, and WebSockets are not mixed with TCP."""
+    assert "RELAY_NATS_URL" == refusal(**variables).variable
 
 
 def test_the_longest_backoff_is_not_below_the_first():

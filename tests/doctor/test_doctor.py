@@ -77,6 +77,15 @@ def told(findings: list[tuple[str, str, str]], check: str) -> str:
     return "; ".join(found for name, _, found in findings if name == check)
 
 
+async def test_what_is_set_is_used(examine, nats_server, hotkey):
+    """Credentials that the server does not ask for, and a hotkey that is not used, are warnings."""
+    unasked = {"NATS_TOKEN": "token", "FACILITATOR_AUTH": "none", "FACILITATOR_HOTKEY_FILE": hotkey}
+    _, findings = await examine(NATS_URL=nats_server.url, **unasked)
+    assert {("hotkey", "warn"), ("nats", "warn")} <= set(not_ok(findings))
+    assert "lets everybody in, without the credentials that are set" in told(findings, "nats")
+    assert "not used, because RELAY_FACILITATOR_AUTH is none" in told(findings, "hotkey")
+
+
 async def test_all_well(examine, nats_server):
     """With a running relay every check is made, and the only complaint is that there is one replica."""
     async with FacilitatorSimulator() as simulator, Scene(nats_server, simulator) as scene, scene.relay():

@@ -32,7 +32,7 @@ class TcpProxy:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator["TcpProxy"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_CHUNK_BYTES)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=_CHUNK_BYTES)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -52,6 +52,12 @@ CREDENTIALS = f"""\
 """
 NKEY_USER = nkeys.from_seed(nkeys.encode_seed(bytes(range(1, 33)), nkeys.PREFIX_BYTE_USER)).public_key.decode()
 """The key of another user: a server with any key in its configuration asks every client to sign."""
+SIGN_IN = {
+    "password": ("RELAY_NATS_USER", "RELAY_NATS_PASSWORD"),
+    "address": ("RELAY_NATS_URL",),
+    "credentials": ("RELAY_NATS_CREDS", "RELAY_NATS_TOKEN"),
+}
+"""The variables of each way to sign in at NATS; the settings take one way at a time."""
 BREAK = (
     "import relay.service.app, relay.cli\n"
     "async def broken(self, stop): raise RuntimeError('broken on purpose')\n"
@@ -90,31 +96,48 @@ def planted(tmp_path):
     }
 
 
-def address(server):
-    """The address of `server` with a password in it; the password in RELAY_NATS_PASSWORD is the one that is used."""
-    return f"nats://other:{SECRETS['password in RELAY_NATS_URL']}@127.0.0.1:{server.port}"
+def only(way, planted):
+    """`planted` without the other ways to sign in at NATS."""
+    others = {name for names in SIGN_IN.values() for name in names if name not in SIGN_IN[way]}
+    kept = {name: value for name, value in planted.items() if name not in others}
+    return {"RELAY_NATS_URL": "nats://127.0.0.1:1"} | kept
+
+
+def address(server, user="other"):
+    """The address of `server` with a password in it."""
+    return f"nats://{user}:{SECRETS['password in RELAY_NATS_URL']}@127.0.0.1:{server.port}"
 
 
 def login(user, password):
     return f'authorization: {{user: "{user}", password: "{password}"}}'
 
 
-@pytest.mark.parametrize(
-    ("form", "validator", "outcome"),
-    [("json", HOTKEY, "connected to the"), ("console", STRANGER, "refuses this validator")],
-)
-async def test_serve(tmp_path, planted, form, validator, outcome):
+LOGINS = {
+    "password": login("relay", SECRETS["RELAY_NATS_PASSWORD"]),
+    "address": login("other", SECRETS["password in RELAY_NATS_URL"]),
+}
+
+
+SERVED = {
+    "password": ("json", HOTKEY, "connected to the"),
+    "address": ("console", STRANGER, "refuses this validator"),
+}
+
+
+@pytest.mark.parametrize("way", SERVED)
+async def test_serve(tmp_path, planted, way):
     """Accepted or refused, and when NATS goes away: no log line and no probe shows a secret or the signature."""
-    allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
-    del planted["RELAY_NATS_CREDS"]
+    form, validator, outcome = SERVED[way]
     async with (
-        NatsServer(extra_config=allowed) as server,
+        NatsServer(extra_config=LOGINS[way]) as server,
         FacilitatorSimulator([validator.public_key.hex()]) as facilitator,
     ):
         url = facilitator.url.replace("//", f"//u:{SECRETS['password in RELAY_FACILITATOR_URL']}@")
         url += f"?t={SECRETS['token in RELAY_FACILITATOR_URL']}"
-        here = {"RELAY_NATS_URL": address(server), "RELAY_FACILITATOR_URL": url, "RELAY_LOG_FORMAT": form}
-        async with started("-m", "relay", "serve", "--provision", settings=planted | here, folder=tmp_path) as relay:
+        here = {"RELAY_NATS_URL": address(server) if way == "address" else server.url}
+        here |= {"RELAY_FACILITATOR_URL": url, "RELAY_LOG_FORMAT": form}
+        settings = only(way, planted) | here
+        async with started("-m", "relay", "serve", "--provision", settings=settings, folder=tmp_path) as relay:
             port = re.search(r"port\W+(\d+)", (await relay.says("probes and metrics"))[0])[1]
             await relay.says(outcome)
             await server.stop()
@@ -131,15 +154,14 @@ async def test_serve(tmp_path, planted, form, validator, outcome):
     assert signature.removeprefix("0x") not in everything
 
 
-async def test_commands(tmp_path, planted):
+@pytest.mark.parametrize("way", LOGINS)
+async def test_commands(tmp_path, planted, way):
     """Commands that connect to NATS print no secret, neither when they succeed nor when NATS refuses them."""
-    del planted["RELAY_NATS_CREDS"]
-    allowed = login("relay", SECRETS["RELAY_NATS_PASSWORD"])
-    async with NatsServer(extra_config=allowed) as server:
-        planted["RELAY_NATS_URL"] = address(server)
+    async with NatsServer(extra_config=LOGINS[way]) as server:
+        signed_in = only(way, planted) | {"RELAY_NATS_URL": address(server) if way == "address" else server.url}
+        nobody = {"RELAY_NATS_URL": address(server, "nobody")} if way == "address" else {"RELAY_NATS_USER": "nobody"}
         codes, said = [], ""
-        for user in ("relay", "nobody"):
-            environment = planted | {"RELAY_NATS_USER": user}
+        for environment in (signed_in, signed_in | nobody):
             async with started("-m", "relay", "provision", settings=environment, folder=tmp_path) as command:
                 codes.append(await command.ended())
                 said += "".join(command.lines)
@@ -159,7 +181,7 @@ async def test_help(tmp_path, planted):
 
 async def test_traceback(tmp_path, planted):
     """A start that fails with an unexpected error prints a traceback without a secret or the authentication message."""
-    async with started("-c", BREAK, "serve", settings=planted, folder=tmp_path) as command:
+    async with started("-c", BREAK, "serve", settings=only("address", planted), folder=tmp_path) as command:
         assert 1 == await command.ended()
     assert command.said("RuntimeError: broken on purpose")
     assert [] == command.said("V0AuthenticationRequest")
@@ -216,9 +238,10 @@ def test_refused_hotkey(tmp_path):
         assert set() == shown(told(caught.value))
 
 
-def test_repr(planted):
+@pytest.mark.parametrize("way", SIGN_IN)
+def test_repr(planted, way):
     """`repr` of the settings and of all objects made from them shows no secret."""
-    settings = load_settings(planted, None)
+    settings = load_settings(only(way, planted), None)
     password = settings.facilitator.hotkey_password
     signer = load_signer(settings.facilitator.hotkey_file, password.get_secret_value())
     printed = [f"{settings} {settings!r} {settings.nats!r} {settings.facilitator!r}", f"{signer} {signer!r}"]
@@ -237,7 +260,7 @@ def test_content_instead_of_a_path(planted, padding):
 
 async def test_thrown_out(planted):
     """When NATS closes the connection for good, the error names the servers without their passwords."""
-    relay = Relay(load_settings(planted, None), None)
+    relay = Relay(load_settings(only("address", planted), None), None)
     relay._closed.set()
     with contextlib.closing(relay._health), pytest.raises(BrokerUnavailable, match="for good") as caught:
         await relay._until_stopped(asyncio.Event())
