@@ -65,6 +65,7 @@ def test_plain_file_signs(plain):
     assert verifies(Keypair.create_from_uri("//Other").public_key.hex(), signature) is False
 
 
+@pytest.mark.timeout(300)  # the key derivation takes seconds by design, and longer on a busy machine
 def test_encrypted_file_signs(encrypted, capfd):
     """A password-protected hotkey file signs as well, and prints nothing."""
     signer = load_signer(encrypted, PASSWORD)

@@ -160,9 +160,9 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
 
 async def test_given_up_while_the_lane_is_driven(scene):
     """If the server gives up on an update of a driven lane, it is dead-lettered when the advisory comes."""
-    async with watching(scene, new_lane(), look_every_s=3600), heard(scene, DLQ_SUBJECTS) as written:
+    async with watching(scene, new_lane(), look_every_s=3600), deletions(scene) as until_deleted:
         (dead_lettered,) = await exhaust(scene, new_job(LANE))
-        await next_of(written)
+        await until_deleted(1)
     assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
