@@ -230,10 +230,10 @@ class DeliverySettings(SettingsGroup):
         Variable("RELAY_LEASE_TTL", _LEASE_SECONDS, "Silence after which a worker loses its lanes."),
     ] = 5.0
     backoff_initial_s: Annotated[
-        _Seconds, Variable("RELAY_BACKOFF_INITIAL", _SECONDS, "Upper bound of the first wait before a retry.")
+        _Seconds, Variable("RELAY_BACKOFF_INITIAL", _SECONDS, "Upper bound of an update's first wait before a retry.")
     ] = 0.5
     backoff_max_s: Annotated[
-        _Seconds, Variable("RELAY_BACKOFF_MAX", _BACKOFF_MAX, "Upper bound of every wait before a retry.")
+        _Seconds, Variable("RELAY_BACKOFF_MAX", _BACKOFF_MAX, "Upper bound of all its waits before a retry.")
     ] = 30.0
     replicas: Annotated[
         Literal[1, 3, 5],

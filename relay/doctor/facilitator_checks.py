@@ -13,10 +13,11 @@ from websockets import InvalidHandshake
 
 from relay.contract.errors import IdentityError
 from relay.contract.settings import FacilitatorSettings
-from relay.contract.text import redact_url
+from relay.contract.text import describe, redact_url
 from relay.contract.wire import Reply, authentication_request, decode_incoming
 from relay.doctor.findings import Finding, fail, ok, unchecked, warn
 from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
+from relay.facilitator.sign_in import remedy
 from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 
 HOTKEY: Final = "hotkey"
@@ -65,7 +66,7 @@ async def check_facilitator(
             on_writable=lambda: None,
         )
     except (OSError, TimeoutError, InvalidHandshake) as error:
-        return fail(FACILITATOR, f"cannot connect to {where}: {str(error) or 'no answer in time'}", _remedy(error))
+        return fail(FACILITATOR, f"cannot connect to {where}: {describe(error)}", _remedy(error))
     try:
         if authentication is not None:
             return await _sign_in(websocket, authentication, where, answer_timeout_s)
@@ -85,12 +86,13 @@ async def _sign_in(websocket: WebSocket, authentication: str, where: str, timeou
         found = f"{where} does not answer the sign-in within {timeout_s:g} s"
         return fail(FACILITATOR, found, "ask those who run the Facilitator")
     except ConnectionClosed as closed:
-        remedy = "its database or cache may be down: ask those who run it; the relay goes on trying"
-        return fail(FACILITATOR, f"{where} ended the connection at the sign-in: {closed}", remedy)
+        found = f"{where} ended the connection at the sign-in: {closed}"
+        return fail(
+            FACILITATOR, found, "its database or cache may be down: ask those who run it; the relay goes on trying"
+        )
     if reply.status == "success":
         return ok(FACILITATOR, f"{where} lets this validator in")
-    remedy = "check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active there"
-    return fail(FACILITATOR, f"{where} refuses this validator: {reply.complaint}", remedy)
+    return fail(FACILITATOR, f"{where} refuses this validator: {reply.complaint}", remedy(reply.complaint))
 
 
 async def _reply(websocket: WebSocket) -> Reply:

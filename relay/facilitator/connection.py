@@ -10,10 +10,11 @@ from websockets import InvalidHandshake
 from websockets.frames import Close, CloseCode
 
 from relay.contract.text import describe, redact_url
-from relay.core.backoff import Backoff
+from relay.core.connect_pace import ConnectPace
 from relay.core.ports import PushQueue
 from relay.core.session import Answered, Broken, Event, Lost, Opened, Pushed, Session, SignInRefused, Unpaired
 from relay.core.update import Update
+from relay.facilitator.sign_in import remedy
 from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
@@ -60,7 +61,7 @@ class FacilitatorConnection:
     Args:
         url: `ws://` or `wss://`, with the path.
         session: the conversation; it decides, this class only moves bytes.
-        backoff: the waits between attempts to connect.
+        pace: the waits between attempts to connect.
         ping_interval_s: how often to ping, so that a dead connection is noticed while nothing is sent.
         ping_timeout_s: how long the Facilitator may leave a ping unanswered. It reads nothing, pings included, while
             33 updates wait for it, so this must not be shorter than the reply timeout.
@@ -70,7 +71,7 @@ class FacilitatorConnection:
         self,
         url: str,
         session: Session[Update],
-        backoff: Backoff,
+        pace: ConnectPace,
         metrics: Metrics,
         *,
         ping_interval_s: float,
@@ -81,14 +82,12 @@ class FacilitatorConnection:
         self._url = url
         self._shown_url = redact_url(url)
         self._session = session
-        self._backoff = backoff
+        self._pace = pace
         self._metrics = metrics
         self._ping_interval_s = ping_interval_s
         self._ping_timeout_s = ping_timeout_s
         self._supply: UpdateSupply | None = None
         self._socket: WebSocket | None = None
-        self._failures = 0
-        self._opened_s = 0.0
 
     @property
     def unanswered(self) -> int:
@@ -127,8 +126,7 @@ class FacilitatorConnection:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
                 self._complain(f"cannot connect to the Facilitator at {self._shown_url}: {describe(error)}")
-            self._failures += 1
-            await asyncio.sleep(self._backoff.delay_s(self._failures))
+            await asyncio.sleep(self._pace.wait_s(time.time()))
 
     async def _connect_and_converse(self, answers: AnswerSink, pushes: PushQueue) -> None:
         socket = await connect(
@@ -151,14 +149,13 @@ class FacilitatorConnection:
 
     async def _converse(self, socket: WebSocket, answers: AnswerSink, pushes: PushQueue) -> Close | None:
         """Send and receive until either side closes; returns its close frame, or None if there was none."""
-        self._opened_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             watching = [
                 group.create_task(self._watch(socket)),
                 group.create_task(socket.keep_alive(self._ping_interval_s, self._ping_timeout_s)),
             ]
             try:
-                socket.send(self._session.opened(self._opened_s).encode())
+                socket.send(self._session.opened(time.monotonic()).encode())
                 while True:
                     await self._take_in(await socket.receive(), socket, answers, pushes)
             except ConnectionClosed as closed:
@@ -176,7 +173,6 @@ class FacilitatorConnection:
         for message in messages:
             event = self._session.received(message, now_s)
             if isinstance(event, Answered):
-                self._failures = 0
                 answered.append(event)
                 continue
             if answered:
@@ -193,7 +189,8 @@ class FacilitatorConnection:
             case Opened() as opened:
                 self._signed_in(opened, socket, answers)
             case SignInRefused(error):
-                self._complain(f"the Facilitator refuses this validator: {error}; check RELAY_FACILITATOR_HOTKEY_FILE")
+                self._pace.refused()
+                self._complain(f"the Facilitator refuses this validator: {error}; {remedy(error)}")
                 await socket.close()
             case Broken() as broken:
                 await self._break(socket, broken)
@@ -202,6 +199,7 @@ class FacilitatorConnection:
 
     def _signed_in(self, opened: Opened[Update], socket: WebSocket, answers: AnswerSink) -> None:
         self.trouble = None
+        self._pace.signed_in()
         self._metrics.connection_opened()
         _log.info("connected to the Facilitator", url=self._shown_url)
         goes = answers.opened(opened)
@@ -237,8 +235,6 @@ class FacilitatorConnection:
         self.trouble = trouble
 
     def _note_lost(self, closing: Close | None) -> None:
-        if time.monotonic() - self._opened_s > self._backoff.max_s:
-            self._failures = 0
         how = f"closed with {closing.code} {closing.reason}".rstrip() if closing else "dropped without a close frame"
         if self.trouble is not None:  # the sign-in was never accepted
             self._metrics.connection_refused()

@@ -5,14 +5,22 @@ message by message; docs/benchmarks.md says what that costs at full load.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, cast
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
 
 from websockets.client import ClientProtocol
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from relay.timing.waiting import at_most
+
+_TCP_TIMEOUT_S: Final = 2.0
+"""For a TCP connection to one address. Short, because nothing but the network and the kernel take part in it, and while
+we wait for packets that are dropped we do not notice that the server is back."""
+_AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
 
@@ -213,7 +221,7 @@ async def connect(
         on_writable: called when the network can take more again, after it could not.
 
     Raises:
-        OSError, TimeoutError: no server answers.
+        OSError, TimeoutError: no server answers; a TimeoutError says what was waited for.
         websockets.InvalidHandshake: the server answers, but does not open a WebSocket.
     """
     uri = parse_uri(url)
@@ -222,11 +230,44 @@ async def connect(
     def make() -> WebSocket:
         return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
 
-    async with asyncio.timeout(open_timeout_s):
-        transport, websocket = await loop.create_connection(make, uri.host, uri.port, ssl=uri.secure or None)
-        try:
-            await websocket.shake_hands()
-        except BaseException:
-            transport.abort()
-            raise
+    stage = f"the name {uri.host} is not looked up"
+    try:
+        async with asyncio.timeout(open_timeout_s):
+            addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+            stage = "there is no TCP connection"
+            connected = await _first_to_answer(addresses)
+            stage = "the TLS handshake is not finished"
+            name = uri.host if uri.secure else None
+            transport, websocket = await loop.create_connection(
+                make, sock=connected, ssl=uri.secure or None, server_hostname=name
+            )
+            stage = "there is no answer to the request for a WebSocket"
+            try:
+                await websocket.shake_hands()
+            except BaseException:
+                transport.abort()
+                raise
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"after {open_timeout_s:g} s {stage} yet") from error
     return websocket
+
+
+async def _first_to_answer(addresses: Sequence[_AddressInfo]) -> socket.socket:
+    """A TCP connection to the first address at which somebody listens. Raises the last address's OSError."""
+    loop = asyncio.get_running_loop()
+    problem = OSError("the name has no address")
+    for family, kind, protocol, _, address in addresses:
+        tried = socket.socket(family, kind, protocol)
+        tried.settimeout(0)  # the event loop waits
+        try:
+            async with at_most(_TCP_TIMEOUT_S, f"no TCP connection to {address[0]} port {address[1]}"):
+                await loop.sock_connect(tried, address)
+        except OSError as error:
+            tried.close()
+            problem = error if error.errno is None else OSError(error.errno, os.strerror(error.errno))
+        except BaseException:
+            tried.close()
+            raise
+        else:
+            return tried
+    raise problem

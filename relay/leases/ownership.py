@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import lane_key
+from relay.core.connect_pace import Place, place_of
 from relay.leases.leases import Lease, Leases, LeaseTable
 from relay.leases.share import share_out
 from relay.observability.logs import get_logger
@@ -74,6 +75,8 @@ class Ownership:
     ) -> None:
         self.trouble: str | None = "the lanes are not shared out yet"
         """Why no lane can be taken, in words for an operator; None while all is well."""
+        self.place = Place()
+        """This worker's place among those that were alive when the bucket last answered."""
         self._leases = leases
         self._lanes = lanes
         self._driver_of = driver_of
@@ -135,6 +138,7 @@ class Ownership:
         table = await self._leases.read()
         how_free: dict[int, HowTaken] = {lane: self._how_free(lane, table) for lane in range(self._lanes)}
         me = self._leases.worker
+        self.place = place_of(me, table.workers)
         for lane, worker in share_out(self._lanes, table.workers | {me}, table.owners).items():
             if worker != me and lane in self._held:
                 self._leave(self._held[lane])

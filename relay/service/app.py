@@ -7,13 +7,16 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from importlib.metadata import version
+from typing import Final
 
 from relay.contract.errors import BrokerUnavailable, NotProvisioned
 from relay.contract.settings import Settings
 from relay.contract.subjects import safe_token
 from relay.contract.text import redact_url
 from relay.core.backoff import Backoff
+from relay.core.connect_pace import ConnectPace, Place
 from relay.core.ports import SettlementObserver
 from relay.core.progress import LaneProgress
 from relay.core.pull import expiry_s
@@ -43,6 +46,8 @@ from relay.service.line import Line, LineSettings, for_lane
 from relay.service.worker_status import WorkerStatus
 from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of
 
+_NATS_RETRIES: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
+"""The waits while NATS is away, or refuses to store: short, because a long outage is no reason to be late after it."""
 _log = get_logger(__name__)
 
 
@@ -115,7 +120,7 @@ class Relay:
 
     async def _relay(self, client: FrameClient, stop: asyncio.Event) -> None:
         """Likewise for all that needs NATS: pushes, the Facilitator, answers to requests, and at last the lanes."""
-        pushes, receipts = PushPublisher(client, self._backoff, self.metrics), Receipts(client, self.metrics)
+        pushes, receipts = PushPublisher(client, _NATS_RETRIES, self.metrics), Receipts(client, self.metrics)
         lanes = self._settings.delivery.lanes
         self._lines = self._make_lines(client, pushes, receipts)
         self._ownership, lane_count = self._make_ownership(client), LaneCount(client, lanes)
@@ -161,7 +166,7 @@ class Relay:
             except BrokerUnavailable as error:
                 self._wait_for(str(error))
                 attempt += 1
-                await asyncio.sleep(self._backoff.delay_s(attempt))
+                await asyncio.sleep(_NATS_RETRIES.delay_s(attempt))
 
     async def _connect_once(self) -> FrameClient:
         client = await connect(
@@ -221,11 +226,14 @@ class Relay:
     def _make_lines(self, client: FrameClient, pushes: PushPublisher, receipts: Receipts) -> list[Line]:
         """A line for each connection to the Facilitator; no more of them than there are lanes."""
         facilitator, delivery = self._settings.facilitator, self._settings.delivery
+        connections = min(facilitator.connections, delivery.lanes)
+        paces = [ConnectPace(self._place, number, connections, self._backoff) for number in range(connections)]
         settings = LineSettings(
             url=facilitator.url,
             authentication=self._authentication,
             window=facilitator.window,
             reply_timeout_s=facilitator.reply_timeout_s,
+            pace=paces[0],
             policy=RetryPolicy(delivery.max_attempts, self._backoff),
             lanes=LaneLimits(LANE_CAPACITY, delivery.ack_wait_s),
             pull_batch=LANE_CAPACITY // 2,
@@ -234,8 +242,10 @@ class Relay:
         )
         wanted: list[tuple[bool, SettlementObserver | None]] = [(delivery.receipts, receipts), (True, self._tracing)]
         observers = [observer for on, observer in wanted if on and observer is not None]
-        connections = min(facilitator.connections, delivery.lanes)
-        return [Line(client, settings, pushes, self.metrics, observers) for _ in range(connections)]
+        return [Line(client, replace(settings, pace=pace), pushes, self.metrics, observers) for pace in paces]
+
+    def _place(self) -> Place:
+        return self._ownership.place if self._ownership is not None else Place()
 
     def _on_reconnected(self) -> None:
         self.metrics.nats_reconnected()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.contract.subjects import STATUS_STREAM, lane_consumer
+from relay.core.connect_pace import ConnectPace
 from relay.core.lane import Lane
 from relay.core.ports import PushQueue, SettlementObserver, WatchAdvisories
 from relay.core.session import Session
@@ -45,6 +46,8 @@ class LineSettings:
     window: int
     """How many updates may be unanswered at a time."""
     reply_timeout_s: float
+    pace: ConnectPace
+    """The waits between attempts to connect; each line has its own."""
     policy: RetryPolicy
     lanes: LaneLimits
     pull_batch: int
@@ -77,7 +80,7 @@ class Line:
         self.connection = FacilitatorConnection(
             settings.url,
             session,
-            settings.policy.backoff,
+            settings.pace,
             metrics,
             ping_interval_s=settings.intervals.facilitator_ping_s,
             ping_timeout_s=settings.reply_timeout_s,

@@ -221,7 +221,12 @@ async def test_facilitator_does_not_answer(simulator, hotkey, fault, timeout_s, 
     [
         ("ws://127.0.0.1:1/ws/v0/", 20, "[Errno 111]", "it is down or out of reach"),
         ("{simulator}x/", 20, "HTTP 500", "another server answers there"),
-        ("ws://127.0.0.1:{silent}/ws/v0/", 0.2, "no answer in time", "it is down or out of reach"),
+        (
+            "ws://127.0.0.1:{silent}/ws/v0/",
+            0.2,
+            "no answer to the request",
+            "it is down or out of reach",
+        ),
     ],
     ids=["nobody", "another", "silent"],
 )

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import socket
 import ssl
 
 import pytest
@@ -7,6 +8,7 @@ from websockets import InvalidMessage, InvalidStatus
 from websockets.asyncio.server import serve
 from websockets.frames import CloseCode
 
+import relay.facilitator.websocket
 from relay.facilitator.websocket import ConnectionClosed, connect
 
 MIB = 1024 * 1024
@@ -28,6 +30,10 @@ async def conversation(converse, *, on_writable=lambda: None, **options):
             yield websocket
         finally:
             await websocket.close()
+
+
+async def opened(url, *, open_timeout_s):
+    return await connect(url, max_size=MIB, open_timeout_s=open_timeout_s, close_timeout_s=1, on_writable=print)
 
 
 async def received(websocket, count):
@@ -251,16 +257,65 @@ async def test_not_a_websocket():
 
     async with raw_server(hang_up) as url:
         with pytest.raises(InvalidMessage):
-            await connect(url, max_size=MIB, open_timeout_s=5, close_timeout_s=1, on_writable=print)
+            await opened(url, open_timeout_s=5)
 
 
-async def test_silent():
-    """A server that accepts the connection and sends nothing is given up after the open timeout."""
+@pytest.mark.parametrize(
+    ("scheme", "what"),
+    [("ws", "there is no answer to the request for a WebSocket"), ("wss", "the TLS handshake is not finished")],
+)
+async def test_silent(scheme, what):
+    """A server that accepts the connection and sends nothing is given up after the open timeout; the error says so."""
 
     async def say_nothing(reader):
         await reader.read()  # the request
         await reader.read()  # until the client closes
 
     async with raw_server(say_nothing) as url:
-        with pytest.raises(TimeoutError):
-            await connect(url, max_size=MIB, open_timeout_s=0.1, close_timeout_s=1, on_writable=print)
+        with pytest.raises(TimeoutError, match=f"^after 0.1 s {what} yet$"):
+            await opened(url.replace("ws", scheme), open_timeout_s=0.1)
+
+
+async def test_packets_are_dropped(monkeypatch):
+    """If the packets of the TCP handshake are dropped, the address is given up soon, and the error names it."""
+    monkeypatch.setattr(relay.facilitator.websocket, "_TCP_TIMEOUT_S", 0.1)
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (first, second):  # the kernel drops what comes when nobody accepts these
+            waiting.settimeout(0)
+            waiting.connect_ex(full.getsockname())
+        port = full.getsockname()[1]
+        with pytest.raises(TimeoutError, match=f"^no TCP connection to 127.0.0.1 port {port} within 0.1 s$"):
+            await opened(f"ws://127.0.0.1:{port}/", open_timeout_s=5)
+
+
+async def test_look_up_takes_too_long(monkeypatch):
+    """If a name is not looked up in time, the error says so."""
+
+    async def never(*_args, **_options):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    with pytest.raises(TimeoutError, match=r"^after 0\.1 s the name facilitator\.example is not looked up yet$"):
+        await opened("ws://facilitator.example/", open_timeout_s=0.1)
+
+
+async def test_several_addresses(monkeypatch):
+    """If nobody listens at a name's first address, the next one is tried; if at none, the error is the last one's."""
+    loop, resolve = asyncio.get_running_loop(), asyncio.get_running_loop().getaddrinfo
+
+    async def two_addresses(host, port, **options):
+        del host
+        found = [await resolve(each, port, **options) for each in ("127.0.0.2", "127.0.0.1")]
+        return [address for addresses in found for address in addresses]
+
+    monkeypatch.setattr(loop, "getaddrinfo", two_addresses)
+    async with serve(echo, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        websocket = await opened(f"ws://facilitator.example:{port}/", open_timeout_s=5)
+        websocket.send(b"hello")
+        assert [b"hello"] == await received(websocket, 1)
+        await websocket.close()
+    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
+        await opened(f"ws://facilitator.example:{port}/", open_timeout_s=5)

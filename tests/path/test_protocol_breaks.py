@@ -187,11 +187,12 @@ async def test_wrong_signature(nats_server):
     async with FacilitatorSimulator({PUBLIC_KEY}) as facilitator, Scene(nats_server, facilitator) as scene:
         async with scene.relay(FORGED) as relay:
             updates = await scene.publish_lives(2)
-            await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.signature_invalid"] >= 5)
+            await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.signature_invalid"] >= 3)
             [trouble] = relay.worker_status.missing()
             assert trouble == (
                 "the Facilitator refuses this validator: auth.signature_invalid: The signature does not match the"
-                " public key.; check RELAY_FACILITATOR_HOTKEY_FILE"
+                " public key.; check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active"
+                " there"
             )
             assert await scene.dead_letters() == []
             assert await scene.unsettled() == len(updates)
@@ -209,11 +210,12 @@ async def test_unknown_validator(nats_server):
         scene.relay(SIGNED) as relay,
     ):
         updates = await scene.publish_lives(2)
-        await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 5)
+        await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 3)
         [trouble] = relay.worker_status.missing()
         assert trouble == (
             "the Facilitator refuses this validator: auth.validator_not_found: No active validator has this"
-            " public key.; check RELAY_FACILITATOR_HOTKEY_FILE"
+            " public key.; check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active there;"
+            " the Facilitator reads its list of validators anew every 5 minutes, so a change may take that long"
         )
         assert await scene.unsettled() == len(updates)
 
@@ -234,7 +236,7 @@ async def test_validator_removed_and_back(nats_server):
         publishing = asyncio.create_task(scene.publish_lives(5))
         await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 10)
         await facilitator.remove_validator(PUBLIC_KEY)
-        await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 5)
+        await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 3)
         facilitator.ledger.validators.add(PUBLIC_KEY)
 
         assert await scene.settled(*await publishing) == [ACKED] * 30
@@ -257,7 +259,7 @@ async def test_outage_behind_the_facilitator(nats_server, outage):
         await facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 10)
         with getattr(facilitator, outage)():
             connections = facilitator.accepted
-            await facilitator.wait_for(lambda facilitator: facilitator.accepted > connections + 5)
+            await facilitator.wait_for(lambda facilitator: facilitator.accepted > connections + 2)
 
         assert await scene.settled(*await publishing) == [ACKED] * 30
         assert await scene.broken_promises() == []

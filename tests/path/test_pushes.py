@@ -90,9 +90,9 @@ async def test_unknown_kind(scene, uuid, token):
 
 
 async def test_pushed_while_nats_is_away(scene, nats_server):
-    """A push that comes while NATS is away is published when NATS is back."""
+    """A push that comes while NATS is away is published when NATS is back, however long retries of updates wait."""
     jobs = [new_job() for _ in range(5)]
-    async with scene.relay():
+    async with scene.relay(BACKOFF_INITIAL="3600", BACKOFF_MAX="3600"):
         await both_connected(scene)
         await nats_server.stop()
         for job in jobs:

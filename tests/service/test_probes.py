@@ -122,6 +122,24 @@ async def test_nats_away_is_said_once(nats_server, facilitator, after):
         assert (1, 1) == (gauges(relay)["relay_nats_connected"], gauges(relay)["relay_ready"])
 
 
+async def test_nats_away_at_the_start(nats_server, facilitator, monkeypatch):
+    """A relay that is started while NATS is away is there soon after NATS, however long retries of updates wait."""
+    waits = asyncio.Event()
+    monkeypatch.setattr(Relay, "_wait_for", lambda *_: waits.set())
+
+    async def bring_back() -> None:
+        await waits.wait()
+        await nats_server.start()
+
+    async with Scene(nats_server, facilitator) as scene:
+        await nats_server.stop()
+        back = asyncio.create_task(bring_back())
+        async with asyncio.timeout(TIMEOUT_S), scene.relay(BACKOFF_INITIAL="3600", BACKOFF_MAX="3600"):
+            await back
+            await scene.reconnected()
+            assert await scene.settled(await scene.publish(new_job())) == [ACKED]
+
+
 async def test_standing_by(nats_server, facilitator, after):
     """A worker without a lane is ready, even with the Facilitator away; a worker with a lane is not."""
     shared = after(Ownership, "_rebalance")

@@ -65,6 +65,9 @@ class Facilitator:
 
     def __init__(self, clock: Clock, book: Book, rng: random.Random, sent: Callable[[str, Publish], None]) -> None:
         self.away_until_s = self.down_until_s = self.refuses_until_s = self.stalled_until_s = 0.0
+        self.hangs_up_until_s = 0.0
+        self.tried_s: list[float] = []
+        """When a worker tried to connect."""
         self.connections: list[Connection] = []
         self.ledger = Ledger([_VALIDATOR])
         self.clock = clock
@@ -88,8 +91,11 @@ class Facilitator:
         if self.clock.now < self.away_until_s:
             line.failed()
             return None
-        self.connections.append(Connection(self, owner, line, pipes, socket))
-        return self.connections[-1]
+        connection = Connection(self, owner, line, pipes, socket)
+        self.connections.append(connection)
+        if self.clock.now < self.hangs_up_until_s:
+            connection.drop(None)
+        return connection
 
     def update_of(self, message: Message | Answer) -> Publish | None:
         """The update in a message; None if there is none."""

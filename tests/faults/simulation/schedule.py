@@ -55,6 +55,7 @@ class Kind(enum.StrEnum):
     JETSTREAM_LATE = "JetStream answers late, about leases and dead letters too"
     FACILITATOR_AWAY = "the Facilitator refuses connections, and closed those it had"
     FACILITATOR_DOWN = "the Facilitator drops every connection at its next message"
+    FACILITATOR_HANGS_UP = "the Facilitator drops every connection at once, new ones too"
     FACILITATOR_REFUSES = "the Facilitator does not let the validator in"
     FACILITATOR_STALL = "the Facilitator does not answer"
 

@@ -110,6 +110,7 @@ def connector(
 
     async def connect(url: str, **_: Any) -> Socket:
         process = process_of()
+        facilitator.tried_s.append(clock.now)
         await asyncio.sleep(rng.expovariate(1 / _CONNECT_S))
         socket = Socket(process)
         pipes = Pipe(clock, rng, 0.001), Pipe(clock, rng, 0.001)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.core.backoff import Backoff
+from relay.core.connect_pace import ConnectPace
 from relay.core.pull import expiry_s
 from relay.core.session import Pushed
 from relay.core.verdict import RetryPolicy
@@ -63,7 +64,7 @@ class Worker:
         self._rng = rng
         self._leave = asyncio.Event()
         self._client: Any = Client(self.link, around.jetstream, self._swallowed)
-        self._lines = [self._make_line(f"ws://facilitator/{number}") for number in range(self._connections)]
+        self._lines = [self._make_line(number) for number in range(self._connections)]
         leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
         self._ownership = Ownership(
             leases,  # type: ignore[arg-type]
@@ -110,14 +111,16 @@ class Worker:
     def _connections(self) -> int:
         return min(self._around.schedule.connections, self._around.schedule.lanes)
 
-    def _make_line(self, url: str) -> Line:
+    def _make_line(self, number: int) -> Line:
         schedule = self._around.schedule
+        backoff = Backoff(*_BACKOFF_S, self._rng.random)
         settings = LineSettings(
-            url=url,
+            url=f"ws://facilitator/{number}",
             authentication=AUTHENTICATION,
             window=schedule.window,
             reply_timeout_s=REPLY_TIMEOUT_S,
-            policy=RetryPolicy(MAX_ATTEMPTS, Backoff(*_BACKOFF_S, self._rng.random)),
+            pace=ConnectPace(lambda: self._ownership.place, number, self._connections, backoff),
+            policy=RetryPolicy(MAX_ATTEMPTS, backoff),
             lanes=LaneLimits(schedule.capacity, schedule.ack_wait_s),
             pull_batch=schedule.capacity // 2,
             pull_expires_s=expiry_s(schedule.lease_ttl_s, schedule.ack_wait_s),

@@ -64,7 +64,7 @@ class World:
         self._processes: list[Process] = []
         self._unpublished = len(schedule.publishes)
         self._to_delete = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
-        self._began_s = self.clock.now
+        self.began_s = self.clock.now
 
     def run(self) -> Result:
         events = (*self.schedule.publishes, *self.schedule.faults)
@@ -78,9 +78,9 @@ class World:
         connect = seam.connector(self.clock, self.facilitator, self._running, self._rng("sockets"))
         with seam.installed(self.clock, Log(self.book, self.clock), connect):
             try:
-                self._settle(self._began_s + well_s + SETTLED_WITHIN_S)
+                self._settle(self.began_s + well_s + SETTLED_WITHIN_S)
             finally:
-                took_s = self.clock.now - self._began_s
+                took_s = self.clock.now - self.began_s
                 for process in self._processes:
                     process.bury()
         return Result(self.book.broken, self.book.lines, took_s)
@@ -143,6 +143,7 @@ class World:
             Kind.LEASES_AWAY: (self.bucket, "away_until_s"),
             Kind.FACILITATOR_AWAY: (self.facilitator, "away_until_s"),
             Kind.FACILITATOR_DOWN: (self.facilitator, "down_until_s"),
+            Kind.FACILITATOR_HANGS_UP: (self.facilitator, "hangs_up_until_s"),
             Kind.FACILITATOR_REFUSES: (self.facilitator, "refuses_until_s"),
             Kind.FACILITATOR_STALL: (self.facilitator, "stalled_until_s"),
         }
@@ -157,9 +158,10 @@ class World:
 
         def begin() -> None:
             setattr(*away[fault.kind], until_s)
-            if fault.kind in (Kind.FACILITATOR_AWAY, Kind.FACILITATOR_REFUSES):
+            if fault.kind in (Kind.FACILITATOR_AWAY, Kind.FACILITATOR_HANGS_UP, Kind.FACILITATOR_REFUSES):
+                code = None if fault.kind is Kind.FACILITATOR_HANGS_UP else fault.code
                 for connection in list(self.facilitator.connections):
-                    connection.drop(fault.code)
+                    connection.drop(code)
 
         return begin
 
