@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import typer
 
-from relay.contract.settings import NatsSettings
+from relay.contract.environment import load_settings
+from relay.contract.settings import NatsSettings, Settings
 from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
 from relay.observability import logs
@@ -23,6 +24,11 @@ R = TypeVar("R")
 def complain(problem: str) -> None:
     """Print one line on standard error."""
     typer.echo(f"relay: {problem}", err=True)
+
+
+def read_settings() -> Settings:
+    """The settings of one command; what was taken otherwise than it was written is printed on standard error."""
+    return load_settings(notice=complain)
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:

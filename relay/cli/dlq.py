@@ -10,11 +10,11 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.console import complain, nats_client, run
+from relay.cli.console import complain, nats_client, read_settings, run
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
 from relay.cli.dlq_purge import PurgePlan, plan_purge, remove
 from relay.cli.dlq_replay import ReplayOptions, replay_selected
-from relay.contract.environment import load_settings
+from relay.contract.settings import NatsSettings
 from relay.contract.subjects import DLQ_STREAM, Reason
 from relay.dead_letters import stream
 from relay.dead_letters.moments import parse_since
@@ -116,7 +116,8 @@ def purge(
     _require_choice(selected, everything=everything)
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask at: give --yes")
-    plan = run(_plan(selected, export))
+    nats = read_settings().nats
+    plan = run(_plan(nats, selected, export))
     if export is not None:
         typer.echo(f"exported {plan.reasons.total()} to {export}")
     if selected.sequences:
@@ -128,7 +129,7 @@ def purge(
     if not yes:
         typer.echo(count_line(plan.reasons, limited=False))
         typer.confirm("Remove them for good?", abort=True)
-    typer.echo(f"removed {run(_remove(selected, plan.last_sequence))}")
+    typer.echo(f"removed {run(_remove(nats, selected, plan.last_sequence))}")
 
 
 def _require_all_found(selection: Selection, plan: PurgePlan) -> None:
@@ -168,7 +169,7 @@ def _require_choice(selection: Selection, *, everything: bool) -> None:
 async def _list(selection: Selection, *, as_json: bool) -> None:
     reasons: Counter[str] = Counter()
     width = shutil.get_terminal_size(_WIDTH_UNKNOWN).columns
-    async with nats_client(load_settings().nats) as client:
+    async with nats_client(read_settings().nats) as client:
         up_to = await stream.last_sequence(client)
         async with contextlib.aclosing(stream.read(client, selection, up_to)) as letters:
             async for letter in letters:
@@ -182,7 +183,7 @@ async def _list(selection: Selection, *, as_json: bool) -> None:
 
 
 async def _show(sequence: int, *, full: bool) -> None:
-    async with nats_client(load_settings().nats) as client:
+    async with nats_client(read_settings().nats) as client:
         letter = await stream.find(client, sequence)
     if letter is None:
         gone = "it was replayed or purged, or there never was one"
@@ -193,15 +194,15 @@ async def _show(sequence: int, *, full: bool) -> None:
 
 
 async def _replay(options: ReplayOptions) -> bool:
-    async with nats_client(load_settings().nats) as client:
+    async with nats_client(read_settings().nats) as client:
         return await replay_selected(client, options)
 
 
-async def _plan(selection: Selection, export: Path | None) -> PurgePlan:
-    async with nats_client(load_settings().nats) as client:
+async def _plan(nats: NatsSettings, selection: Selection, export: Path | None) -> PurgePlan:
+    async with nats_client(nats) as client:
         return await plan_purge(client, selection, export)
 
 
-async def _remove(selection: Selection, up_to: int) -> int:
-    async with nats_client(load_settings().nats) as client:
+async def _remove(nats: NatsSettings, selection: Selection, up_to: int) -> int:
+    async with nats_client(nats) as client:
         return await remove(client, selection, up_to)

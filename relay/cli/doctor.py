@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
@@ -45,20 +46,23 @@ def doctor(
 
 
 def _findings() -> list[Finding]:
+    notices: list[str] = []
     try:
-        settings = load_settings()
+        settings = load_settings(notice=notices.append)
     except ConfigurationError as error:
         broken = fail(CONFIGURATION, str(error), "give it a value that is allowed")
         return [broken, *(unchecked(name, "the configuration cannot be read") for name in (HOTKEY, *CHECKS))]
     hotkey, authentication = check_hotkey(settings.facilitator)
-    return [_check_configuration(settings), hotkey, *run(run_checks(settings, authentication))]
+    return [_check_configuration(settings, notices), hotkey, *run(run_checks(settings, authentication))]
 
 
-def _check_configuration(settings: Settings) -> Finding:
+def _check_configuration(settings: Settings, notices: Sequence[str]) -> Finding:
     try:
         settings.require_facilitator()
     except ConfigurationError as error:
         return warn(CONFIGURATION, f"readable, but `relay serve` would not start: {error}", "set it where relays run")
+    if notices:
+        return warn(CONFIGURATION, "readable, but " + "; ".join(notices), "write the values as they are meant")
     return ok(CONFIGURATION, "readable, and all that `relay serve` needs")
 
 

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.console import complain, nats_client, run
-from relay.contract.environment import load_settings
+from relay.cli.console import complain, nats_client, read_settings, run
 from relay.contract.errors import UnsafeChange
 from relay.contract.settings import Settings
 from relay.nats.connection import require_server
@@ -25,7 +24,7 @@ def provision(
     Prints what was created, changed, deleted or left as it was. If a change could lose or reorder updates, it is
     refused with the reasons, and nothing is changed.
     """
-    settings = load_settings()
+    settings = read_settings()
     if check:
         plan = run(_check(settings))
         for line in plan.differences or ("everything is in place",):

@@ -7,10 +7,9 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from relay.cli.console import nats_client, run
+from relay.cli.console import nats_client, read_settings, run
 from relay.cli.publish_lines import problems_of, publish_lines, stored_at
 from relay.cli.stdin import read_stdin
-from relay.contract.environment import load_settings
 from relay.contract.model import JobStatusUpdate
 from relay.contract.settings import Settings
 from relay.producer import publish_body, publish_update
@@ -36,7 +35,7 @@ def publish(
     its message id is made from its content. Lines of standard input that are not valid are reported and left out;
     the exit code is then 1.
     """
-    settings = load_settings()
+    settings = read_settings()
     match uuid, status:
         case str(job), None if raw and not (stdin or metadata or job == "-"):
             run(_publish_raw(settings, _token(job), read_stdin()))

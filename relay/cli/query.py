@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 from nats.aio.msg import Msg
 
-from relay.cli.console import complain, nats_client, run
+from relay.cli.console import complain, nats_client, read_settings, run
 from relay.cli.query_client import QueryFailed, ask_latest, ask_updates
 from relay.cli.query_display import as_json, details, row
-from relay.contract.environment import load_settings
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import is_job_uuid, receipt_subject, status_subject
 from relay.nats.frames import FrameClient
@@ -40,7 +39,7 @@ def query(
     job = uuid.lower()
     if not is_job_uuid(job):
         raise typer.BadParameter(f"{uuid!a} is not a UUID with hyphens, such as 123e4567-e89b-42d3-a456-426614174000")
-    settings = load_settings().nats
+    settings = read_settings().nats
     if follow:
         run(_follow(settings, job, as_json if json else row))
     elif history:

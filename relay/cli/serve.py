@@ -52,9 +52,12 @@ def serve(
     them on. It also answers probes and metrics for all workers on RELAY_HTTP_PORT: each series has the label worker,
     from 0. If the parent is killed, Linux kills its workers too; elsewhere they go on relaying until told to stop.
     """
-    settings = load_settings().require_facilitator()
+    notices: list[str] = []
+    settings = load_settings(notice=notices.append).require_facilitator()
     on_terminal = sys.stderr.isatty()
     logs.configure(settings.log.level, settings.log.format or ("console" if on_terminal else "json"))
+    for notice in notices:
+        _log.warning(notice)
     if workers > 1:
         raise typer.Exit(run(_supervise(settings, workers, provision_first=provision)))
     # Before the event loop: opening an encrypted hotkey takes seconds.

@@ -14,10 +14,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from relay.cli.console import run
+from relay.cli.console import read_settings, run
 from relay.cli.top_display import render
 from relay.cli.top_view import TopView, document
-from relay.contract.environment import load_settings
 from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.text import redact_url
@@ -41,7 +40,7 @@ def top(
     Needs only NATS, so it runs on any machine that reaches NATS. Rates and latencies are those of the last interval.
     If NATS goes away, the command says so, and goes on when NATS is back. Ctrl-C ends it.
     """
-    run(_watch(load_settings().nats, _Display(interval, once=once, as_json=as_json)))
+    run(_watch(read_settings().nats, _Display(interval, once=once, as_json=as_json)))
 
 
 @dataclass(slots=True)

@@ -3,13 +3,14 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
 from relay.contract.contradictions import find_contradiction, variable_of
+from relay.contract.env_file import read_env_file
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings, SettingsGroup
 from relay.contract.settings_table import BY_VARIABLE, GROUPS, as_text
@@ -18,41 +19,81 @@ _PREFIX: Final = "RELAY_"
 _LONGEST_PATH: Final = 255
 _SERVICE_LINK_NAME: Final = re.compile(r"_SERVICE_(HOST|PORT)\b|_SERVICE_PORT_|_PORT_\d+_(TCP|UDP|SCTP)")
 _SERVICE_LINK_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
+_MISSPELT: Final = 0.85
+"""How much alike two names are of which one is likely meant as the other, from 0 to 1."""
 
 
-def load_settings(environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env") -> Settings:
+def load_settings(
+    environ: Mapping[str, str] | None = None,
+    env_file: str | Path | None = ".env",
+    *,
+    notice: Callable[[str], None] | None = None,
+) -> Settings:
     """The settings that `environ` (the process's environment if None) and `env_file` give; `environ` wins.
 
-    An empty variable counts as unset, and so does a missing file. Raises ConfigurationError for the first variable
-    that is unknown, has a value that is not allowed, or needs another one that is missing.
+    An empty variable counts as unset, and so does a missing file. White space around a value does not count. `notice`
+    is called with a sentence for each value that is taken otherwise than it was written, or is likely a mistake.
+
+    Raises ConfigurationError for the first variable that is unknown, has a value that is not allowed, or needs another
+    one that is missing, and for a line of the file that cannot be read.
     """
-    given = _read_env_file(env_file) | dict(os.environ if environ is None else environ)
-    given = {name: value for name, value in given.items() if name.startswith(_PREFIX) and value}
-    _refuse_unknown(given)
+    environ = dict(os.environ if environ is None else environ)
+    notices: list[str] = []
+    given = {name: value for name, value in (read_env_file(env_file, environ) | environ).items() if value}
+    given = _as_meant(_settings_among(given, notices), notices)
     settings = Settings.model_validate({group: _fill(group, given) for group in GROUPS})
     _refuse_contradictions(settings, given)
+    if notice is not None:
+        for each in notices:
+            notice(each)
     return settings
 
 
-def _read_env_file(path: str | Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    # Imported here: job runners import this module through `relay.producer`, and they read no `.env` file.
-    from pydantic_settings import BaseSettings, DotEnvSettingsSource  # noqa: PLC0415
-
-    try:
-        source = DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8", case_sensitive=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), str(error), "a readable UTF-8 file of NAME=value lines") from error
-    return {name: value for name, value in source.env_vars.items() if value is not None}
+def concerns(name: str, prefix: str) -> bool:
+    """Whether a variable's name begins with `prefix`, or is likely a misspelt name of a setting that does."""
+    return name.startswith(prefix) or (name not in BY_VARIABLE and _nearest(name, _MISSPELT).startswith(prefix))
 
 
-def _refuse_unknown(given: Mapping[str, str]) -> None:
+def without_line_ends(name: str, value: str, notices: list[str]) -> str:
+    """A secret, as it was meant: without the line end that a file which it was copied from ends with."""
+    trimmed = value.strip("\r\n")
+    if trimmed != value:
+        notices.append(f"{name} began or ended with a line end, which was removed")
+    if trimmed != trimmed.strip():
+        notices.append(f"{name} begins or ends with white space, which is taken as part of it")
+    if len(trimmed) > 1 and trimmed[0] == trimmed[-1] and trimmed[0] in "\"'":
+        notices.append(f"{name} is in quotation marks, which are taken as part of it")
+    return trimmed
+
+
+def _settings_among(given: Mapping[str, str], notices: list[str]) -> dict[str, str]:
+    """The variables that are settings. Raises ConfigurationError for one that is likely meant as a setting."""
+    found: dict[str, str] = {}
     for name, value in given.items():
-        if name in BY_VARIABLE or _is_service_link(name, value):
-            continue
-        nearest = difflib.get_close_matches(name, BY_VARIABLE, n=1, cutoff=0)[0]
-        raise ConfigurationError(ascii(name)[1:-1], "***", f"there is no such setting; the nearest name is {nearest}")
+        if name in BY_VARIABLE:
+            if name.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value):
+                notices.append(f"{name}={value} is what Kubernetes sets beside a Service of that name; it is ignored")
+            else:
+                found[name] = value
+        elif not _is_service_link(name, value) and (name.startswith(_PREFIX) or _nearest(name, _MISSPELT)):
+            allowed = f"there is no such setting; the nearest name is {_nearest(name, 0)}"
+            raise ConfigurationError(ascii(name)[1:-1], "***", allowed)
+    return found
+
+
+def _nearest(name: str, likeness: float) -> str:
+    """The setting whose name is most like `name`, also if that is not in capitals; empty if none is so much like it."""
+    if not name.upper().startswith(_PREFIX):
+        return ""
+    return next(iter(difflib.get_close_matches(name.upper(), BY_VARIABLE, n=1, cutoff=likeness)), "")
+
+
+def _as_meant(given: Mapping[str, str], notices: list[str]) -> dict[str, str]:
+    meant = {
+        name: without_line_ends(name, value, notices) if BY_VARIABLE[name].secret else value.strip()
+        for name, value in given.items()
+    }
+    return {name: value for name, value in meant.items() if value}
 
 
 def _is_service_link(name: str, value: str) -> bool:

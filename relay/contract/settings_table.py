@@ -1,7 +1,9 @@
 """All settings in one table: for the documentation, and to find the field that an environment variable fills."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast, get_args
+
+from pydantic import SecretStr
 
 from relay.contract.settings import Settings, SettingsGroup, Variable
 
@@ -28,13 +30,15 @@ class Setting(NamedTuple):
     field: str
     default: Any
     variable: Variable
+    secret: bool
+    """Whether the value is a secret, such as a password. Then white space may be part of it."""
 
 
 def _settings() -> Iterator[Setting]:
     for group, kind in GROUPS.items():
         for field, info in kind.model_fields.items():
             variable = next(mark for mark in info.metadata if isinstance(mark, Variable))
-            yield Setting(group, field, info.default, variable)
+            yield Setting(group, field, info.default, variable, secret=SecretStr in get_args(info.annotation))
 
 
 BY_VARIABLE: Final = {setting.variable.name: setting for setting in _settings()}

@@ -4,16 +4,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypedDict, cast
+from typing import Any, Final, TypedDict, cast
 
 from pydantic import SecretStr, ValidationError
 
 from relay.contract.contradictions import find_contradiction, variable_of
-from relay.contract.environment import load_settings
+from relay.contract.environment import concerns, load_settings, without_line_ends
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import NatsSettings
+from relay.observability.logs import get_logger
 
 _PREFIX: Final = "RELAY_NATS_"
+_SECRETS: Final = frozenset({"user", "password", "token"})
+_log = get_logger(__name__, guest=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
     """
     addresses = servers if isinstance(servers, str) else tuple(servers)
     try:
-        settings = NatsSettings.model_validate({"urls": addresses, **credentials})
+        settings = NatsSettings.model_validate({"urls": addresses, **_as_meant(credentials)})
     except ValidationError as error:
         # The value is not shown, because an address, or a file's content given instead of its path, may hold a secret.
         raise _refusal(str(error.errors(include_context=False, include_input=False)[0]["loc"][0])) from None
@@ -75,8 +78,21 @@ def from_environment(environ: Mapping[str, str] | None) -> tuple[Sequence[str], 
     Raises ConfigurationError for the first of these variables that is not allowed, or does not go with the others.
     """
     variables = os.environ if environ is None else environ
-    nats = load_settings({name: value for name, value in variables.items() if name.startswith(_PREFIX)}, None).nats
+    ours = {name: value for name, value in variables.items() if concerns(name, _PREFIX)}
+    nats = load_settings(ours, None, notice=_log.warning).nats
     return nats.urls, cast("Credentials", nats.model_dump(exclude={"urls"}, exclude_none=True))
+
+
+def _as_meant(credentials: Credentials) -> dict[str, Any]:
+    """The credentials; texts that were read from a file, without the line end of that file."""
+    notices: list[str] = []
+    meant = {
+        name: without_line_ends(name, value, notices) if name in _SECRETS and isinstance(value, str) else value
+        for name, value in credentials.items()
+    }
+    for each in notices:
+        _log.warning(each)
+    return meant
 
 
 def _refusal(field: str) -> ConfigurationError:

@@ -16,7 +16,7 @@ from relay.producer.tracing import trace_headers
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 PAYLOAD = {"uuid": JOB, "status": "completed", "metadata": {"miner_response": None}}
 SERVER_PARTS = (
-    *("bittensor_wallet", "prometheus_client", "h11", "pydantic_settings", "rich", "structlog", "typer"),
+    *("bittensor_wallet", "prometheus_client", "h11", "dotenv", "rich", "structlog", "typer"),
     *("uvloop", "websockets", "opentelemetry"),
 )
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -131,6 +131,35 @@ def test_environment():
     assert (("nats://a:1", "nats://b:2"), "u", "p") == (settings.urls, settings.user, password)
     with pytest.raises(ConfigurationError, match="RELAY_NATS_CREDS='nowhere' is not allowed"):
         SyncStatusPublisher.from_environment({"RELAY_NATS_CREDS": "nowhere"})
+
+
+@pytest.mark.parametrize("name", ["RELAY_NTAS_URL", "relay_nats_url", "RELAY_NATS_URLS", "RELAY_NATSURL"])
+def test_misspelt_variable(name):
+    """A name that resembles one of the RELAY_NATS_* variables is refused with the right one, and no default is used."""
+    with pytest.raises(ConfigurationError, match="the nearest name is RELAY_NATS_URL"):
+        StatusPublisher.from_environment({name: "nats://a:1"})
+
+
+@pytest.mark.parametrize("name", ["RELAY_LANE", "RELAY_STATION", "relay_state", "RELAY_HTTP_PORT", "NATS_URL"])
+def test_variable_of_others(name):
+    """Variables that concern no publisher may have any value."""
+    assert StatusPublisher()._settings == StatusPublisher.from_environment({name: "tcp://a:1"})._settings
+
+
+def test_password_with_a_line_end():
+    """A line end after a password or token is removed with a warning, in arguments and in the environment."""
+    script = """
+from relay.producer import StatusPublisher
+for each in (
+    StatusPublisher(user='u\\n', password='p\\n'),
+    StatusPublisher.from_environment({'RELAY_NATS_USER': 'u\\n', 'RELAY_NATS_PASSWORD': 'p\\n'}),
+):
+    print([each._settings.user, each._settings.password.get_secret_value()])
+"""
+    told = in_a_program(script)
+    assert ["['u', 'p']"] * 2 == [line for line in told if line.startswith("[")]
+    removed = "began or ended with a line end, which was removed"
+    assert {f"{name} {removed}" for name in ("user", "password", "RELAY_NATS_PASSWORD")} == set(told) - {"['u', 'p']"}
 
 
 # Traces.
