@@ -44,14 +44,13 @@ async def connect() -> AsyncIterator[Callable[..., Any]]:
     async with contextlib.AsyncExitStack() as opened:
 
         async def connect(
-            url: str, *, on_disconnected: Any = None, on_reconnected: Any = None, on_closed: Any = None, **settings: Any
+            url: str, *, on_disconnected: Any = None, on_reconnected: Any = None, **settings: Any
         ) -> Client:
             client = await connection.connect(
                 NatsSettings(urls=(url,), **settings),
                 name="test",
                 on_disconnected=on_disconnected,
                 on_reconnected=on_reconnected,
-                on_closed=on_closed,
             )
             opened.push_async_callback(connection.close, client, timeout_s=2)
             return client

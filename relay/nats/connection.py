@@ -11,7 +11,14 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
-from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, PublishUnconfirmed, UnsuitableServer
+from relay.contract.errors import (
+    BrokerUnavailable,
+    JetStreamError,
+    NotPermitted,
+    PublishUnconfirmed,
+    RelayError,
+    UnsuitableServer,
+)
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_account_info
 from relay.contract.text import redact_url
@@ -90,12 +97,12 @@ async def connect(
     name: str,
     on_disconnected: Callable[[], None] | None = None,
     on_reconnected: Callable[[], None] | None = None,
-    on_closed: Callable[[], None] | None = None,
 ) -> FrameClient:
     """Make a connected client, which reconnects for ever until it is ended with `close`. Cancelling is safe.
 
-    The callbacks must neither block nor raise. `on_closed` is called when the client is closed for good: by us, or by
-    the server (credentials withdrawn, a protocol violation). `name` shows in the server's list of connections.
+    Whatever ends the connection is waited out, also an error of the server: credentials may be renewed, an account
+    enabled again. `FrameClient.failures` says why the last attempts failed. The callbacks must neither block nor raise.
+    `name` shows in the server's list of connections.
 
     If the settings ask for TLS, nothing is sent to a server that does not offer it, now and at each reconnect.
 
@@ -105,7 +112,7 @@ async def connect(
     """
     sign_in = partial(connect_options, settings)
     client = FrameClient(sign_in, tls_only=settings.wants_tls)
-    callbacks = _Callbacks(client, settings.servers, on_disconnected, on_reconnected, on_closed)
+    callbacks = _Callbacks(client, settings.servers, on_disconnected, on_reconnected)
     try:
         await client.connect(
             servers=list(settings.servers),
@@ -113,14 +120,13 @@ async def connect(
             error_cb=callbacks.failed,
             disconnected_cb=callbacks.disconnected,
             reconnected_cb=callbacks.reconnected,
-            closed_cb=callbacks.closed,
             **_TIMING,
             **sign_in(),
         )
     except BaseException as error:
         abort(client)
         stay_cancelled()
-        if isinstance(error, nats.errors.Error | ValueError | ImportError):
+        if isinstance(error, Exception) and not isinstance(error, RelayError):
             raise BrokerUnavailable(callbacks.servers, _describe(error)) from error
         raise
     callbacks.connected = True
@@ -258,7 +264,6 @@ class _Callbacks:
     urls: Sequence[str]
     on_disconnected: Callable[[], None] | None
     on_reconnected: Callable[[], None] | None
-    on_closed: Callable[[], None] | None
     connected: bool = False
     failures: list[str] = field(default_factory=list[str])
 
@@ -286,7 +291,7 @@ class _Callbacks:
 
     async def disconnected(self) -> None:
         if self.client.is_closed:
-            return  # `closed` logs it
+            return  # by us
         _log.warning("disconnected from NATS; reconnecting")
         if self.on_disconnected is not None:
             self.on_disconnected()
@@ -297,12 +302,6 @@ class _Callbacks:
         _log.info("connected to NATS again")
         if self.on_reconnected is not None:
             self.on_reconnected()
-
-    async def closed(self) -> None:
-        error = self.client.last_error
-        _log.info("the NATS connection is closed", last_error=_describe(error) if error else None)
-        if self.on_closed is not None:
-            self.on_closed()
 
 
 def _refusal(client: Requester, subject: str) -> str | None:

@@ -18,6 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
 from relay.contract.text import describe
 from relay.nats.headers import parse_headers
@@ -39,6 +40,8 @@ T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
+_KEPT_AFTER: Final = (STALE_CONNECTION, PERMISSIONS_ERR)
+"""Errors of the server with which nats-py deals well: after the first it reconnects, after the second it goes on."""
 _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
@@ -163,6 +166,32 @@ class FrameClient(Client):
         for server in self._server_pool:  # nats-py takes the servers that this one names for TCP servers
             if server.discovered and connected is not None and connected.uri.scheme in {"ws", "wss"}:
                 server.uri = server.uri._replace(scheme=connected.uri.scheme)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Reconnect after an error with which the server ends the connection.
+
+        nats-py would close the client for good. But most of these errors pass: credentials that expired are renewed, a
+        password is put right, an account is enabled again, the server has room for one more connection.
+        """
+        if any(kept in err_msg for kept in _KEPT_AFTER):
+            await super()._process_err(err_msg)
+            return
+        problem = err_msg.strip("'")
+        self._err = nats.errors.Error(f"nats: {problem}")
+        await self._process_op_err(self._err)
+        await self._error_cb(self._err)
+
+    async def _attempt_reconnect(self) -> None:
+        """Reconnect. nats-py's own ends at an exception that it does not expect, and then nobody would reconnect."""
+        while True:
+            try:
+                await super()._attempt_reconnect()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
+                self._status = Client.RECONNECTING
+                await self._error_cb(error)
+                await asyncio.sleep(self.options["reconnect_time_wait"])
+            else:
+                return
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # nats-py writes a PING before what waits to be written. Then the PONG would not prove that the rest has

@@ -6,12 +6,11 @@ import random
 from collections.abc import AsyncGenerator
 from typing import Final
 
-from nats.aio.client import Client
-
-from relay.contract.errors import BrokerUnavailable
+from relay.contract.errors import BrokerUnavailable, ConfigurationError
 from relay.contract.settings import NatsSettings
 from relay.core.backoff import Backoff
 from relay.nats.connection import close, connect
+from relay.nats.frames import FrameClient
 
 _BACKOFF: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
 _CLOSE_TIMEOUT_S: Final = 2.5
@@ -21,19 +20,23 @@ _CLOSE_TIMEOUT_S: Final = 2.5
 class Reconnector:
     """The connection of one publisher. It belongs to the event loop in which it is first used.
 
-    nats-py reconnects by itself after a loss. This class makes the first connection, however long NATS is away, and a
-    new one when nats-py has closed its client for good.
+    The client reconnects by itself after a loss. This class makes the first connection, however long NATS is away.
     """
 
     def __init__(self, settings: NatsSettings) -> None:
-        self.problem = "there is no connection to NATS yet"
-        """Why there is no connection, for error texts. Not valid while there is one."""
+        self._problem = "there is no connection to NATS yet"
         self._settings = settings
-        self._client: Client | None = None
+        self._client: FrameClient | None = None
         self._changed = asyncio.Event()
         """Set when the client is connected, and when the task that connects has ended."""
         self._timeouts: set[asyncio.Timeout] = set()
         self._connecting: asyncio.Task[None] | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no connection, for error texts. Not valid while there is one."""
+        failures = self._client.failures.values() if self._client is not None else ()
+        return "; ".join(dict.fromkeys((self._problem, *failures)))
 
     @property
     def server_error(self) -> str | None:
@@ -41,7 +44,7 @@ class Reconnector:
         error = self._client.last_error if self._client is not None else None
         return str(error).removeprefix("nats: ") if error else None
 
-    async def connected(self, deadline_s: float) -> Client:
+    async def connected(self, deadline_s: float) -> FrameClient:
         """Wait for a connected client, until `deadline_s` on the event loop's clock. Cancelling the wait is safe.
 
         Raises TimeoutError, and ConfigurationError for credentials or certificates that cannot be used.
@@ -80,37 +83,35 @@ class Reconnector:
             await asyncio.wait([self._connecting])
 
     async def _stay_connected(self) -> None:
+        self._client = await self._connect()
+        self._changed.set()
+        try:
+            await asyncio.Event().wait()  # until `close` cancels it
+        finally:
+            await close(self._client, timeout_s=_CLOSE_TIMEOUT_S)
+
+    async def _connect(self) -> FrameClient:
         failures = 0
         while True:
-            closed = asyncio.Event()
             try:
-                self._client = await connect(
+                return await connect(
                     self._settings,
                     name="relay-producer",
                     on_disconnected=self._on_lost,
                     on_reconnected=self._changed.set,
-                    on_closed=closed.set,
                 )
             except BrokerUnavailable as error:
-                failures += 1
-                self.problem = f"no NATS connection to {', '.join(error.servers)}: {error.cause}"
-            else:
-                failures = 1
-                self._changed.set()
-                await self._until_closed(self._client, closed)
+                self._problem = f"no NATS connection to {', '.join(error.servers)}: {error.cause}"
+            except ConfigurationError as error:
+                if not failures:
+                    raise
+                self._problem = str(error)  # a file may be just about to be renewed
+            failures += 1
             await asyncio.sleep(_BACKOFF.delay_s(failures))
-
-    async def _until_closed(self, client: Client, closed: asyncio.Event) -> None:
-        try:
-            await closed.wait()
-            self._on_lost()
-            self.problem = f"the server ended the connection: {self.server_error}"
-        finally:
-            await close(client, timeout_s=_CLOSE_TIMEOUT_S)
 
     def _on_lost(self) -> None:
         self._changed.clear()
-        self.problem = "the connection to NATS was lost"
+        self._problem = "the connection to NATS was lost"
         timeouts, self._timeouts = self._timeouts, set()
         for timeout in timeouts:
             timeout.reschedule(asyncio.get_running_loop().time())

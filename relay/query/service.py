@@ -181,7 +181,7 @@ class StatusService:
 
     async def run(self) -> None:
         """Answer until cancelled; then finish the answers that were begun, within about a second."""
-        # These errors mean that the client was closed for good. Other code then ends the relay.
+        # These errors mean that the client is closed, because the relay ends.
         with suppress(nats.errors.Error):
             async with pipelined(self._client) as pipeline:
                 await self._serve(pipeline)
@@ -205,7 +205,7 @@ class StatusService:
             await asyncio.gather(*(each.finish(self._limits.last_answers_s) for each in (query, history)))
 
     async def _begin(self, service: Service) -> None:
-        # These errors mean that NATS is away. The client subscribes after its reconnect, or is closed for good.
+        # These errors mean that NATS is away. The client subscribes after its reconnect.
         with suppress(nats.errors.Error):
             await service.start()  # when it returns, the server knows of all subscriptions
 

@@ -11,10 +11,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Final
 
-from relay.contract.errors import BrokerUnavailable, NotProvisioned
+from relay.contract.errors import BrokerUnavailable, ConfigurationError, NotProvisioned
 from relay.contract.settings import Settings
 from relay.contract.subjects import safe_token
-from relay.contract.text import redact_url
 from relay.core.backoff import Backoff
 from relay.core.connect_pace import ConnectPace, Place
 from relay.core.ports import SettlementObserver
@@ -91,8 +90,6 @@ class Relay:
         """What keeps updates from flowing, the metrics, and the report."""
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None
-        self._closed = asyncio.Event()
-        """Set when the server has closed the connection for good."""
         self._health = HealthServer(listener or listen(settings.http.host, settings.http.port), self.worker_status)
 
     @property
@@ -103,8 +100,8 @@ class Relay:
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, then drain. What is started first is stopped last.
 
-        Raises UnsuitableServer, UnsafeChange or JetStreamError if NATS cannot be used, BrokerUnavailable if the server
-        closed the connection for good. Waits while NATS or the Facilitator is away. Cancelling it loses no update.
+        Raises UnsuitableServer, UnsafeChange or JetStreamError if NATS cannot be used, and ConfigurationError if its
+        credentials cannot. Waits while NATS or the Facilitator is away, or refuses it. Cancelling it loses no update.
         """
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(background(self._health.serve()))
@@ -140,13 +137,8 @@ class Relay:
             await started.enter_async_context(self._owning(self._ownership))
             self.worker_status.relaying(self._lines, self._ownership, lane_count)
             self.ready.set()
-            await self._until_stopped(stop)
+            await stop.wait()
             self.worker_status.waiting_for = "stopping"
-
-    async def _until_stopped(self, stop: asyncio.Event) -> None:
-        if await unless(stop, self._closed.wait()):
-            servers = list(map(redact_url, self._settings.nats.servers))
-            raise BrokerUnavailable(servers, "the server closed the connection for good")
 
     @contextlib.asynccontextmanager
     async def _owning(self, ownership: Ownership) -> AsyncGenerator[None]:
@@ -163,7 +155,9 @@ class Relay:
         while True:
             try:
                 return await self._connect_once()
-            except BrokerUnavailable as error:
+            except (BrokerUnavailable, ConfigurationError) as error:
+                if isinstance(error, ConfigurationError) and not attempt:
+                    raise  # later a file may be just about to be renewed
                 self._wait_for(str(error))
                 attempt += 1
                 await asyncio.sleep(_NATS_RETRIES.delay_s(attempt))
@@ -173,13 +167,11 @@ class Relay:
             self._settings.nats,
             name="job-status-relay",
             on_reconnected=self._on_reconnected,
-            on_closed=self._closed.set,
         )
         try:
             await require_server(client)
         except BaseException:
             await close(client)
-            self._closed.clear()
             raise
         self.worker_status.client = client
         return client

@@ -375,22 +375,36 @@ async def test_close_sends_what_is_buffered(proxied, connect):
     assert list(range(4000)) == [int(body) for body in re.findall(rb"\r\n(\d{1000})\r\n", b"".join(passed))]
 
 
-async def test_close_is_reported_once(nats_server, connect):
-    """`on_closed` is called when the client is closed, and not again."""
-    calls: list[str] = []
-    client = await connect(nats_server.url, on_closed=lambda: calls.append("closed"))
-    await connection.close(client)
-    await connection.close(client)
-    assert ["closed"] == calls
-
-
-async def test_being_thrown_out_is_reported_with_the_reason(nats_server, connect):
-    """If the server closes the connection because of a violation, `on_closed` is called and the reason is logged."""
-    closed = asyncio.Event()
-    client = await connect(nats_server.url, on_closed=closed.set)
+async def test_being_thrown_out_is_waited_out(nats_server, connect):
+    """If the server closes the connection because of a violation, the reason is logged, and the client reconnects."""
+    back = asyncio.Event()
+    client = await connect(nats_server.url, on_reconnected=back.set)
     with capture_logs() as logs:
         # nats-py does not count headers.
         await client.publish("x", b"x" * client.max_payload, headers={"a": "b"})
-        await closed.wait()
-    reasons = [entry["last_error"] for entry in logs if "last_error" in entry]
-    assert ["maximum payload violation"] == reasons
+        async with asyncio.timeout(10):
+            await back.wait()
+    assert "maximum payload violation" in [entry.get("error") for entry in logs]
+    assert 0 == (await api_request(client, "$JS.API.INFO"))["streams"]
+
+
+async def test_no_exception_ends_the_reconnect(nats_server, connect, monkeypatch):
+    """Whatever is raised while connecting, the client says so and tries again."""
+    back, errors = asyncio.Event(), [RuntimeError("handle is closed"), UnicodeError("label too long"), KeyError("port")]
+    client = await connect(nats_server.url, on_reconnected=back.set)
+    for place in ("_connect_command", "_flush_pending"):
+        method, left = getattr(client, place), list(errors)
+
+        def fail(*arguments, method=method, left=left, **options):
+            if left:
+                raise left.pop()
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(client, place, fail)
+        back.clear()
+        await client._process_op_err(StaleConnectionError())
+        async with asyncio.timeout(10):
+            await back.wait()
+        assert [] == left
+    assert {} == client.failures
+    assert 0 == (await api_request(client, "$JS.API.INFO"))["streams"]

@@ -88,10 +88,10 @@ async def test_lost_connection_is_not_waited_out(played, proxied):
         assert 1 == (await waiting).sequence
 
 
-async def test_client_closed_for_good(publisher):
-    """If nats-py has closed the connection for good, the next publish makes a new one."""
+async def test_thrown_out(publisher):
+    """If the server ends the connection with an error, such as expired credentials, the next publish waits for it."""
     await publisher.publish(update(A))
-    await publisher._queue._connection._client.close()
+    await publisher._queue._connection._client._process_err("'user authentication expired'")
     assert 2 == (await publisher.publish(update(B))).sequence
 
 

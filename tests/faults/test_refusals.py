@@ -1,0 +1,99 @@
+"""NATS refuses a relay that was connected, for a while: credentials expire, are withdrawn, an account is disabled."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from decentralized import Decentralized
+from relay_kit import ACKED, Scene, new_job
+
+from relay.local.server import NatsServer
+from relay.nats.frames import FrameClient
+
+USERS = """
+accounts {{
+    RELAY {{ jetstream: {jetstream}, users: [{users}] }}
+    OTHER {{ users: [{{user: other, password: other}}] }}
+    SYS {{}}
+}}
+system_account: SYS
+"""
+ANYBODY = "{user: anybody, password: anybody}"
+
+
+def user(password: str) -> str:
+    return f"{{user: relay, password: {password}}}"
+
+
+async def test_credentials_expire(tmp_path, facilitator, after):
+    """When the JWT of a connected relay expires, and was renewed on disk before, it reconnects with the new one."""
+    failed, realm = after(FrameClient, "failed"), Decentralized()
+    lasting = realm.credentials(tmp_path, "test")
+    async with NatsServer(extra_config=realm.config) as server:
+        creds = realm.credentials(tmp_path, "relay", lifetime_s=2)
+        async with (
+            Scene(server, facilitator, NATS_CREDS=str(lasting)) as scene,
+            scene.relay(NATS_CREDS=str(creds)) as relay,
+        ):
+            realm.credentials(tmp_path, "relay")
+            client = relay.worker_status.client
+            await failed(lambda: "user authentication expired" in str(client.failures))
+            assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+            assert [] == await scene.broken_promises()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "server.conf"
+
+
+def configure(config: Path, *users: str, jetstream: str = "enabled") -> None:
+    store = f'jetstream: {{store_dir: "{config.parent}/store"}}\n'
+    config.write_text(store + USERS.format(users=", ".join((ANYBODY, *users)), jetstream=jetstream))
+
+
+def reload(server: NatsServer) -> None:
+    os.kill(server.pid, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("users", [[user("changed")], []], ids=["password changed", "user removed"])
+async def test_sign_in_is_withdrawn(config, facilitator, after, users):
+    """If the server is reloaded with another password, or without the user, a relay is not ready and says why; it goes
+    on when it is let in again.
+    """
+    failed = after(FrameClient, "failed")
+    configure(config, user("right"))
+    async with (
+        NatsServer(config_file=config) as server,
+        Scene(server, facilitator, NATS_USER="anybody", NATS_PASSWORD="anybody") as scene,
+        scene.relay(NATS_USER="relay", NATS_PASSWORD="right") as relay,
+    ):
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        configure(config, *users)
+        reload(server)
+        await failed(lambda: "Authorization Violation" in str(relay.worker_status.missing()))
+        configure(config, user("right"))
+        reload(server)
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        assert [] == await scene.broken_promises()
+
+
+async def test_account_without_jetstream_for_a_while(config, facilitator, after):
+    """If JetStream is taken from the account, the relay goes on when the account has it again."""
+    configure(config, user("right"))
+    async with (
+        NatsServer(config_file=config) as server,
+        Scene(server, facilitator, NATS_USER="anybody", NATS_PASSWORD="anybody", LEASE_TTL="1") as scene,
+        scene.relay(NATS_USER="relay", NATS_PASSWORD="right") as relay,
+    ):
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        until = after(type(relay._ownership), "_rebalance")
+        configure(config, user("right"), jetstream="disabled")
+        reload(server)
+        await until(lambda: "JetStream" in str(relay.worker_status.missing()))
+        configure(config, user("right"))
+        reload(server)
+        await until(lambda: relay.worker_status.missing() == [])
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        assert [] == await scene.broken_promises()
