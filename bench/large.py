@@ -14,9 +14,10 @@ import tempfile
 import time
 import urllib.request
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
@@ -25,45 +26,64 @@ from bench import machine
 from bench.ending import end_in_order
 from bench.load import body, job_uuids
 from bench.nats_line import UpdateLine
-from bench.processes import BenchError, Child, resident_mib
+from bench.processes import BenchError, Child, cpu_s, resident_mib
 from bench.scene import START_S, Broker, note, provision_for, relay_environment
+from relay.contract.environment import load_settings
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect
-from relay.contract.environment import load_settings
 from relay.observability.logs import configure
 
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many updates wait, of how many bytes each, and the server's max_payload in MiB."""
+
+    updates: int
+    size_bytes: int
+    max_payload_mib: int
+
+
 ROWS: Final = (
-    (2000, 100_000, 1),
-    (1000, 900_000, 1),
-    (2000, 900_000, 1),
-    (500, 2_000_000, 8),
-    (500, 5_000_000, 16),
+    Backlog(2000, 100_000, 1),
+    Backlog(1000, 900_000, 1),
+    Backlog(2000, 900_000, 1),
+    Backlog(500, 2_000_000, 8),
+    Backlog(500, 5_000_000, 16),
+    Backlog(100, 16_700_000, 17),
 )
-"""How many updates, bytes of each, and the server's max_payload in MiB."""
 JOBS: Final = 1000
 WINDOW: Final = 32
 PACE: Final = 50_000_000
 LONGEST_S: Final = 240.0
 _UNCONFIRMED_BYTES: Final = 16_000_000
 _SAMPLE_S: Final = 0.1
+_LAST_ACKS_S: Final = 1.0
+_PATIENCE_S: Final = 10.0
+_SMALL_BYTES: Final = 250
+WARM_UP: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement. `in_vain`: deliveries beyond one for each update."""
+    """One measurement."""
 
     updates: int
     size_bytes: int
     max_payload_mib: int
     arrived: int
+    reconnect_s: float
+    """From when the Facilitator is back until the first update arrives."""
     seconds: float
+    """From then until the last one arrives."""
     alone_s: float
     idle_mib: float
     peak_mib: float
+    cpu_s: float
     disconnects: int
+    """By the server, because the client was too slow."""
     in_vain: int
-    cpu_s: float = 0.0
+    """Deliveries beyond one for each update."""
     problem: str | None = None
 
 
@@ -75,17 +95,18 @@ def update_of(uuid: str, size_bytes: int) -> bytes:
     return small.replace(b'"docker_process_stderr":"', b'"docker_process_stderr":"' + filler)
 
 
-def publish(url: str, updates: int, size_bytes: int) -> None:
+def publish(url: str, backlog: Backlog) -> None:
+    """Publish the updates, each confirmed. Raises BenchError if the server refuses one."""
     uuids = job_uuids(JOBS)
-    at_a_time = max(1, _UNCONFIRMED_BYTES // size_bytes)
+    at_a_time = max(1, _UNCONFIRMED_BYTES // backlog.size_bytes)
     with closing(UpdateLine(url, confirmed=True)) as line:
-        for number in range(updates):
+        for number in range(backlog.updates):
             uuid = uuids[number % JOBS]
-            line.publish([line.update(uuid, update_of(uuid, size_bytes))])
+            line.publish([line.update(uuid, update_of(uuid, backlog.size_bytes))])
             while line.outstanding >= at_a_time:
-                line.read(10)
+                line.read(_PATIENCE_S)
         while line.outstanding:
-            line.read(10)
+            line.read(_PATIENCE_S)
         if line.refused:
             raise BenchError(f"{line.refused} updates were refused by nats-server")
 
@@ -116,13 +137,14 @@ class _Alone(WSListener):
             self._unanswered += 1
 
 
-async def alone_s(updates: int, size_bytes: int, bytes_per_s: int, folder: Path) -> float:
+async def alone_s(backlog: Backlog, bytes_per_s: int, folder: Path) -> float:
     """How long the same bytes take from a client that only sends."""
     async with Child("sink", ("-m", "bench.sink", "0", str(bytes_per_s)), {}, folder) as sink:
         url = (await sink.says(START_S))["url"]
-        text = update_of(job_uuids(1)[0], size_bytes)
+        text = update_of(job_uuids(1)[0], backlog.size_bytes)
         began_s = time.monotonic()
-        transport, client = await ws_connect(lambda: _Alone(text, updates), url)
+        client = _Alone(text, backlog.updates)
+        transport, _ = await ws_connect(lambda: client, url)
         async with asyncio.timeout(LONGEST_S):
             await client.done
         took_s = time.monotonic() - began_s
@@ -147,49 +169,71 @@ class Resident:
         self._task.cancel()
 
 
-async def measure(updates: int, size_bytes: int, max_payload_mib: int, options: argparse.Namespace) -> Row:
+async def measure(backlog: Backlog, options: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
-        folder = Path(name)
-        alone = await alone_s(updates, size_bytes, options.bytes_per_s, folder)
-        extra = options.nats_config or ""
-        async with NatsServer(max_payload=max_payload_mib << 20, extra_config=extra) as server:
-            return await _outage(server, folder, updates, size_bytes, max_payload_mib, alone, options)
+        alone = await alone_s(backlog, options.bytes_per_s, Path(name))
+        extra = options.nats_config
+        async with NatsServer(max_payload=backlog.max_payload_mib << 20, extra_config=extra) as server:
+            return await _Outage(server, Path(name), backlog, options).measure(alone)
 
 
-async def _outage(server: NatsServer, folder: Path, updates: int, size_bytes: int, max_payload_mib: int, alone: float, options: argparse.Namespace) -> Row:
-    broker = Broker((server.url,), (server.pid,))
-    async with Child("sink", ("-m", "bench.sink"), {}, folder) as sink:
-        url = (await sink.says(START_S))["url"]
-        environment = relay_environment(broker, url) | {"RELAY_LOG_LEVEL": "warning"}
-        await provision_for(broker, url)
-        async with Child("relay", ("-m", "relay", "serve"), environment, folder) as relay:
-            relay.ignore()
-            await asyncio.to_thread(publish, server.url, 200, 250)
-            if (await sink.ask("wait 200 20", 30))["count"] < 200:
-                raise BenchError("the relay did not start")
-            idle = resident_mib(relay.pid)
-            await sink.end()
-            away_s = time.monotonic()
-            await asyncio.to_thread(publish, server.url, updates, size_bytes)
-            await asyncio.sleep(max(0.0, away_s + options.away - time.monotonic()))
-            resident = Resident(relay.pid)
-            port = url.rpartition(":")[2].partition("/")[0]
-            async with Child("sink", ("-m", "bench.sink", port, str(options.bytes_per_s)), {}, folder) as back:
-                await back.says(START_S)
-                began_s = time.monotonic()
-                from bench.processes import cpu_s
-                cpu = cpu_s(relay.pid)
-                arrived = (await back.ask(f"wait {updates} {options.longest}", options.longest + 10))["count"]
-                took_s = time.monotonic() - began_s
-                cpu = cpu_s(relay.pid) - cpu
-                await asyncio.sleep(1.0)
-            resident.stop()
-            in_vain = await deliveries(server.url) - 200 - updates
-            with urllib.request.urlopen(f"{server.monitor_url}/varz") as answer:
-                disconnects = json.load(answer)["slow_consumers"]
-            if options.show_log:
-                print((folder / "relay.log").read_text()[-6000:])
-            return Row(updates, size_bytes, max_payload_mib, arrived, took_s, alone, idle, resident.peak_mib, disconnects, in_vain, cpu, relay.end_note)
+class _Outage:
+    """The Facilitator goes away and comes back, on the same port."""
+
+    def __init__(self, server: NatsServer, folder: Path, backlog: Backlog, options: argparse.Namespace) -> None:
+        self._server = server
+        self._folder = folder
+        self._backlog = backlog
+        self._options = options
+
+    async def measure(self, alone: float) -> Row:
+        broker = Broker((self._server.url,), (self._server.pid,))
+        async with self._sink(0, 0) as sink:
+            url = (await sink.says(START_S))["url"]
+            await provision_for(broker, url)
+            environment = relay_environment(broker, url) | {"RELAY_LOG_LEVEL": "warning"}
+            async with Child("relay", ("-m", "relay", "serve"), environment, self._folder) as relay:
+                relay.ignore()
+                await asyncio.to_thread(publish, self._server.url, Backlog(WARM_UP, _SMALL_BYTES, 1))
+                if (await sink.ask(f"wait {WARM_UP} {START_S}", START_S + 10))["count"] < WARM_UP:
+                    raise BenchError("the relay did not relay the first updates")
+                idle_mib = resident_mib(relay.pid)
+                await sink.end()
+                away_s = time.monotonic()
+                await asyncio.to_thread(publish, self._server.url, self._backlog)
+                await asyncio.sleep(max(0.0, away_s + self._options.away - time.monotonic()))
+                return await self._come_back(urlsplit(url).port or 0, relay, alone, idle_mib)
+
+    async def _come_back(self, port: int, relay: Child, alone: float, idle_mib: float) -> Row:
+        updates, longest_s = self._backlog.updates, self._options.longest
+        resident, used_s = Resident(relay.pid), cpu_s(relay.pid)
+        async with self._sink(port, self._options.bytes_per_s) as sink:
+            await sink.says(START_S)
+            back_s = time.monotonic()
+            await sink.ask(f"wait 1 {longest_s}", longest_s + 10)
+            began_s = time.monotonic()
+            arrived = (await sink.ask(f"wait {updates} {longest_s}", longest_s + 10))["count"]
+            took_s = time.monotonic() - began_s
+            used_s = cpu_s(relay.pid) - used_s
+            await asyncio.sleep(_LAST_ACKS_S)
+        resident.stop()
+        if self._options.show_log:
+            print((self._folder / "relay.log").read_text())
+        return Row(
+            *(updates, self._backlog.size_bytes, self._backlog.max_payload_mib, arrived),
+            *(began_s - back_s, took_s, alone, idle_mib, resident.peak_mib, used_s),
+            disconnects=await asyncio.to_thread(_disconnects, self._server),
+            in_vain=await deliveries(self._server.url) - WARM_UP - updates,
+            problem=relay.end_note,
+        )
+
+    def _sink(self, port: int, bytes_per_s: int) -> Child:
+        return Child("sink", ("-m", "bench.sink", str(port), str(bytes_per_s)), {}, self._folder)
+
+
+def _disconnects(server: NatsServer) -> int:
+    with urllib.request.urlopen(f"{server.monitor_url}/varz") as answer:
+        return json.load(answer)["slow_consumers"]
 
 
 async def deliveries(url: str) -> int:
@@ -205,10 +249,9 @@ async def deliveries(url: str) -> int:
 async def main(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"machine": machine.describe(), "rows": []}
     for number in options.rows:
-        updates, size_bytes, max_payload_mib = ROWS[number]
-        updates = max(1, round(updates * options.share))
-        note(f"{updates} updates of {size_bytes / 1e6:g} MB")
-        row = await measure(updates, size_bytes, max_payload_mib, options)
+        backlog = replace(ROWS[number], updates=max(1, round(ROWS[number].updates * options.share)))
+        note(f"{backlog.updates} updates of {backlog.size_bytes / 1e6:g} MB")
+        row = await measure(backlog, options)
         print(json.dumps(asdict(row)), flush=True)
         result["rows"].append(asdict(row))
         if options.json:

@@ -9,7 +9,6 @@ The protocol on stdin and stdout is that of `bench.arrivals`.
 
 import asyncio
 import sys
-from collections import deque
 from typing import Final
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server

@@ -9,6 +9,7 @@ from bench.load import sent_ns_of
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import STATUS_STREAM, lane_consumer
 from relay.core.continuity import ConsumerState
+from relay.core.memory import Memory
 from relay.nats.connection import connect
 from relay.path.consumer import PullConsumer
 from relay.path.delivery import Delivery
@@ -41,6 +42,7 @@ async def main() -> None:
                 nc,
                 STATUS_STREAM,
                 lane_consumer(lane),
+                share=Memory().join(),
                 batch=LANE_CAPACITY // 2,
                 expires_s=PULL_EXPIRES_S,
                 room=lambda: LANE_CAPACITY,

@@ -25,6 +25,7 @@ from typing import Final
 from relay.contract.subjects import token_of_stored
 from relay.contract.wire import Unsendable, decode
 from relay.core.continuity import ConsumerState, Continuity
+from relay.core.memory import Memory, Share
 from relay.core.progress import LaneProgress, SettlementLog
 from relay.core.trace import parse_traceparent, traceparent_of
 from relay.core.update import Admission, DeadLetterHorizon, DeliveryLike, State, Update
@@ -51,10 +52,14 @@ class Lane:
 
     Args:
         horizon: tells which updates may have a dead letter already.
+        share: its part of the memory for updates; without one it has as much as it wants.
     """
 
-    def __init__(self, number: int, continuity: Continuity, horizon: DeadLetterHorizon) -> None:
+    def __init__(
+        self, number: int, continuity: Continuity, horizon: DeadLetterHorizon, share: Share | None = None
+    ) -> None:
         self.number = number
+        self.share = share or Memory().join()
         self.continuity = continuity
         """While it holds the lane nothing is given out: an older update may still be on its way."""
         self.ours_until_s = math.inf
@@ -128,6 +133,8 @@ class Lane:
         for delivery in deliveries:
             sequence = delivery.sequence
             if (update := self._at_hand.get(sequence)) is not None:
+                if update.text is update.delivery.body:
+                    update.text = delivery.body  # the same bytes, so that they are held once
                 update.delivery = delivery
                 update.touched_s = now_s
             elif (outcome := self._settled.get(sequence)) is not None:
@@ -207,6 +214,7 @@ class Lane:
         """The update has ended with this outcome: forget it, and free its job's next one."""
         assert update.state is State.OUT, "only what was taken can be settled"
         del self._at_hand[update.sequence]
+        self.share.at_hand_bytes -= update.size_bytes
         self._settled[update.sequence] = outcome
         if len(self._settled) > _SETTLED_REMEMBERED:
             self._settled.popitem(last=False)
@@ -244,13 +252,15 @@ class Lane:
 
     def _enqueue(self, delivery: DeliveryLike, now_s: float, admission: Admission) -> None:
         token = token_of_stored(delivery.subject)
-        update = Update(self, delivery.sequence, token, delivery, now_s, now_s)
+        update = Update(self, delivery.sequence, token, delivery, now_s, now_s, delivery.size_bytes)
         content = decode(delivery.body, token)
         if isinstance(content, Unsendable):
             update.dead_letter = DeadLetter(content.reason, content.error)
         else:
             update.text, update.status = content.text, content.status
             admission.repairs.extend(content.repairs)
+            if content.text is not delivery.body:
+                update.size_bytes += len(content.text)
         if delivery.headers:
             traceparent = traceparent_of(delivery.headers)
             admission.malformed_traceparents += traceparent is not None and parse_traceparent(traceparent) is None
@@ -259,6 +269,7 @@ class Lane:
         newest_s = self._horizon.newest_s if delivery.deliveries > 1 else known_s
         update.maybe_dead_lettered = delivery.stored_at_s <= newest_s + _CLOCK_SKEW_S
         self._at_hand[update.sequence] = update
+        self.share.at_hand_bytes += update.size_bytes
         if (job := self._jobs.get(token)) is None:
             job = self._jobs[token] = _Job()
         insort(job.queue, update, key=_sequence_of)
@@ -315,15 +326,19 @@ class Turns:
         if lane in self.lanes:
             self.lanes.remove(lane)
 
-    def take(self, room: int, now_s: float) -> list[Update]:
-        """Up to `room` heads to send now; they are OUT from now on."""
+    def take(self, room: int, room_bytes: int, now_s: float) -> list[Update]:
+        """Up to `room` heads to send now, until they have `room_bytes` or more; they are OUT from now on.
+
+        The last one may exceed `room_bytes`: if it had to wait for room, smaller ones could pass it for ever.
+        """
         taken: list[Update] = []
         without = 0
-        while len(taken) < room and without < len(self.lanes):
+        while len(taken) < room and without < len(self.lanes) and room_bytes > 0:
             self.lanes.rotate(-1)
             lane = self.lanes[0]
             if lane.ready and (update := lane.take(now_s)) is not None:
                 taken.append(update)
+                room_bytes -= len(update.text)
                 without = 0
             else:
                 without += 1

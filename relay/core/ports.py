@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from relay.core.continuity import ConsumerState
 from relay.core.lane import Lane
+from relay.core.memory import Share
 from relay.core.session import Pushed
 from relay.core.update import DeliveryLike, Update
 from relay.core.verdict import Outcome
@@ -32,6 +33,7 @@ class OpenSource(Protocol):
         self,
         lane: int,
         *,
+        share: Share,
         room: Callable[[], int],
         on_deliveries: Callable[[Sequence[DeliveryLike]], None],
         on_start: Callable[[ConsumerState], None],

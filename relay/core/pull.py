@@ -3,10 +3,17 @@
 JetStream answers a pull request with up to `batch` messages and ends it with a status. All requests share an inbox, so
 they are counted together. The consumer numbers its deliveries, so what is still on request is the difference of two
 numbers: the last delivery that was asked for, and the last one that came (or got lost on the way).
+
+Each request also has a limit of bytes, `max_bytes`. The server counts subject, reply subject, headers and body of each
+message. It ends a request, with a status that says how many bytes were left, if the next message does not fit. So a
+message that is larger than a whole request would never come: it is requested alone, without a limit (see memory.py).
 """
 
 import enum
+from dataclasses import dataclass
 from typing import Final
+
+from relay.core.memory import Memory, Share
 
 _MISSED_HEARTBEATS: Final = 2
 """After this many missed idle heartbeats in a row, no server serves our pulls any more."""
@@ -18,6 +25,7 @@ _HEARTBEAT: Final = 100
 _REQUEST_ENDED: Final = frozenset({404, 408, 409})
 _CONSUMER_GONE: Final = ("consumer deleted", "consumer is push based")
 _PULLS_GONE: Final = ("leadership change", "server shutdown")
+_TOO_LARGE: Final = "exceeds maxbytes"
 
 
 class Signal(enum.Enum):
@@ -43,6 +51,14 @@ def expiry_s(lease_ttl_s: float, ack_wait_s: float) -> float:
     return min(_LONGEST_S, lease_ttl_s, max(_SHORTEST_S, ack_wait_s))
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to ask the server for: how many updates, and how many bytes of them; None for one of any size."""
+
+    count: int
+    max_bytes: int | None
+
+
 class PullWindow:
     """Keeps between half a batch and a whole batch of updates on request, as long as there is room for them.
 
@@ -52,9 +68,11 @@ class PullWindow:
     Args:
         batch: how many updates to have on request at most.
         expires_s: how long the server may serve a request: `expiry_s`.
+        share: bounds the bytes; without one they are not bounded.
     """
 
-    def __init__(self, batch: int, expires_s: float) -> None:
+    def __init__(self, batch: int, expires_s: float, share: Share | None = None) -> None:
+        self.share = share or Memory().join()
         self.batch = batch
         self.expires_s = expires_s
         self.idle_heartbeat_s = expires_s * 0.4  # the server wants less than half
@@ -64,6 +82,8 @@ class PullWindow:
         self.low_at = 0
         """From this delivery on, half a batch or less is on request: it is time to ask for more."""
         self._asked_up_to = 0
+        self._refused_bytes = 0
+        """The next update is larger than this: a request for so many bytes ended because of it."""
 
     @property
     def outstanding(self) -> int:
@@ -78,24 +98,46 @@ class PullWindow:
     def start(self, delivered_up_to: int) -> None:
         """Start: no request is under way, and the consumer has made `delivered_up_to` deliveries so far."""
         self.delivered_up_to = delivered_up_to
+        self._refused_bytes = 0
         self._ask_up_to(delivered_up_to)
+        self.share.nothing_on_request()
 
-    def wanted(self, room: int) -> int:
-        """How many updates to request now, 0 for none; `room` is how many more can be held."""
+    def wanted(self, room: int) -> Request | None:
+        """What to request now, None for nothing; `room` is how many more updates can be held."""
         outstanding = self.outstanding
         if outstanding > self.batch // 2:
-            return 0
+            return None
         count = min(self.batch, room) - outstanding
-        least = self.batch // 4 if outstanding else 1
-        return count if count >= least else 0
+        if count < (self.batch // 4 if outstanding else 1):
+            return None
+        share = self.share
+        free_bytes = share.free_bytes
+        if free_bytes < share.request_bytes // 4 and (outstanding or share.at_hand_bytes):
+            return None
+        if free_bytes > self._refused_bytes:
+            return Request(count, int(free_bytes))
+        return Request(1, None) if not outstanding and share.may_go_alone() else None
 
-    def requested(self, count: int) -> None:
-        """`count` more are on request. Updates that came from a request after it counted as ended do not count."""
-        self._ask_up_to(max(self._asked_up_to, self.delivered_up_to) + count)
+    def requested(self, request: Request) -> None:
+        """This is on request. Updates that came from a request after it counted as ended do not count."""
+        self._ask_up_to(max(self._asked_up_to, self.delivered_up_to) + request.count)
+        if request.max_bytes is None:
+            self.share.go_alone()
+        else:
+            self.share.on_request_bytes += request.max_bytes
 
-    def status(self, code: int, description: str, pending: int | None) -> Signal:
-        """Take note of a status message: its code, its text, and its `Nats-Pending-Messages` header if there was one.
+    def delivered(self, number: int, size_bytes: int) -> None:
+        """Deliveries of `size_bytes` came, the last with this number in the consumer's count."""
+        self.delivered_up_to = number
+        self._refused_bytes = 0
+        self.share.on_request_bytes = max(0, self.share.on_request_bytes - size_bytes)
+        if number >= self._asked_up_to:
+            self.share.nothing_on_request()
 
+    def status(self, code: int, description: str, pending: int | None, pending_bytes: int = 0) -> Signal:
+        """Take note of a status message: its code and text, and how many updates and bytes it gives back.
+
+        These are in the headers `Nats-Pending-Messages` and `Nats-Pending-Bytes`; None if the first is missing.
         409 has many causes, so the text decides. An unknown status starts over, which is always safe: at worst it costs
         a round trip.
         """
@@ -109,6 +151,11 @@ class PullWindow:
         if pending is None:
             return Signal.START_OVER
         self._ask_up_to(self._asked_up_to - pending)
+        self.share.on_request_bytes = max(0, self.share.on_request_bytes - pending_bytes)
+        if not self.outstanding:
+            self.share.nothing_on_request()
+        if _TOO_LARGE in text:
+            self._refused_bytes = pending_bytes
         return Signal.ASK_AGAIN
 
     def _ask_up_to(self, number: int) -> None:

@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 HEARTBEAT_INTERVAL_S: Final = 60.0
 """After 3 minutes without one the Facilitator gives a validator no jobs, after 10 it closes the connection."""
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""How many bytes may be unanswered. The Facilitator handles some 3.3 MB a second, one update after another: with the
+largest update on top, the last answer comes after 8 s, far from the reply timeout."""
 _BLAMING_CODES: Final = frozenset({1003, 1007, 1009})
 """Close codes that complain about a message: its type, encoding or size cannot be accepted."""
 _ABOUT_AUTHENTICATION: Final = "auth."
@@ -112,15 +115,29 @@ class Session(Generic[T]):
 
     Args:
         window: how many updates may be unanswered at a time.
+        window_bytes: how many bytes of them; the last one sent may exceed this.
+        size_of: the bytes of an update.
         reply_timeout_s: how long an answer may take.
         authentication: the first message on every connection; None where a proxy signs in for us. Then an empty object
             is sent first, which the Facilitator answers with an error. During an outage the first message makes it
             drop the connection, and that must not be an update.
     """
 
-    def __init__(self, *, window: int, reply_timeout_s: float, authentication: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        window: int,
+        reply_timeout_s: float,
+        authentication: str | None,
+        size_of: Callable[[T], int],
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
         self.phase = Phase.CLOSED
+        self.unanswered_bytes = 0
+        """How many bytes wait for their answers."""
         self._window = window
+        self._window_bytes = window_bytes
+        self._size_of = size_of
         self._reply_timeout_s = reply_timeout_s
         self._authentication = authentication
         self._unanswered: deque[tuple[T, float]] = deque()
@@ -147,13 +164,14 @@ class Session(Generic[T]):
         self.phase = Phase.AUTHENTICATING
         return self._authentication or _EMPTY_MESSAGE
 
-    def fill(self, take: Callable[[int, float], Sequence[T]], now_s: float) -> Sequence[T]:
-        """Take updates with `take(room, now_s)` if the window has room; the caller sends them, in this order."""
-        room = self._window - len(self._unanswered)
-        if self.phase is not Phase.OPEN or not room:
+    def fill(self, take: Callable[[int, int, float], Sequence[T]], now_s: float) -> Sequence[T]:
+        """Take updates with `take(room, room_bytes, now_s)` if there is room; the caller sends them, in this order."""
+        room, room_bytes = self._window - len(self._unanswered), self._window_bytes - self.unanswered_bytes
+        if self.phase is not Phase.OPEN or not room or room_bytes <= 0:
             return ()
-        updates = take(room, now_s)
+        updates = take(room, room_bytes, now_s)
         self._unanswered.extend(zip(updates, repeat(now_s)))
+        self.unanswered_bytes += sum(map(self._size_of, updates))
         return updates
 
     def probe(self, now_s: float) -> None:
@@ -162,6 +180,7 @@ class Session(Generic[T]):
         assert self._suspect is not None, "there is no suspect to probe"
         assert not self._unanswered, "the suspect is out already"
         self._unanswered.append((self._suspect, now_s))
+        self.unanswered_bytes = self._size_of(self._suspect)
 
     def clear_suspect(self) -> None:
         """There is no suspect any more: it was answered, or its owner took it back."""
@@ -181,6 +200,7 @@ class Session(Generic[T]):
                 return self._authenticated() if self._accepts(incoming) else self._refused(incoming)
             if self._unanswered and not (incoming.errors and _NOT_KNOWN_HERE in map(_type_of, incoming.errors)):
                 update, sent_s = self._unanswered.popleft()
+                self.unanswered_bytes -= self._size_of(update)
                 if self.phase is Phase.PROBING:
                     self.clear_suspect()
                 return Answered(update, incoming, now_s - sent_s)
@@ -213,6 +233,7 @@ class Session(Generic[T]):
         """The connection is gone, with the close code received, or None if there was no close frame."""
         updates = [update for update, _ in self._unanswered]
         self._unanswered.clear()
+        self.unanswered_bytes = 0
         dropped = bool(updates) and _blames(code)
         match self.phase:
             case Phase.AUTHENTICATING:

@@ -34,8 +34,11 @@ _CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
 class UpdateSupply(Protocol):
     """Where a connection gets what it sends; see Turns in core/lane.py."""
 
-    def take(self, room: int, now_s: float) -> Sequence[Update]:
-        """Up to `room` updates, which the caller must send now: they count as OUT when this returns."""
+    def take(self, room: int, room_bytes: int, now_s: float) -> Sequence[Update]:
+        """Up to `room` updates, until they have `room_bytes` or more.
+
+        The caller must send them now: they count as OUT when this returns.
+        """
         ...
 
 

@@ -11,6 +11,7 @@ the connection until its pings fail, and again with each redelivery.
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
@@ -42,6 +43,9 @@ _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
 _KEPT_AFTER: Final = (STALE_CONNECTION, PERMISSIONS_ERR)
 """Errors of the server with which nats-py deals well: after the first it reconnects, after the second it goes on."""
+_LEAST_BYTES: Final = 128 * 1024
+_MOST_BYTES: Final = 4 * 1024 * 1024
+"""How many bytes tell how fast they arrive: at least, so that it is known, and at most, so that it is recent."""
 _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
@@ -69,6 +73,7 @@ class FrameClient(Client):
         """By subscription: the messages that one read of the socket has brought."""
         self._needed = 0
         """The least number of bytes that the incomplete frame in the parser's buffer will have."""
+        self._rate = _Rate()
         parser: Any = self._ps
         self._parse_line: Callable[[bytes], Coroutine[Any, Any, None]] = parser.parse
         parser.parse = self._read
@@ -77,6 +82,11 @@ class FrameClient(Client):
     def asked_for_credentials(self) -> bool:
         """Whether the server checks who connects."""
         return bool(self._server_info.get("auth_required"))
+
+    @property
+    def arriving_bytes_per_s(self) -> float | None:
+        """How fast large messages have arrived lately, which depends on the network and on us; None if none has."""
+        return self._rate.bytes_per_s
 
     async def listen(self, subject: str, take: Take, *, queue: str = "") -> Subscription:
         """Call `take` with each message on a subject, in order, as soon as it is read, until the subscription ends.
@@ -217,6 +227,7 @@ class FrameClient(Client):
         """Replaces the parser's `parse`. Incomplete frames stay in the parser's buffer, which a reconnect empties."""
         unread = self._ps.buf
         if unread:
+            self._rate.read(len(data), time.monotonic())
             unread.extend(data)
             if len(unread) < self._needed:
                 return
@@ -230,6 +241,7 @@ class FrameClient(Client):
                 if end > len(data):
                     self._needed = end - start
                     self._ps.buf.extend(data[start:])
+                    self._rate.began(time.monotonic())
                     return
                 if head is None:
                     await self._parse_line(data[start:end])
@@ -265,6 +277,32 @@ class FrameClient(Client):
                     take(messages)
                 except Exception as error:  # noqa: BLE001 - as in `_give`
                     await self._error_cb(error)
+
+
+class _Rate:
+    """How fast bytes arrive of which the server has sent more: the rest of a message whose beginning has come."""
+
+    def __init__(self) -> None:
+        self._bytes = 0.0
+        self._seconds = 0.0
+        self._last_s = 0.0
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        return self._bytes / self._seconds if self._bytes >= _LEAST_BYTES and self._seconds else None
+
+    def began(self, now_s: float) -> None:
+        """The beginning of a message has come."""
+        self._last_s = now_s
+
+    def read(self, size_bytes: int, now_s: float) -> None:
+        """More of it has come. What was read long ago counts less and less."""
+        self._bytes += size_bytes
+        self._seconds += now_s - self._last_s
+        self._last_s = now_s
+        if self._bytes > _MOST_BYTES:
+            self._bytes /= 2
+            self._seconds /= 2
 
 
 def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:

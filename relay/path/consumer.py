@@ -9,6 +9,7 @@ deliveries could not be told from those of new requests.
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final
 
 import nats.errors
@@ -17,6 +18,7 @@ from nats.aio.subscription import Subscription
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import api_consumer_info, api_pull
 from relay.core.continuity import ConsumerState
+from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
 from relay.nats.ack_subject import ack_of_nothing
 from relay.nats.connection import api_request
@@ -40,6 +42,8 @@ _STATE_TIMEOUT_S: Final = 1.0
 _CONFIRM_TIMEOUT_S: Final = 2.0
 _NOT_FOUND: Final = 404
 _PENDING_HEADER: Final = "Nats-Pending-Messages"
+_PENDING_BYTES_HEADER: Final = "Nats-Pending-Bytes"
+_size_of = attrgetter("size_bytes")
 
 
 class PullConsumer:
@@ -48,6 +52,7 @@ class PullConsumer:
     Args:
         client: a connection that reconnects by itself.
         stream, name: the consumer. While it does not exist, the loop logs that once and asks again.
+        share: the lane's part of the memory for updates.
         batch, expires_s: see PullWindow.
         room: how many more updates can be taken in now; 0 stops new requests.
         on_deliveries: called with the deliveries that were read together, in the order of arrival; at least one.
@@ -60,6 +65,7 @@ class PullConsumer:
         stream: str,
         name: str,
         *,
+        share: Share,
         batch: int,
         expires_s: float,
         room: Callable[[], int],
@@ -76,7 +82,7 @@ class PullConsumer:
         self._room = room
         self._on_deliveries = on_deliveries
         self._on_start = on_start
-        self._window = PullWindow(batch, expires_s)
+        self._window = PullWindow(batch, expires_s, share)
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._wake = asyncio.Event()
@@ -89,7 +95,7 @@ class PullConsumer:
 
     def top_up(self) -> None:
         """Ask for more updates, if there is room for them again."""
-        if self._window.wanted(self._room()):
+        if self._window.wanted(self._room()) is not None:
             self._wake.set()
 
     def restart(self) -> None:
@@ -177,19 +183,22 @@ class PullConsumer:
                     return False
 
     async def _request(self) -> None:
-        count = self._window.wanted(self._room()) if self._client.is_connected else 0
-        if not count:
+        self._window.share.memory.arriving_bytes_per_s = self._client.arriving_bytes_per_s
+        wanted = self._window.wanted(self._room()) if self._client.is_connected else None
+        if wanted is None:
             self.starved = self._window.is_low
             return
         self.starved = False
         if not self._window.outstanding:
             self._heard_s = asyncio.get_running_loop().time()
-        self._window.requested(count)
+        self._window.requested(wanted)
         request = {
-            "batch": count,
+            "batch": wanted.count,
             "expires": int(self._window.expires_s * _NS_PER_S),
             "idle_heartbeat": int(self._window.idle_heartbeat_s * _NS_PER_S),
         }
+        if wanted.max_bytes is not None:
+            request["max_bytes"] = wanted.max_bytes
         subject = api_pull(self._stream, self.name).encode()
         self._client.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
 
@@ -210,7 +219,7 @@ class PullConsumer:
             return
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
             self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some deliveries
-        window.delivered_up_to = deliveries[-1].consumer_sequence
+        window.delivered(deliveries[-1].consumer_sequence, sum(map(_size_of, deliveries)))
         try:
             self._on_deliveries(deliveries)
         except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
@@ -225,6 +234,7 @@ class PullConsumer:
             int(headers.get(STATUS, "0")),
             headers.get(DESCRIPTION, ""),
             None if pending is None else int(pending),
+            int(headers.get(_PENDING_BYTES_HEADER, "0")),
         )
         if signal is not Signal.ALIVE:
             _log.debug("a pull request ended", consumer=self.name, signal=signal.name, headers=headers)

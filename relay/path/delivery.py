@@ -31,6 +31,7 @@ class Delivery:
         "headers",
         "reply",
         "sequence",
+        "size_bytes",
         "stored_at_s",
         "subject",
     )
@@ -43,6 +44,8 @@ class Delivery:
         """The stored subject, `job.status.<lane>.<token>`."""
         self.headers: Mapping[str, str] = parse_headers(headers) if headers else {}
         self.body = body
+        self.size_bytes = len(subject) + len(reply) + len(headers) + len(body)
+        """As the server counts it for the limit of a pull request."""
         told = parse_ack_subject(reply)
         self.deliveries = told.deliveries
         """How often the server delivered it, this time included. It says nothing about whose fault that was."""

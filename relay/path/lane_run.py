@@ -46,7 +46,8 @@ class LaneRun:
         limits: LaneLimits,
         metrics: Metrics,
     ) -> None:
-        self.lane = Lane(number, Continuity(patience_s(limits.ack_wait_s)), horizon)
+        share = limits.memory.join()
+        self.lane = Lane(number, Continuity(patience_s(limits.ack_wait_s)), horizon, share)
         self.progress = asyncio.Event()
         """Set when an update of the lane is not OUT any more."""
         self._outlets = outlets
@@ -54,7 +55,8 @@ class LaneRun:
         self._capacity = limits.capacity
         self._metrics = metrics
         self._recheck = asyncio.Event()
-        self.source = open_source(number, room=self._room, on_deliveries=self._admit, on_start=self._began)
+        self.source = open_source(number, share=share, room=self._room, on_deliveries=self._admit, on_start=self._began)
+        share.on_room = self.source.top_up
 
     def connection_opened(self) -> None:
         """The session with the Facilitator may be used: pull, and start to wait for what can come back only now."""
@@ -119,6 +121,7 @@ class LaneRun:
         # While the Facilitator is away nothing is requested: JetStream is the buffer. A lane that has something to
         # send is refilled in batches, because a request for each update would cost more than the update.
         lane = self.lane
+        lane.share.held = lane.held
         free = self._capacity - len(lane)
         return free if self._opened.is_set() and (free >= _HANDFUL or not lane.ready or lane.held) else 0
 

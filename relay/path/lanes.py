@@ -99,6 +99,7 @@ class Lanes:
         finally:
             run.lane.ours_until_s = -math.inf  # the session may still have a suspect of this lane
             del self._runs[run.lane]
+            self._limits.memory.leave(run.lane.share)
             self.turns.discard(run.lane)
             self._metrics.at_hand(number, 0)
 
@@ -124,6 +125,8 @@ class Lanes:
                     run.source.top_up()
                 if lane.dead_letters:
                     self.outlets.dead_letters.set()
+        if self._limits.memory.waiting:
+            self._limits.memory.wake()
         for lane in self.turns.lanes:  # any lane may use the room in the window
             if lane.ready:
                 self.outlets.send()

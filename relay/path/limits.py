@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from relay.core.memory import Memory
+
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
@@ -11,3 +13,5 @@ class LaneLimits:
     """How many updates a lane may have at hand: its consumer's `max_ack_pending`."""
     ack_wait_s: float
     """Seconds until the server redelivers an update that was neither settled nor reported as in progress."""
+    memory: Memory
+    """The memory for updates of the whole worker."""

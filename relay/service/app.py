@@ -16,6 +16,7 @@ from relay.contract.settings import Settings
 from relay.contract.subjects import safe_token
 from relay.core.backoff import Backoff
 from relay.core.connect_pace import ConnectPace, Place
+from relay.core.memory import Memory
 from relay.core.ports import SettlementObserver
 from relay.core.progress import LaneProgress
 from relay.core.pull import expiry_s
@@ -88,6 +89,7 @@ class Relay:
         self._tracing = open_tracing(settings.tracing, worker=self._worker, version=self._version)
         self.worker_status = WorkerStatus(settings, self.metrics, worker=self._worker, version=self._version)
         """What keeps updates from flowing, the metrics, and the report."""
+        self._memory = Memory(settings.delivery.memory_bytes, settings.delivery.ack_wait_s)
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None
         self._health = HealthServer(listener or listen(settings.http.host, settings.http.port), self.worker_status)
@@ -227,7 +229,7 @@ class Relay:
             reply_timeout_s=facilitator.reply_timeout_s,
             pace=paces[0],
             policy=RetryPolicy(delivery.max_attempts, self._backoff),
-            lanes=LaneLimits(LANE_CAPACITY, delivery.ack_wait_s),
+            lanes=LaneLimits(LANE_CAPACITY, delivery.ack_wait_s, self._memory),
             pull_batch=LANE_CAPACITY // 2,
             pull_expires_s=expiry_s(delivery.lease_ttl_s, delivery.ack_wait_s),
             intervals=self._intervals,

@@ -55,6 +55,10 @@ class LineSettings:
     intervals: Intervals = DEFAULTS
 
 
+def _size_of(update: Update) -> int:
+    return len(update.text)
+
+
 class Line:
     """One connection to the Facilitator with the lanes that go through it.
 
@@ -75,7 +79,10 @@ class Line:
         watch_advisories: WatchAdvisories | None = None,
     ) -> None:
         session: Session[Update] = Session(
-            window=settings.window, reply_timeout_s=settings.reply_timeout_s, authentication=settings.authentication
+            window=settings.window,
+            reply_timeout_s=settings.reply_timeout_s,
+            authentication=settings.authentication,
+            size_of=_size_of,
         )
         self.connection = FacilitatorConnection(
             settings.url,

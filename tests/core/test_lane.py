@@ -15,6 +15,7 @@ from relay.core.verdict import DeadLetter, Outcome, Retry, RetryPolicy
 
 UNFIT = DeadLetter(Reason.REFUSED, "because")
 POLICY = RetryPolicy(3, Backoff(1.0, 8.0, lambda: 0.5))
+ANY_BYTES = 1 << 40
 NOTHING = ConsumerState(pending=0, delivered=0, delivered_count=0)
 
 
@@ -398,9 +399,9 @@ def test_lanes_take_turns():
     turns = Turns()
     for lane in lanes:
         turns.add(lane)
-    first, rest = turns.take(3, 0.0), turns.take(9, 0.0)
+    first, rest = turns.take(3, ANY_BYTES, 0.0), turns.take(9, ANY_BYTES, 0.0)
     assert ([1, 2, 7], [3, 4, 5, 6]) == (sorted(update.sequence for update in first), [u.sequence for u in rest])
-    assert ([], None) == (turns.take(0, 0.0), turns.take_dead_letter(0.0))
+    assert ([], None) == (turns.take(0, ANY_BYTES, 0.0), turns.take_dead_letter(0.0))
 
 
 def test_dead_letters_take_turns():
@@ -419,4 +420,4 @@ def test_a_lane_without_a_turn_gives_out_nothing():
     lane.retry(lane.take(0.0), 5.0)
     turns.discard(lane)
     turns.discard(lane)
-    assert (None, [], None) == (turns.wake(9.0), turns.take(9, 9.0), turns.take_dead_letter(9.0))
+    assert (None, [], None) == (turns.wake(9.0), turns.take(9, ANY_BYTES, 9.0), turns.take_dead_letter(9.0))

@@ -76,7 +76,9 @@ class World:
 
     def start_worker(self) -> None:
         """A new worker on the old streams; what the previous one had at hand comes back after `ack_wait`."""
-        self.session = Session(window=WINDOW, reply_timeout_s=REPLY_TIMEOUT_S, authentication="let me in")
+        self.session = Session(
+            window=WINDOW, reply_timeout_s=REPLY_TIMEOUT_S, authentication="let me in", size_of=lambda _: 1
+        )
         # There are no times here: any update may have a dead letter if one exists.
         horizon = DeadLetterHorizon(*[math.inf if self.dead else -math.inf] * 2)
         self.lanes = [Lane(number, Continuity(PATIENCE_S), horizon) for number in (0, 1)]

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.core.continuity import patience_s
-from relay.core.pull import PullWindow, Signal, expiry_s
+from relay.core.memory import LARGEST_BYTES, Memory
+from relay.core.pull import PullWindow, Request, Signal, expiry_s
 
 BATCH = 8
 EXPIRES_S = 30.0
@@ -33,8 +34,14 @@ def test_dead_requests_are_made_anew_while_a_lane_is_patient(lease_ttl_s, ack_wa
 def window_with(outstanding):
     window = PullWindow(BATCH, EXPIRES_S)
     window.start(DELIVERED)
-    window.requested(outstanding)
+    window.requested(Request(outstanding, 0))
     return window
+
+
+def counted(window, room):
+    """How many updates it wants to request."""
+    request = window.wanted(room)
+    return request.count if request else 0
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,7 @@ def window_with(outstanding):
 )
 def test_requests_are_topped_up_at_half_a_batch(outstanding, room, wanted):
     """At half a batch or less, a request fills up to the batch or the room, whichever is less; above, there is none."""
-    assert wanted == window_with(outstanding).wanted(room)
+    assert wanted == counted(window_with(outstanding), room)
 
 
 def test_a_batch_of_one_flows():
@@ -64,7 +71,7 @@ def test_a_batch_of_one_flows():
     window.requested(before)
     during = window.wanted(5)
     window.delivered_up_to += 1
-    assert (1, 0, 1) == (before, during, window.wanted(5))
+    assert (1, None, 1) == (before.count, during, counted(window, 5))
 
 
 def test_a_surplus_delivery_owes_nothing():
@@ -72,7 +79,7 @@ def test_a_surplus_delivery_owes_nothing():
     window = window_with(0)
     window.delivered_up_to += 3
     window.requested(window.wanted(100))
-    assert (BATCH, 0) == (window.outstanding, window.wanted(100))
+    assert (BATCH, 0) == (window.outstanding, counted(window, 100))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_after_a_reset_a_whole_batch_is_wanted():
     """When the server has forgotten the requests, none of them counts."""
     window = window_with(BATCH)
     window.start(DELIVERED + 3)
-    assert BATCH == window.wanted(100)
+    assert BATCH == counted(window, 100)
 
 
 @pytest.mark.parametrize(("delivered", "low"), [(0, False), (BATCH // 2 - 1, False), (BATCH // 2, True), (BATCH, True)])
@@ -117,39 +124,56 @@ def test_the_low_mark_is_half_a_batch(delivered, low):
     assert (low, low) == (window.is_low, window.delivered_up_to >= window.low_at)
 
 
+SHARE_BYTES = 750
+SIZES = 10, 100, 300, SHARE_BYTES, 2 * SHARE_BYTES
+
+
 class Pulls(RuleBasedStateMachine):
-    """Updates come, stay for a while and are settled; requests are made whenever the window wants some."""
+    """Updates of many sizes come, stay for a while and are settled; requests are made whenever the window wants some.
+
+    The server serves its requests one after another, and ends one if the next update does not fit.
+    """
 
     def __init__(self):
         super().__init__()
-        self.window = PullWindow(BATCH, EXPIRES_S)
-        self.held = 0
+        self.share = Memory(memory_bytes=SHARE_BYTES * 8 // 3).join()
+        self.window = PullWindow(BATCH, EXPIRES_S, self.share)
+        self.at_hand = []
         self.requests = []
 
     @rule()
     def top_up(self):
-        count = self.window.wanted(CAPACITY - self.held)
-        if count:
-            self.requests.append(count)
-            self.window.requested(count)
+        if request := self.window.wanted(CAPACITY - len(self.at_hand)):
+            self.requests.append([request.count, request.max_bytes])
+            self.window.requested(request)
 
     @precondition(lambda self: self.requests)
-    @rule()
-    def deliver(self):
-        self.requests[0] -= 1
-        self.requests = [left for left in self.requests if left]
-        self.held += 1
-        self.window.delivered_up_to += 1
+    @rule(size=st.sampled_from(SIZES))
+    def deliver(self, size):
+        while self.requests:
+            count, left = self.requests[0]
+            if left is None or size <= left:
+                self.requests[0] = [count - 1, None if left is None else left - size]
+                self.at_hand.append(size)
+                self.share.at_hand_bytes += size
+                self.window.delivered(self.window.delivered_up_to + 1, size)
+                if count == 1:
+                    del self.requests[0]
+                    self.window.status(409, "Batch Completed", 0, (left or size) - size)
+                return
+            del self.requests[0]
+            self.window.status(409, "Message Size Exceeds MaxBytes", count, left)
 
     @precondition(lambda self: self.requests)
     @rule(code=st.sampled_from([404, 408, 409]))
     def end_a_request(self, code):
-        self.window.status(code, "Batch Completed", self.requests.pop(0))
+        count, left = self.requests.pop(0)
+        self.window.status(code, "Batch Completed", count, left or 0)
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.at_hand)
     @rule()
     def settle(self):
-        self.held -= 1
+        self.share.at_hand_bytes -= self.at_hand.pop()
 
     @rule()
     def start_over(self):
@@ -158,19 +182,35 @@ class Pulls(RuleBasedStateMachine):
 
     @invariant()
     def counts_what_the_server_owes(self):
-        assert sum(self.requests) == self.window.outstanding
+        assert sum(count for count, _ in self.requests) == self.window.outstanding
+
+    @invariant()
+    def counts_the_bytes_that_the_server_may_send(self):
+        alone = [LARGEST_BYTES for _, left in self.requests if left is None]
+        assert sum(alone or (left for _, left in self.requests)) == self.share.on_request_bytes
 
     @invariant()
     def never_asks_for_more_than_a_batch_or_the_room(self):
-        assert (True, True) == (self.window.outstanding <= BATCH, self.held + self.window.outstanding <= CAPACITY)
+        assert (True, True) == (
+            self.window.outstanding <= BATCH,
+            len(self.at_hand) + self.window.outstanding <= CAPACITY,
+        )
 
     @invariant()
-    def asks_when_it_is_worth_a_request(self):
-        free = min(BATCH, CAPACITY - self.held) - self.window.outstanding
-        worth_it = free >= BATCH // 4 if 0 < self.window.outstanding <= BATCH // 2 else free > 0
-        assert (worth_it and self.window.outstanding <= BATCH // 2) == (self.window.wanted(CAPACITY - self.held) > 0)
+    def has_no_more_bytes_than_its_share_and_one_update(self):
+        asked = sum(left or 0 for _, left in self.requests)
+        assert sum(self.at_hand) + asked <= SHARE_BYTES + max(SIZES)
+
+    def teardown(self):
+        """An update of any size comes in the end: asking never stops while there is room."""
+        while self.at_hand:
+            self.settle()
+        for _ in range(3):
+            self.top_up()
+            self.deliver(max(SIZES))
+        assert self.at_hand
 
 
 TestPulls = Pulls.TestCase
-TestPulls.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestPulls.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestPulls.__doc__ = "Whatever comes, ends and is settled, no more is on request than a batch or than there is room for."

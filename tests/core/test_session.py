@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0
 
 
 def new_session(window=WINDOW, authentication=AUTHENTICATION, reply_timeout_s=TIMEOUT_S):
-    return Session(window=window, reply_timeout_s=reply_timeout_s, authentication=authentication)
+    return Session(window=window, reply_timeout_s=reply_timeout_s, authentication=authentication, size_of=lambda _: 1)
 
 
 def let_in(session, now=0.0):
@@ -38,13 +38,13 @@ def let_in(session, now=0.0):
 
 def send(session, update, now_s=0.0):
     """Send an update, if there is room."""
-    return list(session.fill(lambda _room, _now_s: [update], now_s))
+    return list(session.fill(lambda *_: [update], now_s))
 
 
 def room(session):
     """How many updates the session would send now."""
     rooms = []
-    session.fill(lambda room, _now_s: rooms.append(room) or (), 0.0)
+    session.fill(lambda room, *_: rooms.append(room) or (), 0.0)
     return sum(rooms)
 
 

@@ -212,7 +212,7 @@ FRAMES = st.one_of(
 
 
 def open_session(window=4):
-    session = Session(window=window, reply_timeout_s=60.0, authentication=None)
+    session = Session(window=window, reply_timeout_s=60.0, authentication=None, size_of=lambda _: 1)
     session.opened(0.0)
     assert isinstance(session.received(SUCCESS, 0.0), Opened)
     return session
@@ -241,7 +241,7 @@ def test_pairing(conversation):
     """Each reply answers the oldest unanswered update; after a message that is not understood, nothing is answered."""
     session, unanswered, trusted, sent = open_session(), deque(), True, 0
     for (kind, frame), wanted in conversation:
-        updates = session.fill(lambda room, _: range(sent, sent + min(wanted, room)), 0.0)  # noqa: B023 - called here
+        updates = session.fill(lambda room, *_: range(sent, sent + min(wanted, room)), 0.0)  # noqa: B023 - called here
         unanswered.extend(updates)
         sent += len(updates)
         event = session.received(frame, 1.0)
@@ -265,7 +265,7 @@ def test_pairing(conversation):
 def test_any_conversation(messages, code):
     """Whatever is received, updates are answered in order, and the end of the connection returns all others."""
     session, unanswered = open_session(8), deque(range(8))
-    session.fill(lambda room, _: range(room), 0.0)
+    session.fill(lambda room, *_: range(room), 0.0)
     for message in messages:
         event = session.received(message, 1.0)
         if isinstance(event, Answered):

@@ -28,6 +28,8 @@ class FakeDelivery:
     headers: Mapping[str, str] = field(default_factory=dict)
     reply: bytes = b""
 
+    size_bytes: int = 100
+
     @property
     def job(self) -> str:
         return JOBS[self.letter]

@@ -7,6 +7,7 @@ import pytest
 from relay_kit import new_job, update
 
 from relay.contract.subjects import STATUS_STREAM, lane_consumer, status_subject
+from relay.core.memory import Memory
 from relay.nats.connection import publish_confirmed
 from relay.nats.frames import FrameClient
 from relay.path.consumer import PullConsumer
@@ -27,6 +28,7 @@ async def test_who_takes_deliveries_fails(provisioned):
         lane_consumer(0),
         batch=10,
         expires_s=5.0,
+        share=Memory().join(),
         room=lambda: 10,
         on_deliveries=fail,
         on_start=lambda _: None,

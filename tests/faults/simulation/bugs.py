@@ -14,6 +14,7 @@ import relay.core.lane
 import relay.path.lanes
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, Turns
+from relay.core.memory import Share
 from relay.core.session import Phase, Session
 from relay.core.update import Update
 from relay.core.verdict import Outcome
@@ -265,6 +266,20 @@ def late_renewal_forgets() -> Iterator[None]:
         return None
 
     with mock.patch.object(Lane, "take_dead_letter", take_dead_letter):
+        yield
+
+
+@bug(Kind.FACILITATOR_STALL, crowds=1.0)
+def no_bound_in_bytes() -> Iterator[None]:
+    """A lane asks for as many updates as it may have, however large they are."""
+    with mock.patch.object(Share, "free_bytes", 1 << 40):
+        yield
+
+
+@bug()
+def too_large_updates_never_go_alone() -> Iterator[None]:
+    """A lane always asks with a limit of bytes, so an update that is larger never comes."""
+    with mock.patch.object(Share, "may_go_alone", return_value=False):
         yield
 
 

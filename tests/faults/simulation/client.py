@@ -29,6 +29,7 @@ class Client:
     max_payload = 1 << 20
     connected_url = last_error = None
     is_closed = is_draining = False
+    arriving_bytes_per_s = None
 
     def __init__(self, link: Link, jetstream: JetStream, swallowed: Callable[[Exception], None]) -> None:
         """`swallowed` is called with what a callback for messages raised, because nobody else would see it."""

@@ -35,6 +35,8 @@ class Stored:
 class _Pull:
     inbox: Inbox
     left: int
+    left_bytes: float
+    """How many bytes it may still bring; infinite without a limit."""
     over: bool = False
 
 
@@ -60,7 +62,7 @@ class Consumer:
         self._pending: dict[int, _Pending] = {}
         self._again: deque[int] = deque()
         self._pulls: deque[_Pull] = deque()
-        self._delivered = 0
+        self._delivered = self._delivered_before = 0
         self._delivered_count = 0
         self._created = moment(clock.time())
 
@@ -88,7 +90,7 @@ class Consumer:
         wanted = json.loads(request)
         expires_s, heartbeat_s = wanted["expires"] / _NS_PER_S, wanted["idle_heartbeat"] / _NS_PER_S
         assert heartbeat_s < expires_s / 2, "the server refuses such a request"
-        pull = _Pull(inbox, wanted["batch"])
+        pull = _Pull(inbox, wanted["batch"], wanted.get("max_bytes", math.inf))
         self._pulls.append(pull)
         self._clock.after(expires_s, self._expire, pull)
         self._clock.after(heartbeat_s, self._beat, pull, heartbeat_s)
@@ -135,22 +137,47 @@ class Consumer:
 
     def _serve(self) -> None:
         while (pull := self._next_pull()) is not None and (pending := self._next()) is not None:
+            if (size := self._size_of(pending)) > pull.left_bytes:
+                _end(pull, 409, "Message Size Exceeds MaxBytes")
+                self._put_back(pending)
+                continue
+            pull.left_bytes -= size
             pending.deliveries += 1
             self._delivered_count += 1
             pending.waits = False
             pending.deadline_s = self._clock.now + self._ack_wait_s
             self._clock.at(pending.deadline_s, self._time_out, pending, pending.deliveries)
             pull.left -= 1
-            pull.over = pull.left == 0
             self._deliver(pull.inbox, pending)
+            if pull.left == 0:
+                pull.over = True
+                if 0 < pull.left_bytes < math.inf:
+                    _end(pull, 409, "Batch Completed")
 
     def _deliver(self, inbox: Inbox, pending: _Pending) -> None:
         stored = pending.stored
         self._book.note("JetStream", f"delivers {self._book.name(stored.sequence)} to {inbox.owner}")
-        numbers = (pending.deliveries, stored.sequence, self._delivered_count, round(stored.stored_at_s * _NS_PER_S))
-        reply = ".".join(map(str, ("$JS.ACK", STATUS_STREAM, self._name, *numbers, len(self._unseen))))
+        reply = self._reply_of(pending)
         # A redelivery is lost only with its connection, because the relay waits for missing ones for a limited time.
         inbox.send(stored.subject, reply, b"", stored.update.body, may_get_lost=pending.deliveries == 1)
+
+    def _reply_of(self, pending: _Pending) -> str:
+        stored = pending.stored
+        numbers = (pending.deliveries, stored.sequence, self._delivered_count, round(stored.stored_at_s * _NS_PER_S))
+        return ".".join(map(str, ("$JS.ACK", STATUS_STREAM, self._name, *numbers, len(self._unseen))))
+
+    def _size_of(self, pending: _Pending) -> int:
+        stored = pending.stored
+        return len(stored.subject) + len(self._reply_of(pending)) + len(stored.update.body)
+
+    def _put_back(self, pending: _Pending) -> None:
+        """It did not fit into a request: a redelivery goes behind the others, as on a real server."""
+        if pending.deliveries:
+            self._again.append(pending.stored.sequence)
+        else:
+            del self._pending[pending.stored.sequence]
+            self._unseen.appendleft(pending.stored)
+            self._delivered = self._delivered_before
 
     def _next_pull(self) -> _Pull | None:
         while self._pulls:
@@ -169,7 +196,7 @@ class Consumer:
         if not self._unseen or len(self._pending) >= self._max_ack_pending:
             return None
         stored = self._unseen.popleft()
-        self._delivered = stored.sequence
+        self._delivered_before, self._delivered = self._delivered, stored.sequence
         pending = self._pending[stored.sequence] = _Pending(stored)
         return pending
 
@@ -207,5 +234,6 @@ def moment(unix_s: float) -> str:
 def _end(pull: _Pull, code: int, description: str) -> None:
     """End a pull, and tell the client how much of it is left."""
     pull.over = True
-    left = {"Nats-Pending-Messages": str(pull.left), "Nats-Pending-Bytes": "0"}
+    left_bytes = 0 if pull.left_bytes == math.inf else pull.left_bytes
+    left = {"Nats-Pending-Messages": str(pull.left), "Nats-Pending-Bytes": str(left_bytes)}
     pull.inbox.send_status(code, description, left)

@@ -14,6 +14,9 @@ STATUSES = (
 )
 _BUSY_S = 5.0
 """All events begin within this time."""
+_MEMORIES = (6_000, 30_000, 1 << 30)
+_PADDINGS = (0, 0, 300, 2_000, 9_000)
+"""Small bodies, some that fit into a lane's share of the memory, and some that are larger than all of the memory."""
 _CROWDS = 0.1
 """The share of schedules with many bad updates at a time."""
 
@@ -76,18 +79,22 @@ class Publish:
     temper: Temper
     known_from_s: float
     """The time from which the Facilitator knows the job."""
+    padding: int = 0
+    """By how many bytes its body is longer than it need be."""
 
     @property
     def body(self) -> bytes:
         if self.temper is Temper.GARBAGE:
-            return b"{"
-        fields = {"uuid": self.job, "status": self.status, "metadata": {"name": self.name}}
+            return b"{" + b" " * self.padding
+        metadata = {"name": self.name} | ({"padding": "." * self.padding} if self.padding else {})
+        fields = {"uuid": self.job, "status": self.status, "metadata": metadata}
         return json.dumps({"message_type": "V0JobStatusUpdate"} | fields).encode()
 
     def __str__(self) -> str:
         temper = "" if self.temper is Temper.WELL else f", {self.temper.value}"
         known = f", unknown before {self.known_from_s:.3f}" if self.known_from_s else ""
-        return f"{self.at_s:9.4f}  publish {self.name} ({self.status}){temper}{known}"
+        size = f", {len(self.body)} bytes" if self.padding else ""
+        return f"{self.at_s:9.4f}  publish {self.name} ({self.status}){size}{temper}{known}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +127,13 @@ class Schedule:
     connections: int
     ack_wait_s: float
     lease_ttl_s: float
+    memory_bytes: int
+    """The memory for updates of a worker."""
     publishes: tuple[Publish, ...]
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
-        names = ("lanes", "capacity", "window", "connections", "ack_wait_s", "lease_ttl_s")
+        names = ("lanes", "capacity", "window", "connections", "ack_wait_s", "lease_ttl_s", "memory_bytes")
         shape = ", ".join(f"{name} {getattr(self, name):g}" for name in names)
         events = sorted((*self.publishes, *self.faults), key=lambda event: event.at_s)
         return "\n".join([f"seed {self.seed}: {shape}", *map(str, events)])
@@ -140,6 +149,10 @@ def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES, crowds: 
     crowd = rng.random() < crowds
     letters = "abcdefghijkl" if crowd else "abcde"[: rng.randint(1, 5)]
     jobs = [_life(rng, letter, garbage=crowd) for letter in letters]
+    sizes = random.Random(f"{seed} sizes")  # so that a seed has the same jobs and faults whatever their sizes are
+    memory_bytes = sizes.choice(_MEMORIES)
+    if memory_bytes < max(_MEMORIES):
+        jobs = [[replace(publish, padding=sizes.choice(_PADDINGS)) for publish in job] for job in jobs]
     workers = rng.choice((1, 1, 2, 2, 3))
     starts = [_fault(rng, Kind.START, number, rng.choice((0.0, 0.0, rng.random() * 3))) for number in range(workers)]
     within_s = rng.choice((_BUSY_S, _BUSY_S, 1.0))  # sometimes faults come close together
@@ -156,6 +169,7 @@ def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES, crowds: 
         connections=rng.choice((1, 1, 1, 2)),
         ack_wait_s=rng.choice((1.0, 2.0, 5.0)),
         lease_ttl_s=rng.choice((1.5, 3.0, 9.0)),
+        memory_bytes=memory_bytes,
         publishes=tuple(sorted(itertools.chain.from_iterable(jobs), key=lambda publish: publish.at_s)),
         faults=tuple(sorted(starts + befalling, key=lambda fault: fault.at_s)),
     )

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from relay.core.backoff import Backoff
 from relay.core.connect_pace import ConnectPace
+from relay.core.lane import Lane
+from relay.core.memory import Memory
 from relay.core.pull import expiry_s
 from relay.core.session import Pushed
 from relay.core.verdict import RetryPolicy
@@ -63,6 +65,9 @@ class Worker:
         self._around = around
         self._rng = rng
         self._leave = asyncio.Event()
+        self._held_bytes: dict[Lane, int] = {}
+        """The most that each lane had at hand while it was held: that it takes in whatever its share is."""
+        self._memory = Memory(around.schedule.memory_bytes, around.schedule.ack_wait_s)
         self._client: Any = Client(self.link, around.jetstream, self._swallowed)
         self._lines = [self._make_line(number) for number in range(self._connections)]
         leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
@@ -102,6 +107,18 @@ class Worker:
             self._around.book.note(self.process.name, "goes on")
             self.process.resume()
 
+    def bytes_at_hand(self) -> tuple[int, int]:
+        """The bytes of all bodies at hand, and how many of them may be there because their lanes were held."""
+        at_hand = excused = 0
+        for line in self._lines:
+            for lane in line.lanes._runs:
+                size_bytes = sum(len(update.delivery.body) for update in lane.at_hand())
+                at_hand += size_bytes
+                if lane.held:
+                    self._held_bytes[lane] = max(self._held_bytes.get(lane, 0), size_bytes)
+                excused += self._held_bytes.get(lane, 0)
+        return at_hand, excused
+
     async def _run(self) -> None:
         """The same as Relay._relay does."""
         async with background(*(line.run() for line in self._lines)):
@@ -121,7 +138,7 @@ class Worker:
             reply_timeout_s=REPLY_TIMEOUT_S,
             pace=ConnectPace(lambda: self._ownership.place, number, self._connections, backoff),
             policy=RetryPolicy(MAX_ATTEMPTS, backoff),
-            lanes=LaneLimits(schedule.capacity, schedule.ack_wait_s),
+            lanes=LaneLimits(schedule.capacity, schedule.ack_wait_s, self._memory),
             pull_batch=schedule.capacity // 2,
             pull_expires_s=expiry_s(schedule.lease_ttl_s, schedule.ack_wait_s),
         )

@@ -64,6 +64,7 @@ class World:
         self._processes: list[Process] = []
         self._unpublished = len(schedule.publishes)
         self._to_delete = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
+        self._largest_bytes = max((len(update.body) for update in schedule.publishes), default=0)
         self.began_s = self.clock.now
 
     def run(self) -> Result:
@@ -99,9 +100,17 @@ class World:
             )
 
     def _is_settled(self) -> bool:
+        self._check_bytes()
         if self.book.broken:
             return True  # what follows from it would add nothing
         return not self._unpublished and not self._to_delete and not self.jetstream.unsettled
+
+    def _check_bytes(self) -> None:
+        """No worker has more at hand than half of its memory, and one update that may be larger than that."""
+        for worker in self.workers.values():
+            at_hand, excused = worker.bytes_at_hand() if worker.alive else (0, 0)
+            if at_hand > self.schedule.memory_bytes // 2 + self._largest_bytes + excused:
+                self.book.complain(f"{worker.process.name} has {at_hand} bytes at hand")
 
     def _rng(self, name: str) -> random.Random:
         # A generator for each name, so that a part can be left out of a schedule and the rest changes as little as

@@ -1,0 +1,155 @@
+"""How many bytes of updates a worker has at hand and on request, and how its lanes share them.
+
+What is at hand is bounded by the memory for updates. What is on request is bounded more tightly. The server keeps what
+it has sent and we have not read in a buffer, and disconnects a client with more than `max_pending` (64 MB by default)
+in it. And it starts the clock of `ack_wait` when it puts a delivery into that buffer, so no more may be on request than
+arrives well within that time.
+
+Each lane has an equal share. An update that is larger than what a lane may ask for goes *alone*: it is requested by
+itself, without a limit of bytes, by one lane at a time.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from relay.contract.wire import MAX_FRAME_BYTES
+
+MAX_ON_REQUEST_BYTES: Final = 16 * 1024 * 1024
+"""On request at a time, all lanes together. With an update that goes alone, and once more after pulls were made anew,
+this stays below the server's default `max_pending`."""
+LARGEST_BYTES: Final = MAX_FRAME_BYTES
+"""How large an update that goes alone is taken to be until it has come."""
+_PER_BYTE_AT_HAND: Final = 2
+"""Bytes of memory for each byte at hand. The second is for what is read, decoded, and written at the moment."""
+_ALONE: Final = 0.25
+"""The part of the memory that is kept for updates that go alone."""
+_OF_ACK_WAIT: Final = 0.25
+"""The part of `ack_wait` in which everything that is on request must be able to arrive."""
+_UNKNOWN_BYTES_PER_S: Final = 1_000_000
+"""How fast deliveries are taken to arrive until that has been seen."""
+_LEAST_REQUEST_BYTES: Final = 16 * 1024
+_UNBOUNDED: Final = 1 << 60
+
+
+class Share:
+    """One lane's part; made by `Memory.join`."""
+
+    def __init__(self, memory: "Memory") -> None:
+        self.memory = memory
+        self.at_hand_bytes = 0
+        """What the lane has at hand; the lane counts it."""
+        self.on_request_bytes = 0
+        """What the server may still send without being asked again; the pull window counts it."""
+        self.held = False
+        """The lane waits for everything that was delivered before, so it takes that in whatever its share is."""
+        self.on_room: Callable[[], None] | None = None
+        """Called when the lane had to wait for another one, and may go on."""
+
+    @property
+    def request_bytes(self) -> int:
+        """How much the lane may have on request at most."""
+        return min(self.memory.request_bytes, self.memory.share_bytes)
+
+    @property
+    def free_bytes(self) -> int:
+        """How much more the lane may ask for."""
+        free = self.request_bytes - self.on_request_bytes
+        if self.held:
+            return free
+        return min(free, self.memory.share_bytes - self.at_hand_bytes - self.on_request_bytes)
+
+    @property
+    def overdraft_bytes(self) -> int:
+        """By how much it exceeds its share."""
+        return max(0, self.at_hand_bytes + self.on_request_bytes - self.memory.share_bytes)
+
+    def may_go_alone(self) -> bool:
+        """Whether the lane may request one update of any size; if not, `on_room` is called when it may."""
+        return self.memory.may_go_alone(self)
+
+    def go_alone(self) -> None:
+        """It requests one update of any size."""
+        self.memory.alone = self
+        self.on_request_bytes += LARGEST_BYTES
+
+    def nothing_on_request(self) -> None:
+        """All that was on request has come, or its request has ended."""
+        self.on_request_bytes = 0
+        if self.memory.alone is self:
+            self.memory.alone = None
+        self.memory.wake()
+
+
+class Memory:
+    """The memory for updates of one worker.
+
+    Args:
+        memory_bytes: RELAY_MEMORY_MB in bytes.
+        ack_wait_s: how long the server waits before it delivers an update again.
+    """
+
+    def __init__(self, memory_bytes: int = _UNBOUNDED, ack_wait_s: float = 1.0) -> None:
+        self.alone: Share | None = None
+        """The lane that has requested an update of any size."""
+        self.arriving_bytes_per_s: float | None = None
+        """How fast deliveries arrive while the server has some; None if that is not known yet."""
+        self.waiting: dict[Share, None] = {}
+        """The lanes that wait until they may go alone, the longest first."""
+        self._at_hand_bytes = memory_bytes // _PER_BYTE_AT_HAND
+        self._ack_wait_s = ack_wait_s
+        self._shares: dict[Share, None] = {}
+
+    def join(self) -> Share:
+        """A lane is driven from now on."""
+        share = Share(self)
+        self._shares[share] = None
+        return share
+
+    def leave(self, share: Share) -> None:
+        """The lane is not driven any more; what it has at hand is forgotten."""
+        self._shares.pop(share, None)
+        self.waiting.pop(share, None)
+        share.nothing_on_request()
+
+    @property
+    def share_bytes(self) -> int:
+        """How much each lane may have at hand and on request."""
+        return int(self._at_hand_bytes * (1 - _ALONE)) // max(1, len(self._shares))
+
+    @property
+    def request_bytes(self) -> int:
+        """How much each lane may have on request."""
+        arriving_bytes_per_s = self.arriving_bytes_per_s or _UNKNOWN_BYTES_PER_S
+        in_time = arriving_bytes_per_s * self._ack_wait_s * _OF_ACK_WAIT
+        lanes = max(1, len(self._shares))
+        return max(_LEAST_REQUEST_BYTES, int(min(in_time, MAX_ON_REQUEST_BYTES) / lanes))
+
+    @property
+    def at_hand_bytes(self) -> int:
+        """What all lanes have at hand."""
+        return sum(share.at_hand_bytes for share in self._shares)
+
+    @property
+    def on_request_bytes(self) -> int:
+        """What all lanes have on request."""
+        return sum(share.on_request_bytes for share in self._shares)
+
+    def may_go_alone(self, share: Share) -> bool:
+        """Whether this lane may request one update of any size; if not, it waits for that."""
+        if self.alone is None and (share.held or self._has_room_beyond_shares(share)):
+            self.waiting.pop(share, None)
+            return True
+        self.waiting[share] = None
+        return False
+
+    def wake(self) -> None:
+        """A lane has less at hand or on request: lanes that waited for that may go on."""
+        for share in list(self.waiting):
+            if share.on_room is not None:
+                share.on_room()
+
+    def _has_room_beyond_shares(self, share: Share) -> bool:
+        if share.at_hand_bytes + LARGEST_BYTES <= self.share_bytes:
+            return True
+        overdrafts = sum(each.overdraft_bytes for each in self._shares)
+        return not overdrafts or overdrafts + LARGEST_BYTES <= self._at_hand_bytes * _ALONE
