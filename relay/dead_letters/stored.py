@@ -57,6 +57,11 @@ class StoredDeadLetter:
         """Made from a message of the dead-letter stream."""
         return cls(message.sequence, message.stored_at, message.headers, message.body)
 
+    @classmethod
+    def without_body(cls, message: StoredMessage) -> Self:
+        """As `of`, with an empty body: for many that are kept for their headers."""
+        return cls(message.sequence, message.stored_at, message.headers, b"")
+
     @property
     def reason(self) -> str:
         return self.headers.get(REASON_HEADER, "")

@@ -23,6 +23,8 @@ we wait for packets that are dropped we do not notice that the server is back.""
 _AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
+_UNREAD_BYTES: Final = 1024 * 1024
+"""The same for their bytes. So there is at most one more message, of the largest size."""
 
 
 class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every connection
@@ -146,7 +148,8 @@ class WebSocket(asyncio.Protocol):
         self._flush()
         if self._messages:
             self._hand_over()
-            if len(self._messages) > _UNREAD_BATCH and self._transport is not None:
+            unread = len(self._messages) > _UNREAD_BATCH or sum(map(len, self._messages)) > _UNREAD_BYTES
+            if unread and self._transport is not None:
                 self._transport.pause_reading()
 
     def eof_received(self) -> None:

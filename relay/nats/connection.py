@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import ParseResult
 
 import msgspec
@@ -42,7 +42,9 @@ _TIMING: Final[dict[str, Any]] = {
 _log = get_logger(__name__, guest=True)
 
 
-class _ErrorAnswer(msgspec.Struct, frozen=True):
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """The error in an answer of JetStream's API."""
+
     code: int = 0
     err_code: int = 0
     description: str = ""
@@ -52,7 +54,7 @@ class _PublishAnswer(msgspec.Struct, frozen=True):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
-    error: _ErrorAnswer | None = None
+    error: ErrorAnswer | None = None
 
 
 _encode_request = msgspec.json.Encoder().encode
@@ -66,6 +68,17 @@ class PubAck(msgspec.Struct, frozen=True):
     stream: str
     sequence: int
     duplicate: bool
+
+
+class ApiAnswer(Protocol):
+    """What every answer of JetStream's API has."""
+
+    @property
+    def error(self) -> ErrorAnswer | None: ...
+
+
+A = TypeVar("A", bound=ApiAnswer)
+T = TypeVar("T")
 
 
 class Response(Protocol):
@@ -170,13 +183,41 @@ async def api_request(
     BrokerUnavailable if it gives no answer. Without an answer, as after a cancellation, the request may have been
     carried out, unless the error is NotPermitted.
     """
+    parsed = await _requested(client, subject, body, _decode_answer, timeout_s)
+    if "error" in parsed:
+        raise _refused(client, subject, msgspec.convert(parsed["error"], ErrorAnswer))
+    return parsed
+
+
+async def api_request_as(
+    client: Requester,
+    subject: str,
+    body: Mapping[str, Any],
+    decode: Callable[[bytes], A],
+    *,
+    timeout_s: float = 5.0,
+) -> A:
+    """As `api_request`, but the answer is what `decode` makes of it: for answers that may be large."""
+    answer = await _requested(client, subject, body, decode, timeout_s)
+    if answer.error is not None:
+        raise _refused(client, subject, answer.error)
+    return answer
+
+
+async def _requested(
+    client: Requester,
+    subject: str,
+    body: Mapping[str, Any] | None,
+    decode: Callable[[bytes], T],
+    timeout_s: float,
+) -> T:
     url = client.connected_url  # read now, because it is None after the connection is lost
     if not client.is_connected:
         # nats-py would buffer the request, and the server would carry it out after the caller gave up.
         raise BrokerUnavailable(_servers(url), f"not connected, so {subject} was not sent")
     try:
         answer = await client.request(subject, _encode_request(body) if body else b"", timeout=timeout_s)
-        parsed = _decode_answer(answer.data)
+        return decode(answer.data)
     except nats.errors.NoRespondersError as error:
         raise _without_jetstream(_servers(url)) from error
     except TimeoutError as error:
@@ -185,14 +226,6 @@ async def api_request(
         raise BrokerUnavailable(_servers(url), f"no answer to {subject} within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise BrokerUnavailable(_servers(url), f"{subject}: {_describe(error)}") from error
-    if "error" in parsed:
-        refused = msgspec.convert(parsed["error"], _ErrorAnswer)
-        if refused.err_code in NO_JETSTREAM:
-            raise _without_jetstream(_servers(url))
-        if refused.err_code == NO_LEADER:
-            raise BrokerUnavailable(_servers(url), f"{subject}: {refused.description}")
-        raise JetStreamError(subject, refused.code, refused.err_code, refused.description)
-    return parsed
 
 
 async def publish_confirmed(
@@ -319,6 +352,15 @@ def _headers_size(headers: dict[str, str] | None) -> int:
         return 0
     text = len("".join([*headers, *headers.values()]).encode())
     return len("NATS/1.0\r\n") + text + len(headers) * len(": \r\n") + len("\r\n")
+
+
+def _refused(client: Requester, subject: str, error: ErrorAnswer) -> RelayError:
+    servers = _servers(client.connected_url)
+    if error.err_code in NO_JETSTREAM:
+        return _without_jetstream(servers)
+    if error.err_code == NO_LEADER:
+        return BrokerUnavailable(servers, f"{subject}: {error.description}")
+    return JetStreamError(subject, error.code, error.err_code, error.description)
 
 
 def _servers(url: ParseResult | None) -> list[str]:

@@ -11,7 +11,7 @@ To add a metric, for example of the bytes forwarded:
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, Literal, get_args
 
@@ -29,6 +29,9 @@ HowTaken = Literal["handed_over", "expired", "free"]
 """How a worker got a lane: its owner gave it up, the owner's lease expired, or no earlier owner is known."""
 HowLeft = Literal["given_up", "given_up_undrained", "lost"]
 """How a worker left a lane: drained, not drained within the time for that, or because its lease was not renewed."""
+
+Holder = Literal["dead_letters", "pushes", "requests"]
+"""What holds bytes besides the updates at hand."""
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """The content type of what `Metrics.render` returns. Every scraper can read it."""
@@ -186,6 +189,11 @@ class Metrics:
         self._receipts_dropped = self._counter(
             "relay_receipts_dropped", "Receipts that were not published, because NATS was away or slow."
         )
+        self._held = Gauge(
+            "relay_held_bytes", "Bytes held for other things than updates at hand.", ["by"], registry=self._registry
+        )
+        for holder in get_args(Holder):
+            self._held.labels(holder)
         self._malformed_traceparents = self._counter(
             "relay_malformed_traceparents", "Updates with a malformed traceparent header, which was ignored."
         )
@@ -194,6 +202,10 @@ class Metrics:
         """How many updates are unanswered, and how many may be (`places`), on all connections."""
         self._in_flight.set(updates)
         self._window_use.set(updates / places if places else 0)
+
+    def hold(self, by: Holder, held_bytes: Callable[[], int]) -> None:
+        """`held_bytes` returns how many bytes are held now."""
+        self._held.labels(by).set_function(held_bytes)
 
     def retried(self) -> None:
         self._retries.inc()

@@ -33,6 +33,7 @@ from relay.nats.frames import FrameClient
 from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
+from relay.timing.room import Room
 from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
@@ -59,6 +60,7 @@ class Advisories:
         lane: Lane,
         dead_letters: DeadLetterWriter,
         metrics: Metrics,
+        room: Room,
         *,
         look_every_s: float = 5.0,
     ) -> None:
@@ -66,6 +68,7 @@ class Advisories:
         self._lane = lane
         self._dead_letters = dead_letters
         self._metrics = metrics
+        self._room = room
         self._look_every_s = look_every_s
         self._subject = advisory_subject(lane_consumer(lane.number))
         self._hint = asyncio.Event()
@@ -118,8 +121,10 @@ class Advisories:
             return
         if sequence in self._was_at_hand or self._lane.outcome_of(sequence) is not None:
             self._was_at_hand.discard(sequence)
-        elif not await self._is_buried(advisory):
-            return
+        else:
+            async with self._room.held(self._client.max_payload):  # how large the update is, is not known yet
+                if not await self._is_buried(advisory):
+                    return
         await self._delete(message)
 
     async def _is_buried(self, advisory: _Advisory) -> bool:

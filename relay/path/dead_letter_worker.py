@@ -15,17 +15,24 @@ from relay.observability.metrics import Metrics
 from relay.path.lane_run import DEAD_LETTERED_BEFORE
 from relay.path.lanes import Lanes
 from relay.path.settlement import Settlement
+from relay.timing.room import Room
 
 _log = get_logger(__name__)
 
 WRITERS: Final = 4
 """How many updates are dead-lettered at a time."""
+ROOM_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes the bodies of these updates may have, on all connections to the Facilitator. A larger one goes alone.
+
+Four of a megabyte are written side by side; and one of 8 MB at a time, so that a slow NATS has 5 s for each of them.
+"""
 
 
 class DeadLetterWorker:
     """Dead-letters the heads that lanes have for the dead-letter stream, several at a time.
 
     Args:
+        room: for the bodies that are written at a time.
         retry_s: how long an update waits if the dead-letter stream could not be reached.
     """
 
@@ -36,12 +43,15 @@ class DeadLetterWorker:
         dead_letters: DeadLetterWriter,
         metrics: Metrics,
         *,
+        room: Room,
         retry_s: float,
     ) -> None:
         self._lanes = lanes
         self._settlement = settlement
         self._dead_letters = dead_letters
         self._metrics = metrics
+        self._room = room
+        metrics.hold("dead_letters", lambda: room.held_bytes)
         self._retry_s = retry_s
         self._unanswered_until_s = -math.inf
 
@@ -61,7 +71,8 @@ class DeadLetterWorker:
                 self._lanes.retry(update, pause_s)
                 continue
             try:
-                await self._dead_letter(update)
+                async with self._room.held(len(update.delivery.body)):
+                    await self._dead_letter(update)
             except RelayError as error:
                 self._keep(update, error)
             self._lanes.open()

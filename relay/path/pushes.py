@@ -14,11 +14,15 @@ from relay.nats.err_codes import TOO_LARGE
 from relay.nats.frames import FrameClient
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
+from relay.timing.room import Room
 
 _log = get_logger(__name__)
 
 _QUEUE_SIZE: Final = 1000
-"""While the queue is full nothing is read from the Facilitator: it has to wait, because a dropped push is lost."""
+_QUEUE_BYTES: Final = 16 * 1024 * 1024
+"""Room for 1,000 pushes of 16 KB. A larger push is queued alone.
+
+While the queue is full nothing is read from the Facilitator: it has to wait, because a dropped push is lost."""
 
 
 class PushPublisher:
@@ -29,10 +33,17 @@ class PushPublisher:
         self._backoff = backoff
         self._metrics = metrics
         self._queue: asyncio.Queue[Pushed] = asyncio.Queue(_QUEUE_SIZE)
+        self._room = Room(_QUEUE_BYTES)
+        metrics.hold("pushes", lambda: self._room.held_bytes)
 
     async def put(self, pushed: Pushed) -> None:
         """Queue a push to be published; waits while the queue is full. If cancelled, the push is not queued."""
-        await self._queue.put(pushed)
+        await self._room.take(len(pushed.message))
+        try:
+            await self._queue.put(pushed)
+        except BaseException:
+            self._room.release(len(pushed.message))
+            raise
 
     async def drain(self) -> None:
         """Wait until all that was put is published. Cancelling the wait is safe."""
@@ -42,7 +53,9 @@ class PushPublisher:
         """Empty the queue; returns what was in it, in words for a last log line."""
         left: list[str] = []
         while not self._queue.empty():
-            push = self._queue.get_nowait().push
+            pushed = self._queue.get_nowait()
+            self._room.release(len(pushed.message))
+            push = pushed.push
             left.append(f"{push.message_type} {push.token}")
         return left
 
@@ -52,6 +65,7 @@ class PushPublisher:
             pushed = await self._queue.get()
             await self._publish(pushed)
             self._metrics.pushed(pushed.push.kind)
+            self._room.release(len(pushed.message))
             self._queue.task_done()
 
     async def _publish(self, pushed: Pushed) -> None:

@@ -49,12 +49,12 @@ class Archive:
         return await self._find(STATUS_STREAM, {"next_by_subj": job_filter(job), "seq": after + 1})
 
     async def last_dead_letter(self, job: str) -> StoredDeadLetter | None:
-        """The job's last dead letter."""
+        """The job's last dead letter, without its body."""
         message = await self._find(DLQ_STREAM, {"last_by_subj": dlq_subject(job)})
-        return None if message is None else StoredDeadLetter.of(message)
+        return None if message is None else StoredDeadLetter.without_body(message)
 
     async def dead_letters(self, job: str, last: StoredDeadLetter) -> list[StoredDeadLetter]:
-        """All dead letters of the job up to `last`, oldest first, with one request for each."""
+        """All dead letters of the job up to `last`, oldest first, without their bodies; with one request for each."""
         found: list[StoredDeadLetter] = []
         after = 0
         while after < last.sequence:
@@ -62,7 +62,7 @@ class Archive:
             if message is None:
                 break  # the rest were replayed or purged meanwhile
             after = message.sequence
-            found.append(StoredDeadLetter.of(message))
+            found.append(StoredDeadLetter.without_body(message))
         return found
 
     async def ack_floor(self, lane: int) -> AckFloor | None:

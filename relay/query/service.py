@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,7 +24,8 @@ from relay.nats.connection import Requester
 from relay.nats.frames import FrameClient, publication
 from relay.nats.pipeline import Pipeline, pipelined
 from relay.observability.logs import get_logger
-from relay.query.answers import Answers, QueryError
+from relay.query.answers import BAD_REQUEST, Answers, QueryError
+from relay.timing.room import Room
 
 _log = get_logger(__name__)
 
@@ -37,24 +38,42 @@ _UNAVAILABLE: Final = 503
 _SEMANTIC_VERSION: Final = re.compile(r"\d+\.\d+\.\d+")
 _DESCRIPTION: Final = "The status of jobs, and how far it got on its way to the Facilitator."
 _MOST_ERROR_CHARS: Final = 500
+_MOST_REQUEST_BYTES: Final = 4096
+"""Of a request, of which up to 1,000 may wait. The longest that says something has some 60."""
+_LARGE_BYTES: Final = 64 * 1024
+"""A reply of this size or more counts as under way until the server has it."""
+_MIB: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointLimits:
-    """How many requests are answered at a time, how many more may wait, and how long one may take, wait included."""
+    """How many requests are answered at a time, how many more may wait, and how long one may take, wait included.
+
+    While it is made, an answer may need memory for `messages` of the largest size (`max_payload`). So many answers are
+    made at a time that this is within `memory_bytes`, or one, if one needs more.
+    """
 
     concurrent: int
     waiting: int
     timeout_s: float
+    messages: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
     """The limits of both endpoints, and how long a worker that stops still answers."""
 
-    query: EndpointLimits = EndpointLimits(concurrent=32, waiting=1000, timeout_s=2.0)
-    history: EndpointLimits = EndpointLimits(concurrent=4, waiting=250, timeout_s=5.0)
-    """A history takes many reads one after another. Few are made at a time, so that they do not slow updates down."""
+    query: EndpointLimits = EndpointLimits(
+        concurrent=32, waiting=1000, timeout_s=2.0, messages=4, memory_bytes=128 * _MIB
+    )
+    """Four: the answer with the update, the update, the reply and what is sent."""
+    history: EndpointLimits = EndpointLimits(
+        concurrent=4, waiting=250, timeout_s=5.0, messages=8, memory_bytes=64 * _MIB
+    )
+    """A history takes many reads one after another. Few are made at a time, so that they do not slow updates down.
+
+    Eight: as for a query, with twice as many updates, of which each is read twice."""
     last_requests_s: float = 0.5
     """How long a worker that stops waits for requests that were sent to it before."""
     last_answers_s: float = 0.5
@@ -67,13 +86,16 @@ _USUAL_LIMITS: Final = ServiceLimits()
 class Endpoint:
     """Answers the requests on one subject, and counts them."""
 
-    def __init__(self, name: str, subject: str, answer: Answer, limits: EndpointLimits, client: FrameClient) -> None:
+    def __init__(
+        self, name: str, subject: str, answer: Answer, limits: EndpointLimits, client: FrameClient, *, room: Room
+    ) -> None:
         self.name = name
         self.subject = subject
         self._answer = answer
         self._limits = limits
         self._client = client
         self._slots = asyncio.Semaphore(limits.concurrent)
+        self._room = room
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
         self._errors = 0
@@ -85,6 +107,10 @@ class Endpoint:
         self._requests += 1
         if not reply:
             return  # no answer is wanted
+        if len(request) > _MOST_REQUEST_BYTES:
+            reason = f"the request has {len(request)} bytes, and at most {_MOST_REQUEST_BYTES} are read"
+            self._refuse(reply, BAD_REQUEST, reason)
+            return
         if len(self._tasks) == self._limits.concurrent + self._limits.waiting:
             reason = f"{len(self._tasks)} requests are under way in this worker: ask again, and fewer at a time"
             self._refuse(reply, _TOO_MANY_REQUESTS, reason)
@@ -121,8 +147,12 @@ class Endpoint:
         began_ns = time.perf_counter_ns()
         job = subject.split(".", 2)[2]
         try:
-            async with asyncio.timeout(self._limits.timeout_s), self._slots:
-                answer = await self._answer(job, request)
+            async with AsyncExitStack() as held:
+                async with asyncio.timeout(self._limits.timeout_s):
+                    await held.enter_async_context(self._slots)
+                    await held.enter_async_context(self._room.held(self._limits.messages * self._client.max_payload))
+                    answer = await self._answer(job, request)
+                await self._send(reply, answer)
         except QueryError as error:
             self._refuse(reply, error.code, error.reason)
         except TimeoutError:
@@ -135,10 +165,16 @@ class Endpoint:
             # A bug here must not end a worker that relays updates, and clients must not see internals.
             _log.exception("a status request failed", subject=subject)
             self._refuse(reply, _INTERNAL_ERROR, "the relay failed over this request; its log says why")
-        else:
-            self._respond(reply, answer)
         finally:
             self._busy_ns += time.perf_counter_ns() - began_ns
+
+    async def _send(self, reply: bytes, answer: bytes) -> None:
+        self._respond(reply, answer)
+        if len(answer) >= _LARGE_BYTES:
+            # Otherwise answers would pile up in the client's buffer while the connection is slow.
+            with suppress(nats.errors.Error, TimeoutError):
+                async with asyncio.timeout(self._limits.timeout_s):
+                    await self._client.flush()
 
     def _refuse(self, reply: bytes, code: int, reason: str) -> None:
         self._errors += 1
@@ -178,6 +214,12 @@ class StatusService:
         self._version = version
         self._on_serving = on_serving
         self._limits = limits
+        self._rooms = [Room(each.memory_bytes) for each in (limits.query, limits.history)]
+
+    @property
+    def held_bytes(self) -> int:
+        """The most memory that the answers being made may need."""
+        return sum(room.held_bytes for room in self._rooms)
 
     async def run(self) -> None:
         """Answer until cancelled; then finish the answers that were begun, within about a second."""
@@ -188,8 +230,11 @@ class StatusService:
 
     async def _serve(self, pipeline: Pipeline) -> None:
         answers = self._make_answers(pipeline)
-        query = Endpoint("query", QUERY_SUBJECTS, answers.latest, self._limits.query, self._client)
-        history = Endpoint("history", HISTORY_SUBJECTS, answers.history, self._limits.history, self._client)
+        limits, (query_room, history_room) = self._limits, self._rooms
+        query = Endpoint("query", QUERY_SUBJECTS, answers.latest, limits.query, self._client, room=query_room)
+        history = Endpoint(
+            "history", HISTORY_SUBJECTS, answers.history, limits.history, self._client, room=history_room
+        )
         service = _Announcement(self._client, self._config(), (query, history))
         subscriptions: list[Subscription] = []
         try:

@@ -215,7 +215,11 @@ class Relay:
             sources = ProgressSources(requester, archive, here, lanes)
             return Answers(archive, sources, lanes, lambda: client.max_payload)
 
-        return StatusService(client, answers, worker=self._worker, version=self._version, on_serving=self.serving.set)
+        service = StatusService(
+            client, answers, worker=self._worker, version=self._version, on_serving=self.serving.set
+        )
+        self.metrics.hold("requests", lambda: service.held_bytes)
+        return service
 
     def _make_lines(self, client: FrameClient, pushes: PushPublisher, receipts: Receipts) -> list[Line]:
         """A line for each connection to the Facilitator; no more of them than there are lanes."""

@@ -11,7 +11,7 @@ settles the updates in their lanes. So the connection is made first, and gets th
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from relay.contract.subjects import STATUS_STREAM, lane_consumer
@@ -27,12 +27,13 @@ from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
 from relay.path.advisories import Advisories
 from relay.path.consumer import PullConsumer
-from relay.path.dead_letter_worker import DeadLetterWorker
+from relay.path.dead_letter_worker import ROOM_BYTES, DeadLetterWorker
 from relay.path.lanes import Lanes
 from relay.path.limits import LaneLimits
 from relay.path.outlets import Outlets
 from relay.path.settlement import Settlement
 from relay.service.intervals import DEFAULTS, Intervals
+from relay.timing.room import Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,8 @@ class LineSettings:
     pull_batch: int
     pull_expires_s: float
     intervals: Intervals = DEFAULTS
+    dead_letter_room: Room = field(default_factory=lambda: Room(ROOM_BYTES))
+    """Shared by all lines that are made with these settings."""
 
 
 def _size_of(update: Update) -> int:
@@ -107,7 +110,12 @@ class Line:
         )
         self._settlement = Settlement(self.lanes, settings.policy, metrics, observers)
         self._dead_letter_worker = DeadLetterWorker(
-            self.lanes, self._settlement, self._dead_letters, metrics, retry_s=settings.intervals.dead_letter_retry_s
+            self.lanes,
+            self._settlement,
+            self._dead_letters,
+            metrics,
+            room=settings.dead_letter_room,
+            retry_s=settings.intervals.dead_letter_retry_s,
         )
 
     async def run(self) -> None:
@@ -129,7 +137,8 @@ class Line:
         )
 
     async def _watch_advisories(self, lane: Lane) -> None:
-        await Advisories(self._client, lane, self._dead_letters, self._metrics).run()
+        room = self._settings.dead_letter_room
+        await Advisories(self._client, lane, self._dead_letters, self._metrics, room).run()
 
 
 def for_lane(lines: Sequence[Line], lane: int) -> Lanes:

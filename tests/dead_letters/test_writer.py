@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
@@ -9,8 +10,10 @@ from dead_letter_kit import JOB, Dlq, change_stream
 from relay_kit import ACKED, TERMED, Scene, new_job
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, Reason, status_subject
+from relay.dead_letters.writer import DeadLetterWriter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
+from relay.path.dead_letter_worker import WRITERS
 from relay.service.intervals import Intervals
 
 Restore = Callable[[], Awaitable[object]]
@@ -167,3 +170,24 @@ async def test_headers_that_outgrow_their_room(dlq, marks):
     [letter] = await dlq.read()
     assert marks == carried(letter.headers)
     assert "told (the headers of the original were too large, and were left out)" == letter.error
+
+
+async def test_few_bytes_are_dead_lettered_at_a_time(scene, monkeypatch):
+    """Bodies that are written at a time have 16 MiB at most."""
+    sizes, written, most, may_write = Counter(), DeadLetterWriter.write, [0], asyncio.Event()
+
+    async def write(self, update, dead_letter, attempts):
+        sizes[update.sequence] = len(update.body)
+        most[0] = max(most[0], sizes.total())
+        await may_write.wait()
+        await written(self, update, dead_letter, attempts)
+        del sizes[update.sequence]
+
+    monkeypatch.setattr(DeadLetterWriter, "write", write)
+    body = b"x" * 5_000_000
+    bad = [await scene.publish_body(new_job(), body, dead_letter=Reason.INVALID_JSON) for _ in range(WRITERS + 1)]
+    await asyncio.gather(*(scene.kept(update) for update in bad))
+    assert 15_000_000 == sizes.total()
+    may_write.set()
+    assert [TERMED] * len(bad) == await scene.settled(*bad)
+    assert 15_000_000 == most[0]

@@ -6,10 +6,13 @@ import ssl
 import pytest
 from websockets import InvalidMessage, InvalidStatus
 from websockets.asyncio.server import serve
-from websockets.frames import CloseCode
+from websockets.client import ClientProtocol
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
 import relay.facilitator.websocket
-from relay.facilitator.websocket import ConnectionClosed, connect
+from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 
 MIB = 1024 * 1024
 
@@ -199,6 +202,38 @@ async def test_congestion():
         assert websocket.writable
         async with asyncio.timeout(10):
             assert [MIB] * sent == [len(await connection.recv()) for _ in range(sent)]
+
+
+class UnreadTransport(asyncio.Transport):
+    """A transport that is told to pause."""
+
+    def __init__(self):
+        super().__init__()
+        self.paused = False
+
+    def pause_reading(self):
+        self.paused = True
+
+    def resume_reading(self):
+        self.paused = False
+
+    def is_closing(self):
+        return False
+
+
+async def test_few_bytes_wait_to_be_received():
+    """With more than a megabyte waiting to be received, nothing more is read, until it is received."""
+    protocol = ClientProtocol(parse_uri("ws://facilitator/"), state=State.OPEN, max_size=None)
+    websocket, transport = WebSocket(protocol, 1, lambda: None), UnreadTransport()
+    websocket.connection_made(transport)
+    frame = Frame(Opcode.TEXT, b"x" * (MIB // 2)).serialize(mask=False)
+    for _ in range(2):
+        websocket.data_received(frame)
+    assert not transport.paused
+    websocket.data_received(frame)
+    assert transport.paused
+    assert [MIB // 2] * 3 == [len(each) for each in await websocket.receive()]
+    assert not transport.paused
 
 
 async def test_tls(certificate, monkeypatch):

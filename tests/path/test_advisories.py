@@ -44,6 +44,7 @@ from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.observability.metrics import Metrics
 from relay.path.advisories import Advisories
+from relay.timing.room import Room
 
 LANE = 0
 MAX_DELIVER = 2
@@ -125,7 +126,9 @@ async def watching(scene: Scene, *lanes: Lane, look_every_s: float = 5.0) -> Asy
     async with asyncio.TaskGroup() as group:
         watches = [
             group.create_task(
-                Advisories(scene.nc, lane, DeadLetterWriter(scene.nc), metrics, look_every_s=look_every_s).run()
+                Advisories(
+                    scene.nc, lane, DeadLetterWriter(scene.nc), metrics, Room(1), look_every_s=look_every_s
+                ).run()
             )
             for lane in lanes
         ]

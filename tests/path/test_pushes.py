@@ -1,16 +1,24 @@
 """What the Facilitator pushes is stored in JetStream, once, for the programs that run jobs."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
+import random
 
 import pytest
 from nats.js.errors import NotFoundError
 from relay_kit import ACKED, Scene, counters, new_job
 
 from relay.contract.subjects import REQUEST_STREAM
+from relay.contract.wire import Push, PushKind
+from relay.core.backoff import Backoff
+from relay.core.session import Pushed
 from relay.local.facilitator import FacilitatorSimulator
+from relay.observability.metrics import Metrics
+from relay.path.pushes import PushPublisher
 
+MIB = 1024 * 1024
 JOB = "00000000-0000-4000-8000-000000000001"
 
 
@@ -87,6 +95,27 @@ async def test_unknown_kind(scene, uuid, token):
     assert counters(relay)["relay_pushes other"] == 2
     [(subject, message)] = await kept(scene)
     assert (subject, message["message_type"]) == (f"job.request.{token}", "V9JobPraised")
+
+
+async def test_few_large_pushes_wait():
+    """While NATS takes nothing, pushes wait up to a number of bytes; a larger one waits alone; the metric says it."""
+    metrics = Metrics(1)
+    queue = PushPublisher(None, Backoff(1, 1, random.random), metrics)
+
+    def push(size: int) -> asyncio.Task[None]:
+        return asyncio.create_task(queue.put(Pushed(Push(PushKind.OTHER, "V9", JOB), b"x" * size)))
+
+    pushes = [push(5 * MIB) for _ in range(4)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [True, True, True, False] == [each.done() for each in pushes]
+    assert b'relay_held_bytes{by="pushes"} 1.572864e+07' in metrics.render()
+    queue.unpublished()
+    large = push(40 * MIB)
+    pushes[3].cancel()
+    await large
+    assert 1 == len(queue.unpublished())
+    assert b'relay_held_bytes{by="pushes"} 0.0' in metrics.render()
 
 
 async def test_pushed_while_nats_is_away(scene, nats_server):

@@ -184,6 +184,17 @@ async def test_pending(scene, facilitator):
         facilitator.unknown_jobs.clear()
 
 
+async def test_bodies_of_dead_letters_are_not_kept(scene):
+    """All dead letters of a job are read for an answer, but their bodies are not kept."""
+    job = new_job()
+    async with serving(scene):
+        await scene.settled(*[await scene.publish_body(job, b"{" * 1_000_000) for _ in range(3)])
+        archive = Archive(scene.nc)
+        last = await archive.last_dead_letter(job)
+        letters = await archive.dead_letters(job, last)
+    assert [(1, b""), (2, b""), (3, b"")] == [(letter.source_sequence, letter.body) for letter in (*letters[:2], last)]
+
+
 async def test_late_dead_letter(scene):
     """A dead letter is found after a later one of an earlier update, as when JetStream gave up on it."""
     job = new_job()

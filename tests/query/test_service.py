@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError
 from relay.contract.subjects import history_subject, query_subject
+from relay.local.server import DEFAULT_MAX_PAYLOAD
 from relay.query.answers import QueryError
 from relay.query.service import EndpointLimits, ServiceLimits, StatusService
 
@@ -70,11 +71,70 @@ async def test_too_many(nc):
     async def never(_job: str) -> None:
         await asyncio.Event().wait()
 
-    async with serving(nc, never, history=EndpointLimits(concurrent=1, waiting=2, timeout_s=0.3)):
+    async with serving(
+        nc, never, history=EndpointLimits(concurrent=1, waiting=2, timeout_s=0.3, messages=8, memory_bytes=1)
+    ):
         replies = await asyncio.gather(*(ask(nc, "a", history_subject) for _ in range(5)))
     many = "429 3 requests are under way in this worker: ask again, and fewer at a time"
     late = "503 there was no answer within 0.3 s: ask again, or for less"
     assert [many] * 2 + [late] * 3 == sorted(replies)
+
+
+@pytest.mark.parametrize(("subject", "most"), [(query_subject, 4), (history_subject, 1)])
+async def test_few_answers_at_a_time_if_messages_are_large(nc, subject, most):
+    """So many answers are made at a time that messages of the largest size fit into the memory for them."""
+    assert nc.max_payload == DEFAULT_MAX_PAYLOAD
+    made, finish = [], asyncio.Event()
+
+    async def answer(job: str) -> None:
+        made.append(job)
+        await finish.wait()
+
+    async with serving(nc, answer):
+        asked = [asyncio.create_task(ask(nc, f"job-{number}", subject)) for number in range(40)]
+        await nc.request(subject("a"), b" " * 5000)  # refused, after those before it were taken
+        assert [f"job-{number}" for number in range(most)] == made
+        finish.set()
+        assert {f"job-{number}" for number in range(40)} == set(await asyncio.gather(*asked))
+
+
+async def test_large_request(nc):
+    """A request that is too large to be a question is refused, and not kept until its turn comes."""
+    made = []
+
+    async def answer(job: str) -> None:
+        made.append(job)
+
+    async with serving(nc, answer):
+        refused = await nc.request(query_subject("a"), b" " * 4097, timeout=5)
+        await nc.request(query_subject("a"), b" " * 4096, timeout=5)
+    assert {
+        "Nats-Service-Error-Code": "400",
+        "Nats-Service-Error": "the request has 4097 bytes, and at most 4096 are read",
+    } == refused.headers
+    assert ["a"] == made
+
+
+async def test_large_replies_wait_for_a_slow_connection(nats_server, proxied, connect):
+    """While the connection takes nothing, no more large replies are made than may be made at a time."""
+    client, asker = await connect(proxied.url), await connect(nats_server.url)
+    made, taken = [], asyncio.Event()
+
+    async def answer(job: str) -> bytes:
+        made.append(job)
+        return b"x" * 1_000_000
+
+    async with serving(client, answer, last_requests_s=0.1, last_answers_s=0.1):
+        await client.listen("all.are.taken", lambda *_: taken.set())
+        await client.flush()
+        proxied.freeze()
+        for number in range(20):
+            await asker.publish(query_subject(f"job-{number}"), b"", reply="nobody")
+        await asker.publish("all.are.taken", b"")
+        await taken.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert 4 == len(made)
 
 
 @pytest.mark.parametrize("in_time", [True, False])
