@@ -1,22 +1,19 @@
 """`relay query`."""
 
-import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from nats.aio.msg import Msg
 
 from relay.cli.console import complain, nats_client, read_settings, run
-from relay.cli.query_client import QueryFailed, ask_latest, ask_updates
 from relay.cli.query_display import as_json, details, row
+from relay.client.follower import JobFollower, follow
+from relay.client.questions import ask_latest, ask_updates
 from relay.contract.settings import NatsSettings
-from relay.contract.subjects import is_job_uuid, receipt_subject, status_subject
-from relay.nats.frames import FrameClient
-from relay.query.replies import UpdateProgress, UpdateReply
-from relay.timing.waiting import set_within
+from relay.contract.subjects import is_job_uuid
+from relay.query.replies import UpdateReply
 
 
 def query(
@@ -61,74 +58,11 @@ async def _print_history(settings: NatsSettings, job: str, to_text: Callable[[Up
 
 async def _follow(settings: NatsSettings, job: str, to_text: Callable[[UpdateReply], str]) -> None:
     async with nats_client(settings) as client:
-        await follow_job(client, job, lambda update: typer.echo(to_text(update)))
+        updates = follow(client, job, JobFollower(job), on_problem=lambda problem: complain(f"{problem}; still asking"))
+        async with contextlib.aclosing(updates):
+            async for update in updates:
+                typer.echo(to_text(update))
 
 
 def _details_now(update: UpdateReply) -> str:
     return details(update, dt.datetime.now(dt.UTC))
-
-
-async def follow_job(
-    client: FrameClient, job: str, show: Callable[[UpdateReply], None], *, ask_again_s: float = 2.0
-) -> None:
-    """Call `show` for each update when it is stored and again when it is settled, until the job's end is settled.
-
-    Cancelling it is safe.
-    """
-    news = asyncio.Event()
-
-    async def wake(_: Msg) -> None:
-        news.set()
-
-    for subject in (status_subject(job), receipt_subject(job)):
-        await client.subscribe(subject, cb=wake)
-    follower = _Follower(client, job, show)
-    while not await follower.ask():
-        # Ask again even without a message: receipts may be off, and messages during a reconnect are missed.
-        await set_within(news, ask_again_s)
-        news.clear()
-
-
-class _Follower:
-    """Shows each update of a job once while it is pending and once when it is settled."""
-
-    def __init__(self, client: FrameClient, job: str, show: Callable[[UpdateReply], None]) -> None:
-        self._client = client
-        self._job = job
-        self._show = show
-        self._settled_up_to = 0
-        self._pending: set[int] = set()
-        """Shown as pending, and not settled since."""
-        self._problem = ""
-
-    async def ask(self) -> bool:
-        """Ask once and show what is new. True if the job has ended and its last update is settled."""
-        ended, all_settled = False, True
-        try:
-            async with contextlib.aclosing(ask_updates(self._client, self._job, self._settled_up_to)) as updates:
-                async for update in updates:
-                    self._show_if_new(update)
-                    settled = update.progress is not UpdateProgress.PENDING
-                    all_settled = all_settled and settled
-                    if all_settled:
-                        self._settled_up_to = update.sequence
-                    ended = update.terminal and settled
-        except QueryFailed as error:
-            self._complain_once(error.problem)
-            return False
-        self._problem = ""
-        return ended
-
-    def _show_if_new(self, update: UpdateReply) -> None:
-        if update.progress is not UpdateProgress.PENDING:
-            self._pending.discard(update.sequence)
-        elif update.sequence in self._pending:
-            return
-        else:
-            self._pending.add(update.sequence)
-        self._show(update)
-
-    def _complain_once(self, problem: str) -> None:
-        if problem != self._problem:
-            complain(f"{problem}; still asking")
-        self._problem = problem

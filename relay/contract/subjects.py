@@ -22,6 +22,7 @@ REQUEST_SUBJECTS: Final = ("job.request.*", "job.cheated.*")
 QUERY_SUBJECTS: Final = "job.query.*"
 """Where STATUS_SERVICE answers with a job's latest status."""
 HISTORY_SUBJECTS: Final = "job.history.*"
+RECEIPT_SUBJECTS: Final = "job.relayed.*"
 """Where STATUS_SERVICE answers with all updates of a job."""
 REPORT_SUBJECT: Final = "relay.report"
 """Where every worker answers with its Report; see report.py."""

@@ -9,17 +9,16 @@ import socket
 import ssl
 from typing import Final
 
-from websockets import InvalidHandshake, InvalidStatus
+from websockets import InvalidHandshake
 
 from relay.contract.errors import IdentityError
 from relay.contract.settings import FacilitatorSettings
-from relay.contract.text import redact_url
+from relay.contract.text import describe, redact_url
 from relay.contract.wire import Reply, authentication_request, decode_incoming
 from relay.doctor.findings import Finding, fail, ok, unchecked, warn
 from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
 from relay.facilitator.sign_in import remedy
-from relay.facilitator.websocket import CannotConnect, ConnectionClosed, WebSocket, connect
-from relay.network.dialer import Dialer
+from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 
 HOTKEY: Final = "hotkey"
 FACILITATOR: Final = "facilitator"
@@ -65,10 +64,9 @@ async def check_facilitator(
             open_timeout_s=open_timeout_s,
             close_timeout_s=_CLOSE_TIMEOUT_S,
             on_writable=lambda: None,
-            dialer=Dialer(),
         )
-    except CannotConnect as error:
-        return fail(FACILITATOR, f"cannot connect to {where}: {error}", _remedy(error.__cause__))
+    except (OSError, TimeoutError, InvalidHandshake) as error:
+        return fail(FACILITATOR, f"cannot connect to {where}: {describe(error)}", _remedy(error))
     try:
         if authentication is not None:
             return await _sign_in(websocket, authentication, where, answer_timeout_s)
@@ -104,10 +102,8 @@ async def _reply(websocket: WebSocket) -> Reply:
                 return reply
 
 
-def _remedy(error: BaseException | None) -> str:
+def _remedy(error: Exception) -> str:
     match error:
-        case InvalidStatus(response=response) if "Location" in response.headers:
-            return "set RELAY_FACILITATOR_URL to where the Facilitator is now"
         case InvalidHandshake():
             return "another server answers there: check host and path of RELAY_FACILITATOR_URL"
         case ssl.SSLError():

@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from websockets import InvalidHandshake
 from websockets.frames import Close, CloseCode
 
-from relay.contract.text import redact_url
+from relay.contract.text import describe, redact_url
 from relay.core.connect_pace import ConnectPace
 from relay.core.ports import PushQueue
 from relay.core.session import Answered, Broken, Event, Lost, Opened, Pushed, Session, SignInRefused, Unpaired
 from relay.core.update import Update
 from relay.facilitator.sign_in import remedy
-from relay.facilitator.websocket import CannotConnect, ConnectionClosed, WebSocket, connect
-from relay.network.dialer import Dialer
+from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 
@@ -83,7 +83,6 @@ class FacilitatorConnection:
         self.trouble: str | None = "not connected to the Facilitator yet"
         """Why nothing can be sent, in words for an operator; None while the session is open."""
         self._url = url
-        self._dialer = Dialer()
         self._shown_url = redact_url(url)
         self._session = session
         self._pace = pace
@@ -126,10 +125,10 @@ class FacilitatorConnection:
         while True:
             try:
                 await self._connect_and_converse(answers, pushes)
-            except CannotConnect as error:
+            except (OSError, TimeoutError, InvalidHandshake) as error:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
-                self._complain(f"cannot connect to the Facilitator at {self._shown_url}: {error}")
+                self._complain(f"cannot connect to the Facilitator at {self._shown_url}: {describe(error)}")
             await asyncio.sleep(self._pace.wait_s(time.time()))
 
     async def _connect_and_converse(self, answers: AnswerSink, pushes: PushQueue) -> None:
@@ -139,7 +138,6 @@ class FacilitatorConnection:
             open_timeout_s=_OPEN_TIMEOUT_S,
             close_timeout_s=_CLOSE_TIMEOUT_S,
             on_writable=self.send,
-            dialer=self._dialer,
         )
         closing: Close | None = _CANCELLED
         self._socket = socket

@@ -5,24 +5,22 @@ message by message; docs/benchmarks.md says what that costs at full load.
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import Callable
-from typing import Final, cast
-from urllib.parse import urljoin
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
 
-from websockets import InvalidStatus
 from websockets.client import ClientProtocol
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import State
-from websockets.uri import WebSocketURI, parse_uri
+from websockets.uri import parse_uri
 
-from relay.contract.text import describe, one_line, redact_url
-from relay.network.dialer import Dialer
+from relay.timing.waiting import at_most
 
 _TCP_TIMEOUT_S: Final = 2.0
-"""For a TCP connection to any address of the name. Short, because only the network and the kernel take part in it, and
-while we wait for packets that are dropped we do not notice that the server is back."""
-_MAX_LOCATION_CHARS: Final = 300
+"""For a TCP connection to one address. Short, because nothing but the network and the kernel take part in it, and while
+we wait for packets that are dropped we do not notice that the server is back."""
+_AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
 _UNREAD_BYTES: Final = 1024 * 1024
@@ -35,10 +33,6 @@ class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every
     def __init__(self, close: Close | None) -> None:
         self.close = close
         super().__init__(f"closed with {close}" if close else "dropped without a close frame")
-
-
-class CannotConnect(Exception):  # noqa: N818 - named for the state it reports
-    """No WebSocket was opened; the message says why."""
 
 
 class WebSocket(asyncio.Protocol):
@@ -218,46 +212,36 @@ class WebSocket(asyncio.Protocol):
 
 
 async def connect(
-    url: str,
-    *,
-    max_size: int,
-    open_timeout_s: float,
-    close_timeout_s: float,
-    on_writable: Callable[[], None],
-    dialer: Dialer,
+    url: str, *, max_size: int, open_timeout_s: float, close_timeout_s: float, on_writable: Callable[[], None]
 ) -> WebSocket:
     """Open a WebSocket. Cancelling it is safe: the connection is dropped.
 
     Args:
         url: `ws://` or `wss://`; with `wss://` this machine must trust the server's certificate.
         max_size: the largest message to accept, in bytes; a larger one closes the connection with 1009.
-        open_timeout_s: how long both handshakes may take, after the TCP connection.
+        open_timeout_s: how long connecting and both handshakes may take.
         close_timeout_s: how long to wait for the other side to close as well.
         on_writable: called when the network can take more again, after it could not.
-        dialer: opens the TCP connections; keep it for the next attempts.
 
-    Raises CannotConnect, with the exception of the network, of TLS, or of websockets as its cause.
+    Raises:
+        OSError, TimeoutError: no server answers; a TimeoutError says what was waited for.
+        websockets.InvalidHandshake: the server answers, but does not open a WebSocket.
     """
+    uri = parse_uri(url)
+    loop = asyncio.get_running_loop()
+
+    def make() -> WebSocket:
+        return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
+
+    stage = f"the name {uri.host} is not looked up"
     try:
-        uri = parse_uri(url)
-
-        def make() -> WebSocket:
-            return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
-
-        connected = await dialer.dial(uri.host, uri.port, _TCP_TIMEOUT_S)
-        return await _shake_hands(make, uri, connected, open_timeout_s)
-    except Exception as error:
-        # Whatever it is, another attempt may succeed, and nothing above knows more about it.
-        raise CannotConnect(_explained(error, url)) from error
-
-
-async def _shake_hands(
-    make: Callable[[], WebSocket], uri: WebSocketURI, connected: socket.socket, timeout_s: float
-) -> WebSocket:
-    stage, name = "the TLS handshake is not finished", uri.host if uri.secure else None
-    try:
-        async with asyncio.timeout(timeout_s):
-            transport, websocket = await asyncio.get_running_loop().create_connection(
+        async with asyncio.timeout(open_timeout_s):
+            addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+            stage = "there is no TCP connection"
+            connected = await _first_to_answer(addresses)
+            stage = "the TLS handshake is not finished"
+            name = uri.host if uri.secure else None
+            transport, websocket = await loop.create_connection(
                 make, sock=connected, ssl=uri.secure or None, server_hostname=name
             )
             stage = "there is no answer to the request for a WebSocket"
@@ -267,16 +251,26 @@ async def _shake_hands(
                 transport.abort()
                 raise
     except TimeoutError as error:
-        raise TimeoutError(str(error) or f"after {timeout_s:g} s {stage} yet") from error
+        raise TimeoutError(str(error) or f"after {open_timeout_s:g} s {stage} yet") from error
     return websocket
 
 
-def _explained(error: Exception, url: str) -> str:
-    """The message of an error; if the server sends us elsewhere, also where to."""
-    if not isinstance(error, InvalidStatus) or "Location" not in error.response.headers:
-        return describe(error)
-    try:
-        target = redact_url(urljoin(url, one_line(error.response.headers["Location"])))[:_MAX_LOCATION_CHARS]
-    except ValueError:
-        target = "something that is no address"
-    return f"{describe(error)}; it redirects to {target}, and redirects are not followed"
+async def _first_to_answer(addresses: Sequence[_AddressInfo]) -> socket.socket:
+    """A TCP connection to the first address at which somebody listens. Raises the last address's OSError."""
+    loop = asyncio.get_running_loop()
+    problem = OSError("the name has no address")
+    for family, kind, protocol, _, address in addresses:
+        tried = socket.socket(family, kind, protocol)
+        tried.settimeout(0)  # the event loop waits
+        try:
+            async with at_most(_TCP_TIMEOUT_S, f"no TCP connection to {address[0]} port {address[1]}"):
+                await loop.sock_connect(tried, address)
+        except OSError as error:
+            tried.close()
+            problem = error if error.errno is None else OSError(error.errno, os.strerror(error.errno))
+        except BaseException:
+            tried.close()
+            raise
+        else:
+            return tried
+    raise problem

@@ -221,7 +221,7 @@ async def _requested(
     except nats.errors.NoRespondersError as error:
         raise _without_jetstream(_servers(url)) from error
     except TimeoutError as error:
-        if (refusal := _refusal(client, subject)) is not None:
+        if (refusal := not_permitted(client, subject)) is not None:
             raise NotPermitted(_servers(url), refusal) from error
         raise BrokerUnavailable(_servers(url), f"no answer to {subject} within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
@@ -256,7 +256,7 @@ async def publish_confirmed(
         cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
         raise PublishUnconfirmed(subject, cause) from error
     except TimeoutError as error:
-        cause = _refusal(client, subject) or f"no PubAck within {timeout_s:g} s"
+        cause = not_permitted(client, subject) or f"no PubAck within {timeout_s:g} s"
         raise PublishUnconfirmed(subject, cause) from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise PublishUnconfirmed(subject, _describe(error)) from error
@@ -337,14 +337,16 @@ class _Callbacks:
             self.on_reconnected()
 
 
-def _refusal(client: Requester, subject: str) -> str | None:
-    """The server's last error, if it says that a request on `subject` is not permitted; else None."""
+def not_permitted(client: Requester, subject: str) -> str | None:
+    """The last error of the server, if it says that `subject`, or the answer to a request, is not permitted."""
     said = str(client.last_error).removeprefix("nats: ")
     if not said.startswith("permissions violation"):
         return None
     inbox = client.new_inbox().rpartition(".")[0]
-    refusals = (f'for publish to "{subject}"', f'for subscription to "{inbox}.')
-    return said if any(each.lower() in said for each in refusals) else None  # nats-py gives the error in lower case
+    refusals = (f'for {each} to "{subject}"' for each in ("publish", "subscription"))
+    inbox_refusal = f'for subscription to "{inbox}.'
+    # nats-py gives the error in lower case
+    return said if any(each.lower() in said for each in (*refusals, inbox_refusal)) else None
 
 
 def _headers_size(headers: dict[str, str] | None) -> int:

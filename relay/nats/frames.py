@@ -23,8 +23,7 @@ from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
 from relay.contract.text import describe
 from relay.nats.headers import parse_headers
-from relay.nats.nats_py import DialedTransport, abort, demand_tls, forbid_clear_text, sign_in_with, stay_cancelled
-from relay.network.dialer import Dialer
+from relay.nats.nats_py import abort, demand_tls, forbid_clear_text, sign_in_with, stay_cancelled
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
@@ -66,7 +65,6 @@ class FrameClient(Client):
         self._sign_in = sign_in
         self._tls_only = tls_only
         self._server = ""
-        self._dialer = Dialer()
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
         self._take_batches: dict[bytes, TakeBatch] = {}
@@ -155,8 +153,6 @@ class FrameClient(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self._server = f"{s.uri.hostname}:{s.uri.port}"
-        if s.uri.scheme in {"nats", "tls"} and not isinstance(self._transport, DialedTransport):
-            self._transport = DialedTransport(self._dialer)
         await super()._connect_to_server(s)
         if self._tls_only:
             forbid_clear_text(self)

@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 import nats.errors
 
-from relay.contract.subjects import Reason, receipt_subject
+from relay.contract.subjects import receipt_subject
+from relay.core.receipt import Receipt
 from relay.core.trace import traced
 from relay.core.update import Update
 from relay.core.verdict import Outcome
@@ -20,23 +21,6 @@ _BATCH: Final = 64
 """How many are published before other work in the event loop gets its turn."""
 _MOST_BUFFERED_BYTES: Final = 1024 * 1024
 """With more than this waiting to be sent, receipts are dropped: the connection is slow, and must serve acks first."""
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """How an update ended."""
-
-    uuid: str
-    status: str | None
-    """Null if the body could not be read."""
-    sequence: int
-    """Its sequence in JOB_STATUS."""
-    outcome: Outcome
-    reason: Reason | None
-    """Why it was dead-lettered. Null if it was not, or if an earlier worker wrote its dead letter."""
-    attempts: int
-    """Answers, or suspected drops of the connection, that were the update's own fault: as `Relay-Attempts`."""
-    relayed_ms: float
-    """Milliseconds from when JOB_STATUS stored it to when it was settled."""
 
 
 class Receipts:

@@ -15,6 +15,7 @@ from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.core.backoff import Backoff
 from relay.nats.connection import PubAck, publish_confirmed
 from relay.nats.err_codes import NO_LEADER
+from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
 from relay.producer.confirmed import message_id, name_of
 from relay.producer.errors import (
@@ -26,7 +27,6 @@ from relay.producer.errors import (
 )
 from relay.producer.options import Limits
 from relay.producer.outbox import Outbox, PendingUpdate
-from relay.producer.reconnector import Reconnector
 
 _TRY_TIMEOUT_S: Final = 5.0
 """How long one try waits for its PubAck while the connection is up."""
@@ -41,7 +41,7 @@ class PublishQueue:
     """
 
     def __init__(self, settings: NatsSettings, limits: Limits) -> None:
-        self._connection = Reconnector(settings)
+        self._connection = Reconnector(settings, name="relay-producer")
         self._outbox = Outbox(limits.max_updates, limits.max_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False

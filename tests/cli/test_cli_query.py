@@ -8,10 +8,8 @@ import pytest
 from cli_kit import TIMEOUT_S
 from relay_kit import Scene
 
-from relay.cli.query import follow_job
 from relay.contract.subjects import Reason
 from relay.local.facilitator import FacilitatorSimulator
-from relay.local.faults import stall
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 
@@ -83,56 +81,6 @@ async def test_nobody_answers(command):
     ended = await command(JOB)
     expected = f"relay: nobody answers on job.query.{JOB}: no relay is running on this NATS\n"
     assert (1, "", expected) == ended
-
-
-class Following:
-    """`follow_job` in a task; `shown` is what it has printed so far."""
-
-    def __init__(self, client) -> None:
-        self.shown: list[tuple[int, str | None, str]] = []
-        self._task = asyncio.create_task(follow_job(client, JOB, self._show, ask_again_s=0.1))
-
-    def _show(self, update) -> None:
-        self.shown.append((update.sequence, update.status, str(update.progress)))
-
-    async def ended(self) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            await self._task
-
-    async def asks_three_times(self, client) -> None:
-        """Wait until it has asked three times, and check that it has not ended."""
-        asked = await client.subscribe(f"job.history.{JOB}")
-        for _ in range(3):
-            await asked.next_msg(timeout=TIMEOUT_S)
-        await asked.unsubscribe()
-        assert not self._task.done()
-
-
-@pytest.mark.parametrize("receipts", ["true", "false"])
-async def test_follow(connect, scene, receipts):
-    """Each update is printed when it is stored and when it is settled, until the job ends, receipts or not."""
-    async with scene.relay(RECEIPTS=receipts):
-        await scene.settled(await scene.publish(JOB, "received"))
-        with scene.facilitator.inject(stall()):
-            last = await scene.publish(JOB, "completed", {})
-            following = Following(await connect(scene.server.url))
-            await following.asks_three_times(scene.nc)
-        await scene.settled(last)
-        await following.ended()
-    expected = [(1, "received", "acknowledged"), (2, "completed", "pending"), (2, "completed", "acknowledged")]
-    assert expected == following.shown
-
-
-async def test_follow_from_the_start(connect, scene, capsys):
-    """If the job is not known yet, the command says so once and waits."""
-    async with scene.relay():
-        following = Following(await connect(scene.server.url))
-        await following.asks_three_times(scene.nc)
-        await scene.publish_life(JOB)
-        await following.ended()
-    said = capsys.readouterr().err
-    assert (1, True) == (said.count("\n"), said.endswith("; still asking\n"))
-    assert [1, 2, 3, 4, 5, 6] == [sequence for sequence, _, progress in following.shown if progress == "acknowledged"]
 
 
 async def test_follow_before_any_relay(command, scene):

@@ -5,12 +5,25 @@ import contextlib
 import http.client
 import json
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 TIMEOUT_S = 30
+SERVER_PARTS = (
+    *("bittensor_wallet", "prometheus_client", "h11", "dotenv", "rich", "structlog", "typer"),
+    *("uvloop", "websockets", "opentelemetry"),
+)
+"""Packages that programs which publish or ask must not load."""
+
+
+def in_a_program(script: str) -> list[str]:
+    """The output lines of a job runner's program, on both streams."""
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 class RelayProcess:

@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 import threading
 import uuid
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from process_kit import SERVER_PARTS, in_a_program
 from pydantic import ValidationError
 
 from relay.contract.errors import ConfigurationError
@@ -15,21 +14,10 @@ from relay.producer.tracing import trace_headers
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 PAYLOAD = {"uuid": JOB, "status": "completed", "metadata": {"miner_response": None}}
-SERVER_PARTS = (
-    *("bittensor_wallet", "prometheus_client", "h11", "dotenv", "rich", "structlog", "typer"),
-    *("uvloop", "websockets", "opentelemetry"),
-)
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SPAN = SpanContext(
     0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)
 )
-
-
-def in_a_program(script: str) -> list[str]:
-    """The output lines of a job runner's program, on both streams."""
-    command = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
-    return done.stdout.splitlines()
 
 
 def test_no_server_parts_come_along():

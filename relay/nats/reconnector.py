@@ -18,14 +18,15 @@ _CLOSE_TIMEOUT_S: Final = 2.5
 
 
 class Reconnector:
-    """The connection of one publisher. It belongs to the event loop in which it is first used.
+    """The connection of one publisher or client. It belongs to the event loop in which it is first used.
 
     The client reconnects by itself after a loss. This class makes the first connection, however long NATS is away.
     """
 
-    def __init__(self, settings: NatsSettings) -> None:
+    def __init__(self, settings: NatsSettings, *, name: str) -> None:
         self._problem = "there is no connection to NATS yet"
         self._settings = settings
+        self._name = name
         self._client: FrameClient | None = None
         self._changed = asyncio.Event()
         """Set when the client is connected, and when the task that connects has ended."""
@@ -44,10 +45,11 @@ class Reconnector:
         error = self._client.last_error if self._client is not None else None
         return str(error).removeprefix("nats: ") if error else None
 
-    async def connected(self, deadline_s: float) -> FrameClient:
-        """Wait for a connected client, until `deadline_s` on the event loop's clock. Cancelling the wait is safe.
+    async def connected(self, deadline_s: float | None = None) -> FrameClient:
+        """Wait for a connected client, until `deadline_s` on the event loop's clock; None: as long as it takes.
 
-        Raises TimeoutError, and ConfigurationError for credentials or certificates that cannot be used.
+        Raises TimeoutError, and ConfigurationError for credentials or certificates that cannot be used. Cancelling the
+        wait is safe.
         """
         if (client := self._client) is not None and client.is_connected:
             return client
@@ -96,7 +98,7 @@ class Reconnector:
             try:
                 return await connect(
                     self._settings,
-                    name="relay-producer",
+                    name=self._name,
                     on_disconnected=self._on_lost,
                     on_reconnected=self._changed.set,
                 )

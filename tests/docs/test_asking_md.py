@@ -1,0 +1,41 @@
+"""docs/asking.md: its example prints what the page says, and its table has every error."""
+
+import asyncio
+import re
+import sys
+
+from pages import ROOT, blocks, table_after
+from relay_kit import Scene
+
+from relay import client
+from relay.local.facilitator import FacilitatorSimulator
+
+PAGE = ROOT / "docs" / "asking.md"
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\S+Z")
+
+
+async def test_example(nats_server):
+    """The example, started before the job's updates are published, prints what the page shows, but for the times."""
+    (example,) = blocks(PAGE, "python")
+    (output,) = blocks(PAGE, "text")
+    (job,) = re.findall(r'job = "([^"]+)"', example)
+    script = example.replace("nats://127.0.0.1:4222", nats_server.url)
+    async with FacilitatorSimulator() as facilitator, Scene(nats_server, facilitator) as scene, scene.relay():
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-u", "-c", script), stdout=asyncio.subprocess.PIPE
+        )
+        first = await process.stdout.readline()
+        await scene.publish_life(job, ("received", "accepted", "executor_ready", "execution_done", "completed"))
+        rest, _ = await process.communicate()
+    assert (0, TIME.sub("", output)) == (process.returncode, TIME.sub("", (first + rest).decode()))
+
+
+def test_errors():
+    """The table has every error of a question."""
+    named = " ".join(
+        row[0] for row in table_after("| error | what happened | asks again by itself |", PAGE.read_text())
+    )
+    errors = {name for name, value in vars(client).items() if isinstance(value, type)}
+    assert {name for name in errors if issubclass(getattr(client, name), client.QueryFailed)} - {"QueryFailed"} == set(
+        re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
+    )
