@@ -32,10 +32,7 @@ async def test_example(nats_server):
 
 def test_errors():
     """The table has every error of a question."""
-    named = " ".join(
-        row[0] for row in table_after("| error | what happened | asks again by itself |", PAGE.read_text())
-    )
-    errors = {name for name, value in vars(client).items() if isinstance(value, type)}
-    assert {name for name in errors if issubclass(getattr(client, name), client.QueryFailed)} - {"QueryFailed"} == set(
-        re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
-    )
+    rows = table_after("| error | what happened | asks again by itself |", PAGE.read_text())
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    errors = [each for each in vars(client).values() if isinstance(each, type) and issubclass(each, client.QueryFailed)]
+    assert {each.__name__ for each in errors} - {"QueryFailed"} == named
