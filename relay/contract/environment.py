@@ -130,4 +130,4 @@ def _shown(name: str, value: str) -> str:
         return "***"
     if name.endswith("_URL") and "@" in value:
         return "***@" + value.rpartition("@")[2]
-    return "***" if value and name.endswith(("_TOKEN", "_PASSWORD")) else value
+    return "***" if value and name.endswith(("_TOKEN", "_PASSWORD", "_HEADERS")) else value

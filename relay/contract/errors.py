@@ -44,14 +44,13 @@ class IdentityError(RelayError):
 
 
 class BrokerUnavailable(RelayError):  # noqa: N818 - named for the state it reports, as in the NATS clients
-    """No nats-server could be reached, or none accepted the credentials."""
+    """No nats-server could be reached, or none accepted the credentials. `servers` is empty if none is connected."""
 
     def __init__(self, servers: Sequence[str], cause: str) -> None:
         self.servers = tuple(servers)
         self.cause = cause
-        super().__init__(
-            f"no NATS connection to {', '.join(servers)}: {cause}; check RELAY_NATS_URL and the NATS credentials"
-        )
+        to = f" to {', '.join(servers)}" if servers else ""
+        super().__init__(f"no NATS connection{to}: {cause}; check RELAY_NATS_URL and the NATS credentials")
 
 
 class NotPermitted(BrokerUnavailable):

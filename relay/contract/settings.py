@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from relay.contract.errors import ConfigurationError
 from relay.contract.text import redact_url
+from relay.contract.upgrade_headers import ALLOWED as UPGRADE_HEADERS
+from relay.contract.upgrade_headers import parse_upgrade_headers
 
 _NATS_SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
 _ENCRYPTED_SCHEMES: Final = frozenset({"tls", "wss"})
@@ -59,6 +61,11 @@ def _existing_file(path: Path) -> Path:
     return path
 
 
+def _upgrade_headers(headers: SecretStr) -> SecretStr:
+    parse_upgrade_headers(headers.get_secret_value())
+    return headers
+
+
 def _facilitator_address(url: str) -> str:
     parts = urlsplit(url)
     has_endpoint = parts.path.endswith("/") and parts.path != "/"
@@ -70,6 +77,7 @@ def _facilitator_address(url: str) -> str:
 _Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 _File = Annotated[Path, AfterValidator(_existing_file)] | None
 _Secret = SecretStr | None
+_Headers = Annotated[SecretStr, AfterValidator(_upgrade_headers)] | None
 
 _SECONDS: Final = "seconds, from 0.05 to 3600"
 _LEASE_SECONDS: Final = "seconds, from 0.5 to 3600"
@@ -197,6 +205,15 @@ class FacilitatorSettings(SettingsGroup):
         _Seconds,
         Variable("RELAY_FACILITATOR_REPLY_TIMEOUT", _SECONDS, "Longest wait for an answer before a reconnect."),
     ] = 60.0
+    headers: Annotated[
+        _Headers,
+        Variable("RELAY_FACILITATOR_HEADERS", UPGRADE_HEADERS, "Further headers of the request for a WebSocket."),
+    ] = None
+
+    @property
+    def upgrade_headers(self) -> tuple[tuple[str, str], ...]:
+        """Names and values of `headers`. The values may be secret."""
+        return parse_upgrade_headers(self.headers.get_secret_value()) if self.headers is not None else ()
 
 
 class DeliverySettings(SettingsGroup):

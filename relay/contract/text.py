@@ -31,7 +31,9 @@ def ascii_line(text: str, max_chars: int) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The message of an error; its type if it has no message."""
+    """The message of an error; its type if it has no message. Of a timeout neither says anything to a reader."""
+    if isinstance(error, TimeoutError) and str(error) in {"", "nats: timeout"}:
+        return "no answer in time"
     return str(error) or type(error).__name__
 
 

@@ -29,6 +29,7 @@ from relay.contract.subjects import (
     api_stream_info,
     api_stream_purge,
 )
+from relay.contract.text import describe
 from relay.dead_letters.moments import moment_of_ns
 from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
@@ -253,7 +254,7 @@ async def _pull(client: FrameClient, reading: _Reading) -> None:
     try:
         await client.publish(api_pull(DLQ_STREAM, reading.consumer), request, reply=reading.inbox)
     except nats.errors.Error as error:
-        raise _unavailable(client, repr(error)) from error
+        raise _unavailable(client, describe(error)) from error
 
 
 @contextlib.asynccontextmanager
@@ -275,7 +276,7 @@ async def _consumer(client: FrameClient, reading: _Reading) -> AsyncGenerator[No
 
 def _unavailable(client: FrameClient, cause: str) -> BrokerUnavailable:
     url = client.connected_url
-    return BrokerUnavailable([f"{url.hostname}:{url.port}"] if url else ["no server"], cause)
+    return BrokerUnavailable([f"{url.hostname}:{url.port}"] if url else [], cause)
 
 
 async def _request(

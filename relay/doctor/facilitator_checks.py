@@ -60,6 +60,7 @@ async def check_facilitator(
     try:
         websocket = await connect(
             settings.url,
+            headers=settings.upgrade_headers,
             max_size=_MAX_FRAME_BYTES,
             open_timeout_s=open_timeout_s,
             close_timeout_s=_CLOSE_TIMEOUT_S,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from websockets import InvalidHandshake
@@ -58,11 +59,18 @@ class AnswerSink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect: `ws://` or `wss://`, with the path, and names and values of further HTTP headers."""
+
+    url: str = field(repr=False)
+    headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
+
+
 class FacilitatorConnection:
     """One connection to the Facilitator, which reconnects whenever it is lost.
 
     Args:
-        url: `ws://` or `wss://`, with the path.
         session: the conversation; it decides, this class only moves bytes.
         pace: the waits between attempts to connect.
         ping_interval_s: how often to ping, so that a dead connection is noticed while nothing is sent.
@@ -72,7 +80,7 @@ class FacilitatorConnection:
 
     def __init__(
         self,
-        url: str,
+        endpoint: Endpoint,
         session: Session[Update],
         pace: ConnectPace,
         metrics: Metrics,
@@ -82,8 +90,8 @@ class FacilitatorConnection:
     ) -> None:
         self.trouble: str | None = "not connected to the Facilitator yet"
         """Why nothing can be sent, in words for an operator; None while the session is open."""
-        self._url = url
-        self._shown_url = redact_url(url)
+        self._endpoint = endpoint
+        self._shown_url = redact_url(endpoint.url)
         self._session = session
         self._pace = pace
         self._metrics = metrics
@@ -133,7 +141,8 @@ class FacilitatorConnection:
 
     async def _connect_and_converse(self, answers: AnswerSink, pushes: PushQueue) -> None:
         socket = await connect(
-            self._url,
+            self._endpoint.url,
+            headers=self._endpoint.headers,
             max_size=_MAX_FRAME_BYTES,
             open_timeout_s=_OPEN_TIMEOUT_S,
             close_timeout_s=_CLOSE_TIMEOUT_S,

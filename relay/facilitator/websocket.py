@@ -120,12 +120,17 @@ class WebSocket(asyncio.Protocol):
     def _closing(self) -> Close | None:
         return self._protocol.close_rcvd or self._protocol.close_sent
 
-    async def shake_hands(self) -> None:
-        """Ask for the upgrade to a WebSocket. Raises InvalidHandshake if it is refused, OSError if the server hangs up.
+    async def shake_hands(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Ask for the upgrade to a WebSocket, with these further headers.
 
+        Raises InvalidHandshake if it is refused, OSError if the server hangs up.
         If it is cancelled, abort the connection.
         """
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        for name, value in headers:
+            request.headers.pop(name, None)  # such as the authorization that was made of a password in the address
+            request.headers[name] = value
+        self._protocol.send_request(request)
         self._flush()
         await self._shaken
 
@@ -212,12 +217,19 @@ class WebSocket(asyncio.Protocol):
 
 
 async def connect(
-    url: str, *, max_size: int, open_timeout_s: float, close_timeout_s: float, on_writable: Callable[[], None]
+    url: str,
+    *,
+    headers: Sequence[tuple[str, str]] = (),
+    max_size: int,
+    open_timeout_s: float,
+    close_timeout_s: float,
+    on_writable: Callable[[], None],
 ) -> WebSocket:
     """Open a WebSocket. Cancelling it is safe: the connection is dropped.
 
     Args:
         url: `ws://` or `wss://`; with `wss://` this machine must trust the server's certificate.
+        headers: names and values of further HTTP headers of the request.
         max_size: the largest message to accept, in bytes; a larger one closes the connection with 1009.
         open_timeout_s: how long connecting and both handshakes may take.
         close_timeout_s: how long to wait for the other side to close as well.
@@ -246,7 +258,7 @@ async def connect(
             )
             stage = "there is no answer to the request for a WebSocket"
             try:
-                await websocket.shake_hands()
+                await websocket.shake_hands(headers)
             except BaseException:
                 transport.abort()
                 raise

@@ -98,6 +98,8 @@ class FacilitatorSimulator:
         self.heartbeats = 0
         self.accepted = 0
         """All connections since the start; `connections` counts the open ones."""
+        self.upgrade_headers: list[tuple[str, str]] = []
+        """The HTTP headers with which the latest connection was asked for."""
         self._ping_interval_s = ping_interval_s
         self._ping_timeout_s = ping_timeout_s
         self._port = port
@@ -292,6 +294,8 @@ class FacilitatorSimulator:
         """Handle the messages of one connection one after another, until the connection ends."""
         self._sessions.append(session)
         self.accepted += 1
+        if session.connection.request is not None:
+            self.upgrade_headers = list(session.connection.request.headers.raw_items())
         self._changed()
         try:
             end_code = self._plan.on_connect().fault.end_code

@@ -21,7 +21,7 @@ from relay.contract.errors import (
 )
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_account_info
-from relay.contract.text import redact_url
+from relay.contract.text import describe, redact_url
 from relay.nats.credentials import connect_options
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.nats.frames import FrameClient
@@ -283,7 +283,7 @@ async def require_server(client: Client) -> None:
     if version < OLDEST_SERVER:
         found = ".".join(map(str, version))
         raise UnsuitableServer(
-            f"nats-server {found} at {', '.join(_servers(client.connected_url))} is too old",
+            f"nats-server {found}{_at(_servers(client.connected_url))} is too old",
             f"the relay needs {needed} or newer: upgrade the server",
         )
     await api_request(client, api_account_info())
@@ -306,6 +306,8 @@ class _Callbacks:
 
     async def failed(self, error: Exception) -> None:
         problem = _describe(error)
+        if isinstance(error, TimeoutError) and not self.client.is_connected:
+            problem = f"no answer within {_TIMING['connect_timeout']:g} s"
         if not self.client.is_connected:
             self.client.failed(problem)
         if not self.connected:
@@ -366,17 +368,19 @@ def _refused(client: Requester, subject: str, error: ErrorAnswer) -> RelayError:
 
 
 def _servers(url: ParseResult | None) -> list[str]:
-    return [redact_url(url.geturl())] if url else ["no server"]
+    return [redact_url(url.geturl())] if url else []
+
+
+def _at(servers: Sequence[str]) -> str:
+    return f" at {', '.join(servers)}" if servers else ""
 
 
 def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:
     return UnsuitableServer(
-        f"JetStream is not enabled on the nats-server at {', '.join(servers)}, or not for this account",
+        f"JetStream is not enabled on the nats-server{_at(servers)}, or not for this account",
         "start the server with `nats-server -js` or a `jetstream` block in its configuration",
     )
 
 
 def _describe(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "timed out"
-    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+    return describe(error).removeprefix("nats: ").strip("'")

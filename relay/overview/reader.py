@@ -100,7 +100,7 @@ class SnapshotReader:
         try:
             missing = await missing_permissions(self._client, [*count, ask])
         except (nats.errors.Error, OSError) as error:
-            raise BrokerUnavailable(["NATS"], describe(error)) from error
+            raise BrokerUnavailable([], describe(error)) from error
         return _Permissions(not any(permission in missing for permission in count), ask not in missing)
 
     async def _stream_info(self, stream: str) -> dict[str, Any]:

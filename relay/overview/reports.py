@@ -38,7 +38,7 @@ async def gather_reports(client: FrameClient, expected: int, timeout_s: float = 
             if not client.is_closed:
                 await subscription.unsubscribe()
     except (nats.errors.Error, OSError) as error:
-        raise BrokerUnavailable(["NATS"], f"{REPORT_SUBJECT}: {describe(error)}") from error
+        raise BrokerUnavailable([], f"{REPORT_SUBJECT}: {describe(error)}") from error
     return collector.reports
 
 

@@ -17,6 +17,7 @@ from nats.aio.subscription import Subscription
 
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.subjects import api_consumer_info, api_pull
+from relay.contract.text import describe
 from relay.core.continuity import ConsumerState
 from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
@@ -121,7 +122,7 @@ class PullConsumer:
         try:
             await self._client.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
         except (nats.errors.Error, TimeoutError) as error:
-            _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=repr(error))
+            _log.warning("the server did not confirm the acknowledgements", consumer=self.name, error=describe(error))
 
     async def run(self) -> None:
         """Pull until cancelled or drained, or until the consumer was deleted and made again under the same name.
@@ -262,7 +263,7 @@ class PullConsumer:
             await subscription.drain()
         except (nats.errors.Error, TimeoutError) as error:
             # Deliveries that have not arrived by now go to the lane's next owner.
-            _log.warning("the last deliveries of a lane were not waited for", consumer=self.name, error=repr(error))
+            _log.warning("the last deliveries of a lane were not waited for", consumer=self.name, error=describe(error))
 
     async def _pause(self, seconds: float) -> None:
         """Wait before another start, but not while draining."""

@@ -21,6 +21,7 @@ from relay.core.ports import SettlementObserver
 from relay.core.progress import LaneProgress
 from relay.core.pull import expiry_s
 from relay.core.verdict import RetryPolicy
+from relay.facilitator.connection import Endpoint
 from relay.leases.lane_count import LaneCount
 from relay.leases.leases import Leases
 from relay.leases.ownership import Ownership
@@ -227,7 +228,7 @@ class Relay:
         connections = min(facilitator.connections, delivery.lanes)
         paces = [ConnectPace(self._place, number, connections, self._backoff) for number in range(connections)]
         settings = LineSettings(
-            url=facilitator.url,
+            endpoint=Endpoint(facilitator.url, facilitator.upgrade_headers),
             authentication=self._authentication,
             window=facilitator.window,
             reply_timeout_s=facilitator.reply_timeout_s,

@@ -22,7 +22,7 @@ from relay.core.session import Session
 from relay.core.update import Update
 from relay.core.verdict import RetryPolicy
 from relay.dead_letters.writer import DeadLetterWriter
-from relay.facilitator.connection import FacilitatorConnection
+from relay.facilitator.connection import Endpoint, FacilitatorConnection
 from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
 from relay.path.advisories import Advisories
@@ -40,8 +40,8 @@ from relay.timing.room import Room
 class LineSettings:
     """The settings of a line. Durations are in seconds."""
 
-    url: str
-    """The address of the Facilitator."""
+    endpoint: Endpoint
+    """The Facilitator."""
     authentication: str | None
     """The first message to the Facilitator, or None if it wants none."""
     window: int
@@ -88,7 +88,7 @@ class Line:
             size_of=_size_of,
         )
         self.connection = FacilitatorConnection(
-            settings.url,
+            settings.endpoint,
             session,
             settings.pace,
             metrics,

@@ -1,5 +1,6 @@
 """Text that is safe to send and to show, and numbers in words."""
 
+import nats.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,9 +41,17 @@ def test_redact_url():
     assert "wss://host:1/ws/" == redact_url("wss://user:p%40ss@host:1/ws/?token=secret#secret")
 
 
-@pytest.mark.parametrize(("error", "expected"), [(OSError("no route"), "no route"), (TimeoutError(), "TimeoutError")])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("no route"), "no route"),
+        (BrokenPipeError(), "BrokenPipeError"),
+        (TimeoutError(), "no answer in time"),
+        (nats.errors.TimeoutError(), "no answer in time"),
+    ],
+)
 def test_describe(error, expected):
-    """An error without a message is named by its type."""
+    """An error without a message is named by its type; a timeout in words."""
     assert expected == describe(error)
 
 

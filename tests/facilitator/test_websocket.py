@@ -236,6 +236,28 @@ async def test_few_bytes_wait_to_be_received():
     assert not transport.paused
 
 
+async def test_headers():
+    """Further headers are sent with the request; an Authorization replaces the one of the password in the address."""
+    requests = []
+
+    async def note(connection):
+        requests.append(connection.request.headers)
+
+    async with serve(note, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        added = [("X-Validator-Version", "1.2.3"), ("authorization", "Bearer t")]
+        url = f"ws://user:password@127.0.0.1:{port}/ws/v0/"
+        websocket = await connect(
+            url, headers=added, max_size=MIB, open_timeout_s=5, close_timeout_s=1, on_writable=print
+        )
+        await end_of(websocket)
+        await websocket.close()
+    [headers] = requests
+    assert ["1.2.3"] == headers.get_all("X-Validator-Version")
+    assert ["Bearer t"] == headers.get_all("Authorization")
+    assert [f"127.0.0.1:{port}"] == headers.get_all("Host")
+
+
 async def test_tls(certificate, monkeypatch):
     """With `wss://` the connection uses TLS, if the machine trusts the certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))

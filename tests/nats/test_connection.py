@@ -64,6 +64,27 @@ async def test_no_server_is_an_error_at_once(connect):
         await connect(url)
 
 
+async def test_silent_server(connect, monkeypatch):
+    """If a server accepts the connection and says nothing, the error says for how long it was waited."""
+
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setitem(connection._TIMING, "connect_timeout", 0.2)
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(BrokerUnavailable, match=rf"^no NATS connection to {url}: no answer within 0\.2 s; check"):
+            await connect(url)
+
+
+async def test_not_connected(nc):
+    """Without a connection, the error of a request names no server, and says that it was not sent."""
+    await connection.close(nc)
+    with pytest.raises(BrokerUnavailable, match=r"^no NATS connection: not connected, so \$JS\.API\.INFO was not sent"):
+        await api_request(nc, "$JS.API.INFO")
+
+
 async def test_one_server_of_several_is_enough(nats_server):
     """The first connection tries each server once before it gives up."""
     away = f"nats://127.0.0.1:{unused_port()}"

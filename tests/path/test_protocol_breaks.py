@@ -244,6 +244,25 @@ async def test_validator_removed_and_back(nats_server):
         assert counters(relay)["relay_retries"] == 0
 
 
+async def test_headers_of_the_upgrade(nats_server):
+    """The Facilitator gets the headers of RELAY_FACILITATOR_HEADERS with each request for a WebSocket."""
+    headers = {"X-Validator-Version": "1.2.3", "X-Validator-Runner-Version": "7 (rc1)"}
+    text = "; ".join(f"{name}: {value}" for name, value in headers.items())
+    async with (
+        FacilitatorSimulator() as facilitator,
+        Scene(nats_server, facilitator, FACILITATOR_HEADERS=text) as scene,
+        scene.relay(),
+    ):
+        await relays(scene, 1)
+        first = dict(facilitator.upgrade_headers)
+        accepted = facilitator.accepted
+        await facilitator.close_all(1012)
+        await facilitator.wait_for(lambda facilitator: facilitator.accepted > accepted)
+        second = dict(facilitator.upgrade_headers)
+    assert headers.items() <= first.items()
+    assert headers.items() <= second.items()
+
+
 # Outages.
 
 

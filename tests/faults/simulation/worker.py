@@ -13,6 +13,7 @@ from relay.core.memory import Memory
 from relay.core.pull import expiry_s
 from relay.core.session import Pushed
 from relay.core.verdict import RetryPolicy
+from relay.facilitator.connection import Endpoint
 from relay.leases.ownership import Ownership
 from relay.observability.metrics import Metrics
 from relay.path.lanes import Lanes
@@ -132,7 +133,7 @@ class Worker:
         schedule = self._around.schedule
         backoff = Backoff(*_BACKOFF_S, self._rng.random)
         settings = LineSettings(
-            url=f"ws://facilitator/{number}",
+            endpoint=Endpoint(f"ws://facilitator/{number}"),
             authentication=AUTHENTICATION,
             window=schedule.window,
             reply_timeout_s=REPLY_TIMEOUT_S,
