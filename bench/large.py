@@ -10,6 +10,7 @@ is as fast as it can.
 import argparse
 import asyncio
 import json
+import logging
 import tempfile
 import time
 import urllib.request
@@ -271,6 +272,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     arguments.rows = [int(number) for number in arguments.rows.split(",")]
     configure("warning", "console")
+    logging.getLogger("picows").setLevel(logging.ERROR)
     end_in_order()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(arguments))

@@ -190,9 +190,9 @@ def _too_large(text: bytes) -> _Unfit:
 
 def _typed(text: bytes) -> tuple[_Update, bytes]:
     """The update in `text` and its bytes: all of `text`, or only the payload if `text` is an envelope."""
-    tree = _parse(text)
+    enveloped = "payload" in _parse(text)  # nothing else is kept: large updates would be held several times
     try:
-        if "payload" not in tree:
+        if not enveloped:
             return _UPDATE.decode(text), text
         return _ENVELOPE.decode(text).payload, bytes(_RAW_ENVELOPE.decode(text).payload)
     except msgspec.ValidationError as error:

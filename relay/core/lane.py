@@ -338,7 +338,7 @@ class Turns:
             lane = self.lanes[0]
             if lane.ready and (update := lane.take(now_s)) is not None:
                 taken.append(update)
-                room_bytes -= len(update.text)
+                room_bytes -= update.size_bytes
                 without = 0
             else:
                 without += 1

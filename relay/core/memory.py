@@ -6,7 +6,7 @@ in it. And it starts the clock of `ack_wait` when it puts a delivery into that b
 arrives well within that time.
 
 Each lane has an equal share. An update that is larger than what a lane may ask for goes *alone*: it is requested by
-itself, without a limit of bytes, by one lane at a time.
+itself, without a limit of bytes, by at most two lanes at a time.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,9 @@ _OF_ACK_WAIT: Final = 0.25
 """The part of `ack_wait` in which everything that is on request must be able to arrive."""
 _UNKNOWN_BYTES_PER_S: Final = 1_000_000
 """How fast deliveries are taken to arrive until that has been seen."""
-_LEAST_REQUEST_BYTES: Final = 16 * 1024
+LEAST_REQUEST_BYTES: Final = 16 * 1024
+_ALONE_AT_A_TIME: Final = 2
+"""Two, so that one can arrive while the other is handled."""
 _UNBOUNDED: Final = 1 << 60
 
 
@@ -38,12 +40,18 @@ class Share:
         self.memory = memory
         self.at_hand_bytes = 0
         """What the lane has at hand; the lane counts it."""
-        self.on_request_bytes = 0
-        """What the server may still send without being asked again; the pull window counts it."""
+        self.asked_bytes = 0
+        self.came_bytes = 0
+        """What was asked for, without what was given back, and what has come of it; the pull counts both."""
         self.held = False
         """The lane waits for everything that was delivered before, so it takes that in whatever its share is."""
         self.on_room: Callable[[], None] | None = None
         """Called when the lane had to wait for another one, and may go on."""
+
+    @property
+    def on_request_bytes(self) -> int:
+        """What the server may still send without being asked again."""
+        return max(0, self.asked_bytes - self.came_bytes)
 
     @property
     def request_bytes(self) -> int:
@@ -69,14 +77,13 @@ class Share:
 
     def go_alone(self) -> None:
         """It requests one update of any size."""
-        self.memory.alone = self
-        self.on_request_bytes += LARGEST_BYTES
+        self.memory.alone.add(self)
+        self.asked_bytes += LARGEST_BYTES
 
     def nothing_on_request(self) -> None:
         """All that was on request has come, or its request has ended."""
-        self.on_request_bytes = 0
-        if self.memory.alone is self:
-            self.memory.alone = None
+        self.asked_bytes = self.came_bytes = 0
+        self.memory.alone.discard(self)
         self.memory.wake()
 
 
@@ -89,8 +96,8 @@ class Memory:
     """
 
     def __init__(self, memory_bytes: int = _UNBOUNDED, ack_wait_s: float = 1.0) -> None:
-        self.alone: Share | None = None
-        """The lane that has requested an update of any size."""
+        self.alone: set[Share] = set()
+        """The lanes that have requested an update of any size."""
         self.arriving_bytes_per_s: float | None = None
         """How fast deliveries arrive while the server has some; None if that is not known yet."""
         self.waiting: dict[Share, None] = {}
@@ -122,7 +129,7 @@ class Memory:
         arriving_bytes_per_s = self.arriving_bytes_per_s or _UNKNOWN_BYTES_PER_S
         in_time = arriving_bytes_per_s * self._ack_wait_s * _OF_ACK_WAIT
         lanes = max(1, len(self._shares))
-        return max(_LEAST_REQUEST_BYTES, int(min(in_time, MAX_ON_REQUEST_BYTES) / lanes))
+        return max(LEAST_REQUEST_BYTES, int(min(in_time, MAX_ON_REQUEST_BYTES) / lanes))
 
     @property
     def at_hand_bytes(self) -> int:
@@ -136,7 +143,7 @@ class Memory:
 
     def may_go_alone(self, share: Share) -> bool:
         """Whether this lane may request one update of any size; if not, it waits for that."""
-        if self.alone is None and (share.held or self._has_room_beyond_shares(share)):
+        if len(self.alone) < _ALONE_AT_A_TIME and (share.held or self._has_room_beyond_shares(share)):
             self.waiting.pop(share, None)
             return True
         self.waiting[share] = None

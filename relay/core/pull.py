@@ -13,7 +13,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from relay.core.memory import Memory, Share
+from relay.core.memory import LEAST_REQUEST_BYTES, Memory, Share
 
 _MISSED_HEARTBEATS: Final = 2
 """After this many missed idle heartbeats in a row, no server serves our pulls any more."""
@@ -82,8 +82,13 @@ class PullWindow:
         self.low_at = 0
         """From this delivery on, half a batch or less is on request: it is time to ask for more."""
         self._asked_up_to = 0
+        self.goes_alone = False
+        """An update of any size is on request, by itself."""
+        self.goes_alone_again = False
+        """It has come, and the next one is likely to be as large; the pull loop sets it."""
         self._refused_bytes = 0
-        """The next update is larger than this: a request for so many bytes ended because of it."""
+        self._refused_at = -1
+        """After this delivery, the next update is larger than `_refused_bytes`: a request for so many ended for it."""
 
     @property
     def outstanding(self) -> int:
@@ -98,13 +103,16 @@ class PullWindow:
     def start(self, delivered_up_to: int) -> None:
         """Start: no request is under way, and the consumer has made `delivered_up_to` deliveries so far."""
         self.delivered_up_to = delivered_up_to
-        self._refused_bytes = 0
+        self._refused_at = -1
+        self.goes_alone = self.goes_alone_again = False
         self._ask_up_to(delivered_up_to)
         self.share.nothing_on_request()
 
     def wanted(self, room: int) -> Request | None:
         """What to request now, None for nothing; `room` is how many more updates can be held."""
         outstanding = self.outstanding
+        if not outstanding and self.share.asked_bytes:
+            self.share.nothing_on_request()
         if outstanding > self.batch // 2:
             return None
         count = min(self.batch, room) - outstanding
@@ -112,27 +120,23 @@ class PullWindow:
             return None
         share = self.share
         free_bytes = share.free_bytes
-        if free_bytes < share.request_bytes // 4 and (outstanding or share.at_hand_bytes):
+        if outstanding and free_bytes < LEAST_REQUEST_BYTES:
             return None
-        if free_bytes > self._refused_bytes:
+        if share.at_hand_bytes and free_bytes < share.request_bytes // 4 and not outstanding:
+            return None
+        refused = self._refused_at == self.delivered_up_to
+        if free_bytes > (self._refused_bytes if refused else 0) and not self.goes_alone_again:
             return Request(count, int(free_bytes))
         return Request(1, None) if not outstanding and share.may_go_alone() else None
 
     def requested(self, request: Request) -> None:
         """This is on request. Updates that came from a request after it counted as ended do not count."""
         self._ask_up_to(max(self._asked_up_to, self.delivered_up_to) + request.count)
+        self.goes_alone, self.goes_alone_again = request.max_bytes is None, False
         if request.max_bytes is None:
             self.share.go_alone()
         else:
-            self.share.on_request_bytes += request.max_bytes
-
-    def delivered(self, number: int, size_bytes: int) -> None:
-        """Deliveries of `size_bytes` came, the last with this number in the consumer's count."""
-        self.delivered_up_to = number
-        self._refused_bytes = 0
-        self.share.on_request_bytes = max(0, self.share.on_request_bytes - size_bytes)
-        if number >= self._asked_up_to:
-            self.share.nothing_on_request()
+            self.share.asked_bytes += request.max_bytes
 
     def status(self, code: int, description: str, pending: int | None, pending_bytes: int = 0) -> Signal:
         """Take note of a status message: its code and text, and how many updates and bytes it gives back.
@@ -151,11 +155,11 @@ class PullWindow:
         if pending is None:
             return Signal.START_OVER
         self._ask_up_to(self._asked_up_to - pending)
-        self.share.on_request_bytes = max(0, self.share.on_request_bytes - pending_bytes)
+        self.share.asked_bytes -= pending_bytes
         if not self.outstanding:
             self.share.nothing_on_request()
         if _TOO_LARGE in text:
-            self._refused_bytes = pending_bytes
+            self._refused_bytes, self._refused_at = pending_bytes, self.delivered_up_to
         return Signal.ASK_AGAIN
 
     def _ask_up_to(self, number: int) -> None:

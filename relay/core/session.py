@@ -31,6 +31,8 @@ HEARTBEAT_INTERVAL_S: Final = 60.0
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """How many bytes may be unanswered. The Facilitator handles some 3.3 MB a second, one update after another: with the
 largest update on top, the last answer comes after 8 s, far from the reply timeout."""
+AT_ONCE_BYTES: Final = 1024 * 1024
+"""When as many bytes are to be written, no more are taken: what the network does not take yet waits as it is."""
 _BLAMING_CODES: Final = frozenset({1003, 1007, 1009})
 """Close codes that complain about a message: its type, encoding or size cannot be accepted."""
 _ABOUT_AUTHENTICATION: Final = "auth."
@@ -165,11 +167,14 @@ class Session(Generic[T]):
         return self._authentication or _EMPTY_MESSAGE
 
     def fill(self, take: Callable[[int, int, float], Sequence[T]], now_s: float) -> Sequence[T]:
-        """Take updates with `take(room, room_bytes, now_s)` if there is room; the caller sends them, in this order."""
+        """Take updates with `take(room, room_bytes, now_s)` if there is room; the caller sends them, in this order.
+
+        If they have AT_ONCE_BYTES or more, there may be others.
+        """
         room, room_bytes = self._window - len(self._unanswered), self._window_bytes - self.unanswered_bytes
         if self.phase is not Phase.OPEN or not room or room_bytes <= 0:
             return ()
-        updates = take(room, room_bytes, now_s)
+        updates = take(room, min(room_bytes, AT_ONCE_BYTES), now_s)
         self._unanswered.extend(zip(updates, repeat(now_s)))
         self.unanswered_bytes += sum(map(self._size_of, updates))
         return updates

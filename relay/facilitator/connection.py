@@ -13,7 +13,18 @@ from websockets.frames import Close, CloseCode
 from relay.contract.text import describe, redact_url
 from relay.core.connect_pace import ConnectPace
 from relay.core.ports import PushQueue
-from relay.core.session import Answered, Broken, Event, Lost, Opened, Pushed, Session, SignInRefused, Unpaired
+from relay.core.session import (
+    AT_ONCE_BYTES,
+    Answered,
+    Broken,
+    Event,
+    Lost,
+    Opened,
+    Pushed,
+    Session,
+    SignInRefused,
+    Unpaired,
+)
 from relay.core.update import Update
 from relay.facilitator.sign_in import remedy
 from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
@@ -110,19 +121,20 @@ class FacilitatorConnection:
 
         The supply is asked at the last moment: what it gives is written before anything else can happen.
         """
-        socket = self._socket
-        if socket is None or self._supply is None or not socket.writable:
-            return
-        now_s = time.monotonic()
-        updates = self._session.fill(self._supply.take, now_s)
-        if not updates:
-            return
-        texts: list[bytes] = []
-        for update in updates:
-            texts.append(update.text)
-            if update.sent_s is None:
-                update.sent_s = now_s
-        socket.send(*texts)
+        socket, supply = self._socket, self._supply
+        while socket is not None and supply is not None and socket.writable:
+            now_s = time.monotonic()
+            updates = self._session.fill(supply.take, now_s)
+            if not updates:
+                return
+            texts: list[bytes] = []
+            for update in updates:
+                texts.append(update.text)
+                if update.sent_s is None:
+                    update.sent_s = now_s
+            socket.send(*texts)
+            if sum(map(len, texts)) < AT_ONCE_BYTES:
+                return
 
     async def run(self, supply: UpdateSupply, answers: AnswerSink, pushes: PushQueue) -> None:
         """Connect, send and receive, and connect again, until cancelled.

@@ -234,6 +234,7 @@ class FrameClient(Client):
             data = bytes(unread)
             unread.clear()
         start = 0
+        head = None
         try:
             while start < len(data):
                 head = _HEAD(data, start)
@@ -249,6 +250,7 @@ class FrameClient(Client):
                     await self._give(data, head, end - len(_LINE_END))
                 start = end
         finally:
+            del data, head  # large bodies have been copied out of it, and are decoded next
             if self._read_together:
                 await self._give_batches()
 

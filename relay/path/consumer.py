@@ -21,7 +21,7 @@ from relay.contract.text import describe
 from relay.core.continuity import ConsumerState
 from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
-from relay.nats.ack_subject import ack_of_nothing
+from relay.nats.ack_subject import ack_of_nothing, parse_ack_subject
 from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
@@ -220,7 +220,10 @@ class PullConsumer:
             return
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
             self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some deliveries
-        window.delivered(deliveries[-1].consumer_sequence, sum(map(_size_of, deliveries)))
+        window.delivered_up_to = deliveries[-1].consumer_sequence
+        window.share.came_bytes += sum(map(_size_of, deliveries))
+        if window.goes_alone:
+            self._came_alone(deliveries[-1])
         try:
             self._on_deliveries(deliveries)
         except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
@@ -228,6 +231,14 @@ class PullConsumer:
             self._wake.set()
         if window.delivered_up_to >= window.low_at:
             self._wake.set()
+
+    def _came_alone(self, delivery: Delivery) -> None:
+        """An update that was requested by itself has come: if more wait, the next one is likely to be as large."""
+        window = self._window
+        window.goes_alone = False
+        window.goes_alone_again = (
+            delivery.size_bytes > window.share.request_bytes and parse_ack_subject(delivery.reply).pending > 0
+        )
 
     def _take_status(self, headers: Mapping[str, str]) -> None:
         pending = headers.get(_PENDING_HEADER)

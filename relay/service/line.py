@@ -12,7 +12,8 @@ settles the updates in their lanes. So the connection is made first, and gets th
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 from relay.contract.subjects import STATUS_STREAM, lane_consumer
 from relay.core.connect_pace import ConnectPace
@@ -35,6 +36,8 @@ from relay.path.settlement import Settlement
 from relay.service.intervals import DEFAULTS, Intervals
 from relay.timing.room import Room
 
+_size_of: Final = attrgetter("size_bytes")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineSettings:
@@ -56,10 +59,6 @@ class LineSettings:
     intervals: Intervals = DEFAULTS
     dead_letter_room: Room = field(default_factory=lambda: Room(ROOM_BYTES))
     """Shared by all lines that are made with these settings."""
-
-
-def _size_of(update: Update) -> int:
-    return len(update.text)
 
 
 class Line:
