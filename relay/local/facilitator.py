@@ -24,7 +24,15 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from relay.contract.errors import LocalServerError
-from relay.local.faults import DROP_BEFORE_STORING, EVERY_MESSAGE, Fault, FaultPlan, Injection, Moment
+from relay.local.faults import (
+    DROP_BEFORE_STORING,
+    EVERY_MESSAGE,
+    INSERTS_FAIL,
+    Fault,
+    FaultPlan,
+    Injection,
+    Moment,
+)
 from relay.local.ledger import (
     DROPPED,
     INACTIVE,
@@ -202,6 +210,13 @@ class FacilitatorSimulator:
     def database_down(self) -> Injection:
         """Until lifted, drop the connection at each message, also at authentication and heartbeats."""
         return self.inject(DROP_BEFORE_STORING, at=EVERY_MESSAGE, times=None)
+
+    def inserts_fail(self) -> Injection:
+        """Until lifted, fail to store anything: each update of a known job drops the connection, repeats as well.
+
+        All else works: the sign-in, heartbeats, pushes. So is the real server while its disk is full.
+        """
+        return self.inject(INSERTS_FAIL, times=None)
 
     def cache_down(self) -> Injection:
         """Drop every connection at once, and each new one until lifted."""

@@ -47,6 +47,7 @@ class Fault:
 
     hold_s: seconds to wait before anything is stored; UNTIL_LIFTED waits for `Injection.lift`.
     store: False discards the message: nothing is stored, and the rules give no answer.
+    inserts: False lets the INSERT of an update fail: it is not stored and drops the connection, a repeat as well.
     late_s: seconds to wait between storing and answering.
     answers: how often the answer is sent.
     reply: text to send instead of the answer that the rules give.
@@ -55,6 +56,7 @@ class Fault:
 
     hold_s: float = 0.0
     store: bool = True
+    inserts: bool = True
     late_s: float = 0.0
     answers: int = 1
     reply: str | None = None
@@ -65,7 +67,7 @@ class Fault:
 
         The caller waits `hold_s` and `late_s`, and sends the reply `answers` times.
         """
-        ruled = conversation.answer(message, arrived_s) if self.store else NOTHING
+        ruled = conversation.answer(message, arrived_s, inserts=self.inserts) if self.store else NOTHING
         kind, reply = (ruled.kind, ruled.reply) if self.reply is None else ("injected", self.reply)
         end_code = ruled.end_code if self.end_code is None else self.end_code
         return Answer(kind, reply if self.answers else None, end_code)
@@ -74,6 +76,7 @@ class Fault:
 NO_FAULT: Final = Fault()
 DROP_BEFORE_STORING: Final = Fault(store=False, end_code=DROPPED)
 DROP_AFTER_STORING: Final = Fault(answers=0, end_code=DROPPED)
+INSERTS_FAIL: Final = Fault(inserts=False)
 NEVER_ANSWER: Final = Fault(answers=0)
 ANSWER_TWICE: Final = Fault(answers=2)
 

@@ -245,13 +245,15 @@ class Ledger:
             return error("auth.validator_not_found", "No active validator has this public key.", INACTIVE)
         return _SUCCESS
 
-    def record(self, update: StatusUpdate, connection: int, arrived_s: float) -> Answer:
-        """Store and answer one update as the real server would."""
+    def record(self, update: StatusUpdate, connection: int, arrived_s: float, *, inserts: bool = True) -> Answer:
+        """Store and answer one update as the real server would; without `inserts`, as while its INSERTs fail."""
         uuid = _usual_spelling(update.uuid)
         if uuid is None:
             return _DROP
         if uuid in self.unknown_jobs:
             return error("job.not_found", f"Job {uuid} does not exist.")
+        if not inserts:
+            return _DROP
         metadata = update.metadata.model_dump(exclude_unset=True) if update.metadata else None
         if not _storable(metadata):
             return _DROP
@@ -273,8 +275,11 @@ class Conversation:
         """The validator's public key, after it has authenticated itself."""
         self._ledger = ledger
 
-    def answer(self, message: Message | Answer, arrived_s: float) -> Answer:
-        """The answer to one parsed frame. For a frame that could not be parsed, `parse` has made the answer already."""
+    def answer(self, message: Message | Answer, arrived_s: float, *, inserts: bool = True) -> Answer:
+        """The answer to one parsed frame. For a frame that could not be parsed, `parse` has made the answer already.
+
+        Without `inserts`, the INSERT of an update fails.
+        """
         if isinstance(message, Answer):
             return message
         if isinstance(message, Authentication):
@@ -283,7 +288,7 @@ class Conversation:
             return error("auth.not_authenticated", "Authenticate first.")
         if isinstance(message, Heartbeat):
             return NOTHING
-        return self._ledger.record(message, self.connection, arrived_s)
+        return self._ledger.record(message, self.connection, arrived_s, inserts=inserts)
 
     def _authenticate(self, request: Authentication) -> Answer:
         if self.authenticated:

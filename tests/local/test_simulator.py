@@ -521,6 +521,21 @@ async def test_poison(simulator):
     assert 3 == poison.hits
 
 
+async def test_inserts_fail(simulator):
+    """While INSERTs fail, each update drops the connection, a repeat as well; the sign-in and unknown jobs do not."""
+    async with validator(simulator) as connection:
+        assert SUCCESS == await ask(connection, update(uuid=job(1)))
+    simulator.unknown_jobs.add(job(3))
+    with simulator.inserts_fail() as fault:
+        for number in (1, 2):
+            async with validator(simulator) as connection:
+                assert ["job.not_found"] == await error_types(connection, update(uuid=job(3)))
+                assert DROPPED == await code_after(connection, update(uuid=job(number)))
+    async with validator(simulator) as connection:
+        assert SUCCESS == await ask(connection, update(uuid=job(2)))
+    assert (4, [(job(1), "accepted"), (job(2), "accepted")]) == (fault.hits, stored(simulator))
+
+
 async def test_stall(simulator, connection):
     """While stalled, the server stores and answers nothing on that connection, until the fault is lifted."""
     held = simulator.inject(stall())
