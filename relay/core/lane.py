@@ -27,6 +27,7 @@ from relay.contract.wire import Unsendable, decode
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.memory import Memory, Share
 from relay.core.progress import LaneProgress, SettlementLog
+from relay.core.session import Suspicion
 from relay.core.trace import parse_traceparent, traceparent_of
 from relay.core.update import Admission, DeadLetterHorizon, DeliveryLike, State, Update
 from relay.core.verdict import DeadLetter, Outcome, Retry, RetryPolicy, judge_drop
@@ -64,8 +65,9 @@ class Lane:
         """While it holds the lane nothing is given out: an older update may still be on its way."""
         self.ours_until_s = math.inf
         """When the lease on the lane ends, on the monotonic clock: from then on nothing is given out."""
-        self.ready: list[tuple[int, Update]] = []
-        """A heap of the heads that may be sent, by sequence. An entry is outdated if its job has an older head now."""
+        self.ready: list[tuple[int, int, Update]] = []
+        """A heap of the heads that may be sent: those of which it is not known whether they drop connections last, else
+        by sequence. An entry is outdated if its job has an older head now."""
         self.dead_letters: deque[Update] = deque()
         """The heads for the dead-letter stream, in the order in which they became heads. Entries can be outdated."""
         self._waiting: list[tuple[float, int, Update]] = []
@@ -103,6 +105,10 @@ class Lane:
     def unsent(self) -> list[Update]:
         """What is at hand and not OUT: a worker that stops gives it back to the server."""
         return [update for update in self._at_hand.values() if update.state is not State.OUT]
+
+    def undecided(self) -> list[Update]:
+        """What dropped the connection while nothing told whose fault that was, and is still at hand."""
+        return [update for update in self._at_hand.values() if update.undecided]
 
     def outcome_of(self, sequence: int) -> Outcome | None:
         """How a recently settled update was settled; None if it was not, or too long ago."""
@@ -162,7 +168,7 @@ class Lane:
     def take(self, now_s: float) -> Update | None:
         """The oldest head that may be sent; it is OUT from now on. None if there is none."""
         while self.ready and self._flows(now_s):
-            update = heapq.heappop(self.ready)[1]
+            update = heapq.heappop(self.ready)[2]
             if self._goes_out(update):
                 return update
         return None
@@ -186,19 +192,32 @@ class Lane:
             update.dead_letter = verdict
             self.put_back(update)
 
-    def may_go_again(self, suspect: Update, policy: RetryPolicy, now_s: float, *, blamed: bool, alone: bool) -> bool:
+    def may_go_again(self, suspicion: Suspicion[Update], policy: RetryPolicy, now_s: float) -> bool:
         """Whether the suspect of a dropped connection is to be sent again, by itself; if not, it is put back.
 
-        `blamed`: the drop counts as an attempt. `alone`: nothing else was on the connection. Otherwise another update
-        may have caused the drop, so only an update that was alone is dead-lettered for it.
+        The drop counts as an attempt only if a control has shown that the Facilitator is sound. If the suspect was not
+        alone on the connection, another update may have caused the drop, so only an update that was alone is
+        dead-lettered for it. If no control tells, other heads go before the suspect from now on.
         """
-        if blamed:
+        suspect = suspicion.suspect
+        if not suspicion.sound:
+            suspect.undecided += 1
+            self.put_back(suspect)
+            return False
+        if suspicion.blamed:
             suspect.attempts += 1
-            suspect.dead_letter = judge_drop(suspect.attempts, policy) if alone else None
+            suspect.dead_letter = judge_drop(suspect.attempts, policy) if suspicion.alone else None
         if suspect.dead_letter is None and now_s < self.ours_until_s:
             return True
         self.put_back(suspect)
         return False
+
+    def control_found(self) -> None:
+        """There is a control again, so drops can be told apart: what was undecided is in its usual turn again."""
+        for update in self.undecided():
+            update.undecided = 0
+        self.ready = [(update.undecided, update.sequence, update) for _, _, update in self.ready]
+        heapq.heapify(self.ready)
 
     def has_no_dead_letter(self, update: Update) -> DeadLetter | None:
         """The dead-letter stream was asked and does not have `update`: returns the dead letter to write.
@@ -290,7 +309,7 @@ class Lane:
         if head.dead_letter is not None or head.maybe_dead_lettered:
             self.dead_letters.append(head)
         else:
-            heapq.heappush(self.ready, (head.sequence, head))
+            heapq.heappush(self.ready, (head.undecided, head.sequence, head))
 
     def _goes_out(self, update: Update) -> bool:
         """Whether the update is still its job's head; if so, it is OUT from now on."""

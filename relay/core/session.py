@@ -3,26 +3,37 @@
 Replies carry no id. They can be matched to updates only by order, on one connection. So the session keeps what it sent
 first-in-first-out, and breaks the connection as soon as the pairing cannot be trusted any more.
 
-    CLOSED ──opened──► AUTHENTICATING ──success──► OPEN ◄──answered── PROBING
-      ▲                      │                      │                    ▲
-      │                      └──success, with a suspect left ────────────┘
-      └──────────────────────────── closed ── BROKEN ◄── overdue, unmatched or unreadable
+    CLOSED ──opened──► AUTHENTICATING ──success──► OPEN ◄──answered, or released──┐
+      ▲                      │                                                    │
+      │                      └──success, with a suspect──► CONTROLLING ────────► PROBING
+      │                                                        control answered
+      └──────────────────── closed ── BROKEN ◄── overdue, unmatched or unreadable
 
 **The suspect.** Some updates make the Facilitator drop the connection without an answer. When an authenticated
 connection drops, the first unanswered update is the suspect. After the reconnect it is sent alone: if the connection
-drops again, this update did it. A drop counts as an attempt of the suspect, with one exception: if the connection was
-shared and the next attempt to connect fails, the Facilitator was down, and the update is not blamed.
+drops again, this update did it, or the Facilitator cannot store anything.
+
+**The control** (control.py) tells which. It is sent after the reconnect, alone, before the suspect. If it is answered
+as a repeat of a stored update is, the Facilitator is sound: the drop before counts as an attempt of the suspect, and
+the suspect may be sent. So an update that is dead-lettered for drops was sent alone between two controls that passed.
+If the connection ends before that answer, the world is at fault, and the drop before does not count. Without a control
+it does not count either; then the suspect is released, and goes again after other updates, so that one of them can
+become the control. Until an update is answered, they are sent one at a time, because perhaps all are in vain.
+
+A drop does not count, either, if the connection was shared and the next attempt to connect fails: the Facilitator was
+down.
 """
 
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 from relay.contract.wire import HEARTBEAT, Push, Reply, decode_incoming
+from relay.core.control import Control, shows_storing
 
 T = TypeVar("T")
 
@@ -46,20 +57,40 @@ class Phase(enum.Enum):
 
     CLOSED = enum.auto()
     AUTHENTICATING = enum.auto()
+    CONTROLLING = enum.auto()  # the control is sent, and nothing else may be
     PROBING = enum.auto()  # only the suspect may be sent
     OPEN = enum.auto()
     BROKEN = enum.auto()  # to be closed by us: the replies cannot be paired any more
 
 
+_SIGNED_IN: Final = frozenset({Phase.CONTROLLING, Phase.PROBING, Phase.OPEN})
+_WAITED_FOR: Final = {Phase.AUTHENTICATING: "the authentication", Phase.CONTROLLING: "a repeat of an earlier update"}
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion(Generic[T]):
+    """There is a suspect, and the control was answered, or there is none. The session waits for a decision.
+
+    That is `probe` or `clear_suspect`.
+    """
+
+    suspect: T
+    blamed: bool = False
+    """The connection dropped at the suspect, which counts as an attempt if `sound`."""
+    alone: bool = False
+    """Nothing else was on the connection when it dropped."""
+    sound: bool = False
+    """The control has shown that the Facilitator can store updates."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opened(Generic[T]):
-    """Authenticated. With a suspect, the session waits for `probe` or `clear_suspect`."""
+    """Authenticated. Without a suspect, the session is open for all updates."""
 
-    suspect: T | None = None
-    blamed: bool = False
-    """The drop counts as an attempt of the suspect."""
-    alone: bool = False
-    """Nothing else was on the connection when it dropped, so the suspect did it."""
+    control: bytes | None = None
+    """There is a suspect: the control, to be sent now. Its answer makes a Suspicion."""
+    suspicion: Suspicion[T] | None = None
+    """There is a suspect and no control."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +138,11 @@ class Lost(Generic[T]):
 
     unanswered: tuple[T, ...]
     suspect: T | None
+    control_unanswered: bool = False
+    """The control was out, and nothing else: so no update was at fault."""
 
 
-Event = Opened[T] | SignInRefused | Answered[T] | Pushed | Broken | Unpaired
+Event = Opened[T] | Suspicion[T] | SignInRefused | Answered[T] | Pushed | Broken | Unpaired
 
 
 class Session(Generic[T]):
@@ -135,17 +168,21 @@ class Session(Generic[T]):
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self.phase = Phase.CLOSED
+        self.control = Control()
+        """To be told of every update that is acknowledged."""
         self.unanswered_bytes = 0
         """How many bytes wait for their answers."""
         self._window = window
+        self._limit = window  # of unanswered updates now
         self._window_bytes = window_bytes
         self._size_of = size_of
         self._reply_timeout_s = reply_timeout_s
         self._authentication = authentication
         self._unanswered: deque[tuple[T, float]] = deque()
-        self._began_s = 0.0
+        self._asked_s = 0.0  # when the authentication was sent, or the control
         self._heartbeat_due_s = 0.0
         self._suspect: T | None = None
+        self._suspicion: Suspicion[T] | None = None  # while the control is out
         self._blamed = False
         self._may_be_outage = False
 
@@ -161,7 +198,7 @@ class Session(Generic[T]):
     def opened(self, now_s: float) -> str:
         """The connection is made: returns the message to send first."""
         assert self.phase is Phase.CLOSED, "one connection at a time"
-        self._began_s = now_s
+        self._asked_s = now_s
         self._heartbeat_due_s = now_s  # at once: jobs are routed only to validators that send heartbeats
         self.phase = Phase.AUTHENTICATING
         return self._authentication or _EMPTY_MESSAGE
@@ -171,7 +208,7 @@ class Session(Generic[T]):
 
         If they have AT_ONCE_BYTES or more, there may be others.
         """
-        room, room_bytes = self._window - len(self._unanswered), self._window_bytes - self.unanswered_bytes
+        room, room_bytes = self._limit - len(self._unanswered), self._window_bytes - self.unanswered_bytes
         if self.phase is not Phase.OPEN or not room or room_bytes <= 0:
             return ()
         updates = take(room, min(room_bytes, AT_ONCE_BYTES), now_s)
@@ -202,18 +239,23 @@ class Session(Generic[T]):
             return Unpaired()
         if isinstance(incoming, Reply):
             if self.phase is Phase.AUTHENTICATING:
-                return self._authenticated() if self._accepts(incoming) else self._refused(incoming)
-            if self._unanswered and not (incoming.errors and _NOT_KNOWN_HERE in map(_type_of, incoming.errors)):
+                return self._authenticated(now_s) if self._accepts(incoming) else self._refused(incoming)
+            known = not (incoming.errors and _NOT_KNOWN_HERE in map(_type_of, incoming.errors))
+            if self._unanswered and known:
                 update, sent_s = self._unanswered.popleft()
                 self.unanswered_bytes -= self._size_of(update)
+                self._limit = self._window
                 if self.phase is Phase.PROBING:
                     self.clear_suspect()
                 return Answered(update, incoming, now_s - sent_s)
-        return self._broken(_why_broken(incoming, asked=bool(self._unanswered)))
+            if self._suspicion is not None and known:
+                return self._controlled(self._suspicion, incoming)
+        asked = bool(self._unanswered) or self._suspicion is not None
+        return self._broken(_why_broken(incoming, asked=asked))
 
     def heartbeat(self, now_s: float) -> str | None:
         """The heartbeat to send now, if one is due."""
-        if self.phase not in (Phase.OPEN, Phase.PROBING) or now_s < self._heartbeat_due_s:
+        if self.phase not in _SIGNED_IN or now_s < self._heartbeat_due_s:
             return None
         self._heartbeat_due_s = now_s + HEARTBEAT_INTERVAL_S
         return HEARTBEAT
@@ -222,16 +264,16 @@ class Session(Generic[T]):
         """Whether an answer has been missing for too long."""
         if now_s < self._reply_deadline(now_s):
             return None
-        waited_for = "the authentication" if self.phase is Phase.AUTHENTICATING else "an update"
+        waited_for = _WAITED_FOR.get(self.phase, "an update")
         return self._broken(f"no answer to {waited_for} within {self._reply_timeout_s:g} s")
 
     def deadline(self, now_s: float) -> float:
         """When to ask `heartbeat` and `overdue` next; nothing that is sent later can be due earlier."""
         deadline = self._reply_deadline(now_s)
-        if self.phase in (Phase.OPEN, Phase.PROBING):
+        if self.phase in _SIGNED_IN:
             deadline = min(deadline, self._heartbeat_due_s)
         elif self.phase is Phase.AUTHENTICATING:  # the first heartbeat follows the sign-in at once, the second then
-            deadline = min(deadline, self._began_s + HEARTBEAT_INTERVAL_S)
+            deadline = min(deadline, self._asked_s + HEARTBEAT_INTERVAL_S)
         return deadline
 
     def closed(self, code: int | None) -> Lost[T]:
@@ -253,8 +295,10 @@ class Session(Generic[T]):
                 pass
         if self._suspect in updates:
             updates.clear()
+        lost = Lost(tuple(updates), self._suspect, self._suspicion is not None)
+        self._suspicion = None
         self.phase = Phase.CLOSED
-        return Lost(tuple(updates), self._suspect)
+        return lost
 
     def failed_to_open(self) -> None:
         """No connection could be made, or it broke before the sign-in was accepted: the Facilitator is down."""
@@ -266,14 +310,30 @@ class Session(Generic[T]):
             return reply.status == "success"
         return not any(error.type.startswith(_ABOUT_AUTHENTICATION) for error in reply.errors)
 
-    def _authenticated(self) -> Opened[T]:
+    def _authenticated(self, now_s: float) -> Opened[T]:
         if self._suspect is None:
             self.phase = Phase.OPEN
             return Opened()
+        suspicion = Suspicion(self._suspect, self._blamed, not self._may_be_outage)
+        self._blamed = False  # it counts now, if the control passes, or never
+        control = self.control.use()
+        if control is None:
+            self._limit = 1
+            self.phase = Phase.PROBING
+            return Opened(suspicion=suspicion)
+        self.phase = Phase.CONTROLLING
+        self._suspicion, self._asked_s = suspicion, now_s
+        return Opened(control)
+
+    def _controlled(self, suspicion: Suspicion[T], reply: Reply) -> Suspicion[T]:
+        self._suspicion = None
         self.phase = Phase.PROBING
-        opened = Opened(self._suspect, self._blamed, not self._may_be_outage)
-        self._blamed = False  # the receiver of this event counts it
-        return opened
+        sound = shows_storing(reply)
+        if sound:
+            self.control.passed()
+        else:
+            self._limit = 1
+        return replace(suspicion, sound=sound)
 
     def _refused(self, reply: Reply) -> SignInRefused:
         self.failed_to_open()
@@ -287,8 +347,8 @@ class Session(Generic[T]):
         return Broken(why)
 
     def _reply_deadline(self, now_s: float) -> float:
-        if self.phase is Phase.AUTHENTICATING:
-            return self._began_s + self._reply_timeout_s
+        if self.phase in (Phase.AUTHENTICATING, Phase.CONTROLLING):
+            return self._asked_s + self._reply_timeout_s
         waiting = self._unanswered and self.phase is not Phase.BROKEN
         return (self._unanswered[0][1] if waiting else now_s) + self._reply_timeout_s
 

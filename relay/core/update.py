@@ -79,7 +79,9 @@ class Update:
     maybe_dead_lettered: bool = False
     """A worker before this one may have written its dead letter already: look it up first."""
     attempts: int = 0
-    """Failed answers, or suspected drops, that were this update's own fault."""
+    """Failed answers, or drops of the connection, that were this update's own fault."""
+    undecided: int = 0
+    """How often the connection dropped at it since there was last a control to tell whose fault that is."""
     sent_s: float | None = None
     """When it was first sent to the Facilitator, perhaps over a connection that is gone; None if it never was."""
     state: State = State.QUEUED

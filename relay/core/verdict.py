@@ -84,4 +84,4 @@ def judge_drop(attempts: int, policy: RetryPolicy) -> DeadLetter | None:
     if attempts < policy.max_attempts:
         return None
     error = f"the Facilitator dropped the connection {attempts} times when this update was the first unanswered one"
-    return DeadLetter(Reason.CONNECTION_DROPPED, error)
+    return DeadLetter(Reason.CONNECTION_DROPPED, f"{error}, and answered a repeat of an earlier update in between")

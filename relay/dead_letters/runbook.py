@@ -51,9 +51,10 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "look for the job in the Facilitator: replay if it is there now, purge if it was never its job",
     ),
     Reason.CONNECTION_DROPPED: Advice(
-        "each time that the Facilitator dropped the connection, this update was the first without an answer",
-        "read the Facilitator's log at that time: replay if it was down or was fixed since, and keep the dead letter"
-        " for its developers if it was not",
+        "the Facilitator dropped the connection at this update each time, and answered a repeat of an earlier update"
+        " before and after",
+        "read the Facilitator's log at that time: replay if it was fixed since, and keep the dead letter for its"
+        " developers if it was not",
     ),
     Reason.MAX_DELIVER: Advice(
         "JetStream delivered the update as often as `RELAY_MAX_DELIVER` says, and no delivery was acknowledged"

@@ -23,6 +23,7 @@ from relay.core.session import (
     Pushed,
     Session,
     SignInRefused,
+    Suspicion,
     Unpaired,
 )
 from relay.core.update import Update
@@ -39,6 +40,8 @@ _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """The largest message that we accept: an error reply contains the whole update that it refuses, escaped once more."""
 _GIVING_UP: Final = CloseCode.PROTOCOL_ERROR
 """The code with which we close a connection whose replies cannot be paired any more."""
+_TOLD_IN_VAIN: Final = 10
+"""While the Facilitator drops every connection at the first update, this many are logged, and the others as debug."""
 _CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
 """Stands for the close frame when we are cancelled: a drop would be blamed on an update."""
 
@@ -57,8 +60,12 @@ class UpdateSupply(Protocol):
 class AnswerSink(Protocol):
     """Where a connection passes on what it learns about updates; see path/settlement.py."""
 
-    def opened(self, event: Opened[Update]) -> bool:
-        """The session is open. Returns whether to send its suspect, alone; if not, the session forgets the suspect."""
+    def opened(self) -> None:
+        """The session may be used."""
+        ...
+
+    def suspected(self, suspicion: Suspicion[Update]) -> bool:
+        """Returns whether to send the suspect, alone; if not, the session forgets it."""
         ...
 
     def answered(self, answers: Sequence[Answered[Update]]) -> None:
@@ -110,6 +117,8 @@ class FacilitatorConnection:
         self._ping_timeout_s = ping_timeout_s
         self._supply: UpdateSupply | None = None
         self._socket: WebSocket | None = None
+        self._in_vain = 0
+        """How many connections in a row were lost at an update, and none was answered since."""
 
     @property
     def unanswered(self) -> int:
@@ -167,7 +176,9 @@ class FacilitatorConnection:
         finally:
             self._socket = None
             # Also if cancelled: what was not answered must go back to its lanes.
-            answers.lost(self._session.closed(closing.code if closing else None))
+            lost = self._session.closed(closing.code if closing else None)
+            self._in_vain += lost.suspect is not None
+            answers.lost(lost)
             await socket.close()
         self._note_lost(closing)
 
@@ -197,6 +208,7 @@ class FacilitatorConnection:
         for message in messages:
             event = self._session.received(message, now_s)
             if isinstance(event, Answered):
+                self._in_vain = 0
                 answered.append(event)
                 continue
             if answered:
@@ -212,6 +224,9 @@ class FacilitatorConnection:
                 await pushes.put(pushed)  # waits while the queue is full, and nothing is read meanwhile
             case Opened() as opened:
                 self._signed_in(opened, socket, answers)
+            case Suspicion() as suspicion:
+                self._judge(suspicion, socket, answers)
+                self.send()
             case SignInRefused(error):
                 self._pace.refused()
                 self._complain(f"the Facilitator refuses this validator: {error}; {remedy(error)}")
@@ -225,15 +240,23 @@ class FacilitatorConnection:
         self.trouble = None
         self._pace.signed_in()
         self._metrics.connection_opened()
-        _log.info("connected to the Facilitator", url=self._shown_url)
-        goes = answers.opened(opened)
-        if opened.suspect is not None and goes:
-            self._session.probe(time.monotonic())
-            socket.send(opened.suspect.text)
-        elif opened.suspect is not None:
-            self._session.clear_suspect()
+        (_log.info if self._in_vain <= _TOLD_IN_VAIN else _log.debug)(
+            "connected to the Facilitator", url=self._shown_url
+        )
+        answers.opened()
+        if opened.control is not None:
+            socket.send(opened.control)
+        elif opened.suspicion is not None:
+            self._judge(opened.suspicion, socket, answers)
         self._beat(socket)
         self.send()
+
+    def _judge(self, suspicion: Suspicion[Update], socket: WebSocket, answers: AnswerSink) -> None:
+        if answers.suspected(suspicion):
+            self._session.probe(time.monotonic())
+            socket.send(suspicion.suspect.text)
+        else:
+            self._session.clear_suspect()
 
     async def _watch(self, socket: WebSocket) -> None:
         """Send heartbeats when they are due, and break the connection when an answer is overdue."""
@@ -253,9 +276,9 @@ class FacilitatorConnection:
         _log.warning("the connection to the Facilitator must be made anew", why=broken.why)
         await socket.close(_GIVING_UP)
 
-    def _complain(self, trouble: str) -> None:
+    def _complain(self, trouble: str, *, quietly: bool = False) -> None:
         if trouble != self.trouble:
-            _log.error(trouble)
+            (_log.debug if quietly else _log.error)(trouble)
         self.trouble = trouble
 
     def _note_lost(self, closing: Close | None) -> None:
@@ -264,4 +287,4 @@ class FacilitatorConnection:
             self._metrics.connection_refused()
         else:
             self._metrics.connection_lost()
-            self._complain(f"the connection to the Facilitator was {how}")
+            self._complain(f"the connection to the Facilitator was {how}", quietly=self._in_vain > _TOLD_IN_VAIN)

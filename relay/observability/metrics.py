@@ -32,6 +32,8 @@ HowLeft = Literal["given_up", "given_up_undrained", "lost"]
 
 Holder = Literal["dead_letters", "pushes", "requests"]
 """What holds bytes besides the updates at hand."""
+ControlOutcome = Literal["passed", "lost", "missing"]
+"""What became of a control: it was answered as it should be, the connection was lost at it, or there was none."""
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """The content type of what `Metrics.render` returns. Every scraper can read it."""
@@ -250,6 +252,12 @@ class Metrics:
             "outcome",
             ("opened", "lost", "refused"),
         )
+        self._controls = self._counters(
+            "relay_controls",
+            "Drops of the connection that were looked into by sending an acknowledged update again, by the result.",
+            "outcome",
+            get_args(ControlOutcome),
+        )
 
     def state(self, *, ready: bool, nats: bool, facilitator: int) -> None:
         """Whether the worker is ready and connected to NATS, and how many connections are signed in."""
@@ -271,6 +279,10 @@ class Metrics:
     def connection_refused(self) -> None:
         """A connection failed before it was signed in."""
         self._connections["refused"].inc()
+
+    def controlled(self, outcome: ControlOutcome) -> None:
+        """A control was to tell whose fault a drop of the connection is."""
+        self._controls[outcome].inc()
 
     # --- What is read from them
 

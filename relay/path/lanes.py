@@ -4,9 +4,11 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Final
 
 from relay.contract.report import LaneReport
+from relay.contract.subjects import STATUS_STREAM
 from relay.core.lane import Lane, Turns
 from relay.core.ports import OpenSource, WatchAdvisories
 from relay.core.progress import LaneProgress
@@ -148,6 +150,11 @@ class Lanes:
         for run in self._runs.values():
             run.connection_opened()
 
+    def control_found(self) -> None:
+        """From now on drops of the connection can be told apart."""
+        for run in self._runs.values():
+            run.lane.control_found()
+
     def connection_lost(self) -> None:
         """The session with the Facilitator is over, and nothing is OUT there any more."""
         self._opened.clear()
@@ -175,9 +182,10 @@ class Lanes:
         return next((lane.progress(job) for lane in self._runs if lane.number == number), None)
 
     def troubles(self) -> list[str]:
-        """Which lanes cannot be pulled, and why."""
+        """Which lanes cannot be pulled, or have an update that nothing passes, and why."""
         runs = self._runs.values()
-        return [f"lane {run.lane.number}: {run.source.trouble}" for run in runs if run.source.trouble]
+        told = [(run.lane.number, trouble) for run in runs for trouble in (run.source.trouble, _doubt(run.lane))]
+        return [f"lane {number}: {trouble}" for number, trouble in told if trouble]
 
     # --- long-lived tasks
 
@@ -202,3 +210,15 @@ class Lanes:
             due_s = self.turns.wake(time.monotonic())
             self.open()
             await set_within(self._retry_added, None if due_s is None else due_s - time.monotonic())
+
+
+def _doubt(lane: Lane) -> str | None:
+    """What is undecided in a lane, in words for an operator; None if nothing is."""
+    if not (undecided := lane.undecided()):
+        return None
+    most = max(undecided, key=attrgetter("undecided"))
+    return (
+        f"the Facilitator dropped the connection at update {most.sequence} of {STATUS_STREAM}, and has acknowledged"
+        " nothing since: either it cannot store updates, or this update makes it fail; this shows as soon as it"
+        " acknowledges another update"
+    )

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from relay.contract.subjects import REPLAYED_FROM_HEADER
+from relay.core.control import Control
 from relay.core.lane import Lane
 from relay.core.ports import SettlementObserver
-from relay.core.session import Answered, Lost, Opened
+from relay.core.session import Answered, Lost, Suspicion
 from relay.core.trace import traced
 from relay.core.update import DeliveryLike, Update
 from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, RetryPolicy, judge
@@ -22,28 +24,40 @@ class Settlement:
 
     Args:
         lanes: the lanes of that connection.
+        control: of that connection.
         observers: are told of each update that is settled.
     """
 
     def __init__(
-        self, lanes: Lanes, policy: RetryPolicy, metrics: Metrics, observers: Sequence[SettlementObserver] = ()
+        self,
+        lanes: Lanes,
+        policy: RetryPolicy,
+        control: Control,
+        metrics: Metrics,
+        observers: Sequence[SettlementObserver] = (),
     ) -> None:
         self._lanes = lanes
         self._policy = policy
+        self._control = control
         self._metrics = metrics
         self._observers = observers
 
     # --- what the connection to the Facilitator calls
 
-    def opened(self, event: Opened[Update]) -> bool:
-        """The session may be used. Returns whether it has a suspect to send, alone and before anything else."""
+    def opened(self) -> None:
+        """The session may be used."""
         self._lanes.connection_opened()
-        if (suspect := event.suspect) is None:
-            return False
-        if event.blamed:
+
+    def suspected(self, suspicion: Suspicion[Update]) -> bool:
+        """Judge the suspect of a dropped connection. Returns whether to send it, alone and before anything else."""
+        suspect, lane = suspicion.suspect, suspicion.suspect.lane
+        goes = lane.may_go_again(suspicion, self._policy, time.monotonic())
+        self._metrics.controlled("passed" if suspicion.sound else "missing")
+        if suspect.undecided == 1:  # it may happen twice a second for hours
+            _log.warning("dropped the connection; no repeat of an earlier update tells why", **_names(suspect))
+        if suspicion.sound and suspicion.blamed:
             self._metrics.retried()
-        lane = suspect.lane
-        goes = lane.may_go_again(suspect, self._policy, time.monotonic(), blamed=event.blamed, alone=event.alone)
+            _log.info("dropped the connection, unlike a repeat of an earlier update", **_names(suspect))
         if not goes:
             self._lanes.progressed([lane])
         return goes
@@ -56,6 +70,7 @@ class Settlement:
         hot_path_s: list[float] = []
         round_trip_s: list[float] = []
         end_to_end_s: dict[Outcome, list[float]] = {}
+        latest: Update | None = None
         for answer in answers:
             update = answer.update
             lanes.add(update.lane)
@@ -64,6 +79,7 @@ class Settlement:
             if isinstance(verdict, Ack):
                 update.lane.settle(update, verdict.outcome)
                 acknowledged.append(update.delivery)
+                latest = update
                 end_to_end_s.setdefault(verdict.outcome, []).append(wall_s - update.delivery.stored_at_s)
                 if update.sent_s is not None:
                     hot_path_s.append(update.sent_s - update.delivered_s)
@@ -74,6 +90,8 @@ class Settlement:
                 self._tell_of_retry(update, verdict)
         if acknowledged:
             acknowledged[0].ack(*acknowledged[1:])
+        if latest is not None and self._control.keep(latest.text, latest.status):
+            self._lanes.control_found()
         self._metrics.answered(hot_path_s, round_trip_s, end_to_end_s)
         self._lanes.progressed(lanes)
 
@@ -81,6 +99,9 @@ class Settlement:
         """The session is over: what was not answered is the head of its job again; the session keeps the suspect."""
         for update in event.unanswered:
             update.lane.put_back(update)
+        if event.control_unanswered:
+            self._metrics.controlled("lost")
+            _log.warning("the connection was lost at a repeat of an earlier update, so no update is at fault")
         self._lanes.connection_lost()
         self._lanes.progressed({update.lane for update in event.unanswered})
 
@@ -109,11 +130,12 @@ class Settlement:
         self._metrics.retried()
         self._lanes.backoff_began()
         _log.info(
-            "refused, will be tried again",
-            subject=update.delivery.subject,
-            sequence=update.sequence,
-            attempts=update.attempts,
-            wait_s=round(verdict.wait_s, 3),
-            error=verdict.error,
-            **traced(update.delivery.headers),
+            "refused, will be tried again", wait_s=round(verdict.wait_s, 3), error=verdict.error, **_names(update)
         )
+
+
+def _names(update: Update) -> dict[str, Any]:
+    """What a log line says about an update."""
+    delivery = update.delivery
+    told = {"subject": delivery.subject, "sequence": update.sequence, "attempts": update.attempts}
+    return told | traced(delivery.headers)

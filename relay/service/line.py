@@ -107,7 +107,7 @@ class Line:
             limits=settings.lanes,
             metrics=metrics,
         )
-        self._settlement = Settlement(self.lanes, settings.policy, metrics, observers)
+        self._settlement = Settlement(self.lanes, settings.policy, session.control, metrics, observers)
         self._dead_letter_worker = DeadLetterWorker(
             self.lanes,
             self._settlement,

@@ -318,29 +318,6 @@ def test_the_second_backoff_counts_not_the_first():
     assert (20.0, [], None, [1]) == (lane.wake(19.9), taken(lane), lane.wake(20.0), taken(lane))
 
 
-@pytest.mark.parametrize(
-    ("attempts", "blamed", "alone", "lease_s", "goes", "counted"),
-    [
-        (0, True, True, 9.0, True, 1),
-        (0, False, True, 9.0, True, 0),
-        (2, True, True, 9.0, False, 3),
-        (2, True, False, 9.0, True, 3),
-        (0, True, True, 0.0, False, 1),
-    ],
-    ids=["once more", "not blamed", "too often alone", "too often in company", "the lease is over"],
-)
-def test_whether_a_suspect_goes_again(attempts, blamed, alone, lease_s, goes, counted):  # noqa: PLR0917
-    """A suspect is sent until it dropped the connection too often, at last alone, and only with a valid lease."""
-    lane = lane_with(FakeDelivery(1))
-    suspect = lane.take(0.0)
-    suspect.attempts, lane.ours_until_s = attempts, lease_s
-    went = lane.may_go_again(suspect, POLICY, 1.0, blamed=blamed, alone=alone)
-    ends_dead = attempts == 2 and not goes
-    lane.ours_until_s = math.inf
-    assert (goes, counted, ends_dead) == (went, suspect.attempts, suspect.dead_letter is not None)
-    assert ([], [1] if ends_dead else []) == (taken(lane) if goes or ends_dead else [], dead_letters(lane))
-
-
 # --- what a lane tells
 
 

@@ -9,7 +9,7 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from delivery_kit import FakeDelivery
+from delivery_kit import JOBS, FakeDelivery, body
 from hypothesis import Phase as Phases
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, Turns
-from relay.core.session import Answered, Broken, Opened, Phase, Session
+from relay.core.session import Answered, Broken, Opened, Phase, Session, Suspicion
 from relay.core.update import DeadLetterHorizon, Update
 from relay.core.verdict import Ack, Outcome, RetryPolicy, judge
 
@@ -27,6 +27,8 @@ WINDOW = 2
 BACKOFF_S = 3.0
 POLICY = RetryPolicy(3, Backoff(BACKOFF_S, BACKOFF_S, lambda: 1.0))
 REPLY_TIMEOUT_S = 60.0
+CONTROL = 0
+"""Stands for the control on the socket, which is no update to be answered."""
 PATIENCE_S = 1e9  # a missing update always comes back in time here; test_continuity tests that it does not
 
 PUSH = '{"message_type":"V2JobRequest","uuid":"123","type":"job.new"}'
@@ -62,6 +64,7 @@ class World:
         self.jobs: dict[int, str] = {}
         self.consumers = [Consumer(), Consumer()]
         self.socket: deque[int] = deque()  # reached the Facilitator on this connection and have no reply yet
+        self.inserts_fail = False  # the Facilitator cannot store, and drops the connection at every update instead
         self.unfit: set[int] = set()
         self.stored: set[int] = set()
         self.dead: set[int] = set()
@@ -91,6 +94,7 @@ class World:
         self.socket.clear()
         self.attempts.clear()
         self.suspect, self.blamed, self.may_be_outage = None, False, False
+        self.has_control = False
 
     def start_pulling(self, number: int) -> None:
         self.lanes[number].began(self.consumers[number].state(), self.now_s)
@@ -153,22 +157,36 @@ class World:
                     self._settle(update, verdict.outcome, lost=ack_lost)
                 else:
                     update.lane.fail(update, verdict, self.now_s)
-            case Opened(Update() as suspect, blamed, alone):
-                if suspect.lane.may_go_again(suspect, POLICY, self.now_s, blamed=blamed, alone=alone):
-                    self.session.probe(self.now_s)
-                    self._send(suspect, alone=True)
-                else:
-                    self.suspect = None
-                    self.session.clear_suspect()
+            case Opened(bytes() as control):
+                assert control in map(body, JOBS.values())
+                self.socket.append(CONTROL)
+            case (Suspicion() as suspicion) | Opened(suspicion=Suspicion() as suspicion):
+                self._judge(suspicion)
             case Broken():
                 self.lose(1002)
         self.open()
+
+    def _judge(self, suspicion: Suspicion[Update]) -> None:
+        suspect = suspicion.suspect
+        if suspect.lane.may_go_again(suspicion, POLICY, self.now_s):
+            self.session.probe(self.now_s)
+            self._send(suspect, alone=True)
+        else:
+            assert suspect.dead_letter is None or not self.inserts_fail, "dead-lettered although the world is at fault"
+            self.suspect = None
+            self.session.clear_suspect()
 
     # --- the Facilitator and the way there
 
     def reply(self, kind: str, *, ack_lost: bool = False) -> None:
         """Answer the oldest update of the connection; one that is stored already is always a duplicate."""
+        if self.inserts_fail and kind != "not found":
+            self.drop(None, stored=False)
+            return
         sequence = self.socket.popleft()
+        if sequence == CONTROL:
+            self._reply_to_control(kind)
+            return
         kind = "duplicate" if sequence in self.stored else kind
         if kind == "success":
             self.stored.add(sequence)
@@ -176,6 +194,13 @@ class World:
             self.attempts[sequence] += 1
         self.suspect = None
         self.receive(REPLIES[kind], ack_lost=ack_lost)
+
+    def _reply_to_control(self, kind: str) -> None:
+        self.has_control = kind != "not found"  # the job was deleted
+        if self.has_control and self.blamed:
+            self.attempts[self.suspect] += 1
+        self.blamed = False
+        self.receive(REPLIES["duplicate" if self.has_control else kind])
 
     def stall(self) -> None:
         """No answer comes within the timeout."""
@@ -186,14 +211,16 @@ class World:
 
     def drop(self, code: int | None, *, stored: bool) -> None:
         """The connection is lost; the oldest update may have been stored before."""
-        if self.socket and stored:
-            self.stored.add(self.socket[0])
-        if self.socket and code in (None, 1009):
+        oldest = self.socket[0] if self.socket else CONTROL
+        if oldest != CONTROL and stored:
+            self.stored.add(oldest)
+        if oldest != CONTROL and code in (None, 1009):
             self.may_be_outage = self.suspect is None
-            self.suspect, self.blamed = self.socket[0], True
+            self.suspect, self.blamed = oldest, True
         self.lose(code)
 
     def lose(self, code: int | None) -> None:
+        self.blamed = self.blamed and CONTROL not in self.socket
         self.socket.clear()
         lost = self.session.closed(code)
         assert self.suspect == (lost.suspect and lost.suspect.sequence)
@@ -213,9 +240,9 @@ class World:
         if how != "let in":
             self.session.closed(None)
             return
-        if self.suspect is not None and self.blamed:
-            self.attempts[self.suspect] += 1
-        self.blamed = False
+        if not self.has_control:
+            self.blamed = False
+        self.has_control = self.has_control and self.suspect is None  # else it is sent now
         self.receive(REPLIES["success"])
 
     # --- the promise
@@ -238,6 +265,11 @@ class World:
         assert (outcome is Outcome.DEAD_LETTERED) == (update.sequence in self.dead)
         self.settled.add(update.sequence)
         update.lane.settle(update, outcome)
+        if outcome is not Outcome.DEAD_LETTERED:
+            self.has_control = True
+            if self.session.control.keep(update.text, update.status):
+                for lane in self.lanes:
+                    lane.control_found()
         if not lost:
             del self.consumers[update.lane.number].pending[update.sequence]
 
@@ -260,6 +292,7 @@ class World:
 
     def calm_down(self) -> None:
         """Let time pass without faults until all is settled. Steps are limited, because a deadlock never ends."""
+        self.inserts_fail = False
         for _ in range(5 + 2 * len(self.jobs)):
             if not any(consumer.pending or consumer.unseen for consumer in self.consumers):
                 return
@@ -293,41 +326,85 @@ def test_a_lost_delivery_holds_the_lane_until_it_comes_back():
     assert ([], [1, 2]) == (before, world.sends)
 
 
+def with_control(*jobs):
+    """A world in which an update of another job has been acknowledged: it is the control."""
+    world = connected("b", *jobs)
+    world.deliver(0, [world.consumers[0].next()])
+    world.look(0)
+    world.reply("success")
+    return world
+
+
+def drop_at_the_poison(world):
+    """Drop the connection, connect again, and answer the control."""
+    world.drop(None, stored=False)
+    world.connect("let in")
+    world.reply("duplicate")
+
+
 def test_a_poison_update_goes_down_alone():
     """An update that drops every connection is sent alone after the first drop, and is dead-lettered at last."""
+    world = with_control("a", "c")
+    world.deliver_all()
+    while world.attempts[2] < POLICY.max_attempts:
+        drop_at_the_poison(world)
+    assert ([1, 2, 3, 2, 2, 3], {2: POLICY.max_attempts}) == (world.sends, dict(world.attempts))
+    world.calm_down()
+    assert ({2}, {1, 3}) == (world.dead, world.stored)
+
+
+def test_a_poison_update_at_first_waits_for_a_control():
+    """With nothing acknowledged, no drop counts; another update goes first, and with its answer drops count."""
     world = connected("a", "c")
     world.deliver_all()
-    while world.attempts[1] < POLICY.max_attempts:
+    for _ in range(POLICY.max_attempts):
         world.drop(None, stored=False)
         world.connect("let in")
-    assert ([1, 2, 1, 1, 2], {1: POLICY.max_attempts}) == (world.sends, dict(world.attempts))
+    assert {} == +world.attempts
+    while world.socket[0] != 2:
+        world.drop(None, stored=False)
+        world.connect("let in")
+    world.reply("success")
+    while world.attempts[1] < POLICY.max_attempts:
+        drop_at_the_poison(world)
     world.calm_down()
     assert ({1}, {2}) == (world.dead, world.stored)
 
 
+def test_failing_inserts_cost_no_attempts():
+    """While the Facilitator drops the connection at every update, nothing is counted, however long that lasts."""
+    world = with_control("a", "c")
+    world.inserts_fail = True
+    world.deliver_all()
+    for _ in range(10 * POLICY.max_attempts):
+        world.reply("success")
+        world.connect("let in")
+    assert {} == +world.attempts
+    world.calm_down()
+    assert (set(), {1, 2, 3}) == (world.dead, world.stored)
+
+
 def test_an_outage_costs_no_attempts():
     """However often the reconnect fails after a drop, all unanswered updates are sent again, and no attempt counts."""
-    world = connected("a", "c")
+    world = with_control("a", "c")
     world.deliver_all()
     world.drop(None, stored=True)
     for how in ["no connection", "dropped at authentication"] * POLICY.max_attempts:
         world.connect(how)
     world.calm_down()
-    assert ([1, 2, 1, 2], {}, set()) == (world.sends, dict(world.attempts), world.dead)
+    assert ([1, 2, 3, 2, 3], {}, set()) == (world.sends, dict(world.attempts), world.dead)
 
 
 def test_a_dead_letter_that_the_server_did_not_hear_of():
     """If the TERM of a dead-lettered update was lost, the next worker finds its dead letter and goes on."""
-    world = connected("a", "a")
-    world.look(0)
+    world = with_control("a", "a")
     world.deliver(0, [world.consumers[0].next()])
-    while world.attempts[1] < POLICY.max_attempts:
-        world.drop(None, stored=False)
-        world.connect("let in")
+    while world.attempts[2] < POLICY.max_attempts:
+        drop_at_the_poison(world)
     world.dead_letter(written=True, term_lost=True)
     world.start_worker()
     world.calm_down()
-    assert ({1}, {2}, [{}, {}]) == (world.dead, world.stored, [each.pending for each in world.consumers])
+    assert ({2}, {1, 3}, [{}, {}]) == (world.dead, world.stored, [each.pending for each in world.consumers])
 
 
 FAILURES = st.lists(st.sampled_from(["no connection", "dropped at authentication", "refused"]), max_size=2)
@@ -381,6 +458,10 @@ class Interleavings(RuleBasedStateMachine):
     def reply(self, kind, ack_lost):
         self.world.reply(kind, ack_lost=ack_lost)
 
+    @rule(fail=LOST)
+    def change_whether_inserts_fail(self, fail):
+        self.world.inserts_fail = fail
+
     @precondition(lambda self: self.world.session.phase is not Phase.CLOSED)
     @rule()
     def push(self):
@@ -429,7 +510,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def the_window_is_the_facilitators(self):
-        assert len(self.world.socket) == self.world.session.unanswered
+        assert len(self.world.socket) - self.world.socket.count(CONTROL) == self.world.session.unanswered
 
     def teardown(self):
         self.world.calm_down()

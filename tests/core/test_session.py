@@ -13,6 +13,7 @@ from relay.core.session import (
     Pushed,
     Session,
     SignInRefused,
+    Suspicion,
     Unpaired,
 )
 
@@ -21,7 +22,9 @@ SUCCESS = '{"status":"success","errors":[]}'
 NOT_FOUND = '{"status":"error","errors":[{"type":"job.not_found","msg":"no such job"}]}'
 NOT_KNOWN = '{"status":"error","errors":[{"type":"auth.not_authenticated","msg":"who are you"}]}'
 NOT_VALID = '{"status":"error","errors":[{"type":"auth.signature_invalid","msg":"wrong"}]}'
+REPEAT = '{"status":"error","errors":[{"type":"job.integrity_error","msg":"again"}]}'
 PUSH = '{"message_type":"V2JobRequest","uuid":"123","type":"job.new"}'
+CONTROL = b"an earlier update"
 GARBAGE = "<html>502 Bad Gateway</html>"
 WINDOW = 4
 TIMEOUT_S = 60.0
@@ -34,6 +37,12 @@ def new_session(window=WINDOW, authentication=AUTHENTICATION, reply_timeout_s=TI
 def let_in(session, now=0.0):
     session.opened(now)
     return session.received(SUCCESS, now)
+
+
+def judged(session, now=0.0):
+    """Connect with a suspect: what the session says of it when the control is answered as a repeat."""
+    assert Opened(CONTROL) == let_in(session, now)
+    return session.received(REPEAT, now)
 
 
 def send(session, update, now_s=0.0):
@@ -49,8 +58,12 @@ def room(session):
 
 
 def session_in(phase, *updates):
-    """A session in `phase` at time 0 with `updates` unanswered; PROBING is reached by a drop on the first of them."""
+    """A session in `phase` at time 0 with `updates` unanswered, and a control.
+
+    CONTROLLING and PROBING are reached by a drop on the first of the updates.
+    """
     session = new_session()
+    session.control.keep(CONTROL, "completed")
     if phase is Phase.CLOSED:
         return session
     session.opened(0.0)
@@ -59,9 +72,11 @@ def session_in(phase, *updates):
     session.received(SUCCESS, 0.0)
     for update in updates:
         send(session, update)
-    if phase is Phase.PROBING:
+    if phase in (Phase.CONTROLLING, Phase.PROBING):
         session.closed(None)
         let_in(session)
+    if phase is Phase.PROBING:
+        session.received(REPEAT, 0.0)
         session.probe(0.0)
     elif phase is Phase.BROKEN:
         session.received(GARBAGE, 0.0)
@@ -122,6 +137,20 @@ STATE_TABLE = {
         "overdue": (Broken("no answer to an update within 60 s"), Phase.BROKEN),
         "dropped": (Lost((), "a"), Phase.CLOSED),
         "closed": (Lost(("a",), None), Phase.CLOSED),
+    },
+    Phase.CONTROLLING: {
+        "opened": (AssertionError, Phase.CONTROLLING),
+        "send": ([], Phase.CONTROLLING),
+        "probe": (AssertionError, Phase.CONTROLLING),
+        "success": (Suspicion("a", blamed=True, sound=True), Phase.PROBING),
+        "error": (Suspicion("a", blamed=True), Phase.PROBING),
+        "forgotten": (Broken("the Facilitator has forgotten that we are authenticated"), Phase.BROKEN),
+        "push": (Pushed(Push(PushKind.REQUEST, "123", "V2JobRequest"), PUSH), Phase.CONTROLLING),
+        "garbage": (Broken, Phase.BROKEN),
+        "heartbeat": (HEARTBEAT, Phase.CONTROLLING),
+        "overdue": (Broken("no answer to a repeat of an earlier update within 60 s"), Phase.BROKEN),
+        "dropped": (Lost((), "a", control_unanswered=True), Phase.CLOSED),
+        "closed": (Lost((), "a", control_unanswered=True), Phase.CLOSED),
     },
     Phase.PROBING: {
         "opened": (AssertionError, Phase.PROBING),
@@ -315,7 +344,7 @@ def test_a_drop_makes_the_first_unanswered_update_the_suspect():
     session = session_in(Phase.OPEN, "a", "b", "c")
     session.received(SUCCESS, 0.0)
     assert Lost(("c",), "b") == session.closed(None)
-    assert Opened("b", blamed=True) == let_in(session)
+    assert Suspicion("b", blamed=True, sound=True) == judged(session)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +394,7 @@ def test_a_failed_reconnect_speaks_for_the_suspect(fail):
     session = session_in(Phase.OPEN, "a", "b")
     session.closed(None)
     fail(session)
-    assert Opened("a", blamed=False) == let_in(session)
+    assert Suspicion("a", blamed=False, sound=True) == judged(session)
 
 
 @pytest.mark.parametrize("fail", FAILURES)
@@ -374,7 +403,7 @@ def test_no_failed_reconnect_speaks_for_what_dropped_the_connection_alone(fail):
     session = session_in(Phase.PROBING, "a")
     session.closed(None)
     fail(session)
-    assert Opened("a", blamed=True, alone=True) == let_in(session)
+    assert Suspicion("a", blamed=True, alone=True, sound=True) == judged(session)
 
 
 @pytest.mark.parametrize(("code", "blamed"), [(None, True), (1009, True), (1012, False), (1011, False)])
@@ -382,7 +411,7 @@ def test_a_second_break_is_judged_like_the_first(code, blamed):
     """A suspect is blamed again only if its probe ends in a drop or a complaint; it stays suspect in any case."""
     session = session_in(Phase.PROBING, "a")
     lost = session.closed(code)
-    assert (Lost((), "a"), Opened("a", blamed=blamed, alone=blamed)) == (lost, let_in(session))
+    assert (Lost((), "a"), Suspicion("a", blamed=blamed, alone=blamed, sound=True)) == (lost, judged(session))
 
 
 def test_a_probation_that_we_broke_off_blames_nobody():
@@ -390,7 +419,7 @@ def test_a_probation_that_we_broke_off_blames_nobody():
     session = session_in(Phase.PROBING, "a")
     session.overdue(TIMEOUT_S)
     lost = session.closed(None)
-    assert (Lost((), "a"), Opened("a", blamed=False)) == (lost, let_in(session))
+    assert (Lost((), "a"), Suspicion("a", blamed=False, sound=True)) == (lost, judged(session))
 
 
 def test_a_late_answer_on_a_broken_connection_answers_nobody():
@@ -405,9 +434,9 @@ def test_a_drop_before_the_probe_blames_nobody():
     """A suspect that was not sent on this connection cannot have dropped it."""
     session = session_in(Phase.PROBING, "a")
     session.closed(1012)
-    let_in(session)
+    judged(session)
     session.closed(None)
-    assert Opened("a", blamed=False) == let_in(session)
+    assert Suspicion("a", blamed=False, sound=True) == judged(session)
 
 
 @pytest.mark.parametrize("answer", [SUCCESS, NOT_FOUND])
@@ -423,7 +452,7 @@ def test_a_suspect_dealt_with_otherwise_makes_way():
     """When the suspect is dead-lettered instead, the session opens for the others at once."""
     session = session_in(Phase.OPEN, "a")
     session.closed(None)
-    let_in(session)
+    judged(session)
     session.clear_suspect()
     assert (Phase.OPEN, WINDOW) == (session.phase, room(session))
 

@@ -59,6 +59,7 @@ def relayed(outcomes: Counter[str]) -> int:
 
 async def test_drop_before_storing(rough):
     """A drop costs the first unanswered update one attempt, and everything unanswered is sent again."""
+    await relays(rough, 1)  # the drop may lose all answers on its connection, and something must be acknowledged
     with rough.facilitator.inject(DROP_BEFORE_STORING, nth=10) as injection:
         await relays(rough)
     assert injection.hits == 1
@@ -66,16 +67,19 @@ async def test_drop_before_storing(rough):
     outcomes = counters(rough.running)
     assert outcomes["relay_retries"] == 1
     assert outcomes["relay_facilitator_connections lost"] == 1
-    assert relayed(outcomes) == 30
+    assert relayed(outcomes) == 36
 
 
 async def test_drop_after_storing(rough):
     """What was stored before the drop is sent again, and acknowledged as a duplicate."""
+    await relays(rough, 1)
     with rough.facilitator.inject(DROP_AFTER_STORING, nth=10):
         await relays(rough)
-    assert rough.facilitator.replies["job.integrity_error"] >= 1
-    assert counters(rough.running)["relay_updates duplicate"] == rough.facilitator.replies["job.integrity_error"]
-    assert relayed(counters(rough.running)) == 30
+    outcomes = counters(rough.running)
+    assert outcomes["relay_updates duplicate"] >= 1
+    repeats = outcomes["relay_updates duplicate"] + outcomes["relay_controls passed"]
+    assert repeats == rough.facilitator.replies["job.integrity_error"]
+    assert relayed(outcomes) == 36
 
 
 @pytest.mark.parametrize("fault", [DROP_BEFORE_STORING, close_with(1009)], ids=["drop", "1009"])
@@ -94,7 +98,8 @@ async def test_poison(rough, fault):
     [letter] = await rough.dead_letters()
     assert letter.headers["Relay-Attempts"] == "3"
     assert letter.headers["Relay-Error"] == (
-        "the Facilitator dropped the connection 3 times when this update was the first unanswered one"
+        "the Facilitator dropped the connection 3 times when this update was the first unanswered one,"
+        " and answered a repeat of an earlier update in between"
     )
 
 

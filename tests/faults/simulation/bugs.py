@@ -6,16 +6,17 @@ Each is a context manager that plants the bug. They patch private parts, because
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import relay.core.lane
 import relay.path.lanes
 from relay.core.continuity import ConsumerState, Continuity
+from relay.core.control import Control
 from relay.core.lane import Lane, Turns
 from relay.core.memory import Share
-from relay.core.session import Phase, Session
+from relay.core.session import Opened, Phase, Session
 from relay.core.update import Update
 from relay.core.verdict import Outcome
 from relay.dead_letters.index import DeadLetterIndex
@@ -152,6 +153,20 @@ def suspect_in_company() -> Iterator[None]:
         self.phase = Phase.OPEN
 
     with mock.patch.object(Session, "probe", probe):
+        yield
+
+
+@bug(Kind.INSERTS_FAIL)
+def no_control() -> Iterator[None]:
+    """Every drop of the connection counts, without a look at whether the Facilitator is sound."""
+    real = Session._authenticated
+
+    def authenticated(self: Session[Any], now_s: float) -> Opened[Any]:
+        with mock.patch.object(Control, "use", return_value=None):
+            opened = real(self, now_s)
+        return Opened(suspicion=opened.suspicion and replace(opened.suspicion, sound=True))
+
+    with mock.patch.object(Session, "_authenticated", authenticated):
         yield
 
 

@@ -12,6 +12,7 @@ from bittensor_wallet import Keypair
 from relay.local.faults import (
     DROP_AFTER_STORING,
     DROP_BEFORE_STORING,
+    INSERTS_FAIL,
     NO_FAULT,
     UNTIL_LIFTED,
     Fault,
@@ -60,7 +61,7 @@ class Facilitator:
     """What all connections share: the stored rows, and the faults.
 
     Args:
-        sent: called with the worker's name and the update, whenever a worker sends one.
+        sent: called with the worker's name and the update, whenever a worker sends one, controls excepted.
     """
 
     def __init__(self, clock: Clock, book: Book, rng: random.Random, sent: Callable[[str, Publish], None]) -> None:
@@ -68,6 +69,7 @@ class Facilitator:
         self.hangs_up_until_s = 0.0
         self.tried_s: list[float] = []
         """When a worker tried to connect."""
+        self.inserts_fail_until_s = 0.0
         self.connections: list[Connection] = []
         self.ledger = Ledger([_VALIDATOR])
         self.clock = clock
@@ -111,8 +113,11 @@ class Facilitator:
         self._seen[update.name] += 1
         fault, times = _FAULTS.get(update.temper, (NO_FAULT, 0))
         if fault is DROP_AFTER_STORING and (self.book.has(update) or update.job in self.ledger.unknown_jobs):
-            return NO_FAULT  # nothing would be stored
-        return fault if self._seen[update.name] <= times else NO_FAULT
+            fault = NO_FAULT  # nothing would be stored
+        elif self._seen[update.name] > times:
+            fault = NO_FAULT
+        storing = fault in (NO_FAULT, DROP_AFTER_STORING)
+        return INSERTS_FAIL if storing and self.clock.now < self.inserts_fail_until_s else fault
 
     def answer(self, conversation: Conversation, message: Message | Answer, fault: Fault) -> Answer:
         """The answer to a message; if it stores an update, this is recorded in the book."""
@@ -148,9 +153,11 @@ class Connection:
         """The relay sends a message."""
         message = parse(text)
         if (update := self._facilitator.update_of(message)) is not None:
-            self._note("sends", update.name)
+            is_control = self._line.sends(update)
+            self._note("sends the control" if is_control else "sends", update.name)
             self.unanswered.append(update)
-            self._facilitator.sent(self.owner, update)
+            if not is_control:
+                self._facilitator.sent(self.owner, update)
         self._up.send(self._receive, message)
 
     def hang_up(self, code: int) -> None:
@@ -229,7 +236,7 @@ class Connection:
             (self._line.signed_in if self._let_in else self._line.failed)()
         else:
             assert self.unanswered.popleft() is update
-            self._line.answered(update)
+            self._line.answered(update, error)
             if error in (None, "job.integrity_error"):
                 self._note("is told that it has", update.name)
             else:

@@ -59,6 +59,7 @@ class Kind(enum.StrEnum):
     FACILITATOR_AWAY = "the Facilitator refuses connections, and closed those it had"
     FACILITATOR_DOWN = "the Facilitator drops every connection at its next message"
     FACILITATOR_HANGS_UP = "the Facilitator drops every connection at once, new ones too"
+    INSERTS_FAIL = "the Facilitator drops the connection at every update, because it cannot store any"
     FACILITATOR_REFUSES = "the Facilitator does not let the validator in"
     FACILITATOR_STALL = "the Facilitator does not answer"
 
@@ -161,15 +162,18 @@ def make_schedule(seed: int, misfortunes: Sequence[Kind] = MISFORTUNES, crowds: 
         _fault(rng, rng.choice(misfortunes), rng.randrange(workers), from_s + rng.random() * within_s)
         for _ in range(rng.randint(0, 7))
     ]
+    # With a poison update there is room for all: a lane that is full of them, and of what waits behind them, sees no
+    # other update acknowledged, so it is never decided about them. A real lane has room for 512.
+    poisoned = any(publish.temper is Temper.POISON for job in jobs for publish in job)
     return Schedule(
         seed,
         lanes=1 if crowd else rng.randint(1, 3),
-        capacity=16 if crowd else rng.choice((2, 4, 8, 16)),
+        capacity=16 if crowd else rng.choice((2, 4, 8, 16)) + 64 * poisoned,
         window=rng.choice((1, 2, 4, 32)),
         connections=rng.choice((1, 1, 1, 2)),
         ack_wait_s=rng.choice((1.0, 2.0, 5.0)),
         lease_ttl_s=rng.choice((1.5, 3.0, 9.0)),
-        memory_bytes=memory_bytes,
+        memory_bytes=max(_MEMORIES) if poisoned else memory_bytes,
         publishes=tuple(sorted(itertools.chain.from_iterable(jobs), key=lambda publish: publish.at_s)),
         faults=tuple(sorted(starts + befalling, key=lambda fault: fault.at_s)),
     )

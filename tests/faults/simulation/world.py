@@ -1,6 +1,7 @@
 """Runs a schedule in virtual time, and reports what went wrong."""
 
 import random
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from simulation.facilitator import Facilitator
 from simulation.jetstream import JetStream
 from simulation.leases import Bucket
 from simulation.network import SPIKE_S
-from simulation.schedule import Fault, Kind, Publish, Schedule
+from simulation.schedule import Fault, Kind, Publish, Schedule, Temper
 from simulation.worker import MAX_ATTEMPTS, Surroundings, Worker
 
 SETTLED_WITHIN_S = 60.0
@@ -62,7 +63,7 @@ class World:
         self.workers: dict[int, Worker] = {}
         """The current worker at each number; a worker that has ended may have a successor there."""
         self._processes: list[Process] = []
-        self._unpublished = len(schedule.publishes)
+        self._unpublished = 0
         self._to_delete = sum(fault.kind is Kind.CONSUMERS_ANEW for fault in schedule.faults)
         self._largest_bytes = max((len(update.body) for update in schedule.publishes), default=0)
         self.began_s = self.clock.now
@@ -70,7 +71,8 @@ class World:
     def run(self) -> Result:
         events = (*self.schedule.publishes, *self.schedule.faults)
         well_s = max((_end_of(event) for event in events), default=0.0)
-        for update in self.schedule.publishes:
+        for update in (*self.schedule.publishes, *self._last_publishes(well_s)):
+            self._unpublished += 1
             self.facilitator.expect(update)
             self.clock.after(update.at_s, self._publish, update)
         for fault in self.schedule.faults:
@@ -85,6 +87,18 @@ class World:
                 for process in self._processes:
                     process.bury()
         return Result(self.book.broken, self.book.lines, took_s)
+
+    def _last_publishes(self, at_s: float) -> list[Publish]:
+        """A good update of each lane, so that every connection sees one acknowledged when all is well.
+
+        Without that, it cannot be decided whether an update drops connections.
+        """
+        rng = self._rng("last")
+        jobs: dict[int, str] = {}
+        while len(jobs) < self.schedule.lanes:
+            job = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+            jobs.setdefault(lane_of(job, self.schedule.lanes), job)
+        return [Publish(at_s, f"last{lane}", job, "failed", Temper.WELL, 0.0) for lane, job in sorted(jobs.items())]
 
     def _settle(self, until_s: float) -> None:
         try:
@@ -153,6 +167,7 @@ class World:
             Kind.FACILITATOR_AWAY: (self.facilitator, "away_until_s"),
             Kind.FACILITATOR_DOWN: (self.facilitator, "down_until_s"),
             Kind.FACILITATOR_HANGS_UP: (self.facilitator, "hangs_up_until_s"),
+            Kind.INSERTS_FAIL: (self.facilitator, "inserts_fail_until_s"),
             Kind.FACILITATOR_REFUSES: (self.facilitator, "refuses_until_s"),
             Kind.FACILITATOR_STALL: (self.facilitator, "stalled_until_s"),
         }
