@@ -104,11 +104,22 @@ def _is_service_link(name: str, value: str) -> bool:
 def _fill(group: str, given: Mapping[str, str]) -> SettingsGroup:
     variables = {setting.field: name for name, setting in BY_VARIABLE.items() if setting.group == group}
     texts = {field: given[name] for field, name in variables.items() if name in given}
+    if not_text := [name for name in variables.values() if not _is_utf8(given.get(name, ""))]:
+        raise ConfigurationError(not_text[0], "***", "text in UTF-8")
     try:
         return GROUPS[group].model_validate(texts)
     except ValidationError as error:
         name = variables[str(error.errors(include_context=False)[0]["loc"][0])]
         raise _refusal(name, given[name]) from None
+
+
+def _is_utf8(value: str) -> bool:
+    # Bytes of the environment that are not UTF-8 become lone surrogates, and pydantic raises on these.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
@@ -42,10 +42,19 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) else value
 
 
+def _host(parts: SplitResult) -> str:
+    """The host of an address; empty if there is none. Raises ValueError if no host can have that name."""
+    host = parts.hostname or ""
+    host.encode("idna")  # refuses empty and overlong labels, as looking it up would
+    if any(char.isspace() or not char.isprintable() for char in host):
+        raise ValueError(host)
+    return host
+
+
 def _nats_address(url: str) -> str:
     parts = urlsplit(url)
     has_path = parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}  # likely a password with a "/" in it
-    if parts.scheme not in _NATS_SCHEMES or not parts.hostname or parts.port == 0 or has_path:
+    if parts.scheme not in _NATS_SCHEMES or not _host(parts) or parts.port == 0 or has_path:
         raise ValueError(url)
     return url
 
@@ -69,8 +78,13 @@ def _upgrade_headers(headers: SecretStr) -> SecretStr:
 def _facilitator_address(url: str) -> str:
     parts = urlsplit(url)
     has_endpoint = parts.path.endswith("/") and parts.path != "/"
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.port == 0 or not has_endpoint or parts.fragment:
+    if parts.scheme not in {"ws", "wss"} or not _host(parts) or parts.port == 0 or not has_endpoint or parts.fragment:
         raise ValueError(url)
+    if parts.username is not None:  # for HTTP's Basic authentication, which needs both
+        unquote(parts.username, errors="strict")
+        if parts.password is None:
+            raise ValueError(url)
+        unquote(parts.password, errors="strict")
     return url
 
 
