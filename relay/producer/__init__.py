@@ -12,7 +12,14 @@ from relay.contract.errors import RelayError
 from relay.contract.model import JobStatus, JobStatusMetadata, JobStatusUpdate
 from relay.nats.connection import PubAck
 from relay.producer.confirmed import message_id, publish_body, publish_update, update_of
-from relay.producer.errors import PublisherClosed, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut
+from relay.producer.errors import (
+    PublisherClosed,
+    PublisherFull,
+    PublishHeldBack,
+    PublishRefused,
+    PublishTimedOut,
+    UpdateTooLarge,
+)
 from relay.producer.options import Credentials, Limits
 from relay.producer.publisher import StatusPublisher
 from relay.producer.sync_publisher import SyncStatusPublisher
@@ -32,6 +39,7 @@ __all__ = [
     "RelayError",
     "StatusPublisher",
     "SyncStatusPublisher",
+    "UpdateTooLarge",
     "message_id",
     "publish_body",
     "publish_update",

@@ -7,6 +7,7 @@
     │   └── PublishTimedOut     no PubAck in time; `maybe_stored` says whether the update may be stored
     ├── PublishHeldBack         an earlier update of the same job was not published
     ├── PublisherFull           too much waits already: the update was not taken
+    ├── UpdateTooLarge          an update is larger than the publisher may hold: it can never be taken
     └── PublisherClosed         the publisher was closed, perhaps before everything was published
 
 Each message says whether the update is stored, as far as that is known, and what to do. Messages and the attribute
@@ -84,6 +85,19 @@ class PublisherFull(RelayError):  # noqa: N818
             f"{update} was not taken: {waiting} updates of {waiting_bytes} bytes wait to be published, and at most"
             f" {max_updates} of {max_bytes} bytes may; NATS is away or slower than you publish: wait for the PubAcks"
             " of earlier ones, or raise max_updates or max_bytes"
+        )
+
+
+class UpdateTooLarge(RelayError):  # noqa: N818
+    """An update has more bytes than all updates that wait may have together. It was not taken, and never will be."""
+
+    def __init__(self, update: str, size_bytes: int, max_bytes: int) -> None:
+        self.update = update
+        self.size_bytes = size_bytes
+        self.max_bytes = max_bytes
+        super().__init__(
+            f"{update} is not stored: it has {size_bytes} bytes, and the limit max_bytes of this publisher is"
+            f" {max_bytes}; shorten its metadata, or raise max_bytes if NATS takes messages of that size"
         )
 
 

@@ -1,7 +1,7 @@
 """The options of a publisher: where NATS is, how to sign in there, and how many updates may wait."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypedDict, cast
@@ -19,6 +19,13 @@ _SECRETS: Final = frozenset({"user", "password", "token"})
 _log = get_logger(__name__, guest=True)
 
 
+_Rule = tuple[Callable[[float], bool], str]
+# Not a number is allowed by none of them.
+_ABOVE_0: Final[_Rule] = (lambda value: value > 0, "a number of seconds above 0")
+_FROM_0: Final[_Rule] = (lambda value: value >= 0, "a number of seconds, not below 0")
+_AT_LEAST_1: Final[_Rule] = (lambda value: value >= 1, "a number from 1")
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long a publish may take, and how much may wait.
@@ -29,12 +36,26 @@ class Limits:
         max_updates: how many updates may be without a PubAck.
         max_bytes: how many bytes the bodies of these updates may have in total.
         close_timeout_s: for how many seconds `close` goes on publishing the updates that wait.
+
+    Raises ConfigurationError for a value that is not allowed.
     """
 
     timeout_s: float = 30.0
     max_updates: int = 1000
     max_bytes: int = 16 * 1024 * 1024
     close_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        least = {
+            "timeout_s": _ABOVE_0,
+            "max_updates": _AT_LEAST_1,
+            "max_bytes": _AT_LEAST_1,
+            "close_timeout_s": _FROM_0,
+        }
+        for name, (allows, allowed) in least.items():
+            value = getattr(self, name)
+            if not allows(value):
+                raise ConfigurationError(name, value, allowed)
 
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"

@@ -24,6 +24,7 @@ from relay.producer.errors import (
     PublishHeldBack,
     PublishRefused,
     PublishTimedOut,
+    UpdateTooLarge,
 )
 from relay.producer.options import Limits
 from relay.producer.outbox import Outbox, PendingUpdate
@@ -49,7 +50,7 @@ class PublishQueue:
     def add(self, update: JobStatusUpdate, headers: Mapping[str, str], timeout_s: float) -> PendingUpdate:
         """Take an update. It is published in its turn, whether or not a caller waits for its PubAck.
 
-        Raises PublisherFull, PublisherClosed.
+        Raises UpdateTooLarge, PublisherFull, PublisherClosed.
         """
         if self._closed:
             raise PublisherClosed
@@ -64,6 +65,8 @@ class PublishQueue:
             deadline_s=loop.time() + timeout_s,
             pub_ack=loop.create_future(),
         )
+        if pending.size > outbox.max_bytes:
+            raise UpdateTooLarge(pending.name, pending.size, outbox.max_bytes)
         if not outbox.has_room(pending.size):
             raise PublisherFull(pending.name, len(outbox), outbox.bytes, outbox.max_updates, outbox.max_bytes)
         if outbox.add(pending):

@@ -75,7 +75,7 @@ class StatusPublisher:
         been sent already, and the job's later updates must not overtake it.
 
         Raises PublishTimedOut, PublishRefused, PublishHeldBack, and ConfigurationError for credentials or certificates
-        that cannot be used. Raises PublisherFull and PublisherClosed at once.
+        that cannot be used. Raises UpdateTooLarge, PublisherFull and PublisherClosed at once.
         """
         pending = self._add(update, timeout_s, traceparent)
         pending.awaited = True
@@ -86,7 +86,7 @@ class StatusPublisher:
     ) -> asyncio.Future[PubAck]:
         """As `publish`, without waiting. The future gets the PubAck or the error; an error is logged as well.
 
-        Raises PublisherFull and PublisherClosed at once.
+        Raises UpdateTooLarge, PublisherFull and PublisherClosed at once.
         """
         return self._add(update, timeout_s, traceparent).pub_ack
 

@@ -1,6 +1,7 @@
 """StatusPublisher: if an update is not stored, or this is not known, the error says why and what to do."""
 
 import asyncio
+import math
 import time
 
 import pytest
@@ -11,7 +12,15 @@ from relay.contract.errors import ConfigurationError
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
 from relay.nats.connection import api_request
-from relay.producer import Limits, PublisherFull, PublishHeldBack, PublishRefused, PublishTimedOut, StatusPublisher
+from relay.producer import (
+    Limits,
+    PublisherFull,
+    PublishHeldBack,
+    PublishRefused,
+    PublishTimedOut,
+    StatusPublisher,
+    UpdateTooLarge,
+)
 from relay.topology.provision import provision
 
 A, B = new_job(), new_job()
@@ -131,6 +140,34 @@ async def test_refused_by_a_real_stream(publisher, provisioned):
         codes.append((caught.value.err_code, str(caught.value).rpartition("; ")[2]))
     full = (10077, "the stream JOB_STATUS is full: raise its limits, and publish again")
     assert [full, *[(10054, "shorten its metadata")] * 2] == codes
+
+
+async def test_larger_than_all_that_may_wait(nats_server):
+    """An update that can never be taken is an error that names the limit, and not one that waiting could end."""
+    size = len(update(A).to_json())
+    async with StatusPublisher(nats_server.url, limits=Limits(max_bytes=size - 1)) as small:
+        for publish in (small.publish, small.submit):
+            with pytest.raises(UpdateTooLarge) as caught:
+                await publish(update(A))
+    assert (
+        f"accepted of job {A} is not stored: it has {size} bytes, and the limit max_bytes of this publisher is"
+        f" {size - 1}; shorten its metadata, or raise max_bytes if NATS takes messages of that size"
+    ) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("timeout_s", value) for value in (-1, 0, math.nan)),
+        ("max_updates", 0),
+        ("max_bytes", 0),
+        ("close_timeout_s", -0.1),
+    ],
+)
+def test_limits_that_cannot_work(name, value):
+    """A limit with which nothing could be published is refused when it is made, with its name."""
+    with pytest.raises(ConfigurationError, match=f"{name}={value!r} is not allowed: a number"):
+        Limits(**{name: value})
 
 
 @pytest.mark.parametrize("limits", [Limits(max_updates=2), Limits(max_bytes=TWO)])
