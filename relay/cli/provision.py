@@ -18,11 +18,15 @@ def provision(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; exit code 1 if anything would change.")
     ] = False,
+    downgrade: Annotated[
+        bool,
+        typer.Option("--downgrade", help="Also reduce the number of copies, and the time to live of leases."),
+    ] = False,
 ) -> None:
     """Create or change the streams and consumers as the settings ask.
 
-    Prints what was created, changed, deleted or left as it was. If a change could lose or reorder updates, it is
-    refused with the reasons, and nothing is changed.
+    Prints what was created, changed, deleted or left as it was. If a change could lose or reorder updates, or would
+    leave fewer copies or shorter leases, it is refused with the reasons, and nothing is changed.
     """
     settings = read_settings()
     if check:
@@ -31,7 +35,7 @@ def provision(
             typer.echo(line)
         raise typer.Exit(0 if plan.in_place else 1)
     try:
-        plan = run(_provision(settings))
+        plan = run(_provision(settings, downgrade=downgrade))
     except UnsafeChange as refused:
         complain("refused, nothing was changed:")
         for refusal in refused.refusals:
@@ -47,7 +51,7 @@ async def _check(settings: Settings) -> Plan:
         return await topology.check(client, topology_of(settings.delivery))
 
 
-async def _provision(settings: Settings) -> Plan:
+async def _provision(settings: Settings, *, downgrade: bool) -> Plan:
     async with nats_client(settings.nats) as client:
         await require_server(client)
-        return await topology.provision(client, topology_of(settings.delivery))
+        return await topology.provision(client, topology_of(settings.delivery), downgrade=downgrade)

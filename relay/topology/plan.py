@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from relay.contract import subjects
+from relay.topology.downgrade import find_downgrades
 
 LANE_CAPACITY: Final = 512
 """How many updates of a lane may be delivered and unacknowledged at a time: its consumer's `max_ack_pending`."""
@@ -104,6 +105,8 @@ class Plan:
     steps: tuple[Step, ...]
     refusals: tuple[str, ...] = ()
     lane_change: LaneChange | None = None
+    downgrades: tuple[str, ...] = ()
+    """What the steps would make weaker than it is; see downgrade.py. They are carried out only if this is wanted."""
 
     @property
     def in_place(self) -> bool:
@@ -151,7 +154,9 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
     consumers = [_consumer_step(name, config, actual, lane_change) for name, config in wanted.consumers.items()]
     surplus = [Step(Verb.DELETED, Kind.CONSUMER, name) for name in actual.consumers if name not in wanted.consumers]
     refusals = (*_stream_refusals(wanted, actual), *_consumer_refusals(wanted, actual), *_lane_refusals(wanted, actual))
-    return Plan((*streams, *consumers, *surplus), refusals, lane_change)
+    found = {name: info["config"] for name, info in actual.streams.items()}
+    downgrades = tuple(find_downgrades(wanted.streams, found))
+    return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades)
 
 
 def differences(wanted: Config, actual: Config) -> tuple[Change, ...]:

@@ -55,16 +55,17 @@ async def check(client: FrameClient, topology: Topology) -> Plan:
     return make_plan(wanted_now, await _read(client, wanted_now))
 
 
-async def provision(client: FrameClient, topology: Topology) -> Plan:
+async def provision(client: FrameClient, topology: Topology, *, downgrade: bool = False) -> Plan:
     """Change the server to match `topology`, verify the result, and return what was done.
 
     Safe to run at any time, repeatedly and by several processes at once. Raises UnsafeChange, and changes nothing, if a
-    change would endanger updates; UnsuitableServer if the server keeps a configuration other than the one sent; and as
-    `check` does. After another error or a cancellation, some of the steps may be done: run it again.
+    change would endanger updates, or, without `downgrade`, would leave fewer copies or shorter leases; UnsuitableServer
+    if the server keeps a configuration other than the one sent; and as `check` does. After another error or a
+    cancellation, some of the steps may be done: run it again.
     """
     plan = await check(client, topology)
-    if plan.refusals:
-        raise UnsafeChange(plan.refusals)
+    if refusals := (*plan.refusals, *(() if downgrade else plan.downgrades)):
+        raise UnsafeChange(refusals)
     for step in plan.steps:
         if plan.lane_change is not None and step.name == subjects.STATUS_STREAM:
             async with intake_closed(client, plan.lane_change):

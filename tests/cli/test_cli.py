@@ -74,6 +74,16 @@ async def test_provision_check_finds_drift(relay, nats_server):
         assert expected == await relay("provision", "--check", **given, ACK_WAIT="10")
 
 
+async def test_provision_asks_about_a_downgrade(relay, nats_server):
+    """Without RELAY_LEASE_TTL in its environment, provisioning does not shorten the leases, unless it is told to."""
+    assert 0 == (await relay("provision", NATS_URL=nats_server.url, LEASE_TTL="15")).code
+    refused = await relay("provision", NATS_URL=nats_server.url)
+    told = await relay("provision", "--downgrade", NATS_URL=nats_server.url)
+    assert (1, 0) == (refused.code, told.code)
+    assert "RELAY_LEASE_TTL 15 -> 5 (max_age of KV_RELAY_LEASES)" in refused.err
+    assert "changed stream KV_RELAY_LEASES: max_age 15s -> 5s" in told.out
+
+
 async def test_provision_spells_out_what_it_refuses(relay, nats_server, nc):
     """A change that would endanger updates is refused with all reasons and exit code 1."""
     await relay("provision", NATS_URL=nats_server.url)

@@ -152,11 +152,22 @@ async def test_drift_is_found_by_check_and_mended_by_provision(provisioned, topo
 
 async def test_a_change_of_settings_is_carried_out(provisioned, topology):
     """New settings for acknowledgement, deliveries and leases change exactly the fields that they concern."""
-    changed = replace(topology, ack_wait_s=10, max_deliver=7, lease_ttl_s=2.5)
+    changed = replace(topology, ack_wait_s=10, max_deliver=7, lease_ttl_s=7.5)
     lines = (await provision(provisioned, changed)).lines
-    assert "changed stream KV_RELAY_LEASES: max_age 5s -> 2500ms, duplicate_window 5s -> 2500ms" in lines
+    assert "changed stream KV_RELAY_LEASES: max_age 5s -> 7500ms, duplicate_window 5s -> 7500ms" in lines
     assert "changed consumer relay-lane-0: ack_wait 5s -> 10s, max_deliver 50 -> 7" in lines
     assert "left stream JOB_STATUS" in lines
+
+
+async def test_shorter_leases_must_be_asked_for(provisioned, topology):
+    """A lower RELAY_LEASE_TTL may just be missing from the environment: it is refused, unless it is asked for."""
+    shorter = replace(topology, lease_ttl_s=2.5)
+    before = await everything(provisioned)
+    with pytest.raises(UnsafeChange, match=r"RELAY_LEASE_TTL 5 -> 2\.5 \(max_age of KV_RELAY_LEASES\): if 5 is right"):
+        await provision(provisioned, shorter)
+    assert before == await everything(provisioned)
+    lines = (await provision(provisioned, shorter, downgrade=True)).lines
+    assert "changed stream KV_RELAY_LEASES: max_age 5s -> 2500ms, duplicate_window 5s -> 2500ms" in lines
 
 
 async def test_what_an_operator_added_stays(provisioned, topology):
