@@ -1,17 +1,19 @@
 """The command `relay`: what users type, and how it ends.
 
-Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration.
+Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration, 141 nobody reads standard output.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Final, cast
+from typing import Annotated, Final, TextIO, cast
 
 import typer
 
 from relay.cli.console import complain
+from relay.cli.output import NOBODY_READS, Output, OutputLost
+from relay.cli.stdin import InputUnreadable
 from relay.contract.errors import ConfigurationError, IdentityError, RelayError
 
 COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq")
@@ -59,16 +61,24 @@ def _options(
 def main() -> None:
     """Run the command. Expected errors are printed as one line each; any other exception is a traceback."""
     asked = [name for name in sys.argv[1:2] if name in COMMANDS]
+    sys.stdout = cast("TextIO", Output(sys.stdout, raises=True))
+    if asked != ["serve"]:  # whose log counts the lines that cannot be written
+        sys.stderr = cast("TextIO", Output(sys.stderr, raises=False))
     try:
-        program(asked or COMMANDS)()
+        try:
+            program(asked or COMMANDS)()
+        finally:
+            sys.stdout.flush()  # here an error can still be told
     except (RelayError, ExceptionGroup) as raised:
         leaves = list(_leaves(raised))
         expected = [leaf for leaf in leaves if isinstance(leaf, RelayError)]
         if len(expected) < len(leaves):
             raise
+        if any(isinstance(leaf, OutputLost) and leaf.nobody_reads for leaf in expected):
+            sys.exit(NOBODY_READS)
         for message in dict.fromkeys(map(str, expected)):
             complain(message)
-        sys.exit(2 if isinstance(expected[0], ConfigurationError | IdentityError) else 1)
+        sys.exit(2 if isinstance(expected[0], ConfigurationError | IdentityError | InputUnreadable) else 1)
 
 
 def _leaves(raised: Exception) -> Iterator[Exception]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from relay.cli.output import OutputLost
 from relay.contract.environment import load_settings
 from relay.contract.settings import NatsSettings, Settings
 from relay.nats.connection import close, connect
@@ -24,6 +25,17 @@ R = TypeVar("R")
 def complain(problem: str) -> None:
     """Print one line on standard error."""
     typer.echo(f"relay: {problem}", err=True)
+
+
+def tell(text: str) -> bool:
+    """Print one line on standard output, for commands that go on if nobody reads it. False if it cannot be written."""
+    try:
+        typer.echo(text)
+    except OutputLost as lost:
+        if not lost.nobody_reads:
+            complain(str(lost))
+        return lost.nobody_reads
+    return True
 
 
 def read_settings() -> Settings:

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.console import complain, nats_client, read_settings, run
+from relay.cli.console import complain, nats_client, read_settings, run, tell
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
 from relay.cli.dlq_purge import PurgePlan, plan_purge, remove
 from relay.cli.dlq_replay import ReplayOptions, replay_selected
@@ -119,7 +119,7 @@ def purge(
     nats = read_settings().nats
     plan = run(_plan(nats, selected, export))
     if export is not None:
-        typer.echo(f"exported {plan.reasons.total()} to {export}")
+        tell(f"exported {plan.reasons.total()} to {export}")
     if selected.sequences:
         _require_all_found(selected, plan)
     if not plan.reasons:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay.cli.console import complain
+from relay.cli.stdin import without_mark
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape
 from relay.contract.wire import Unsendable, decode
@@ -122,7 +123,7 @@ class _Input:
 def _in_file(path: Path) -> Iterator[StoredDeadLetter]:
     try:
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(without_mark(lines), 1):
                 if line.strip():
                     yield _parsed(path, number, line)
     except OSError as error:

@@ -1,6 +1,7 @@
 """`relay doctor`."""
 
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -11,7 +12,7 @@ from relay.cli.console import run
 from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings
-from relay.contract.text import escape
+from relay.contract.text import escape, wants_color
 from relay.doctor.checks import CHECKS, run_checks
 from relay.doctor.facilitator_checks import HOTKEY, check_hotkey
 from relay.doctor.findings import Finding, Level, fail, ok, unchecked, warn
@@ -78,7 +79,7 @@ def _document(finding: Finding) -> dict[str, str]:
 def _print(finding: Finding) -> None:
     level = typer.style(f"{finding.level:4}", fg=_COLORS[finding.level])
     found, *more = textwrap.wrap(escape(finding.found), _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
-    typer.echo(f"{level}  {finding.check:13} {found}")
+    typer.echo(f"{level}  {finding.check:13} {found}", color=wants_color(sys.stdout))
     if finding.remedy:
         more += textwrap.wrap(f"-> {finding.remedy}", _WIDTH - len(_INDENT), break_on_hyphens=False)
     for line in more:

@@ -59,8 +59,12 @@ def _token(text: str) -> str:
 def _update(uuid: str, status: str, metadata: str | None) -> JobStatusUpdate:
     """The update in the arguments. It is validated as JSON, so that the same is allowed as on standard input."""
     try:
-        document = {"uuid": uuid, "status": status, "metadata": from_json(metadata) if metadata else None}
-    except ValueError as error:
+        document = {
+            "uuid": uuid,
+            "status": status,
+            "metadata": from_json(metadata, allow_inf_nan=False) if metadata else None,
+        }
+    except (ValueError, TypeError) as error:  # the latter for text that is not UTF-8
         raise typer.BadParameter(f"--metadata is not JSON: {error}") from None
     try:
         return JobStatusUpdate.model_validate_json(json.dumps(document))

@@ -4,10 +4,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-import typer
 from pydantic import ValidationError
 
-from relay.cli.console import complain
+from relay.cli.console import complain, tell
 from relay.cli.stdin import stdin_lines
 from relay.contract.errors import RelayError
 from relay.contract.model import JobStatusUpdate
@@ -72,15 +71,18 @@ class _LinePublisher:
         await self._window.put(None)
 
     async def report(self) -> bool:
-        """Print the outcome of each line; returns whether all are published."""
+        """Print the outcome of each line; returns whether all are published, and that could be printed.
+
+        If nobody reads it, publishing goes on, and what cannot be published is still told on standard error.
+        """
         all_published = True
         while (pending := await self._window.get()) is not None:
             outcome = await pending
             if outcome.problem:
                 all_published = False
                 complain(f"line {outcome.line}: {outcome.problem}")
-            else:
-                typer.echo(outcome.stored)
+            elif not tell(outcome.stored):
+                all_published = False
         return all_published
 
     def _begin(self, group: asyncio.TaskGroup, number: int, text: bytes) -> asyncio.Future[_Outcome]:

@@ -1,6 +1,7 @@
 """A job's update as text: a row of its history, all about it, or JSON."""
 
 import datetime as dt
+import json
 from typing import Final
 
 import msgspec
@@ -17,8 +18,8 @@ _MEANINGS: Final = {
 
 
 def as_json(update: UpdateReply) -> str:
-    """One line of JSON, as the relay answered it."""
-    return msgspec.json.encode(update).decode()
+    """One line of JSON, as the relay answered it, in ASCII: any terminal and any encoding can show it."""
+    return json.dumps(msgspec.to_builtins(update), separators=(",", ":"))
 
 
 def row(update: UpdateReply) -> str:

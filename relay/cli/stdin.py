@@ -1,28 +1,36 @@
 """Reading standard input."""
 
 import asyncio
+import codecs
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final
 
-import typer
+from relay.contract.errors import RelayError
 
 _STDIN: Final = 0
 _MAX_LINES: Final = 256
 """How many lines are read ahead."""
 
 
+class InputUnreadable(RelayError):  # noqa: N818 - named for what happened
+    """Standard input is closed, or is nothing that can be read, such as a folder."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard input cannot be read: {error.strerror}")
+
+
 def read_stdin() -> bytes:
-    """All of standard input. Raises BadParameter if it cannot be read."""
+    """All of standard input. Raises InputUnreadable."""
     try:
         with open(_STDIN, "rb", closefd=False) as stdin:
             return stdin.read()
     except OSError as error:
-        raise _unreadable(error) from error
+        raise InputUnreadable(error) from error
 
 
 async def stdin_lines() -> AsyncIterator[bytes]:
-    """The lines of standard input as they arrive. Raises BadParameter if it cannot be read.
+    """The lines of standard input as they arrive. Raises InputUnreadable.
 
     They are read in a thread, because a read from a terminal cannot be cancelled and a file cannot be waited for. It
     is not a thread of the event loop's pool: the loop waits for those at its end, so that Ctrl-C would wait for input.
@@ -36,7 +44,7 @@ async def stdin_lines() -> AsyncIterator[bytes]:
     threading.Thread(target=_read_lines, args=(pass_on,), daemon=True).start()
     while item := await lines.get():
         if isinstance(item, OSError):
-            raise _unreadable(item)
+            raise InputUnreadable(item)
         yield item
 
 
@@ -44,7 +52,7 @@ def _read_lines(pass_on: Callable[[bytes | OSError], None]) -> None:
     """Pass on each line; at the end an empty one, or the error."""
     try:
         with open(_STDIN, "rb", closefd=False) as stdin:
-            for line in stdin:
+            for line in without_mark(stdin):
                 pass_on(line)
     except OSError as error:
         pass_on(error)
@@ -52,5 +60,7 @@ def _read_lines(pass_on: Callable[[bytes | OSError], None]) -> None:
         pass_on(b"")
 
 
-def _unreadable(error: OSError) -> typer.BadParameter:
-    return typer.BadParameter(f"standard input cannot be read: {error.strerror}")
+def without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without the byte order mark with which some editors and shells begin a UTF-8 file."""
+    for number, line in enumerate(lines):
+        yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import math
 import signal
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -31,7 +32,7 @@ _CLOSE_TIMEOUT_S: Final = 1.0
 
 def top(
     *,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two views.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two views.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view, after one interval, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per interval.")] = False,
 ) -> None:
@@ -40,6 +41,8 @@ def top(
     Needs only NATS, so it runs on any machine that reaches NATS. Rates and latencies are those of the last interval.
     If NATS goes away, the command says so, and goes on when NATS is back. Ctrl-C ends it.
     """
+    if math.isnan(interval):  # which is neither below nor above the limits
+        raise typer.BadParameter("--interval is not a number")
     run(_watch(read_settings().nats, _Display(interval, once=once, as_json=as_json)))
 
 

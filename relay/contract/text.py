@@ -3,8 +3,9 @@
 It is in the lowest room because the settings and the wire format use it, too.
 """
 
+import os
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TextIO
 from urllib.parse import urlsplit
 
 _DURATIONS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -41,6 +42,13 @@ def redact_url(url: str) -> str:
     """`url` without the parts that may hold a secret: user, password, query and fragment."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def wants_color(stream: TextIO) -> bool:
+    """Whether to write in colours to `stream`: if it is a terminal, unless NO_COLOR or FORCE_COLOR says otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def format_duration(seconds: float) -> str:

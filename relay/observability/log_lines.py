@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 import structlog
 from structlog.typing import Processor
 
+from relay.contract.text import wants_color
+
 _TIMESTAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
@@ -28,7 +30,7 @@ def _rendering(form: Literal["json", "console"]) -> list[Processor]:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     # Plain tracebacks, because the pretty ones print local variables, and those may hold secrets.
     plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    return [structlog.dev.ConsoleRenderer(colors=wants_color(sys.stderr), exception_formatter=plain)]
 
 
 def _route_libraries(threshold: int, rendering: list[Processor]) -> None:

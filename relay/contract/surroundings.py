@@ -1,0 +1,59 @@
+"""What a process inherits: variables that steer libraries, and standard streams. Made harmless before anything else.
+
+This module imports only the standard library, because libraries read such variables when they are imported.
+"""
+
+import os
+import sys
+from collections.abc import MutableMapping
+from io import TextIOWrapper
+from typing import Final, Literal
+
+_OF_LIBRARIES: Final = (
+    *("PROMETHEUS_", "PYDANTIC_", "TYPER_", "_TYPER_", "WEBSOCKETS_"),
+    *("_RELAY_COMPLETE", "SSLKEYLOGFILE", "TERMINAL_WIDTH"),
+)
+"""Beginnings of names. They are set for other programs of an image, and would end the relay, or change what it does."""
+_SIZES: Final = ("COLUMNS", "LINES")
+_MAX_SIZE: Final = 1000
+
+
+def prepare() -> None:
+    """Call this first of all."""
+    forget_variables(os.environ)
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def forget_variables(environ: MutableMapping[str, str]) -> None:
+    """Remove variables that steer libraries, and terminal sizes that no terminal has.
+
+    Those that people set on purpose stay: of Python, of OpenSSL (SSL_CERT_FILE), of OpenTelemetry, for colours.
+    """
+    for name in list(environ):
+        strange = name in _SIZES and not (environ[name].isdecimal() and 0 < int(environ[name]) <= _MAX_SIZE)
+        if strange or name.upper().startswith(_OF_LIBRARIES):
+            del environ[name]
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed.
+
+    Otherwise the next file or socket would get its number. Then what is written to standard error would go to NATS, and
+    standard input would be read from there. uvloop aborts the process in that case.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is taken. Reading from standard input fails, because there is none.
+            os.open(os.devnull, os.O_WRONLY if descriptor == 0 else os.O_RDWR)
+    sys.stdin = sys.stdin or _text(0, "r")
+    sys.stdout = sys.stdout or _text(1, "w")
+    sys.stderr = sys.stderr or _text(2, "w")
+
+
+def _text(descriptor: int, mode: Literal["r", "w"]) -> TextIOWrapper:
+    return open(descriptor, mode, encoding="utf-8", closefd=False)
