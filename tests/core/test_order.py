@@ -214,7 +214,7 @@ class World:
         oldest = self.socket[0] if self.socket else CONTROL
         if oldest != CONTROL and stored:
             self.stored.add(oldest)
-        if oldest != CONTROL and code in (None, 1009):
+        if oldest != CONTROL and code in (None, 1003, 1007, 1009):
             self.may_be_outage = self.suspect is None
             self.suspect, self.blamed = oldest, True
         self.lose(code)
@@ -408,6 +408,7 @@ def test_a_dead_letter_that_the_server_did_not_hear_of():
 
 
 FAILURES = st.lists(st.sampled_from(["no connection", "dropped at authentication", "refused"]), max_size=2)
+CODES = [None, None, None, 1003, 1007, 1009, 1011, 1012, 1012]
 LOST = st.sampled_from([False, False, False, True])
 
 
@@ -468,7 +469,7 @@ class Interleavings(RuleBasedStateMachine):
         self.world.receive(PUSH)
 
     @precondition(lambda self: self.world.session.phase is not Phase.CLOSED)
-    @rule(code=st.sampled_from([None, None, 1009, 1012]), stored=st.booleans(), failures=FAILURES, back=st.booleans())
+    @rule(code=st.sampled_from(CODES), stored=st.booleans(), failures=FAILURES, back=st.booleans())
     def drop(self, code, stored, failures, back):
         self.world.drop(code, stored=stored)
         for how in failures:
