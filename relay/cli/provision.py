@@ -26,7 +26,9 @@ def provision(
     """Create or change the streams and consumers as the settings ask.
 
     Prints what was created, changed, deleted or left as it was. If a change could lose or reorder updates, or would
-    leave fewer copies or shorter leases, it is refused with the reasons, and nothing is changed.
+    leave fewer copies or shorter leases, it is refused with the reasons, and nothing is changed. Options that can lose
+    updates are put back, or, where the server does not let them be undone, refused or named on standard error with what
+    they mean.
     """
     settings = read_settings()
     if check:
@@ -43,6 +45,8 @@ def provision(
         raise typer.Exit(1) from None
     for line in plan.lines:
         typer.echo(line)
+    for warning in plan.warnings:
+        complain(warning)
 
 
 async def _check(settings: Settings) -> Plan:

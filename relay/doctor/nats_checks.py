@@ -74,6 +74,8 @@ def soften_server_failures(findings: list[Finding]) -> list[Finding]:
 async def check_topology(client: FrameClient, settings: DeliverySettings) -> Finding:
     """Are streams and consumers as these settings ask? The same comparison as `relay provision --check`."""
     plan = await check(client, topology_of(settings))
+    if plan.is_done and plan.warnings:
+        return warn(TOPOLOGY, "; ".join(plan.warnings), "docs/streams.md says what each option means")
     if plan.in_place:
         return ok(TOPOLOGY, "streams, consumers and the lease bucket are as these settings ask")
     remedy = "run `relay provision` with the settings of the relays"

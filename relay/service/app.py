@@ -46,6 +46,7 @@ from relay.service.lifecycle import background, unless
 from relay.service.line import Line, LineSettings, for_lane
 from relay.service.worker_status import WorkerStatus
 from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of
+from relay.topology.watch import TopologyWatch
 
 _NATS_RETRIES: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
 """The waits while NATS is away, or refuses to store: short, because a long outage is no reason to be late after it."""
@@ -124,6 +125,7 @@ class Relay:
         lanes = self._settings.delivery.lanes
         self._lines = self._make_lines(client, pushes, receipts)
         self._ownership, lane_count = self._make_ownership(client), LaneCount(client, lanes)
+        topology = TopologyWatch(client, topology_of(self._settings.delivery), self._intervals.topology_look_s)
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(_publishing_pushes(pushes, self._intervals.last_pushes_s))
             await started.enter_async_context(background(receipts.run()))
@@ -133,12 +135,13 @@ class Relay:
                     measure_loop_lag(self.metrics.loop_lagged),
                     Backlog(client, self.worker_status.lanes, self.metrics).run(),
                     lane_count.run(),
+                    topology.run(),
                     serve_reports(client, self.worker_status.report),
                     self._make_service(client).run(),
                 )
             )
             await started.enter_async_context(self._owning(self._ownership))
-            self.worker_status.relaying(self._lines, self._ownership, lane_count)
+            self.worker_status.relaying(self._lines, self._ownership, lane_count, topology)
             self.ready.set()
             await stop.wait()
             self.worker_status.waiting_for = "stopping"
@@ -191,9 +194,9 @@ class Relay:
             except BrokerUnavailable as error:
                 self._wait_for(str(error))
             else:
-                if plan.in_place:
+                if plan.suffices:
                     return True
-                self._wait_for(str(NotProvisioned(plan.differences)))
+                self._wait_for(str(NotProvisioned(plan.to_do)))
             await asyncio.sleep(self._intervals.provision_check_s)
 
     def _make_ownership(self, client: FrameClient) -> Ownership:

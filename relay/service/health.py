@@ -41,7 +41,7 @@ class ProbeAnswers(Protocol):
         ...
 
     async def readiness(self) -> Mapping[str, Any]:
-        """The body of `/readyz`: `ready`, a bool, and `missing`, sentences."""
+        """The body of `/readyz`: `ready`, a bool, and `missing`, sentences; and `warnings`, if there are any."""
         ...
 
     async def exposition(self) -> bytes:

@@ -14,6 +14,8 @@ class Intervals:
     """How long a relay that is stopping goes on publishing what the Facilitator has pushed."""
     provision_check_s: float = 2.0
     """How often to look whether streams and consumers are in place, until they are."""
+    topology_look_s: float = 30.0
+    """How often to look whether somebody has changed streams and consumers."""
     facilitator_ping_s: float = 20.0
     """How often to ping the Facilitator, so that a dead connection is noticed while nothing is sent."""
     dead_letter_retry_s: float = 5.0

@@ -117,14 +117,16 @@ class WorkerProbes:
 
     async def readiness(self) -> Mapping[str, Any]:
         """As for one worker, but each sentence in `missing` names its worker, and `workers` lists all workers."""
-        missing = await asyncio.gather(*map(self._missing, self._processes))
+        told = await asyncio.gather(*map(self._readiness, self._processes))
+        missing: list[list[str]] = [each["missing"] for each in told]
+        warnings = list(dict.fromkeys(warning for each in told for warning in each.get("warnings", ())))
         return {
             "ready": not any(missing),
             "missing": [f"worker {worker}: {each}" for worker, found in enumerate(missing) for each in found],
             "workers": [
                 {"worker": worker, "ready": not found, "missing": found} for worker, found in enumerate(missing)
             ],
-        }
+        } | ({"warnings": warnings} if warnings else {})
 
     async def exposition(self) -> bytes:
         """The metrics of all workers that answer in time, each series with the label `worker`."""
@@ -135,12 +137,11 @@ class WorkerProbes:
         # In a thread, because it takes some 10 ms for each worker: other probes must not wait for that.
         return generate_latest(self._registry) + await asyncio.to_thread(merge, texts)
 
-    async def _missing(self, worker: int) -> list[str]:
+    async def _readiness(self, worker: int) -> dict[str, Any]:
         try:
-            readiness = json.loads(await self._ask(worker, "/readyz", self._timeouts.readiness_s))
+            return json.loads(await self._ask(worker, "/readyz", self._timeouts.readiness_s))
         except NoAnswer as none:
-            return [str(none)]
-        return readiness["missing"]
+            return {"missing": [str(none)]}
 
     async def _exposition(self, worker: int) -> str | None:
         try:

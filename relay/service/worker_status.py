@@ -13,6 +13,7 @@ from relay.leases.ownership import Ownership
 from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
 from relay.service.line import Line
+from relay.topology.watch import TopologyWatch
 
 _BETWEEN_PIECES_S: Final = 0.002
 """The pause between two pieces of a scrape. Updates use it, so that they wait for one piece at most."""
@@ -38,12 +39,16 @@ class WorkerStatus:
         self._lines: Sequence[Line] = ()
         self._ownership: Ownership | None = None
         self._lane_count: LaneCount | None = None
+        self._topology: TopologyWatch | None = None
 
-    def relaying(self, lines: Sequence[Line], ownership: Ownership, lane_count: LaneCount) -> None:
+    def relaying(
+        self, lines: Sequence[Line], ownership: Ownership, lane_count: LaneCount, topology: TopologyWatch
+    ) -> None:
         """The worker relays from now on: these are the parts to ask about."""
         self._lines = lines
         self._ownership = ownership
         self._lane_count = lane_count
+        self._topology = topology
         self.waiting_for = None
 
     def missing(self) -> list[str]:
@@ -62,7 +67,8 @@ class WorkerStatus:
 
     async def readiness(self) -> Mapping[str, Any]:
         missing = self.missing()
-        return {"ready": not missing, "missing": missing}
+        warnings = list(self._topology.warnings) if self._topology is not None else []
+        return {"ready": not missing, "missing": missing} | ({"warnings": warnings} if warnings else {})
 
     async def exposition(self) -> bytes:
         """The metrics, made in pieces to let updates through in between. Cancelling it is safe."""
@@ -121,4 +127,5 @@ class WorkerStatus:
     def _lane_troubles(self) -> list[str]:
         of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]
         of_some = [trouble for line in self._lines for trouble in line.lanes.troubles()]
-        return [trouble for trouble in of_all if trouble is not None] + of_some
+        of_topology = list(self._topology.troubles) if self._topology is not None else []
+        return [trouble for trouble in of_all if trouble is not None] + of_topology + of_some

@@ -1,26 +1,24 @@
 """Compares wanted and actual configurations: what provisioning would do, step by step, and what it refuses to do.
 
 Configurations are JetStream's own JSON objects, as plain dicts. A wanted one holds only the fields that the relay
-needs; an actual one holds everything that the server answered. Fields that are not wanted, such as an operator's
-`max_bytes`, do not count as drift, and a change keeps them.
+needs; an actual one holds everything that the server answered. Of the fields that are not wanted, those that an
+operator may choose, such as `max_bytes`, are kept; fields.py says which of the others are harmful.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from relay.contract import subjects
+from relay.topology.comparison import Change, Config, differences, merged
 from relay.topology.downgrade import find_downgrades
+from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, follows_a_setting
+from relay.topology.options import Options, judge_options
 
 LANE_CAPACITY: Final = 512
 """How many updates of a lane may be delivered and unacknowledged at a time: its consumer's `max_ack_pending`."""
 
-Config: TypeAlias = Mapping[str, Any]
-
-_NS: Final = 1_000_000_000
-_DURATIONS: Final = frozenset({"ack_wait", "duplicate_window", "inactive_threshold", "max_age"})
-_UNITS: Final = (("d", 86_400 * _NS), ("h", 3_600 * _NS), ("m", 60 * _NS), ("s", _NS), ("ms", 1_000_000), ("ns", 1))
 _FIXED_STREAM_FIELDS: Final = ("storage", "retention")
 _FIXED_CONSUMER_FIELDS: Final = ("filter_subject", "ack_policy", "replay_policy", "mem_storage")
 # With any other policy a consumer skips updates that were stored before it was made.
@@ -40,26 +38,23 @@ class Verb(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One field that differs, with readable values: `ack_wait 5s -> 10s`."""
-
-    field: str
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return f"{self.field} {self.old} -> {self.new}"
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
-    """What is done about one stream or consumer. `config` is sent to the server; it is empty if nothing is sent."""
+    """What is done about one stream or consumer. `config` is sent to the server; it is empty if nothing is sent.
+
+    `warnings` are options that provisioning leaves as they are, and what they mean.
+    """
 
     verb: Verb
     kind: Kind
     name: str
     changes: tuple[Change, ...] = ()
     config: Config = field(default_factory=dict[str, Any])
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether no worker can relay before it is done. Harmful options alone do not keep a worker from relaying."""
+        return self.verb is not Verb.LEFT and not (self.changes and all(change.harm for change in self.changes))
 
     @property
     def line(self) -> str:
@@ -110,8 +105,23 @@ class Plan:
 
     @property
     def in_place(self) -> bool:
-        """Whether everything is as wanted."""
+        """Whether everything is as wanted, without any warning."""
+        return self.is_done and not self.warnings
+
+    @property
+    def is_done(self) -> bool:
+        """Whether provisioning has nothing to do."""
         return not self.refusals and all(step.verb is Verb.LEFT for step in self.steps)
+
+    @property
+    def suffices(self) -> bool:
+        """Whether a worker can relay."""
+        return not self.refusals and not any(step.is_needed for step in self.steps)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Options that provisioning leaves as they are, and what they mean."""
+        return tuple(warning for step in self.steps for warning in step.warnings)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -120,8 +130,22 @@ class Plan:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What a check found, refusals included; empty if everything is in place."""
+        """What a check found, refusals and warnings included; empty if everything is in place."""
+        return (*self.to_do, *self.warnings)
+
+    @property
+    def to_do(self) -> tuple[str, ...]:
+        """Refusals, and what provisioning would do."""
         return (*self.refusals, *(step.difference for step in self.steps if step.difference))
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How the server differs from what a running relay needs, in words for an operator."""
+
+    troubles: tuple[str, ...]
+    """What `relay provision` would mend or refuse."""
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +175,7 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
     """Compare, and decide what to do about each difference."""
     lane_change = _lane_change(wanted, actual)
     streams = [_stream_step(name, config, actual) for name, config in wanted.streams.items()]
-    consumers = [_consumer_step(name, config, actual, lane_change) for name, config in wanted.consumers.items()]
+    consumers = [_consumer_step(name, wanted, actual, lane_change) for name in wanted.consumers]
     surplus = [Step(Verb.DELETED, Kind.CONSUMER, name) for name in actual.consumers if name not in wanted.consumers]
     refusals = (*_stream_refusals(wanted, actual), *_consumer_refusals(wanted, actual), *_lane_refusals(wanted, actual))
     found = {name: info["config"] for name, info in actual.streams.items()}
@@ -159,51 +183,30 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
     return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades)
 
 
-def differences(wanted: Config, actual: Config) -> tuple[Change, ...]:
-    """The fields of `wanted` that are different in `actual`.
-
-    A field that the server leaves out counts as false, zero or empty. In metadata only the wanted keys are compared:
-    the server adds its own, which begin with `_nats`.
-    """
-    return tuple(_changes(wanted, actual))
-
-
-def merged(wanted: Config, actual: Config) -> dict[str, Any]:
-    """`actual` with the fields of `wanted`. Both are sent, because an update resets each field that it leaves out."""
-    config = {**actual, **wanted}
-    if "metadata" in wanted:
-        kept = {key: value for key, value in actual.get("metadata", {}).items() if not key.startswith("_nats")}
-        config["metadata"] = {**kept, **wanted["metadata"]}
-    return config
-
-
-def _changes(wanted: Config, actual: Config) -> Iterator[Change]:
-    for key, value in wanted.items():
-        found = actual.get(key)
-        if key == "metadata":
-            yield from (
-                Change(f"metadata {change.field}", change.old, change.new) for change in _changes(value, found or {})
-            )
-        elif found != value and not (found is None and not value):
-            yield _lanes_changed(found, value) or Change(key, _text(key, found), _text(key, value))
+def find_drift(wanted: Wanted, actual: Actual) -> Drift:
+    """What has changed under a running relay. Fields that follow a setting are left out: others may change that now."""
+    lasting = Wanted(
+        wanted.lanes,
+        {name: _as_found(name, config, actual.streams.get(name)) for name, config in wanted.streams.items()},
+        {
+            name: _as_found(name, config, actual.consumers[name])
+            for name, config in wanted.consumers.items()
+            if name in actual.consumers
+        },
+    )
+    streams = [_stream_step(name, config, actual) for name, config in lasting.streams.items()]
+    consumers = [_consumer_step(name, lasting, actual, None) for name in lasting.consumers]
+    refusals = (*_stream_refusals(lasting, actual), *_consumer_refusals(lasting, actual))
+    plan = Plan((*streams, *consumers), refusals)
+    return Drift(tuple(f"{text}; run `relay provision`" for text in plan.to_do), plan.warnings)
 
 
-def _lanes_changed(found: Any, value: Any) -> Change | None:
-    if not isinstance(value, dict) or (new := subjects.lanes_of_transform(value)) is None:  # pyright: ignore[reportUnknownArgumentType]
-        return None
-    old = subjects.lanes_of_transform(found)
-    return Change("lanes", "none" if old is None else str(old), str(new))
-
-
-def _text(field: str, value: Any) -> str:
-    if field in _DURATIONS and isinstance(value, int) and value > 0:
-        unit, size = next((unit, size) for unit, size in _UNITS if value % size == 0)
-        return f"{value // size}{unit}"
-    if value is None:
-        return "unset"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(str, value)) + "]"  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _as_found(name: str, wanted: Config, info: Config | None) -> Config:
+    """`wanted`, but with the actual values of fields that follow a setting."""
+    if info is None:
+        return wanted
+    found: Config = info["config"]
+    return {key: found.get(key) if follows_a_setting(name, key) else value for key, value in wanted.items()}
 
 
 def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
@@ -212,7 +215,7 @@ def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
     found: Config = actual.streams[name]["config"]
     if name == subjects.STATUS_STREAM and "max_age" in wanted:
         wanted = {**wanted, "max_age": _longer_age(wanted["max_age"], found.get("max_age", 0))}
-    return _compared(Kind.STREAM, name, wanted, found)
+    return _compared(Kind.STREAM, name, wanted, found, _stream_options(name, wanted, found))
 
 
 def _longer_age(wanted: int, found: int) -> int:
@@ -220,20 +223,49 @@ def _longer_age(wanted: int, found: int) -> int:
     return found if found == 0 or found > wanted else wanted  # 0: for ever
 
 
-def _consumer_step(name: str, wanted: Config, actual: Actual, lane_change: LaneChange | None) -> Step:
+def _consumer_step(name: str, wanted: Wanted, actual: Actual, lane_change: LaneChange | None) -> Step:
+    config = wanted.consumers[name]
     if name in actual.consumers:
-        return _compared(Kind.CONSUMER, name, wanted, actual.consumers[name]["config"])
+        info = actual.consumers[name]
+        return _compared(Kind.CONSUMER, name, config, info["config"], _consumer_options(name, wanted, info))
     start: Config = {"deliver_policy": "all"}
     if lane_change is not None:
         start = {"deliver_policy": "by_start_sequence", "opt_start_seq": lane_change.last_sequence + 1}
-    return Step(Verb.CREATED, Kind.CONSUMER, name, config={**wanted, **start})
+    return Step(Verb.CREATED, Kind.CONSUMER, name, config={**config, **start})
 
 
-def _compared(kind: Kind, name: str, wanted: Config, actual: Config) -> Step:
-    changes = differences(wanted, actual)
+def _compared(kind: Kind, name: str, wanted: Config, actual: Config, options: Options) -> Step:
+    back: Config = dict.fromkeys(options.put_back)
+    changes = differences({**wanted, **back}, actual)
+    changes = tuple(replace(change, harm=options.put_back.get(change.field, "")) for change in changes)
+    warnings = tuple(options.warnings)
     if not changes:
-        return Step(Verb.LEFT, kind, name)
-    return Step(Verb.CHANGED, kind, name, changes, merged(wanted, actual))
+        return Step(Verb.LEFT, kind, name, warnings=warnings)
+    kept = {key: value for key, value in actual.items() if key not in back}
+    return Step(Verb.CHANGED, kind, name, changes, merged(wanted, kept), warnings)
+
+
+def _stream_options(name: str, wanted: Config, found: Config) -> Options:
+    make_anew = f"settle everything, delete the stream (`nats stream rm {name}`) and provision again"
+    return judge_options(f"{Kind.STREAM} {name}", STREAM_FIELDS, wanted, found, make_anew)
+
+
+def _consumer_options(name: str, wanted: Wanted, info: Config) -> Options:
+    found: Config = info["config"]
+    if found.get("num_replicas") == wanted.streams[subjects.STATUS_STREAM].get("num_replicas"):
+        found = {**found, "num_replicas": 0}
+    what = f"{Kind.CONSUMER} {name}"
+    options = judge_options(what, CONSUMER_FIELDS, wanted.consumers[name], found, _consumer_remedy(name))
+    if info.get("paused"):
+        options.warnings.append(
+            f"{what} is paused until {found.get('pause_until')}: nothing of its lane is relayed before; "
+            f"`nats consumer resume {subjects.STATUS_STREAM} {name}` ends the pause"
+        )
+    return options
+
+
+def _consumer_remedy(name: str) -> str:
+    return f"settle its updates, delete it (`nats consumer rm {subjects.STATUS_STREAM} {name}`) and provision again"
 
 
 def _lane_change(wanted: Wanted, actual: Actual) -> LaneChange | None:
@@ -252,9 +284,7 @@ def _stream_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
                 f"stream {name} has {change.field} {change.old}, the relay needs {change.new}, and that cannot be "
                 f"changed: empty and delete the stream (`nats stream rm {name}`) and provision again"
             )
-        for key in ("mirror", "sources", "sealed"):
-            if found.get(key):
-                yield f"stream {name} is not the relay's own ({key} is set): rename or delete it, and provision again"
+        yield from _stream_options(name, config, found).refusals
         for subject in config["subjects"]:
             for other in actual.captured_by.get(subject, ()):
                 if other != name:
@@ -264,9 +294,7 @@ def _stream_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
 def _consumer_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
     for name, info in actual.consumers.items():
         found: Config = info["config"]
-        remedy = (
-            f"settle its updates, delete it (`nats consumer rm {subjects.STATUS_STREAM} {name}`) and provision again"
-        )
+        remedy = _consumer_remedy(name)
         config = wanted.consumers.get(name, {})
         fixed = {key: config[key] for key in _FIXED_CONSUMER_FIELDS if key in config}
         for change in differences(fixed, found):
@@ -274,8 +302,8 @@ def _consumer_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
                 f"consumer {name} has {change.field} {change.old}, the relay needs {change.new}, "
                 f"and that cannot be changed safely: {remedy}"
             )
-        if found.get("deliver_subject"):
-            yield f"consumer {name} is a push consumer: {remedy}"
+        if config:
+            yield from _consumer_options(name, wanted, info).refusals
         if found.get("deliver_policy") not in _COMPLETE_DELIVERY:
             yield f"consumer {name} has deliver_policy {found.get('deliver_policy')}, so it skips updates: {remedy}"
         if name not in wanted.consumers and (left := _unsettled(name, actual)):

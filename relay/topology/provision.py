@@ -11,8 +11,9 @@ from relay.nats.connection import api_request, require_server
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
+from relay.topology.comparison import Config
 from relay.topology.lane_change import intake_closed
-from relay.topology.plan import LANE_CAPACITY, Actual, Config, Kind, Plan, Step, Verb, Wanted, make_plan
+from relay.topology.plan import LANE_CAPACITY, Actual, Drift, Kind, Plan, Step, Verb, Wanted, find_drift, make_plan
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
 """Bytes that a dead letter may need in addition to its update, for the relay's headers with the error's text."""
@@ -55,6 +56,15 @@ async def check(client: FrameClient, topology: Topology) -> Plan:
     return make_plan(wanted_now, await _read(client, wanted_now))
 
 
+async def look(client: FrameClient, topology: Topology) -> Drift:
+    """As `check`, for a relay that runs: with few requests, and without what follows a setting."""
+    wanted_now = wanted(topology, client.max_payload)
+    streams = {name: info for name in wanted_now.streams if (info := await _stream_info(client, name)) is not None}
+    consumers = await _lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
+    ours = {name: info for name, info in consumers.items() if name in wanted_now.consumers}
+    return find_drift(wanted_now, Actual(streams, ours, {}, {}))
+
+
 async def provision(client: FrameClient, topology: Topology, *, downgrade: bool = False) -> Plan:
     """Change the server to match `topology`, verify the result, and return what was done.
 
@@ -73,9 +83,9 @@ async def provision(client: FrameClient, topology: Topology, *, downgrade: bool 
         else:
             await _apply(client, step)
     left_over = await check(client, topology)
-    if not left_over.in_place:
+    if not left_over.is_done:
         raise UnsuitableServer(
-            f"nats-server accepted the configuration and keeps another one ({'; '.join(left_over.differences)})",
+            f"nats-server accepted the configuration and keeps another one ({'; '.join(left_over.to_do)})",
             "look for limits in its configuration and for somebody else who changes these streams",
         )
     return plan
@@ -116,6 +126,8 @@ def _kept_stream(name: str, captured: list[str], topology: Topology) -> dict[str
         "discard": "new",
         "max_msgs": -1,
         "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "discard_new_per_subject": False,
         "no_ack": False,
         "num_replicas": topology.replicas,
         # A direct read may be answered by a replica that has not seen the last write.
