@@ -11,7 +11,7 @@ SBOM_VENV := .venv-sbom
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-query bench-dead-letters format audit sbom lock clean
+.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-scale: $(VENV)/.bench  ## memory, recovery, start-up and durability of the
 
 bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
 	@$(BIN)/python -m bench.workers
+
+bench-large: $(VENV)/.bench  ## large updates that wait for the Facilitator (some 10 minutes)
+	@$(BIN)/python -m bench.large --json bench-large.json
 
 bench-query: $(VENV)/.bench  ## ask for the status of ten and of a million jobs, and what receipts cost (some 20 minutes)
 	@$(BIN)/python -m bench.query

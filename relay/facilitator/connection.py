@@ -125,6 +125,11 @@ class FacilitatorConnection:
         """How many updates wait for their answer."""
         return self._session.unanswered
 
+    @property
+    def unanswered_bytes(self) -> int:
+        """How many bytes they have."""
+        return self._session.unanswered_bytes
+
     def send(self) -> None:
         """Write what the supply has, as far as the session and the network have room for it.
 

@@ -166,6 +166,11 @@ class Metrics:
         )
         self._at_hand = self._lane_gauges("relay_at_hand", "Updates received from NATS and not yet settled.")
 
+        self._at_hand_bytes = self._gauge("relay_at_hand_bytes", "Bytes of the updates at hand, of all lanes.")
+        self._on_request_bytes = self._gauge(
+            "relay_on_request_bytes", "Bytes that NATS may still deliver without being asked again."
+        )
+
     def lane_taken(self, lane: int, how: HowTaken) -> None:
         self._takeovers[how].inc()
         self._owned[lane].set(1)
@@ -178,10 +183,16 @@ class Metrics:
     def at_hand(self, lane: int, updates: int) -> None:
         self._at_hand[lane].set(updates)
 
+    def memory(self, at_hand_bytes: int, on_request_bytes: int) -> None:
+        """How many bytes all lanes have at hand, and may still get without asking again."""
+        self._at_hand_bytes.set(at_hand_bytes)
+        self._on_request_bytes.set(on_request_bytes)
+
     # --- Flow
 
     def _define_flow(self) -> None:
         self._in_flight = self._gauge("relay_in_flight", "Updates sent and not yet answered.")
+        self._in_flight_bytes = self._gauge("relay_in_flight_bytes", "Bytes of the updates sent and not yet answered.")
         self._window_use = self._gauge(
             "relay_window_use_ratio", "Updates in flight, as a share of the windows of all connections."
         )
@@ -200,9 +211,10 @@ class Metrics:
             "relay_malformed_traceparents", "Updates with a malformed traceparent header, which was ignored."
         )
 
-    def in_flight(self, updates: int, places: int) -> None:
-        """How many updates are unanswered, and how many may be (`places`), on all connections."""
+    def in_flight(self, updates: int, size_bytes: int, places: int) -> None:
+        """How many updates are unanswered, their bytes, and how many may be (`places`), on all connections."""
         self._in_flight.set(updates)
+        self._in_flight_bytes.set(size_bytes)
         self._window_use.set(updates / places if places else 0)
 
     def hold(self, by: Holder, held_bytes: Callable[[], int]) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 from relay.contract.report import LaneReport
 from relay.contract.subjects import STATUS_STREAM
 from relay.core.lane import Lane, Turns
+from relay.core.memory import Memory
 from relay.core.ports import OpenSource, WatchAdvisories
 from relay.core.progress import LaneProgress
 from relay.core.update import Update
@@ -167,6 +168,11 @@ class Lanes:
             run.source.restart()
 
     # --- what is asked about them
+
+    @property
+    def memory(self) -> Memory:
+        """The memory for updates of the whole worker."""
+        return self._limits.memory
 
     @property
     def driving(self) -> bool:

@@ -83,9 +83,12 @@ class WorkerStatus:
         """Update those metrics that are not counted as things happen."""
         for lane in self.lanes():
             self._metrics.at_hand(lane.lane, lane.at_hand)
+        for line in self._lines[:1]:  # all lines share the memory
+            self._metrics.memory(line.lanes.memory.at_hand_bytes, line.lanes.memory.on_request_bytes)
         connections = [line.connection for line in self._lines]
         places = len(connections) * self._settings.facilitator.window
-        self._metrics.in_flight(sum(each.unanswered for each in connections), places)
+        unanswered_bytes = sum(each.unanswered_bytes for each in connections)
+        self._metrics.in_flight(sum(each.unanswered for each in connections), unanswered_bytes, places)
         self._metrics.state(
             ready=not self.missing(),
             nats=self._nats_connected,

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 JOBS = {name: f"00000000-0000-4000-8000-00000000000{name}" for name in "abcdef"}
 """UUIDs of jobs, by letter."""
@@ -38,6 +39,6 @@ class FakeDelivery:
     def subject(self) -> str:
         return f"job.status.0.{self.job}"
 
-    @property
+    @cached_property
     def body(self) -> bytes:
         return body(self.job) if self.fit else b"{"

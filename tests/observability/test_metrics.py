@@ -30,7 +30,8 @@ def test_what_happens_is_counted():
     metrics.connection_opened()
     metrics.connection_lost()
     metrics.connection_refused()
-    metrics.in_flight(7, 28)
+    metrics.in_flight(7, 700, 28)
+    metrics.memory(900, 300)
     metrics.at_hand(1, 9)
     metrics.lane_taken(0, "expired")
     metrics.lane_taken(1, "handed_over")
@@ -62,6 +63,9 @@ def test_what_happens_is_counted():
         "relay_facilitator_connections_total{outcome=lost}": 1,
         "relay_facilitator_connections_total{outcome=refused}": 1,
         "relay_in_flight": 7,
+        "relay_in_flight_bytes": 700,
+        "relay_at_hand_bytes": 900,
+        "relay_on_request_bytes": 300,
         "relay_window_use_ratio": 0.25,
         "relay_lane_owned{lane=1}": 1,
         "relay_lag{lane=1}": 11,
