@@ -16,6 +16,8 @@ from relay.local.server import NatsServer
 ROOT = Path(__file__).parents[2]
 USERS = (ROOT / "deploy" / "nats" / "users.conf").read_text()
 ROLES = ("producer", "relay", "operator", "observer")
+ADMIN = "admin"
+"""The user of the system account."""
 ANYBODY = "anybody"
 
 
@@ -25,7 +27,7 @@ def password(role: str) -> str:
 
 def passwords() -> dict[str, str]:
     """The variables that users.conf needs."""
-    return {f"NATS_{role.upper()}_PASSWORD": password(role) for role in ROLES}
+    return {f"NATS_{role.upper()}_PASSWORD": password(role) for role in (*ROLES, ADMIN)}
 
 
 def let_anybody_in(users: str) -> str:

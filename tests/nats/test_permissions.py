@@ -83,6 +83,8 @@ PUBLISH = {
     "$JS.API.STREAM.DELETE.JOB_STATUS": {"operator"},
     "$JS.API.CONSUMER.CREATE.JOB_STATUS.spy": {"operator"},
     "$JS.API.CONSUMER.DELETE.JOB_STATUS.relay-lane-0": {"operator"},
+    "$JS.SNAPSHOT.ACK.JOB_STATUS.x": {"operator"},
+    "$JS.SNAPSHOT.RESTORE.JOB_STATUS.x": {"operator"},
     "$SYS.REQ.SERVER.PING": set(),
 }
 """On each subject, the users whose messages reach the relay's account; no other user's do."""

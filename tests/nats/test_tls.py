@@ -13,7 +13,7 @@ import pytest
 from guarded_nats import ANYBODY, ROOT, let_anybody_in, passwords, settings, variables
 from relay_kit import Scene, new_job
 
-from relay.contract.errors import BrokerUnavailable
+from relay.contract.errors import BrokerUnavailable, UnsuitableServer
 from relay.contract.settings import DeliverySettings, NatsSettings
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.facilitator import FacilitatorSimulator
@@ -21,6 +21,7 @@ from relay.local.server import NatsServer
 from relay.nats.connection import api_request, close, connect
 from relay.topology.provision import provision, topology_of
 
+SERVER_REMOVE = "$JS.API.SERVER.REMOVE"
 CLUSTER_PASSWORD = "secret-of-cluster"
 ELECTION_S = 30
 """How long three servers that have just started may take to elect a leader on a busy machine."""
@@ -170,6 +171,32 @@ async def test_the_cluster_of_production(cluster, certificates):
         await close(client)
     members = {info["cluster"]["leader"], *(each["name"] for each in info["cluster"]["replicas"])}
     assert {"nats-0", "nats-1", "nats-2"} == members
+
+
+async def test_a_server_is_removed(cluster, certificates):
+    """The user `admin` removes a server that is gone for good, as `nats server cluster peer-remove` does."""
+    admin = await connect(tls_settings(cluster[0], "admin", ca_file=certificates / "ca.crt"), name="test")
+    operator = await connect(tls_settings(cluster[0], "operator", ca_file=certificates / "ca.crt"), name="test")
+    try:
+        async with asyncio.timeout(ELECTION_S):
+            await provision_when_there_is_a_leader(operator)
+        await cluster[2].kill()
+        async with asyncio.timeout(ELECTION_S):
+            removed = await removed_when_there_is_a_leader(admin, "nats-2")
+        with pytest.raises(BrokerUnavailable):
+            await api_request(operator, SERVER_REMOVE, {"peer": "nats-1"}, timeout_s=0.5)
+    finally:
+        await close(admin)
+        await close(operator)
+    assert removed["success"]
+
+
+async def removed_when_there_is_a_leader(admin: Any, name: str) -> dict[str, Any]:
+    while True:
+        try:
+            return await api_request(admin, SERVER_REMOVE, {"peer": name})
+        except (BrokerUnavailable, UnsuitableServer):
+            await asyncio.sleep(0.1)
 
 
 async def provision_when_there_is_a_leader(client: Any) -> None:

@@ -1,0 +1,126 @@
+"""What docs/operations.md tells the operator to do with `nats`: its requests, as the users of deploy/nats/users.conf.
+
+`nats` itself is not installed here, so the requests are those that it makes, with its own sizes.
+"""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from guarded_nats import ANYBODY, guarded_server, password, passwords, signed_in, until_heard, variables
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from relay_kit import ACKED, Scene, new_job
+
+from relay.contract.subjects import DLQ_STREAM, LEASE_STREAM, STATUS_STREAM, lane_key
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+
+UPDATES, SIZE_BYTES = 24, 1_000_000
+"""Three times what nats-server sends of a backup before the first acknowledgement."""
+CHUNK_BYTES = 128 * 1024
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[NatsServer]:
+    async with guarded_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def scene(server: NatsServer) -> AsyncIterator[Scene]:
+    """A scene whose own connections have all permissions; its relay has those of `relay`."""
+    async with (
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, NATS_USER=ANYBODY, NATS_PASSWORD=password(ANYBODY), LEASE_TTL="1.5") as scene,
+    ):
+        yield scene
+
+
+async def ask(client: Client, request: str, **body: Any) -> dict[str, Any]:
+    """The answer to a request of JetStream's API."""
+    answer = json.loads((await client.request(f"$JS.API.{request}", json.dumps(body).encode(), timeout=5)).data)
+    assert "error" not in answer, answer
+    return answer
+
+
+async def backup(client: Client, stream: str) -> tuple[dict[str, Any], list[bytes]]:
+    """As `nats stream backup`: the stream's configuration and state, and the chunks of its data."""
+    chunks: asyncio.Queue[Msg] = asyncio.Queue()
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=chunks.put)
+    begun = await ask(client, f"STREAM.SNAPSHOT.{stream}", deliver_subject=inbox, chunk_size=CHUNK_BYTES)
+    received: list[bytes] = []
+    async with asyncio.timeout(20):
+        while (chunk := await chunks.get()).data:
+            received.append(chunk.data)
+            if chunk.reply:
+                await client.publish(chunk.reply)
+    await subscription.unsubscribe()
+    assert "408" not in str(chunk.headers), chunk.headers
+    return {"config": begun["config"], "state": begun["state"]}, received
+
+
+async def restore(client: Client, stream: str, about: dict[str, Any], chunks: list[bytes]) -> dict[str, Any]:
+    """As `nats stream restore`; returns the state of the stream."""
+    to = (await ask(client, f"STREAM.RESTORE.{stream}", **about))["deliver_subject"]
+    for chunk in chunks:
+        await client.request(to, chunk, timeout=5)
+    return json.loads((await client.request(to, b"", timeout=10)).data)["state"]
+
+
+async def test_backup_and_restore(server, scene):
+    """The user `operator` backs a large stream up, deletes it and restores it; the relay goes on where it was."""
+    jobs = [new_job() for _ in range(UPDATES)]
+    async with scene.relay(**variables("relay")):
+        for job in jobs:
+            noise = base64.b64encode(os.urandom(SIZE_BYTES * 3 // 4)).decode()  # it cannot be compressed much
+            await scene.publish(job, "accepted", {"noise": noise})
+        await scene.dust_settled()
+        async with signed_in(server, "operator") as operator:
+            about, chunks = await backup(operator, STATUS_STREAM)
+            await ask(operator, f"STREAM.DELETE.{STATUS_STREAM}")
+            state = await restore(operator, STATUS_STREAM, about, chunks)
+        later = await scene.publish(new_job())
+        assert [ACKED] == await scene.settled(later)
+    assert (UPDATES, about["state"]["last_seq"]) == (state["messages"], state["last_seq"])
+    assert sum(map(len, chunks)) > 2 * 8 * 2**20
+    assert [job for job in jobs if len(scene.facilitator.rows_of(job)) != 1] == []
+
+
+async def test_a_lane_is_freed(server, scene):
+    """The user `operator` removes a lane's key from the lease bucket, and a worker takes the lane anew."""
+    key = f"$KV.RELAY_LEASES.{lane_key(0)}"
+    async with scene.relay(**variables("relay")), signed_in(server, "operator") as operator:
+        await scene.owned(lambda: len(scene.owners) == 4)
+        leases = await scene.nc.subscribe(key)
+        await until_heard(scene.nc)
+        assert 1 == (await ask(operator, f"STREAM.PURGE.{LEASE_STREAM}", filter=key))["purged"]
+        while (await leases.next_msg(timeout=10)).headers["Nats-Expected-Last-Subject-Sequence"] != "0":
+            pass  # a renewal
+        assert [ACKED] == await scene.settled(await scene.publish(new_job(0)))
+
+
+@pytest.mark.parametrize("stream", [STATUS_STREAM, DLQ_STREAM])
+async def test_other_commands(server, scene, stream):
+    """The user `operator` edits a stream's limits, reads single messages, makes consumers to look, and steps down."""
+    await scene.publish(job := new_job())
+    async with signed_in(server, "operator") as operator:
+        config = (await ask(operator, f"STREAM.INFO.{stream}"))["config"]
+        edited = await ask(operator, f"STREAM.UPDATE.{stream}", **config | {"max_bytes": 10**9})
+        last = await ask(operator, f"STREAM.MSG.GET.{STATUS_STREAM}", last_by_subj=f"job.status.*.{job}")
+        consumers = await ask(operator, f"CONSUMER.LIST.{STATUS_STREAM}")
+        await until_heard(operator)
+    assert 10**9 == edited["config"]["max_bytes"]
+    assert 1 == last["message"]["seq"]
+    assert 4 == consumers["total"]
