@@ -57,3 +57,5 @@ class Report(Struct, frozen=True):
     retries: int
     timings: dict[str, Timing]
     """hot_path (received from NATS to written to the socket), end_to_end (stored to acknowledged), round_trip."""
+    slow_consumer: int = 0
+    """How often nats-server probably dropped its connection because more than max_pending waited to be read."""

@@ -85,6 +85,8 @@ class Update:
     sent_s: float | None = None
     """When it was first sent to the Facilitator, perhaps over a connection that is gone; None if it never was."""
     state: State = State.QUEUED
+    unwritten: str | None = None
+    """Why its dead letter could not be written at the last try, in words; None if it was not tried."""
 
 
 @dataclass(slots=True)

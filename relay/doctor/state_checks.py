@@ -46,6 +46,16 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
         for worker, report in sorted(snapshot.reports.items())
         if report.missing
     ]
+    findings += [
+        warn(
+            "workers",
+            f"{worker}: nats-server ended its connection among large messages, and ran on (times: "
+            f"{report.slow_consumer}): probably more than max_pending waited for it",
+            "look for 'Slow Consumer' in nats-server's log; raise max_pending, or see what is slow, worker or network",
+        )
+        for worker, report in sorted(snapshot.reports.items())
+        if report.slow_consumer
+    ]
     if silent := sorted(snapshot.workers - snapshot.reports.keys()):
         remedy = "if it is not just starting or stopping, look at its log; a worker of an older version never answers"
         findings.append(warn("workers", f"no report from {', '.join(silent)}", remedy))

@@ -335,6 +335,14 @@ class _Callbacks:
         self.failures.clear()
         self.client.failures.clear()
         _log.info("connected to NATS again")
+        self.client.know_dropped()
+        if self.client.dropped_at_bytes is not None:
+            _log.warning(
+                "nats-server ended the connection among large messages and runs on: probably more than its max_pending"
+                " waited for this client (a slow consumer), unless the network did it; its log says which. If it was"
+                " that, raise max_pending, or see what is slow here",
+                message_bytes=self.client.dropped_at_bytes,
+            )
         if self.on_reconnected is not None:
             self.on_reconnected()
 

@@ -39,6 +39,8 @@ class CannotConnect(nats.errors.Error):
 
 T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
+_LARGE_BYTES: Final = 64 * 1024
+"""Messages of this size or more can fill the server's buffer for this client quickly."""
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
 _KEPT_AFTER: Final = (STALE_CONNECTION, PERMISSIONS_ERR)
@@ -62,6 +64,12 @@ class FrameClient(Client):
         super().__init__()
         self.failures: dict[str, str] = {}
         """Why the last attempt to connect to each server failed, by `host:port`. Empty while connected."""
+        self.dropped_at_bytes: int | None = None
+        """The size of the last large message before the last connection was lost, if the same server runs on and gave
+        no reason; else None. It probably dropped this client as a slow consumer, which it tells only its own log. Known
+        when the connection is made again."""
+        self._lost_at: tuple[int, str] | None = None
+        """When the connection was lost without a reason: that size, and the server's id."""
         self._sign_in = sign_in
         self._tls_only = tls_only
         self._server = ""
@@ -190,6 +198,23 @@ class FrameClient(Client):
         self._err = nats.errors.Error(f"nats: {problem}")
         await self._process_op_err(self._err)
         await self._error_cb(self._err)
+
+    def know_dropped(self) -> None:
+        """Set `dropped_at_bytes`, now that the connection is made again."""
+        size, server = self._lost_at or (None, "")
+        self.dropped_at_bytes = size if server == self._server_id else None
+        self._lost_at = None
+        self._needed = 0
+
+    @property
+    def _server_id(self) -> str:
+        return str(self._server_info.get("server_id"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        without_reason = isinstance(e, nats.errors.UnexpectedEOF | OSError) and not self._server_info.get("ldm")
+        if self.is_connected and without_reason and self._needed >= _LARGE_BYTES:
+            self._lost_at = self._needed, self._server_id
+        await super()._process_op_err(e)
 
     async def _attempt_reconnect(self) -> None:
         """Reconnect. nats-py's own ends at an exception that it does not expect, and then nobody would reconnect."""

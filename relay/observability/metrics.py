@@ -255,6 +255,9 @@ class Metrics:
     def _define_connections(self) -> None:
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
         self._reconnects = self._counter("relay_nats_reconnects", "Reconnects after a lost connection to NATS.")
+        self._slow_consumer = self._counter(
+            "relay_nats_slow_consumer", "Those of the reconnects that probably followed a drop as a slow consumer."
+        )
         self._facilitator_connected = self._gauge(
             "relay_facilitator_connected", "Connections to the Facilitator that are signed in."
         )
@@ -277,8 +280,10 @@ class Metrics:
         self._nats_connected.set(nats)
         self._facilitator_connected.set(facilitator)
 
-    def nats_reconnected(self) -> None:
+    def nats_reconnected(self, *, slow_consumer: bool) -> None:
+        """`slow_consumer`: the server ended the connection among large messages, gave no reason, and runs on."""
         self._reconnects.inc()
+        self._slow_consumer.inc(slow_consumer)
 
     def connection_opened(self) -> None:
         """A connection to the Facilitator is signed in."""
@@ -305,6 +310,10 @@ class Metrics:
     def dead_letters(self) -> dict[str, int]:
         """How many updates were dead-lettered, by reason."""
         return {reason: _value(counter) for reason, counter in self._dead_letters.items()}
+
+    def slow_consumer(self) -> int:
+        """How often nats-server probably dropped us as a slow consumer."""
+        return _value(self._slow_consumer)
 
     def retries(self) -> int:
         """How many attempts failed and were made again."""

@@ -10,6 +10,7 @@ from relay.core.trace import traced
 from relay.core.update import Update
 from relay.core.verdict import DeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
+from relay.nats.err_codes import TOO_LARGE
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 from relay.path.lane_run import DEAD_LETTERED_BEFORE
@@ -118,6 +119,9 @@ class DeadLetterWorker:
             error=str(error),
             **traced(update.delivery.headers),
         )
+        update.unwritten = str(error)
+        if isinstance(error, JetStreamError) and error.err_code == TOO_LARGE:
+            update.unwritten = f"{error.description}; raise max_payload of nats-server until it fits"
         self._lanes.retry(update, self._retry_s)
         if not isinstance(error, JetStreamError):
             # No server answers. Trying each update would take a timeout for each, and a lane that is handed over or

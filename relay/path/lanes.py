@@ -188,9 +188,13 @@ class Lanes:
         return next((lane.progress(job) for lane in self._runs if lane.number == number), None)
 
     def troubles(self) -> list[str]:
-        """Which lanes cannot be pulled, or have an update that nothing passes, and why."""
+        """Which lanes cannot be pulled, or have an update that nothing passes, or that has no dead letter, and why."""
         runs = self._runs.values()
-        told = [(run.lane.number, trouble) for run in runs for trouble in (run.source.trouble, _doubt(run.lane))]
+        told = [
+            (run.lane.number, trouble)
+            for run in runs
+            for trouble in (run.source.trouble, _doubt(run.lane), _unwritten(run.lane))
+        ]
         return [f"lane {number}: {trouble}" for number, trouble in told if trouble]
 
     # --- long-lived tasks
@@ -216,6 +220,18 @@ class Lanes:
             due_s = self.turns.wake(time.monotonic())
             self.open()
             await set_within(self._retry_added, None if due_s is None else due_s - time.monotonic())
+
+
+def _unwritten(lane: Lane) -> str | None:
+    """Which dead letter cannot be written, in words for an operator; None if all can."""
+    unwritten = [update for update in lane.at_hand() if update.unwritten is not None]
+    if not unwritten:
+        return None
+    others = f" (and those of {len(unwritten) - 1} others)" if unwritten[1:] else ""
+    return (
+        f"the dead letter of update {unwritten[0].sequence} of {STATUS_STREAM}{others} cannot be written:"
+        f" {unwritten[0].unwritten}; the update is kept, and later ones of its job wait"
+    )
 
 
 def _doubt(lane: Lane) -> str | None:

@@ -250,7 +250,8 @@ class Relay:
         return self._ownership.place if self._ownership is not None else Place()
 
     def _on_reconnected(self) -> None:
-        self.metrics.nats_reconnected()
+        client = self.worker_status.client
+        self.metrics.nats_reconnected(slow_consumer=client is not None and client.dropped_at_bytes is not None)
         for line in self._lines:
             line.lanes.broker_reconnected()
 

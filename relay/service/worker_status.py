@@ -115,6 +115,7 @@ class WorkerStatus:
             dead_letters=self._metrics.dead_letters(),
             retries=self._metrics.retries(),
             timings=self._metrics.timings(),
+            slow_consumer=self._metrics.slow_consumer(),
         )
 
     @property

@@ -87,6 +87,27 @@ async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
     assert [] == await scene.broken_promises()
 
 
+async def test_dead_letter_that_is_too_large_is_named():
+    """While NATS takes no dead letter of an update's size, /readyz names the update, the size and what to raise."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, ACK_WAIT="0.6") as scene,
+        scene.relay(intervals=Intervals(dead_letter_retry_s=0.2)) as relay,
+    ):
+        await change_stream(scene.nc, DLQ_STREAM, max_msg_size=1_000_000)
+        bad = await scene.publish_body(new_job(lane=2), b"x" * 1_500_000, dead_letter=Reason.INVALID_JSON)
+        for _ in range(3):
+            await scene.kept(bad)
+        [missing] = relay.worker_status.missing()
+        assert missing.startswith("lane 2: the dead letter of update 1 of JOB_STATUS cannot be written: ")
+        assert "size" in missing
+        assert "raise max_payload" in missing
+        await change_stream(scene.nc, DLQ_STREAM, max_msg_size=-1)
+        assert [TERMED] == await scene.settled(bad)
+        assert [] == relay.worker_status.missing()
+
+
 async def publish_raw(server: NatsServer, job: str, headers: bytes) -> None:
     """Publish without any checks, and wait until the server has stored it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -180,8 +201,10 @@ async def test_few_bytes_are_dead_lettered_at_a_time(scene, monkeypatch):
         sizes[update.sequence] = len(update.body)
         most[0] = max(most[0], sizes.total())
         await may_write.wait()
-        await written(self, update, dead_letter, attempts)
-        del sizes[update.sequence]
+        try:
+            await written(self, update, dead_letter, attempts)
+        finally:
+            del sizes[update.sequence]
 
     monkeypatch.setattr(DeadLetterWriter, "write", write)
     body = b"x" * 5_000_000

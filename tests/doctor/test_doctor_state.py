@@ -43,6 +43,7 @@ def test_well():
         (snapshot(workers=frozenset({WORKER, OTHER})), {"workers": "warn"}),
         (snapshot(report(missing=["the Facilitator is away"])), {"workers": "fail"}),
         (snapshot(may_ask_workers=False, reports={}), {"workers": "warn"}),
+        (snapshot(report(slow_consumer=2)), {"workers": "warn"}),
         (snapshot(report(lanes=[STUCK, *LANES[1:]])), {"lanes": "fail"}),
         (driven_by(WORKER, None), {"lanes": "fail"}),
         (driven_by(WORKER, OTHER), {"lanes": "warn"}),

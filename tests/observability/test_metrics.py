@@ -39,7 +39,7 @@ def test_what_happens_is_counted():
     metrics.lane_left(0, "lost")
     metrics.backlog(1, 11, 2.5)
     metrics.receipt_dropped()
-    metrics.nats_reconnected()
+    metrics.nats_reconnected(slow_consumer=True)
     metrics.traceparents_malformed(1)
     metrics.state(ready=True, nats=True, facilitator=2)
     metrics.loop_lagged(0.2)
@@ -73,6 +73,7 @@ def test_what_happens_is_counted():
         "relay_takeovers_total{how=handed_over}": 1,
         "relay_lanes_left_total{how=lost}": 1,
         "relay_nats_reconnects_total": 1,
+        "relay_nats_slow_consumer_total": 1,
         "relay_malformed_traceparents_total": 1,
         "relay_ready": 1,
         "relay_nats_connected": 1,
