@@ -71,7 +71,8 @@ async def _ask(client: FrameClient, subject: str, request: bytes, kind: type[R],
     except nats.errors.NoRespondersError:
         raise NoRelayRunning(f"nobody answers on {subject}: no relay is running on this NATS") from None
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        problem = not_permitted(client, subject) or describe(error)
+        in_time = f"none came within {timeout_s:g} s" if isinstance(error, TimeoutError) else describe(error)
+        problem = not_permitted(client, subject) or in_time
         raise NoAnswer(f"no answer on {subject}: {problem}") from None
     headers: dict[str, Any] = answer.headers or {}
     if _CODE_HEADER in headers:

@@ -219,6 +219,9 @@ async def _requested(
         answer = await client.request(subject, _encode_request(body) if body else b"", timeout=timeout_s)
         return decode(answer.data)
     except nats.errors.NoRespondersError as error:
+        if subject != api_account_info() and await _has_jetstream(client):
+            cause = f"it has JetStream, and nobody answers {subject}, which another account keeps to itself"
+            raise NotPermitted(_servers(url), cause) from error
         raise _without_jetstream(_servers(url)) from error
     except TimeoutError as error:
         if (refusal := not_permitted(client, subject)) is not None:
@@ -381,6 +384,15 @@ def _servers(url: ParseResult | None) -> list[str]:
 
 def _at(servers: Sequence[str]) -> str:
     return f" at {', '.join(servers)}" if servers else ""
+
+
+async def _has_jetstream(client: Requester) -> bool:
+    """Whether the account's information is answered: then it is not JetStream that is missing, but a permission."""
+    try:
+        await api_request(client, api_account_info())
+    except (BrokerUnavailable, UnsuitableServer, JetStreamError):
+        return False
+    return True
 
 
 def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:

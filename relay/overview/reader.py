@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import nats.errors
 
-from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned, UnsuitableServer
+from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, NotProvisioned, UnsuitableServer
 from relay.contract.subjects import (
     ADVISORY_STREAM,
     DLQ_STREAM,
@@ -113,7 +113,7 @@ class SnapshotReader:
 
     async def _count_dead_letters(self, total: int, permissions: _Permissions) -> ReasonCounts:
         if permissions.count_reasons:
-            with contextlib.suppress(UnsuitableServer):  # this account may not make consumers
+            with contextlib.suppress(NotPermitted, UnsuitableServer):  # this account may not make consumers
                 return await self._reasons.count()
         return ReasonCounts(total)
 

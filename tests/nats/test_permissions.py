@@ -400,3 +400,16 @@ async def test_who_watches_updates(server, facilitator, role):
         await until_heard(watching)
         heard = await subjects_of(updates)
     assert [f"job.status.{JOB}"] * 2 == heard
+
+
+@pytest.mark.parametrize("command", [("dlq", "list"), ("dlq", "purge", "--all", "--yes"), ("provision",)])
+async def test_an_observer_is_told_what_it_may_not(server, facilitator, command):
+    """What the user `observer` may not do fails with one line that says so, and does not blame the server."""
+    async with scene_of(server, facilitator, LANES="5"):
+        code, out, err = await run_relay(server, "observer", *command)
+    [line] = err.splitlines()
+    assert (1, "") == (code, out)
+    assert line.startswith(
+        "relay: the NATS account does not permit this: it has JetStream, and nobody answers $JS.API."
+    )
+    assert line.endswith("; use credentials that may do it, or have it permitted")
