@@ -1,6 +1,7 @@
 """Settings of NATS that do not go together, each of which is allowed by itself."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -44,6 +45,8 @@ def _clear_text(settings: NatsSettings) -> Contradiction | None:
         )
     if schemes & _WEBSOCKET_SCHEMES and schemes - _WEBSOCKET_SCHEMES:
         return Contradiction("urls", "either all addresses begin with ws:// or wss://, or none does")
+    if schemes & _WEBSOCKET_SCHEMES and find_spec("aiohttp") is None:
+        return Contradiction("urls", "ws:// and wss:// need aiohttp: pip install 'job-status-relay[websocket]'")
     return None
 
 

@@ -23,7 +23,15 @@ from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
 from relay.contract.text import describe
 from relay.nats.headers import parse_headers
-from relay.nats.nats_py import abort, demand_tls, forbid_clear_text, sign_in_with, stay_cancelled
+from relay.nats.nats_py import (
+    abort,
+    demand_tls,
+    end_quietly,
+    forbid_clear_text,
+    in_address,
+    sign_in_with,
+    stay_cancelled,
+)
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
@@ -73,6 +81,8 @@ class FrameClient(Client):
         self._sign_in = sign_in
         self._tls_only = tls_only
         self._server = ""
+        self._in_addresses: dict[str, Mapping[str, str | None]] = {}
+        """What addresses say about signing in, by `host:port`."""
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
         self._take_batches: dict[bytes, TakeBatch] = {}
@@ -161,7 +171,9 @@ class FrameClient(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self._server = f"{s.uri.hostname}:{s.uri.port}"
+        self._take_sign_in(s)
         await super()._connect_to_server(s)
+        end_quietly(self)
         if self._tls_only:
             forbid_clear_text(self)
 
@@ -175,6 +187,21 @@ class FrameClient(Client):
                 # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
                 raise CannotConnect(describe(error)) from error
             raise
+
+    def _take_sign_in(self, server: Any) -> None:
+        """Keep what the server's address says about signing in, and take it out of the address.
+
+        nats-py would not decode it, knows nothing for servers of the cluster that are not among its addresses, and
+        passes it to the library for WebSocket, which has other uses for it.
+        """
+        address = server.uri.netloc.rpartition("@")[2]
+        if server.uri.username is not None:
+            self._in_addresses[address] = in_address(server.uri)
+            server.uri = server.uri._replace(netloc=address)
+        for known in (self._in_addresses.get(address), *self._in_addresses.values()):
+            if known is not None:
+                self.options.update(known)
+                break
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 - as in nats-py
         if self._tls_only and initial_connection:

@@ -7,6 +7,7 @@ goes wrong without it.
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import ParseResult, unquote
 
 import nats.errors
 from nats.aio.client import Client
@@ -40,6 +41,33 @@ def bound_closing(client: Client) -> None:
             abort(client)
 
     transport.wait_closed = wait_closed_or_abort
+
+
+def end_quietly(client: Client) -> None:
+    """Let an encrypted connection end without a line in the log; call this each time the client has opened one.
+
+    Without it, asyncio and uvloop log "returning true from eof_received() has no effect when using ssl" each time:
+    nats-py makes the reader before the encryption, and does not tell it. It is not public.
+    """
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if not isinstance(transport, TcpTransport) or "connect_tls" in vars(transport):  # it lasts for many connections
+        return
+    connect_tls = transport.connect_tls
+
+    async def connect_tls_and_tell(*arguments: Any, **options: Any) -> None:
+        await connect_tls(*arguments, **options)
+        writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        writer._protocol._over_ssl = True  # noqa: SLF001
+
+    transport.connect_tls = connect_tls_and_tell
+
+
+def in_address(uri: ParseResult) -> dict[str, str | None]:
+    """The options of `Client.connect` for user and password, or the token, in an address, percent-decoded."""
+    user = unquote(uri.username or "")
+    if uri.password is None:
+        return {"user": None, "password": None, "token": user}
+    return {"user": user, "password": unquote(uri.password), "token": None}
 
 
 class NotEncrypted(nats.errors.Error):

@@ -94,7 +94,9 @@ class Relay:
         self._memory = Memory(settings.delivery.memory_bytes, settings.delivery.ack_wait_s)
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None
-        self._health = HealthServer(listener or listen(settings.http.host, settings.http.port), self.worker_status)
+        self._health = HealthServer(
+            [listener] if listener else listen(settings.http.host, settings.http.port), self.worker_status
+        )
 
     @property
     def http_port(self) -> int:

@@ -30,6 +30,8 @@ _GRACE_S: Final = 1.0
 _CHUNK_BYTES: Final = 65536
 _TEXT: Final = "text/plain; charset=utf-8"
 _METHODS: Final = ("GET", "HEAD")
+_ALL_INTERFACES: Final = ("0.0.0.0", "::")  # noqa: S104 - only if the setting names one of them
+_NO_SUCH_ADDRESS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _INVALID: Final = "Invalid HTTP request received."
 
 
@@ -59,12 +61,14 @@ class HealthServer:
     closed for the newest. So clients that send nothing, or send slowly, do not keep others from being answered.
 
     Args:
-        listener: a socket that listens, over TCP (see `listen`) or a Unix socket. It is closed when `serve` ends.
+        listeners: sockets that listen, over TCP (see `listen`) or a Unix socket. They are closed when `serve` ends.
     """
 
-    def __init__(self, listener: socket.socket, answers: ProbeAnswers, *, timeout_s: float = _TIMEOUT_S) -> None:
-        self._listener = listener
-        self._address = listener.getsockname()
+    def __init__(
+        self, listeners: Sequence[socket.socket], answers: ProbeAnswers, *, timeout_s: float = _TIMEOUT_S
+    ) -> None:
+        self._listeners = listeners
+        self._address = listeners[0].getsockname()
         self._answers = answers
         self._timeout_s = timeout_s
         self._paths = {b"/livez": self._livez, b"/readyz": self._readyz, b"/metrics": self._metrics}
@@ -73,26 +77,32 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The TCP port on which it listens."""
+        """The TCP port on which it listens, the same for all addresses."""
         return self._address[1]
 
     def close(self) -> None:
-        """Close the listener. Only needed if `serve` is never reached."""
-        self._listener.close()
+        """Close the listeners. Only needed if `serve` is never reached."""
+        for listener in self._listeners:
+            listener.close()
 
     async def serve(self) -> None:
-        """Serve until cancelled; then finish the answers under way, for at most a second, and close the listener."""
-        start = asyncio.start_unix_server if self._listener.family == socket.AF_UNIX else asyncio.start_server
-        with self._listener:
-            server = await start(
-                self._on_connection, sock=self._listener, backlog=_MAX_CONNECTIONS, start_serving=False
-            )
+        """Serve until cancelled; then finish the answers under way, for at most a second, and close the listeners."""
+        try:
+            servers = [await self._server(listener) for listener in self._listeners]
             try:
-                await server.start_serving()
+                for server in servers:
+                    await server.start_serving()
                 await asyncio.get_running_loop().create_future()
             finally:
-                server.close()
+                for server in servers:
+                    server.close()
                 await self._finish()
+        finally:
+            self.close()
+
+    async def _server(self, listener: socket.socket) -> asyncio.Server:
+        start = asyncio.start_unix_server if listener.family == socket.AF_UNIX else asyncio.start_server
+        return await start(self._on_connection, sock=listener, backlog=_MAX_CONNECTIONS, start_serving=False)
 
     async def _finish(self) -> None:
         for connection, answering in self._open.items():
@@ -192,22 +202,42 @@ def _serialized(http: h11.Connection, response: _Response, *, with_body: bool = 
     return b"".join(http.send(part) or b"" for part in parts)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one.
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen there, one for each address of the host; port 0 takes a free one, the same for all.
+
+    The address of all interfaces, 0.0.0.0 or ::, stands for those of both families. A family that this system does not
+    have is left out, unless no other is left.
 
     Raises ConfigurationError, naming RELAY_HTTP_HOST or RELAY_HTTP_PORT, if it cannot.
     """
+    hosts = _ALL_INTERFACES if host in _ALL_INTERFACES else (host,)
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
+        found = [each for name in hosts for each in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
     except (socket.gaierror, UnicodeError) as error:  # the latter for what cannot be a host name at all
         raise _unusable_host(host, str(error)) from error
-    except OSError as error:
-        cause = os.strerror(error.errno or 0)
-        if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
-            raise _unusable_host(host, cause) from error
-        allowed = f"{cause} on {host}; give a port that is free and open to this user, or 0 for any free one"
-        raise ConfigurationError("RELAY_HTTP_PORT", str(port), allowed) from error
+    listeners: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
+        try:
+            taken = listeners[0].getsockname()[1] if listeners else port
+            listeners.append(socket.create_server((str(address), taken), family=family))
+        except OSError as error:
+            if error.errno not in _NO_SUCH_ADDRESS:
+                for listener in listeners:
+                    listener.close()
+                raise _unusable(host, port, error) from error
+            missing = error
+    if missing is not None and not listeners:
+        raise _unusable(host, port, missing) from missing
+    return listeners
+
+
+def _unusable(host: str, port: int, error: OSError) -> ConfigurationError:
+    cause = os.strerror(error.errno or 0)
+    if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+        return _unusable_host(host, cause)
+    allowed = f"{cause} on {host}; give a port that is free and open to this user, or 0 for any free one"
+    return ConfigurationError("RELAY_HTTP_PORT", str(port), allowed)
 
 
 def _unusable_host(host: str, cause: str) -> ConfigurationError:

@@ -1,8 +1,11 @@
 import asyncio
 import contextlib
+import errno
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -144,6 +147,58 @@ def test_host_of_another_machine(host):
         listen(host, 0)
     assert (caught.value.variable, caught.value.value) == ("RELAY_HTTP_HOST", host)
     assert caught.value.allowed.split("; ")[-1] == "give a host name or address of this machine"
+
+
+async def test_host_with_addresses_of_both_families(monkeypatch):
+    """All addresses of a host are served, on the same port."""
+    look_up = socket.getaddrinfo
+    both = ("::1", "127.0.0.1", "127.0.0.1")
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda _, *more, **options: [look_up(a, *more, **options)[0] for a in both]
+    )
+    server = HealthServer(listen("both.example", 0), Answers())
+    monkeypatch.undo()
+    serving = asyncio.create_task(server.serve())
+    for address in ("127.0.0.1", "::1"):
+        reader, writer = await asyncio.open_connection(address, server.port)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"HTTP/1.1 200 OK\r\n" == await reader.readline()
+        writer.close()
+    serving.cancel()
+    await asyncio.wait([serving])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_all_interfaces(host):
+    """The address of all interfaces of one family serves both, in a network namespace that nobody else reaches."""
+    script = f"""
+import socket
+from relay.service.health import listen
+listeners = listen({host!r}, 0)
+for address in ("127.0.0.1", "::1"):
+    socket.create_connection((address, listeners[0].getsockname()[1])).close()
+"""
+    command = ["unshare", "-rn", "sh", "-c", f"ip link set lo up && {sys.executable} -"]
+    done = subprocess.run(command, input=script, check=False, capture_output=True, text=True)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_system_without_one_family(monkeypatch, host):
+    """A family that the system does not have is left out."""
+    create = socket.create_server
+
+    def only_ipv4(address, *, family):
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6 here")
+        return create(("127.0.0.1", address[1]), family=family)
+
+    monkeypatch.setattr(socket, "create_server", only_ipv4)
+    listeners = listen(host, 0)
+    families = [listener.family for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    assert [socket.AF_INET] == families
 
 
 async def test_broken_readiness_is_an_error():

@@ -43,7 +43,7 @@ class Worker:
         return self._exposition.encode()
 
     def runs(self):
-        self._serving = asyncio.create_task(HealthServer(self.listener.dup(), self).serve())
+        self._serving = asyncio.create_task(HealthServer([self.listener.dup()], self).serve())
         return self
 
     async def hangs(self):
