@@ -275,6 +275,15 @@ class DeliverySettings(SettingsGroup):
         bool,
         Variable("RELAY_RECEIPTS", "true or false", "Whether to publish a receipt of each settled update."),
     ] = False
+    other_senders: Annotated[
+        bool,
+        Variable(
+            "RELAY_OTHER_SENDERS",
+            "true or false",
+            "Whether somebody else, such as the old listener during a migration, sends updates of the same jobs to the"
+            " Facilitator. Then each `job.integrity_error` counts as a duplicate, also one that nothing explains.",
+        ),
+    ] = False
     memory_mib: Annotated[
         int,
         Field(ge=64, le=1_048_576),

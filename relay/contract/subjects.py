@@ -76,6 +76,7 @@ class Reason(StrEnum):
     REFUSED = "refused"
     JOB_NOT_FOUND = "job_not_found"
     CONNECTION_DROPPED = "connection_dropped"
+    UNEXPLAINED_DUPLICATE = "unexplained_duplicate"
     MAX_DELIVER = "max_deliver"
 
 

@@ -17,7 +17,7 @@ import heapq
 import math
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
@@ -36,6 +36,8 @@ _SETTLED_REMEMBERED: Final = 4096
 """How many settled sequences a lane remembers: a lost ack brings them back, and they are settled the same way again."""
 _CLOCK_SKEW_S: Final = 60.0
 """By how much the clocks of the servers that lead the two streams may differ."""
+_SAME_TROUBLE_S: Final = 300.0
+"""Unexplained answers that follow each other within this time have the same cause."""
 _sequence_of = attrgetter("sequence")
 _consumer_sequence_of = attrgetter("consumer_sequence")
 
@@ -70,10 +72,13 @@ class Lane:
         by sequence. An entry is outdated if its job has an older head now."""
         self.dead_letters: deque[Update] = deque()
         """The heads for the dead-letter stream, in the order in which they became heads. Entries can be outdated."""
+        self.questions: deque[Update] = deque()
+        """The heads about which the stream must be asked, in the order of their answers. Entries can be outdated."""
         self._waiting: list[tuple[float, int, Update]] = []
         """A heap of the heads that wait out a backoff, by when they are due. Entries can be outdated."""
         self._horizon = horizon
         self._consumer_made_at_s = math.inf
+        self._unexplained_s = -math.inf
         self._at_hand: dict[int, Update] = {}
         self._jobs: dict[str, _Job] = {}
         self._settled: OrderedDict[int, Outcome] = OrderedDict()
@@ -175,11 +180,11 @@ class Lane:
 
     def take_dead_letter(self, now_s: float) -> Update | None:
         """The next head for the dead-letter stream, to be written or looked up; it is OUT from now on. Else None."""
-        while self.dead_letters and self._flows(now_s):
-            update = self.dead_letters.popleft()
-            if self._goes_out(update):
-                return update
-        return None
+        return self._take_first(self.dead_letters, now_s)
+
+    def take_question(self, now_s: float) -> Update | None:
+        """The next head about which the stream must be asked; it is OUT from now on. None if there is none."""
+        return self._take_first(self.questions, now_s)
 
     # --- what happens to an update that is OUT
 
@@ -187,6 +192,7 @@ class Lane:
         """An attempt failed by the update's own fault: it waits for its next attempt, or ends as a dead letter."""
         update.attempts += 1
         if isinstance(verdict, Retry):
+            update.unexplained = verdict.unexplained
             self.retry(update, now_s + verdict.wait_s)
         else:
             update.dead_letter = verdict
@@ -228,6 +234,21 @@ class Lane:
         if update.dead_letter is None:
             self.put_back(update)
         return update.dead_letter
+
+    def lose(self, update: Update) -> None:
+        """The connection broke before the update was answered: it may be stored, and may be taken again."""
+        update.maybe_stored = True
+        self.put_back(update)
+
+    def question(self, update: Update) -> None:
+        """The stream must be asked whether the answer to the update is explained; its job's later updates wait."""
+        update.questioned = True
+        self.put_back(update)
+
+    def is_new_trouble(self, now_s: float) -> bool:
+        """An answer was unexplained: returns whether it is the first such answer in the lane for some time."""
+        before_s, self._unexplained_s = self._unexplained_s, now_s
+        return now_s - before_s > _SAME_TROUBLE_S
 
     def settle(self, update: Update, outcome: Outcome) -> None:
         """The update has ended with this outcome: forget it, and free its job's next one."""
@@ -285,7 +306,10 @@ class Lane:
             admission.malformed_traceparents += traceparent is not None and parse_traceparent(traceparent) is None
         # What is delivered for the first time can have a dead letter only if a consumer before this one delivered it.
         known_s = min(self._horizon.at_start_s, self._consumer_made_at_s)
-        newest_s = self._horizon.newest_s if delivery.deliveries > 1 else known_s
+        redelivered = delivery.deliveries > 1
+        newest_s = self._horizon.newest_s if redelivered else known_s
+        # No allowance for clocks here: in doubt an update had better become a dead letter than be lost.
+        update.maybe_stored = redelivered or delivery.stored_at_s < self._consumer_made_at_s
         update.maybe_dead_lettered = delivery.stored_at_s <= newest_s + _CLOCK_SKEW_S
         self._at_hand[update.sequence] = update
         self.share.at_hand_bytes += update.size_bytes
@@ -308,8 +332,17 @@ class Lane:
         head.state = State.READY
         if head.dead_letter is not None or head.maybe_dead_lettered:
             self.dead_letters.append(head)
+        elif head.questioned:
+            self.questions.append(head)
         else:
             heapq.heappush(self.ready, (head.undecided, head.sequence, head))
+
+    def _take_first(self, heads: deque[Update], now_s: float) -> Update | None:
+        while heads and self._flows(now_s):
+            update = heads.popleft()
+            if self._goes_out(update):
+                return update
+        return None
 
     def _goes_out(self, update: Update) -> bool:
         """Whether the update is still its job's head; if so, it is OUT from now on."""
@@ -365,9 +398,16 @@ class Turns:
 
     def take_dead_letter(self, now_s: float) -> Update | None:
         """The next head for the dead-letter stream; it is OUT from now on. None if there is none."""
+        return self._take_in_turn(lambda lane: lane.take_dead_letter(now_s))
+
+    def take_question(self, now_s: float) -> Update | None:
+        """The next head about which the stream must be asked; it is OUT from now on. None if there is none."""
+        return self._take_in_turn(lambda lane: lane.take_question(now_s))
+
+    def _take_in_turn(self, take: Callable[[Lane], Update | None]) -> Update | None:
         for _ in range(len(self.lanes)):
             self.lanes.rotate(-1)
-            if (update := self.lanes[0].take_dead_letter(now_s)) is not None:
+            if (update := take(self.lanes[0])) is not None:
                 return update
         return None
 

@@ -78,6 +78,14 @@ class Update:
     """Set once it is decided that the update ends in the dead-letter stream."""
     maybe_dead_lettered: bool = False
     """A worker before this one may have written its dead letter already: look it up first."""
+    maybe_stored: bool = False
+    """It was delivered before, or sent on a connection that broke: the Facilitator may have it."""
+    has_equal_before: bool | None = None
+    """The stream has an earlier update of the job with this status that may be stored; None if nobody asked it yet."""
+    questioned: bool = False
+    """The Facilitator says that it has it already, and the stream must be asked whether that can be."""
+    unexplained: bool = False
+    """That was its latest answer, and nothing explains it."""
     attempts: int = 0
     """Failed answers, or drops of the connection, that were this update's own fault."""
     undecided: int = 0

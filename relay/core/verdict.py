@@ -38,6 +38,8 @@ class Retry:
     error: str
     wait_s: float
     """How long it has to wait before it is sent again."""
+    unexplained: bool = False
+    """The Facilitator says that it has the update already, and nothing explains that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +50,28 @@ class DeadLetter:
     error: str
 
 
-Verdict = Ack | Retry | DeadLetter
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The Facilitator says that it has this status of the job already; `judge_repeated` decides what follows."""
+
+
+Verdict = Ack | Retry | DeadLetter | Repeated
 
 ACKNOWLEDGED: Final = Ack(Outcome.ACKNOWLEDGED)
 DUPLICATE: Final = Ack(Outcome.DUPLICATE)
+REPEATED: Final = Repeated()
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often an update may fail by its own fault, and how long it waits in between."""
+    """How often an update may fail by its own fault, and how long it waits in between.
+
+    `other_senders`: somebody else sends updates of the same jobs, so the Facilitator may have any of them already.
+    """
 
     max_attempts: int
     backoff: Backoff
+    other_senders: bool = False
 
 
 def judge(reply: Reply, attempts: int, policy: RetryPolicy) -> Verdict:
@@ -68,7 +80,7 @@ def judge(reply: Reply, attempts: int, policy: RetryPolicy) -> Verdict:
         return ACKNOWLEDGED
     types = [error.type for error in reply.errors]
     if INTEGRITY_ERROR in types:
-        return DUPLICATE
+        return REPEATED
     told = reply.complaint or "an error without a word of explanation"
     if not PYDANTIC_ERROR_TYPES.isdisjoint(types):
         # The Facilitator could not read it, and a retry would not change that.
@@ -77,6 +89,29 @@ def judge(reply: Reply, attempts: int, policy: RetryPolicy) -> Verdict:
         return Retry(told, policy.backoff.delay_s(attempts))
     reason = Reason.JOB_NOT_FOUND if NOT_FOUND in types else Reason.REFUSED
     return DeadLetter(reason, f"the Facilitator answered {attempts} times, the last time: {told}")
+
+
+def judge_repeated(attempts: int, policy: RetryPolicy, *, explained: bool) -> Ack | Retry | DeadLetter:
+    """What to do with an update that is answered with `job.integrity_error`; `attempts` counts this answer already.
+
+    `explained`: it can have reached the Facilitator before; see repeats.py.
+    """
+    if explained:
+        return DUPLICATE
+    if attempts < policy.max_attempts:
+        error = f"{INTEGRITY_ERROR}, although the update cannot have reached the Facilitator before"
+        return Retry(error, policy.backoff.delay_s(attempts), unexplained=True)
+    told = f"the Facilitator answered {INTEGRITY_ERROR} at attempt {attempts}, as if it had this status of the job"
+    return DeadLetter(
+        Reason.UNEXPLAINED_DUPLICATE, f"{told} already, although the update cannot have reached it before"
+    )
+
+
+def is_unexplained(verdict: Retry | DeadLetter) -> bool:
+    """Whether the Facilitator says that it has the update already, and nothing explains that."""
+    if isinstance(verdict, Retry):
+        return verdict.unexplained
+    return verdict.reason is Reason.UNEXPLAINED_DUPLICATE
 
 
 def judge_drop(attempts: int, policy: RetryPolicy) -> DeadLetter | None:

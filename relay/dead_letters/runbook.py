@@ -56,6 +56,12 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "read the Facilitator's log at that time: replay if it was fixed since, and keep the dead letter for its"
         " developers if it was not",
     ),
+    Reason.UNEXPLAINED_DUPLICATE: Advice(
+        "the Facilitator answered each time that it has this status of the job already, although the update cannot have"
+        " reached it before",
+        "find out why it could not store new rows (a migration, an id sequence that lies behind), then replay; purge"
+        " only what it has from somebody else",
+    ),
     Reason.MAX_DELIVER: Advice(
         "JetStream delivered the update as often as `RELAY_MAX_DELIVER` says, and no delivery was acknowledged"
         " or terminated",

@@ -76,15 +76,34 @@ def _lane_problems(snapshot: Snapshot) -> list[Finding]:
     if leaving := [lane.lane for lane in snapshot.lanes if lane.owner and lane.owner not in snapshot.workers]:
         remedy = "run this again after RELAY_LEASE_TTL: another worker should have taken over"
         findings.append(warn("lanes", f"the owner of {_numbered(leaving)} is stopping, or dead", remedy))
-    return findings + [
+    return (
+        findings
+        + [
+            fail(
+                "lanes",
+                f"lane {lane.lane}, driven by {worker}: {lane.trouble}",
+                "fix that; the lane then continues by itself",
+            )
+            for worker, report in sorted(snapshot.reports.items())
+            for lane in report.lanes
+            if lane.trouble
+        ]
+        + _unexplained(snapshot)
+    )
+
+
+def _unexplained(snapshot: Snapshot) -> list[Finding]:
+    return [
         fail(
             "lanes",
-            f"lane {lane.lane}, driven by {worker}: {lane.trouble}",
-            "fix that; the lane then continues by itself",
+            f"lane {lane.lane}, driven by {worker}: the Facilitator says that it has {lane.unexplained} updates that"
+            " cannot have reached it before (job.integrity_error); it probably stores nothing",
+            "look for a migration, or a sequence that lies behind, in its database: docs/operations.md,"
+            " RelayUnexplainedDuplicates; if somebody else sends the same jobs' updates, set RELAY_OTHER_SENDERS=true",
         )
         for worker, report in sorted(snapshot.reports.items())
         for lane in report.lanes
-        if lane.trouble
+        if lane.unexplained
     ]
 
 

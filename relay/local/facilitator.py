@@ -28,6 +28,7 @@ from relay.local.faults import (
     DROP_BEFORE_STORING,
     EVERY_MESSAGE,
     INSERTS_FAIL,
+    INTEGRITY_ERRORS,
     Fault,
     FaultPlan,
     Injection,
@@ -217,6 +218,16 @@ class FacilitatorSimulator:
         All else works: the sign-in, heartbeats, pushes. So is the real server while its disk is full.
         """
         return self.inject(INSERTS_FAIL, times=None)
+
+    def integrity_errors(self, seconds: float | None = None) -> Injection:
+        """Answer every update with `job.integrity_error` and store nothing: for `seconds`, or until lifted.
+
+        So is the real server while a migration runs, or while its id sequence lies behind.
+        """
+        injection = self.inject(INTEGRITY_ERRORS, times=None)
+        if seconds is not None:
+            asyncio.get_running_loop().call_later(seconds, injection.lift)
+        return injection
 
     def cache_down(self) -> Injection:
         """Drop every connection at once, and each new one until lifted."""

@@ -102,6 +102,10 @@ def refuse(error_type: str, msg: str = "Refused on purpose.") -> Fault:
     return Fault(store=False, reply=json.dumps(reply))
 
 
+INTEGRITY_ERRORS: Final = refuse("job.integrity_error", "null value in column violates not-null constraint")
+"""So answers the real server while a migration runs, or while its id sequence lies behind: nothing is stored."""
+
+
 class Injection:
     """A fault, and what it applies to. Used as a context manager, it is lifted at the end of the block.
 

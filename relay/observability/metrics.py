@@ -197,6 +197,9 @@ class Metrics:
             "relay_window_use_ratio", "Updates in flight, as a share of the windows of all connections."
         )
         self._retries = self._counter("relay_retries", "Attempts that failed and will be made again.")
+        self._unexplained = self._counter(
+            "relay_unexplained_duplicates", "Answers job.integrity_error to updates that were not sent before."
+        )
         self._repairs = self._counters("relay_repairs", "Repairs made to updates, by rule.", "rule", Repair)
         self._pushes = self._counters("relay_pushes", "Messages pushed by the Facilitator.", "kind", PushKind)
         self._receipts_dropped = self._counter(
@@ -223,6 +226,10 @@ class Metrics:
 
     def retried(self) -> None:
         self._retries.inc()
+
+    def unexplained(self) -> None:
+        """The Facilitator said that it had an update already, and nothing explains that."""
+        self._unexplained.inc()
 
     def repaired(self, rule: Repair) -> None:
         self._repairs[rule].inc()

@@ -126,8 +126,7 @@ class Lanes:
                 run.progress.set()
                 if run.source.starved:
                     run.source.top_up()
-                if lane.dead_letters:
-                    self.outlets.dead_letters.set()
+                self.outlets.wake(lane)
         if self._limits.memory.waiting:
             self._limits.memory.wake()
         for lane in self.turns.lanes:  # any lane may use the room in the window

@@ -9,15 +9,25 @@ from relay.core.lane import Lane
 
 @dataclass(slots=True)
 class Outlets:
-    """The two ways out: the connection to the Facilitator, and the dead-letter stream."""
+    """The ways out: the connection to the Facilitator, the dead-letter stream, and questions to the stream."""
 
     send: Callable[[], None]
     """Sends at once all that may be sent."""
     dead_letters: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a lane may have a head for the dead-letter stream."""
 
+    questions: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a lane may have a head about which the stream must be asked."""
+
     def open(self, lanes: Iterable[Lane]) -> None:
-        """Updates of these lanes may be ready: send them, and wake the dead-letter worker if it has work."""
+        """Updates of these lanes may be ready: send them, and wake the workers that have work."""
         self.send()
-        if any(lane.dead_letters for lane in lanes):
+        for lane in lanes:
+            self.wake(lane)
+
+    def wake(self, lane: Lane) -> None:
+        """Wake the workers that have work in this lane."""
+        if lane.dead_letters:
             self.dead_letters.set()
+        if lane.questions:
+            self.questions.set()

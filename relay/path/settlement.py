@@ -8,10 +8,21 @@ from relay.contract.subjects import REPLAYED_FROM_HEADER
 from relay.core.control import Control
 from relay.core.lane import Lane
 from relay.core.ports import SettlementObserver
+from relay.core.repeats import explains
 from relay.core.session import Answered, Lost, Suspicion
 from relay.core.trace import traced
 from relay.core.update import DeliveryLike, Update
-from relay.core.verdict import Ack, DeadLetter, Outcome, Retry, RetryPolicy, judge
+from relay.core.verdict import (
+    Ack,
+    DeadLetter,
+    Outcome,
+    Repeated,
+    Retry,
+    RetryPolicy,
+    is_unexplained,
+    judge,
+    judge_repeated,
+)
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 from relay.path.lanes import Lanes
@@ -76,18 +87,22 @@ class Settlement:
             lanes.add(update.lane)
             round_trip_s.append(answer.round_trip_s)
             verdict = judge(answer.reply, update.attempts + 1, self._policy)
-            if isinstance(verdict, Ack):
+            if isinstance(verdict, Repeated):
+                verdict = self._judge_repeated(update)
+            if verdict is None:
+                update.lane.question(update)
+            elif isinstance(verdict, Ack):
                 update.lane.settle(update, verdict.outcome)
                 acknowledged.append(update.delivery)
-                latest = update
+                if verdict.outcome is Outcome.ACKNOWLEDGED:  # of a duplicate it is only likely that it is stored
+                    latest = update
                 end_to_end_s.setdefault(verdict.outcome, []).append(wall_s - update.delivery.stored_at_s)
                 if update.sent_s is not None:
                     hot_path_s.append(update.sent_s - update.delivered_s)
                 if self._observers or update.delivery.headers:
                     self._tell(update, verdict.outcome)
             else:
-                update.lane.fail(update, verdict, now_s)
-                self._tell_of_retry(update, verdict)
+                self._fail(update, verdict, now_s)
         if acknowledged:
             acknowledged[0].ack(*acknowledged[1:])
         if latest is not None and self._control.keep(latest.text, latest.status):
@@ -98,14 +113,30 @@ class Settlement:
     def lost(self, event: Lost[Update]) -> None:
         """The session is over: what was not answered is the head of its job again; the session keeps the suspect."""
         for update in event.unanswered:
-            update.lane.put_back(update)
+            update.lane.lose(update)
+        if event.suspect is not None:
+            event.suspect.maybe_stored = True
         if event.control_unanswered:
             self._metrics.controlled("lost")
             _log.warning("the connection was lost at a repeat of an earlier update, so no update is at fault")
         self._lanes.connection_lost()
         self._lanes.progressed({update.lane for update in event.unanswered})
 
-    # --- what the dead-letter worker calls
+    # --- what the workers call
+
+    def answer_explained(self, update: Update, *, explained: bool) -> None:
+        """The stream was asked whether the answer `job.integrity_error` to the update, which is OUT, is explained."""
+        update.questioned, update.has_equal_before = False, explained
+        verdict = judge_repeated(update.attempts + 1, self._policy, explained=explained)
+        if isinstance(verdict, Ack):
+            update.lane.settle(update, verdict.outcome)
+            update.delivery.ack()
+            hot_path_s = [] if update.sent_s is None else [update.sent_s - update.delivered_s]
+            self._metrics.answered(hot_path_s, [], {verdict.outcome: [time.time() - update.delivery.stored_at_s]})
+            self._tell(update, verdict.outcome)
+        else:
+            self._fail(update, verdict, time.monotonic())
+        self._lanes.progressed([update.lane])
 
     def dead_lettered(self, update: Update, reason: str) -> None:
         """The update's dead letter is stored: terminate the update on the server, with this reason."""
@@ -117,6 +148,29 @@ class Settlement:
         self._lanes.progressed([update.lane])
 
     # --- internal steps
+
+    def _judge_repeated(self, update: Update) -> Ack | Retry | DeadLetter | None:
+        """The verdict on an update that the Facilitator says it has; None if the stream must be asked first."""
+        explained = explains(update, self._policy)
+        return None if explained is None else judge_repeated(update.attempts + 1, self._policy, explained=explained)
+
+    def _fail(self, update: Update, verdict: Retry | DeadLetter, now_s: float) -> None:
+        update.lane.fail(update, verdict, now_s)
+        self._tell_of_retry(update, verdict)
+        if is_unexplained(verdict):
+            self._tell_of_unexplained(update, now_s)
+
+    def _tell_of_unexplained(self, update: Update, now_s: float) -> None:
+        self._metrics.unexplained()
+        if update.lane.is_new_trouble(now_s):
+            _log.warning(
+                "the Facilitator answers job.integrity_error to an update that cannot have reached it before: perhaps"
+                " it stores nothing; such updates are tried again, and at last dead-lettered (unexplained_duplicate)",
+                lane=update.lane.number,
+                subject=update.delivery.subject,
+                sequence=update.sequence,
+                **traced(update.delivery.headers),
+            )
 
     def _tell(self, update: Update, outcome: Outcome) -> None:
         for observer in self._observers:

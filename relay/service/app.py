@@ -238,7 +238,7 @@ class Relay:
             window=facilitator.window,
             reply_timeout_s=facilitator.reply_timeout_s,
             pace=paces[0],
-            policy=RetryPolicy(delivery.max_attempts, self._backoff),
+            policy=RetryPolicy(delivery.max_attempts, self._backoff, delivery.other_senders),
             lanes=LaneLimits(LANE_CAPACITY, delivery.ack_wait_s, self._memory),
             pull_batch=LANE_CAPACITY // 2,
             pull_expires_s=expiry_s(delivery.lease_ttl_s, delivery.ack_wait_s),

@@ -20,6 +20,8 @@ class Intervals:
     """How often to ping the Facilitator, so that a dead connection is noticed while nothing is sent."""
     dead_letter_retry_s: float = 5.0
     """How long an update waits after its dead letter could not be written."""
+    question_retry_s: float = 5.0
+    """How long an update waits after the stream could not be asked about it."""
     dead_letter_write_s: float = 5.0
     """How long to wait for the PubAck of a dead letter."""
 

@@ -29,9 +29,11 @@ from relay.observability.metrics import Metrics
 from relay.path.advisories import Advisories
 from relay.path.consumer import PullConsumer
 from relay.path.dead_letter_worker import ROOM_BYTES, DeadLetterWorker
+from relay.path.earlier_updates import EarlierUpdates
 from relay.path.lanes import Lanes
 from relay.path.limits import LaneLimits
 from relay.path.outlets import Outlets
+from relay.path.question_worker import QuestionWorker
 from relay.path.settlement import Settlement
 from relay.service.intervals import DEFAULTS, Intervals
 from relay.timing.room import Room
@@ -108,6 +110,9 @@ class Line:
             metrics=metrics,
         )
         self._settlement = Settlement(self.lanes, settings.policy, session.control, metrics, observers)
+        self._question_worker = QuestionWorker(
+            self.lanes, self._settlement, EarlierUpdates(client), retry_s=settings.intervals.question_retry_s
+        )
         self._dead_letter_worker = DeadLetterWorker(
             self.lanes,
             self._settlement,
@@ -122,6 +127,7 @@ class Line:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.lanes.run())
             group.create_task(self._dead_letter_worker.run())
+            group.create_task(self._question_worker.run())
             group.create_task(self.connection.run(self.lanes.turns, self._settlement, self._pushes))
 
     def _open_source(self, lane: int, **callbacks: Any) -> PullConsumer:

@@ -18,9 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.lane import Lane, Turns
+from relay.core.repeats import explains
 from relay.core.session import Answered, Broken, Opened, Phase, Session, Suspicion
 from relay.core.update import DeadLetterHorizon, Update
-from relay.core.verdict import Ack, Outcome, RetryPolicy, judge
+from relay.core.verdict import Ack, Outcome, Repeated, RetryPolicy, judge, judge_repeated
 
 LANES = {"a": 0, "b": 0, "c": 1}
 WINDOW = 2
@@ -91,6 +92,7 @@ class World:
             self.start_pulling(lane.number)
         self.dead_lettering: Update | None = None
         self.settled_here: Counter[int] = Counter()
+        self.maybe_stored: set[int] = set()  # as far as this worker can know
         self.socket.clear()
         self.attempts.clear()
         self.suspect, self.blamed, self.may_be_outage = None, False, False
@@ -112,6 +114,8 @@ class World:
             )
         if lost:
             return
+        at_hand = {update.sequence for update in lane.at_hand()}
+        self.maybe_stored |= {each.sequence for each in deliveries if each.deliveries > 1} - at_hand
         for delivery, _ in lane.admit(deliveries, self.now_s).settled_before:
             consumer.pending.pop(delivery.sequence, None)
         self.open()
@@ -126,6 +130,9 @@ class World:
         """Send all that may be sent."""
         for update in self.session.fill(self.turns.take, self.now_s):
             self._send(update)
+        while (update := self.turns.take_question(self.now_s)) is not None:
+            update.questioned = update.has_equal_before = False  # no two updates of a job are equal here
+            self._judge_repeated(update)
         if self.dead_lettering is None:
             self.dead_lettering = self.turns.take_dead_letter(self.now_s)
 
@@ -153,7 +160,9 @@ class World:
         match self.session.received(message, self.now_s):
             case Answered(update, reply):
                 verdict = judge(reply, update.attempts + 1, POLICY)
-                if isinstance(verdict, Ack):
+                if isinstance(verdict, Repeated):
+                    self._judge_repeated(update, ack_lost=ack_lost)
+                elif isinstance(verdict, Ack):
                     self._settle(update, verdict.outcome, lost=ack_lost)
                 else:
                     update.lane.fail(update, verdict, self.now_s)
@@ -165,6 +174,19 @@ class World:
             case Broken():
                 self.lose(1002)
         self.open()
+
+    def _judge_repeated(self, update: Update, *, ack_lost: bool = False) -> None:
+        explained = explains(update, POLICY)
+        if explained is None:
+            update.lane.question(update)
+            return
+        verdict = judge_repeated(update.attempts + 1, POLICY, explained=explained)
+        if isinstance(verdict, Ack):
+            self._settle(update, verdict.outcome, lost=ack_lost)
+            return
+        assert update.sequence not in self.stored | self.maybe_stored, "not believed, although it can be stored"
+        self.attempts[update.sequence] += 1
+        update.lane.fail(update, verdict, self.now_s)
 
     def _judge(self, suspicion: Suspicion[Update]) -> None:
         suspect = suspicion.suspect
@@ -187,7 +209,7 @@ class World:
         if sequence == CONTROL:
             self._reply_to_control(kind)
             return
-        kind = "duplicate" if sequence in self.stored else kind
+        kind = "duplicate" if sequence in self.stored or kind == "confused" else kind
         if kind == "success":
             self.stored.add(sequence)
         elif kind != "duplicate":
@@ -220,12 +242,15 @@ class World:
         self.lose(code)
 
     def lose(self, code: int | None) -> None:
+        self.maybe_stored |= set(self.socket) - {CONTROL}
         self.blamed = self.blamed and CONTROL not in self.socket
         self.socket.clear()
         lost = self.session.closed(code)
         assert self.suspect == (lost.suspect and lost.suspect.sequence)
         for update in lost.unanswered:
-            update.lane.put_back(update)
+            update.lane.lose(update)
+        if lost.suspect is not None:
+            lost.suspect.maybe_stored = True
 
     def connect(self, how: str) -> None:
         """Connect, or fail in one of the two ways that an outage can cause."""
@@ -263,9 +288,11 @@ class World:
         self.settled_here[update.sequence] += 1
         assert 1 == self.settled_here[update.sequence], "settled twice"
         assert (outcome is Outcome.DEAD_LETTERED) == (update.sequence in self.dead)
+        if outcome is Outcome.DUPLICATE:
+            assert update.sequence in self.stored | self.maybe_stored, "believed, although it cannot be stored"
         self.settled.add(update.sequence)
         update.lane.settle(update, outcome)
-        if outcome is not Outcome.DEAD_LETTERED:
+        if outcome is Outcome.ACKNOWLEDGED:
             self.has_control = True
             if self.session.control.keep(update.text, update.status):
                 for lane in self.lanes:
@@ -455,7 +482,7 @@ class Interleavings(RuleBasedStateMachine):
         self.world.start_pulling(lane)
 
     @precondition(lambda self: self.world.socket)
-    @rule(kind=st.sampled_from(["success", "success", "not found", "permanent"]), ack_lost=st.booleans())
+    @rule(kind=st.sampled_from(["success", "success", "not found", "confused", "permanent"]), ack_lost=st.booleans())
     def reply(self, kind, ack_lost):
         self.world.reply(kind, ack_lost=ack_lost)
 

@@ -3,7 +3,20 @@ import pytest
 from relay.contract.subjects import Reason
 from relay.contract.wire import Reply, ReplyError
 from relay.core.backoff import Backoff
-from relay.core.verdict import ACKNOWLEDGED, DUPLICATE, Ack, DeadLetter, Outcome, Retry, RetryPolicy, judge, judge_drop
+from relay.core.verdict import (
+    ACKNOWLEDGED,
+    DUPLICATE,
+    Ack,
+    DeadLetter,
+    Outcome,
+    Repeated,
+    Retry,
+    RetryPolicy,
+    is_unexplained,
+    judge,
+    judge_drop,
+    judge_repeated,
+)
 
 POLICY = RetryPolicy(5, Backoff(1.0, 8.0, lambda: 0.5))
 
@@ -18,9 +31,19 @@ def test_success_acknowledges():
 
 
 @pytest.mark.parametrize("types", [("job.integrity_error",), ("job.not_found", "job.integrity_error")])
-def test_an_update_that_is_already_there_is_acknowledged(types):
-    """`job.integrity_error` anywhere among the errors means that the Facilitator has the update."""
-    assert Ack(Outcome.DUPLICATE) == DUPLICATE == judge(refusal(*types), 5, POLICY)
+def test_an_update_that_is_already_there_is_acknowledged_if_that_can_be(types):
+    """`job.integrity_error` anywhere among the errors means that the Facilitator has the update, if it is explained."""
+    assert isinstance(judge(refusal(*types), 5, POLICY), Repeated)
+    assert Ack(Outcome.DUPLICATE) == DUPLICATE == judge_repeated(5, POLICY, explained=True)
+
+
+def test_an_unexplained_repeat_is_tried_again_and_then_dead_lettered():
+    """Below `max_attempts` it is retried with backoff; then it is a dead letter with a reason of its own."""
+    early, last = (judge_repeated(attempts, POLICY, explained=False) for attempts in (4, 5))
+    assert (POLICY.backoff.delay_s(4), True) == (early.wait_s, is_unexplained(early))
+    assert (Reason.UNEXPLAINED_DUPLICATE, True) == (last.reason, is_unexplained(last))
+    assert not is_unexplained(judge(refusal("job.not_found"), 4, POLICY))
+    assert not is_unexplained(judge(refusal("job.not_found"), 5, POLICY))
 
 
 @pytest.mark.parametrize(

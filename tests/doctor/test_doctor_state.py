@@ -14,6 +14,7 @@ from relay.overview.snapshot import LaneSnapshot, Snapshot
 OTHER = "host-2-b"
 WELL = snapshot()
 STUCK = LaneReport(0, at_hand=0, out=0, held=False, oldest_at_hand_s=0.0, trouble="the consumer is gone")
+CONFUSED = LaneReport(0, at_hand=3, out=0, held=False, oldest_at_hand_s=1.0, trouble=None, unexplained=3)
 
 
 def oldest(age_s: float) -> Snapshot:
@@ -45,6 +46,7 @@ def test_well():
         (snapshot(may_ask_workers=False, reports={}), {"workers": "warn"}),
         (snapshot(report(slow_consumer=2)), {"workers": "warn"}),
         (snapshot(report(lanes=[STUCK, *LANES[1:]])), {"lanes": "fail"}),
+        (snapshot(report(lanes=[CONFUSED, *LANES[1:]])), {"lanes": "fail"}),
         (driven_by(WORKER, None), {"lanes": "fail"}),
         (driven_by(WORKER, OTHER), {"lanes": "warn"}),
         (driven_by(WORKER, trouble="its consumer is missing"), {"lanes": "fail"}),

@@ -42,6 +42,11 @@ class Book:
         self._jobs: dict[str, list[int]] = defaultdict(list)
         self._rows: dict[tuple[str, str], int] = {}
         self._letters: dict[int, str] = {}
+        self._deliveries: Counter[int] = Counter()
+        self._ambiguous: set[int] = set()
+        """Updates that can have reached the Facilitator, as far as a relay can know."""
+        self._excused: set[int] = set()
+        """Ambiguous updates to which the Facilitator said that it had them, and it had not: nobody can know that."""
         self._faults: Counter[str] = Counter()
         self._suspicions: Counter[str] = Counter()
         self._alone: Counter[str] = Counter()
@@ -62,6 +67,33 @@ class Book:
         self._sequences[update.name] = sequence
         self._jobs[update.job].append(sequence)
         self.note("producer", f"publishes {update.name}")
+
+    # --- what a relay can know
+
+    def delivered(self, sequence: int) -> None:
+        """JetStream delivers it to a worker."""
+        self._deliveries[sequence] += 1
+        if self._deliveries[sequence] > 1:
+            self._ambiguous.add(sequence)
+
+    def consumers_made_anew(self) -> None:
+        """An earlier consumer may have delivered any update that is stored by now."""
+        self._ambiguous.update(self.updates)
+
+    def may_have_arrived(self, update: Publish) -> None:
+        """The connection broke before the update was answered."""
+        self._ambiguous.add(self._sequences[update.name])
+
+    def confused(self, update: Publish) -> None:
+        """The Facilitator answered that it had it, and it had not."""
+        sequence = self._sequences[update.name]
+        self.refused(update, "job.integrity_error, wrongly,")
+        earlier = (each for each in self._jobs[update.job] if each < sequence)
+        equal = [each for each in earlier if self.updates[each].status == update.status]
+        if sequence in self._ambiguous or any(
+            each in self._excused or self._letters.get(each) == Reason.CONNECTION_DROPPED for each in equal
+        ):
+            self._excused.add(sequence)
 
     # --- what the Facilitator does
 
@@ -104,7 +136,7 @@ class Book:
             self.complain(f"{update.name} is a dead letter, and stored too")
 
     def acknowledged(self, sequence: int) -> None:
-        if not self.has(self.updates[sequence]):
+        if not self.has(self.updates[sequence]) and sequence not in self._excused:
             self.complain(f"{self.name(sequence)} is acknowledged, but not stored")
 
     def ended(self, sequence: int) -> None:
@@ -116,7 +148,7 @@ class Book:
         return [self.name(sequence) for sequence in self.updates if not self._is_over(sequence)]
 
     def _is_over(self, sequence: int) -> bool:
-        return sequence in self._letters or self.has(self.updates[sequence])
+        return sequence in self._letters or sequence in self._excused or self.has(self.updates[sequence])
 
     def _check_turn(self, sequence: int, how: str) -> None:
         """A job's updates must end in stream order: all earlier ones are stored or dead-lettered already."""
@@ -136,7 +168,8 @@ class Book:
             known = update.temper is Temper.POISON and self._in_company
             return known or (self._alone[update.name] > 0 and self._faults[update.name] >= self._max_attempts - 1)
         own = self._faults[update.name] + self._suspicions[update.name]
-        return reason in (Reason.REFUSED, Reason.JOB_NOT_FOUND) and own >= self._max_attempts
+        counted = (Reason.REFUSED, Reason.JOB_NOT_FOUND, Reason.UNEXPLAINED_DUPLICATE)
+        return reason in counted and own >= self._max_attempts
 
 
 class Log:

@@ -11,7 +11,9 @@ from typing import Any
 from unittest import mock
 
 import relay.core.lane
+import relay.path.earlier_updates
 import relay.path.lanes
+import relay.path.settlement
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.control import Control
 from relay.core.lane import Lane, Turns
@@ -174,6 +176,32 @@ def no_control() -> Iterator[None]:
 def drops_always_blamed() -> Iterator[None]:
     """An update is blamed for a drop although the Facilitator could not be reached afterwards."""
     with mock.patch.object(Session, "failed_to_open"):
+        yield
+
+
+@bug(Kind.FACILITATOR_CONFUSED)
+def each_integrity_error_is_a_duplicate() -> Iterator[None]:
+    """Whatever is answered with job.integrity_error is taken for stored."""
+    with mock.patch.object(relay.path.settlement, "explains", return_value=True):
+        yield
+
+
+@bug(Kind.FACILITATOR_CONFUSED)
+def sent_before_is_explained() -> Iterator[None]:
+    """An update that was sent before counts as explained, also if it was answered then, and nothing was stored."""
+    real = relay.path.settlement.explains
+
+    def explains(update: Update, policy: Any) -> bool | None:
+        return update.attempts > 0 or real(update, policy)
+
+    with mock.patch.object(relay.path.settlement, "explains", explains):
+        yield
+
+
+@bug(Kind.FACILITATOR_CONFUSED)
+def any_earlier_update_explains() -> Iterator[None]:
+    """An earlier update of the job with the same status explains the answer, whatever became of it."""
+    with mock.patch.object(relay.path.earlier_updates, "may_be_stored", return_value=True):
         yield
 
 

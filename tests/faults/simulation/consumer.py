@@ -156,6 +156,7 @@ class Consumer:
 
     def _deliver(self, inbox: Inbox, pending: _Pending) -> None:
         stored = pending.stored
+        self._book.delivered(stored.sequence)
         self._book.note("JetStream", f"delivers {self._book.name(stored.sequence)} to {inbox.owner}")
         reply = self._reply_of(pending)
         # A redelivery is lost only with its connection, because the relay waits for missing ones for a limited time.

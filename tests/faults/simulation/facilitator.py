@@ -13,6 +13,7 @@ from relay.local.faults import (
     DROP_AFTER_STORING,
     DROP_BEFORE_STORING,
     INSERTS_FAIL,
+    INTEGRITY_ERRORS,
     NO_FAULT,
     UNTIL_LIFTED,
     Fault,
@@ -65,7 +66,9 @@ class Facilitator:
     """
 
     def __init__(self, clock: Clock, book: Book, rng: random.Random, sent: Callable[[str, Publish], None]) -> None:
-        self.away_until_s = self.down_until_s = self.refuses_until_s = self.stalled_until_s = 0.0
+        self.away_until_s = self.down_until_s = self.refuses_until_s = self.stalled_until_s = self.confused_until_s = (
+            0.0
+        )
         self.hangs_up_until_s = 0.0
         self.tried_s: list[float] = []
         """When a worker tried to connect."""
@@ -110,6 +113,8 @@ class Facilitator:
             return DROP_BEFORE_STORING
         if (update := self.update_of(message)) is None:
             return NO_FAULT
+        if self.clock.now < self.confused_until_s and update.job not in self.ledger.unknown_jobs:
+            return INTEGRITY_ERRORS
         self._seen[update.name] += 1
         fault, times = _FAULTS.get(update.temper, (NO_FAULT, 0))
         if fault is DROP_AFTER_STORING and (self.book.has(update) or update.job in self.ledger.unknown_jobs):
@@ -184,6 +189,8 @@ class Connection:
         """The relay sees the end of the connection; what is unanswered stays so."""
         self._down.cut()
         self._note("loses the connection with", f"{len(self.unanswered)} unanswered ({code})")
+        for update in self.unanswered:
+            self._facilitator.book.may_have_arrived(update)
         if self._let_in:
             self._line.ended(code, self.unanswered)
         else:
@@ -237,7 +244,9 @@ class Connection:
         else:
             assert self.unanswered.popleft() is update
             self._line.answered(update, error)
-            if error in (None, "job.integrity_error"):
+            if error == "job.integrity_error" and not self._facilitator.book.has(update):
+                self._facilitator.book.confused(update)
+            elif error in (None, "job.integrity_error"):
                 self._note("is told that it has", update.name)
             else:
                 self._facilitator.book.refused(update, error)

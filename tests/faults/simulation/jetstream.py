@@ -1,6 +1,7 @@
 """The model of nats-server, by subject: the status stream with its consumers, and the dead-letter stream."""
 
 import base64
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -18,6 +19,7 @@ from relay.contract.subjects import (
     lane_consumer,
     lane_of,
     stored_subject,
+    token_of_stored,
 )
 from simulation.book import Book
 from simulation.clock import Clock
@@ -71,6 +73,7 @@ class JetStream:
 
     def make_anew(self) -> None:
         """Create the consumers that are missing; each begins at the first stored update."""
+        self._book.consumers_made_anew()
         for name in self._names:
             if name not in self._consumers:
                 consumer = self._consumers[name] = self._make(name)
@@ -110,6 +113,8 @@ class JetStream:
             return SILENCE if now < self.info_away_until_s else _encoded(self._info(name)), _LATE_LOOK_S
         if now < self.letters_away_until_s:
             return SILENCE, 0.0
+        if subject == api_message_get(STATUS_STREAM):
+            return _encoded(self._get_update(json.loads(payload))), _LATE_LOOK_S
         if subject == api_message_get(DLQ_STREAM):
             return _encoded(self._get(json.loads(payload))), _LATE_LOOK_S
         return _encoded(self._store(subject, headers)), _LATE_WRITE_S
@@ -127,6 +132,16 @@ class JetStream:
         self._letters.append((subject, dict(headers), self._clock.time()))
         self._book.buried(int(headers[SOURCE_SEQUENCE_HEADER]), headers[REASON_HEADER])
         return {"stream": DLQ_STREAM, "seq": len(self._letters)}
+
+    def _get_update(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The first update of a job from a sequence on."""
+        job = token_of_stored(request["next_by_subj"])
+        for stored in itertools.chain.from_iterable(self._updates.values()):
+            if stored.update.job == job and stored.sequence >= request["seq"]:
+                data = base64.b64encode(stored.update.body).decode()
+                time = moment(stored.stored_at_s)
+                return {"message": {"subject": stored.subject, "seq": stored.sequence, "time": time, "data": data}}
+        return _error(404, 10037, "no message found")
 
     def _get(self, request: dict[str, Any]) -> dict[str, Any]:
         if (sequence := next(self._fitting(request), None)) is None:

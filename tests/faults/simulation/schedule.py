@@ -62,6 +62,7 @@ class Kind(enum.StrEnum):
     INSERTS_FAIL = "the Facilitator drops the connection at every update, because it cannot store any"
     FACILITATOR_REFUSES = "the Facilitator does not let the validator in"
     FACILITATOR_STALL = "the Facilitator does not answer"
+    FACILITATOR_CONFUSED = "the Facilitator answers job.integrity_error to all updates, and stores nothing"
 
 
 MISFORTUNES = (*tuple(Kind)[1:], Kind.KILL, Kind.STOP, Kind.HANG_UP)

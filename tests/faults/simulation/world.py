@@ -170,6 +170,7 @@ class World:
             Kind.INSERTS_FAIL: (self.facilitator, "inserts_fail_until_s"),
             Kind.FACILITATOR_REFUSES: (self.facilitator, "refuses_until_s"),
             Kind.FACILITATOR_STALL: (self.facilitator, "stalled_until_s"),
+            Kind.FACILITATOR_CONFUSED: (self.facilitator, "confused_until_s"),
         }
         if fault.kind is Kind.CONSUMERS_ANEW:
             return partial(self._make_consumers_anew, fault.for_s)
