@@ -32,12 +32,13 @@ from relay.contract.subjects import (
     job_filter,
     token_of_stored,
 )
+from relay.dead_letters.lookups import Lookups
 from relay.dead_letters.replay_message import ReplayMessage, is_replay_id, origin_of_replay, replay_message_of
 from relay.dead_letters.sources import SourceUpdates
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import Requester, publish_confirmed
 from relay.nats.err_codes import TOO_LARGE, WRONG_LAST_SEQUENCE
-from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
+from relay.nats.messages import StoredMessage, delete_message
 
 _JOBS_REMEMBERED: Final = 4096
 _TRIES: Final = 4
@@ -82,7 +83,8 @@ class Replayer:
 
     def __init__(self, client: Requester) -> None:
         self._client = client
-        self._sources = SourceUpdates(client)
+        self._lookups = Lookups(client)
+        self._sources = SourceUpdates(client, self._lookups)
         # Bounded: a history that was forgotten is read again.
         self._histories: OrderedDict[str, _JobHistory] = OrderedDict()
 
@@ -175,13 +177,13 @@ class Replayer:
         if source is None or token_of_stored(source.subject) != letter.job:
             return
         origin = origin_of_replay(_message_id(source))
-        there = await get_message(self._client, DLQ_STREAM, origin[0]) if origin else None
+        there = await self._lookups.get(DLQ_STREAM, origin[0]) if origin else None
         if origin and there and there.stored_at == origin[1]:
             await self._sources.remove(StoredDeadLetter.of(there))
             await delete_message(self._client, DLQ_STREAM, there.sequence)
 
     async def _stored(self, request: Mapping[str, Any]) -> StoredMessage | None:
-        return await find_message(self._client, STATUS_STREAM, request)
+        return await self._lookups.find(STATUS_STREAM, request)
 
 
 def _message_id(message: StoredMessage) -> str:

@@ -23,10 +23,11 @@ from relay.contract.subjects import (
     job_filter,
     token_of_stored,
 )
+from relay.dead_letters.lookups import Lookups
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
-from relay.nats.messages import delete_message, find_message, get_message
+from relay.nats.messages import delete_message
 
 _STRIDE: Final = 64
 """How many sequences share one lookup of their age."""
@@ -59,8 +60,9 @@ class _AgeLookup:
 class SourceUpdates:
     """Deletes the sources of dead letters. Use one object for many, because it remembers what it has looked up."""
 
-    def __init__(self, client: Requester) -> None:
+    def __init__(self, client: Requester, lookups: Lookups | None = None) -> None:
         self._client = client
+        self._messages = lookups or Lookups(client)
         self._range: _StreamRange | None = None
         self._range_lock = asyncio.Lock()
         # Bounded: a lookup that was forgotten is made again.
@@ -113,12 +115,12 @@ class SourceUpdates:
         return lookup.stored_at <= letter.stored_at
 
     async def _look_up(self, start: int, lookup: "_AgeLookup") -> None:
-        found = await find_message(self._client, STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
+        found = await self._messages.find(STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
         if found is not None:
             lookup.stored_at = found.stored_at
 
     async def _is_there(self, letter: StoredDeadLetter) -> bool:
-        message = await get_message(self._client, STATUS_STREAM, letter.source_sequence)
+        message = await self._messages.get(STATUS_STREAM, letter.source_sequence)
         return (
             message is not None
             and token_of_stored(message.subject) == letter.job

@@ -15,6 +15,7 @@ from relay.dead_letters.replay import Replayer, ReplayResult
 from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.window import for_each
+from relay.local.server import DEFAULT_MAX_PAYLOAD
 from relay.nats.connection import publish_confirmed
 from relay.nats.pipeline import Pipeline
 
@@ -176,6 +177,27 @@ async def test_all_kinds_at_a_time(dlq):
     for kind, job in kinds.items():
         expected = [b"%d" % count for count in range(kind == "too large", 10)]
         assert expected == [body for each, body in replays if each == job], kind
+
+
+async def test_few_messages_are_looked_up_at_a_time(dlq, monkeypatch):
+    """A replay looks only so many stored messages up at a time that messages of the largest size fit into memory."""
+    assert dlq.client.max_payload == DEFAULT_MAX_PAYLOAD
+    jobs, request, under_way, most = [new_job() for _ in range(40)], Pipeline.request, set(), [0]
+
+    def counted(self, subject, *arguments, **options):
+        waiting = request(self, subject, *arguments, **options)
+        if ".STREAM.MSG.GET." in subject:
+            under_way.add(waiting)
+            waiting.add_done_callback(under_way.discard)
+            most[0] = max(most[0], len(under_way))
+        return waiting
+
+    for job in jobs:
+        await dlq.write(job)
+        await dlq.publish(job)  # so the job's last update has to be looked up
+    monkeypatch.setattr(Pipeline, "request", counted)
+    summary, _ = await dlq.replay()
+    assert (ReplaySummary(replayed=40), 8) == (summary, most[0])
 
 
 async def test_interrupted_anywhere(dlq, monkeypatch):
