@@ -4,6 +4,7 @@ Users type these names into `nats sub` and build dashboards on them, so they cha
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -35,6 +36,8 @@ _API: Final = "$JS.API"
 DLQ_METADATA_KEY: Final = "relay.dlq-subject"
 """Key in a lane consumer's metadata that names where its dead letters go."""
 
+MARKER_HEADERS: Final = ("Nats-Marker-Reason", "KV-Operation")
+"""On a message without a body: it stands for messages that are gone. The server or a key-value client stores it."""
 MSG_ID_HEADER: Final = "Nats-Msg-Id"
 REASON_HEADER: Final = "Relay-Reason"
 ERROR_HEADER: Final = "Relay-Error"
@@ -78,6 +81,11 @@ class Reason(StrEnum):
     CONNECTION_DROPPED = "connection_dropped"
     UNEXPLAINED_DUPLICATE = "unexplained_duplicate"
     MAX_DELIVER = "max_deliver"
+
+
+def is_marker(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a message is no update, but stands for messages that are gone. One with a body never does."""
+    return not body and any(name in headers for name in MARKER_HEADERS)
 
 
 def is_job_uuid(token: str) -> bool:

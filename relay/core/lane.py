@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
 
-from relay.contract.subjects import token_of_stored
+from relay.contract.subjects import is_marker, token_of_stored
 from relay.contract.wire import Unsendable, decode
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.memory import Memory, Share
@@ -136,9 +136,9 @@ class Lane:
     def admit(self, deliveries: Sequence[DeliveryLike], now_s: float) -> Admission:
         """Take in one or more deliveries, in the order in which they came.
 
-        Each is one of three things: a redelivery of an update at hand, where it replaces the earlier delivery; a
-        redelivery of a settled update, which the caller has to settle again; or a new update, which is decoded and
-        queued behind the older ones of its job.
+        Each is one of four things: a redelivery of an update at hand, where it replaces the earlier delivery; a
+        redelivery of a settled update, which the caller has to settle again; a marker, which the caller has to
+        acknowledge; or a new update, which is decoded and queued behind the older ones of its job.
         """
         admission = Admission()
         for delivery in deliveries:
@@ -150,6 +150,8 @@ class Lane:
                 update.touched_s = now_s
             elif (outcome := self._settled.get(sequence)) is not None:
                 admission.settled_before.append((delivery, outcome))
+            elif not delivery.body and is_marker(delivery.headers, delivery.body):
+                admission.markers.append(delivery)
             else:
                 self._enqueue(delivery, now_s, admission)
         self.continuity.delivered(map(_consumer_sequence_of, deliveries), now_s)

@@ -117,6 +117,8 @@ class Admission:
 
     settled_before: list[tuple[DeliveryLike, Outcome]] = field(default_factory=list[tuple[DeliveryLike, Outcome]])
     """Deliveries of updates that this worker has settled before: the server missed it, so tell it again."""
+    markers: list[DeliveryLike] = field(default_factory=list[DeliveryLike])
+    """Deliveries that are no updates, but stand for messages that are gone: there is nothing to do but to end them."""
     repairs: list[Repair] = field(default_factory=list[Repair])
     """Every repair that was made to a body."""
     malformed_traceparents: int = 0

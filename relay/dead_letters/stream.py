@@ -23,11 +23,13 @@ from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisio
 from relay.contract.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,
+    REASON_HEADER,
     api_consumer_create,
     api_consumer_delete,
     api_pull,
     api_stream_info,
     api_stream_purge,
+    is_marker,
 )
 from relay.contract.text import describe
 from relay.dead_letters.moments import moment_of_ns
@@ -242,7 +244,9 @@ async def _batches(client: FrameClient, reading: _Reading) -> AsyncGenerator[Sto
         for sequence, stored_ns, headers, body in await reading.batch():
             if sequence > reading.up_to:
                 return
-            yield StoredDeadLetter(sequence, moment_of_ns(stored_ns), parse_headers(headers), body)
+            parsed = parse_headers(headers)
+            if REASON_HEADER in parsed or not is_marker(parsed, body):
+                yield StoredDeadLetter(sequence, moment_of_ns(stored_ns), parsed, body)
         if reading.stuck:
             return
 

@@ -18,7 +18,7 @@ from typing import Final
 from nats.aio.msg import Msg
 
 from relay.contract.errors import JetStreamError
-from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_stream_info, lane_key, worker_key
+from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_stream_info, is_marker, lane_key, worker_key
 from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.err_codes import WRONG_LAST_SEQUENCE
 from relay.nats.frames import FrameClient
@@ -167,7 +167,9 @@ class Leases:
         message = await find_message(self._client, LEASE_STREAM, {"last_by_subj": subject}, timeout_s=self._timeout_s)
         if message is None:
             return None  # it expired just now
-        value = None if _OPERATION in message.headers else message.body.decode(errors="replace")
+        headers, body = message.headers, message.body
+        deleted = _OPERATION in headers or is_marker(headers, body)
+        value = None if deleted else body.decode(errors="replace")
         return _Entry(_key(subject), value, message.sequence)
 
     async def _on_write(self, message: Msg) -> None:

@@ -210,6 +210,9 @@ class Metrics:
         )
         for holder in get_args(Holder):
             self._held.labels(holder)
+        self._markers = self._counter(
+            "relay_markers", "Markers that stood in the stream for messages that are gone, and were acknowledged."
+        )
         self._malformed_traceparents = self._counter(
             "relay_malformed_traceparents", "Updates with a malformed traceparent header, which was ignored."
         )
@@ -240,6 +243,10 @@ class Metrics:
     def receipt_dropped(self) -> None:
         """A receipt could not be published at once."""
         self._receipts_dropped.inc()
+
+    def markers_ended(self, markers: int) -> None:
+        """How many deliveries of a batch were no updates, but markers in the place of messages that are gone."""
+        self._markers.inc(markers)
 
     def traceparents_malformed(self, updates: int) -> None:
         """How many updates of a batch had a traceparent header that cannot be read."""

@@ -141,6 +141,9 @@ class LaneRun:
             self._outlets.dead_letters.set()
         for delivery, outcome in admission.settled_before:
             _settle_again(delivery, outcome)
+        if admission.markers:
+            admission.markers[0].ack(*admission.markers[1:])
+            self._metrics.markers_ended(len(admission.markers))
         for rule in admission.repairs:
             self._metrics.repaired(rule)
         if admission.malformed_traceparents:

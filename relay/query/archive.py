@@ -13,6 +13,7 @@ from relay.contract.subjects import (
     STATUS_STREAM,
     advisory_subject,
     dlq_subject,
+    is_marker,
     job_filter,
     lane_consumer,
 )
@@ -42,11 +43,19 @@ class Archive:
 
     async def last_update(self, job: str) -> StoredMessage | None:
         """The job's last update."""
-        return await self._find(STATUS_STREAM, {"last_by_subj": job_filter(job)})
+        last = await self._find(STATUS_STREAM, {"last_by_subj": job_filter(job)})
+        # The server stores a marker when the last update of a job is gone.
+        return None if last is not None and is_marker(last.headers, last.body) else last
 
     async def next_update(self, job: str, after: int) -> StoredMessage | None:
         """The job's first update with a sequence above `after`."""
-        return await self._find(STATUS_STREAM, {"next_by_subj": job_filter(job), "seq": after + 1})
+        while (
+            found := await self._find(STATUS_STREAM, {"next_by_subj": job_filter(job), "seq": after + 1})
+        ) is not None:
+            if not is_marker(found.headers, found.body):
+                break
+            after = found.sequence
+        return found
 
     async def last_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The job's last dead letter, without its body."""
