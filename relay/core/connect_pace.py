@@ -23,17 +23,28 @@ SHORTEST_ROUND: Final = 10
 """In slots."""
 
 
+_MANY: Final = 100
+
+
 class Place(NamedTuple):
     """Which of all workers this one is, counted from 0."""
 
-    rank: int = 0
-    workers: int = 1
+    rank: int
+    workers: int
 
 
 def place_of(worker: str, alive: Collection[str]) -> Place:
     """The place of `worker` among those that are alive, itself included. All workers that know the same ones agree."""
     ranked = sorted({worker, *alive})
     return Place(ranked.index(worker), len(ranked))
+
+
+def any_place(random: Callable[[], float]) -> Place:
+    """A place for a worker that does not know the others yet: one of 100. `random` gives numbers in [0, 1).
+
+    If all such workers took the same place, they would all try in the same slots.
+    """
+    return Place(int(random() * _MANY), _MANY)
 
 
 class ConnectPace:

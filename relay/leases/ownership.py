@@ -75,8 +75,8 @@ class Ownership:
     ) -> None:
         self.trouble: str | None = "the lanes are not shared out yet"
         """Why no lane can be taken, in words for an operator; None while all is well."""
-        self.place = Place()
-        """This worker's place among those that were alive when the bucket last answered."""
+        self.place: Place | None = None
+        """This worker's place among those that were alive when the bucket last answered; None if it never did."""
         self._leases = leases
         self._lanes = lanes
         self._driver_of = driver_of

@@ -15,7 +15,7 @@ from relay.contract.errors import BrokerUnavailable, ConfigurationError, NotProv
 from relay.contract.settings import Settings
 from relay.contract.subjects import safe_token
 from relay.core.backoff import Backoff
-from relay.core.connect_pace import ConnectPace, Place
+from relay.core.connect_pace import ConnectPace, Place, any_place
 from relay.core.memory import Memory
 from relay.core.ports import SettlementObserver
 from relay.core.progress import LaneProgress
@@ -94,6 +94,7 @@ class Relay:
         self._memory = Memory(settings.delivery.memory_bytes, settings.delivery.ack_wait_s)
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None
+        self._place_until_known = any_place(random.random)
         self._health = HealthServer(
             [listener] if listener else listen(settings.http.host, settings.http.port), self.worker_status
         )
@@ -249,7 +250,8 @@ class Relay:
         return [Line(client, replace(settings, pace=pace), pushes, self.metrics, observers) for pace in paces]
 
     def _place(self) -> Place:
-        return self._ownership.place if self._ownership is not None else Place()
+        known = self._ownership.place if self._ownership is not None else None
+        return known or self._place_until_known
 
     def _on_reconnected(self) -> None:
         client = self.worker_status.client

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relay.core.backoff import Backoff
-from relay.core.connect_pace import ConnectPace, Place, place_of
+from relay.core.connect_pace import ConnectPace, Place, any_place, place_of
 
 PER_S = 20
 BACK_WITHIN_S = 5.0
@@ -128,3 +128,12 @@ def test_place():
     assert [Place(0, 3), Place(1, 3), Place(2, 3)] == [place_of(worker, alive) for worker in sorted(alive)]
     assert Place(1, 4) == place_of("aa", alive)
     assert Place(0, 1) == place_of("a", set())
+
+
+def test_place_of_a_stranger():
+    """Workers that know nobody yet are spread over many places, so that they do not all use the same slots."""
+    rng = random.Random(1)
+    places = [any_place(rng.random) for _ in range(100)]
+    assert {100} == {place.workers for place in places}
+    assert len({place.rank for place in places}) > 50
+    assert [Place(0, 100), Place(99, 100)] == [any_place(lambda: 0.0), any_place(lambda: 0.999999)]

@@ -33,6 +33,7 @@ def outage(workers, kind, lasts_s, code=None):
         connections=1,
         ack_wait_s=60.0,
         lease_ttl_s=9.0,
+        memory_bytes=64 * 2**20,
         publishes=tuple(_update(rng, lane, workers, LOST_S + lasts_s - 0.1) for lane in range(workers)),
         faults=(*starts, Fault(LOST_S, kind, 0, lasts_s, 0, code)),
     )

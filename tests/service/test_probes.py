@@ -1,6 +1,7 @@
 """What probes and metrics show in various situations of a relay."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -138,6 +139,16 @@ async def test_nats_away_at_the_start(nats_server, facilitator, monkeypatch):
             await back
             await scene.reconnected()
             assert await scene.settled(await scene.publish(new_job())) == [ACKED]
+
+
+async def test_place_among_the_workers(nats_server, facilitator, after):
+    """Two workers learn from the leases which of them is which; before that, each takes one of many places."""
+    alone = Relay(load_settings({"RELAY_HTTP_PORT": "0"}, None), None)
+    with contextlib.closing(alone._health):
+        assert 100 == alone._place().workers
+    shared = after(Ownership, "_rebalance")
+    async with Scene(nats_server, facilitator, LEASE_TTL="1") as scene, scene.relay() as first, scene.relay() as second:
+        await shared(lambda: sorted([first._place(), second._place()]) == [(0, 2), (1, 2)])
 
 
 async def test_standing_by(nats_server, facilitator, after):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.core.backoff import Backoff
-from relay.core.connect_pace import ConnectPace
+from relay.core.connect_pace import ConnectPace, Place
 from relay.core.lane import Lane
 from relay.core.memory import Memory
 from relay.core.pull import expiry_s
@@ -137,7 +137,7 @@ class Worker:
             authentication=AUTHENTICATION,
             window=schedule.window,
             reply_timeout_s=REPLY_TIMEOUT_S,
-            pace=ConnectPace(lambda: self._ownership.place, number, self._connections, backoff),
+            pace=ConnectPace(lambda: self._ownership.place or Place(0, 1), number, self._connections, backoff),
             policy=RetryPolicy(MAX_ATTEMPTS, backoff),
             lanes=LaneLimits(schedule.capacity, schedule.ack_wait_s, self._memory),
             pull_batch=schedule.capacity // 2,
