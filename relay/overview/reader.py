@@ -31,7 +31,7 @@ from relay.nats.frames import FrameClient
 from relay.nats.permissions import Permission, missing_permissions
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
-from relay.topology.consumer_state import find_consumer_state, oldest_unsettled_s
+from relay.topology.consumer_state import OldestUpdates, find_consumer_state
 
 _NS_PER_S: Final = 1_000_000_000
 _TIMEOUT_S: Final = 3.0
@@ -55,6 +55,7 @@ class SnapshotReader:
         self._client = client
         self._leases = Leases(client, "", 3 * _TIMEOUT_S)
         self._reasons = ReasonCounter(client)
+        self._oldest = OldestUpdates(client, timeout_s=_TIMEOUT_S)
         self._permissions: _Permissions | None = None
 
     async def check_permissions(self) -> None:
@@ -123,7 +124,7 @@ class SnapshotReader:
             return LaneSnapshot(
                 lane, owner, trouble=f"consumer {lane_consumer(lane)} is missing: run `relay provision`"
             )
-        oldest_s = await oldest_unsettled_s(self._client, lane, state, timeout_s=_TIMEOUT_S)
+        oldest_s = await self._oldest.age_s(lane, state)
         return LaneSnapshot(lane, owner, state.waiting, state.pending, state.delivered_count, oldest_s)
 
 

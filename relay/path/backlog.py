@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.report import LaneReport
 from relay.observability.metrics import Metrics
-from relay.topology.consumer_state import find_consumer_state, oldest_unsettled_s
+from relay.topology.consumer_state import OldestUpdates, find_consumer_state
 
 _LOOK_EVERY_S: Final = 5.0
 _TIMEOUT_S: Final = 1.0
@@ -41,6 +41,7 @@ class Backlog:
         self._client = client
         self._lanes = lanes
         self._metrics = metrics
+        self._oldest = OldestUpdates(client, timeout_s=_TIMEOUT_S)
         self._samples: dict[int, _LagSample] = {}
 
     async def run(self) -> None:
@@ -69,7 +70,7 @@ class Backlog:
                 # Updates that were not delivered yet are younger, so the server need not be asked for the oldest.
                 oldest_s = lane.oldest_at_hand_s if state.unsettled else 0.0
             else:
-                oldest_s = await oldest_unsettled_s(self._client, lane.lane, state, timeout_s=_TIMEOUT_S) or 0.0
+                oldest_s = await self._oldest.age_s(lane.lane, state) or 0.0
         except RelayError as error:
             # The owner of the lane reports what is wrong with it.
             return not isinstance(error, BrokerUnavailable)

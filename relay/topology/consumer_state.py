@@ -2,7 +2,8 @@
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer, lane_filter
@@ -10,6 +11,12 @@ from relay.core.continuity import ConsumerState
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.messages import find_message
+from relay.timing.room import Room
+
+_ROOM_BYTES: Final = 32 * 1024 * 1024
+"""For updates that are asked for at a time: 4 with a `max_payload` of 8 MB."""
+_KNOWN_FOR_S: Final = 60.0
+"""An update may be removed without being settled, when it is too old for the stream or by an operator."""
 
 
 def consumer_state_of(info: Mapping[str, Any]) -> ConsumerState:
@@ -36,15 +43,49 @@ async def find_consumer_state(client: Requester, lane: int, *, timeout_s: float)
     return consumer_state_of(info)
 
 
-async def oldest_unsettled_s(client: Requester, lane: int, state: ConsumerState, *, timeout_s: float) -> float | None:
-    """The age in seconds of the lane's oldest update that is not settled, on the server's clock; None if all are.
+@dataclass(frozen=True, slots=True)
+class _Oldest:
+    """The oldest update of a lane that is not settled, as it was looked up."""
 
-    The oldest is the first one above the ack floor. Raises RelayError as `find_message` does.
+    ack_floor: int
+    consumer_made_at_s: float
+    stored_at_s: float
+    told_at_s: float
+    """When it was looked up, on the server's clock."""
+
+    def is_of(self, state: ConsumerState) -> bool:
+        same = (self.ack_floor, self.consumer_made_at_s) == (state.ack_floor, state.made_at_s)
+        return same and state.told_at_s - self.told_at_s < _KNOWN_FOR_S
+
+
+class OldestUpdates:
+    """How old the oldest update of each lane is that is not settled.
+
+    To know its age, the server has to be asked for the whole update, which may be large. So few are asked for together,
+    and none twice within a minute while nothing before it is settled.
     """
-    if not state.unsettled:
-        return None
-    request = {"seq": state.ack_floor + 1, "next_by_subj": lane_filter(lane)}
-    oldest = await find_message(client, STATUS_STREAM, request, timeout_s=timeout_s)
-    if oldest is None:  # it was settled and removed after the state was taken
-        return None
-    return max(0.0, state.told_at_s - oldest.stored_at_s)
+
+    def __init__(self, client: Requester, *, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._room = Room(_ROOM_BYTES)
+        self._known: dict[int, _Oldest] = {}
+        """By lane."""
+
+    async def age_s(self, lane: int, state: ConsumerState) -> float | None:
+        """The age in seconds of the lane's oldest update that is not settled, on the server's clock; None if all are.
+
+        The oldest is the first one above the ack floor. Raises RelayError as `find_message` does. Cancelling is safe.
+        """
+        if not state.unsettled:
+            return None
+        known = self._known.get(lane)
+        if known is None or not known.is_of(state):
+            request = {"seq": state.ack_floor + 1, "next_by_subj": lane_filter(lane)}
+            async with self._room.held(self._client.max_payload):
+                oldest = await find_message(self._client, STATUS_STREAM, request, timeout_s=self._timeout_s)
+            if oldest is None:  # it was settled and removed after the state was taken
+                return None
+            known = _Oldest(state.ack_floor, state.made_at_s, oldest.stored_at_s, state.told_at_s)
+            self._known[lane] = known
+        return max(0.0, state.told_at_s - known.stored_at_s)

@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+from collections import Counter
 
 from relay_kit import Scene, new_job
 
+from relay.contract.subjects import status_subject
 from relay.dead_letters.reasons import ReasonCounts
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
+from relay.nats.connection import publish_confirmed
+from relay.nats.frames import FrameClient
 from relay.overview.reader import SnapshotReader
 from relay.overview.reports import gather_reports
-from relay.topology.provision import provision
+from relay.topology.provision import Topology, provision
 
 TIMEOUT_S = 30
 
@@ -34,6 +38,34 @@ async def test_read(nats_server):
     assert ({owner}, {owner}) == (set(found.workers), set(found.reports))
     assert (2, 0, ReasonCounts()) == (found.published, found.advisories, found.dead_letters)
     assert abs(found.server_ahead_s) < 1
+
+
+async def test_large_updates_are_not_read_again_and_again(provisioned, monkeypatch):
+    """Whole updates are read once to know their age, a few at a time, and again only when something was settled."""
+    reader, request, under_way, counts = SnapshotReader(provisioned), FrameClient.request, Counter(), [0, 0]
+
+    async def counted(self, subject, *arguments, **options):
+        if not subject.startswith("$JS.API.STREAM.MSG.GET.JOB_STATUS"):
+            return await request(self, subject, *arguments, **options)
+        under_way["requests"] += 1
+        counts[:] = counts[0] + 1, max(counts[1], under_way["requests"])
+        try:
+            return await request(self, subject, *arguments, **options)
+        finally:
+            under_way["requests"] -= 1
+
+    monkeypatch.setattr(FrameClient, "request", counted)
+    await provision(provisioned, Topology(lanes=8, replicas=1, ack_wait_s=5, max_deliver=50, lease_ttl_s=5))
+    for lane in range(8):
+        await publish_confirmed(provisioned, status_subject(new_job(lane, lanes=8)), b"{}")
+    counts[:] = 0, 0
+    first, second = await reader.read(), await reader.read()
+    assert [8, 4] == counts
+    assert all(after.oldest_s > before.oldest_s > 0 for before, after in zip(first.lanes, second.lanes, strict=True))
+    [delivery] = await (await provisioned.jetstream().pull_subscribe_bind("relay-lane-3", "JOB_STATUS")).fetch(1)
+    await delivery.ack_sync()
+    third = await reader.read()
+    assert (8, None) == (counts[0], third.lanes[3].oldest_s)
 
 
 async def test_no_worker_answers(provisioned):
