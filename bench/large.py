@@ -25,10 +25,11 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from bench import machine
 from bench.ending import end_in_order
-from bench.load import body, job_uuids
+from bench.figures import quantiles
+from bench.load import body, job_uuids, large_filler
 from bench.nats_line import UpdateLine
 from bench.processes import BenchError, Child, cpu_s, resident_mib
-from bench.scene import START_S, Broker, note, provision_for, relay_environment
+from bench.scene import START_S, Broker, Recorder, note, provision_for, relay_environment
 from relay.contract.environment import load_settings
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer
 from relay.local.server import NatsServer
@@ -62,6 +63,12 @@ _SAMPLE_S: Final = 0.1
 _LAST_ACKS_S: Final = 1.0
 _PATIENCE_S: Final = 10.0
 _SMALL_BYTES: Final = 250
+RATE: Final = 1000
+_LARGE_EVERY: Final = 100
+_LARGE_BYTES: Final = 3_000_000
+_RECORDED_BYTES: Final = 10_000
+_MIXED_TURNS: Final = 3
+_MIXED_QUANTILES: Final = (0.5, 0.9, 0.99, 0.999)
 WARM_UP: Final = 200
 
 
@@ -89,11 +96,8 @@ class Row:
 
 
 def update_of(uuid: str, size_bytes: int) -> bytes:
-    """An update of about that many bytes: lines of output, as executors send them."""
-    small = body(uuid, time.monotonic_ns())
-    line = b"2026-11-28 12:00:00 step 0123456789 loss 0.123456789 accuracy 0.987654321 of this batch\\n"
-    filler = line * (max(0, size_bytes - len(small)) // len(line))
-    return small.replace(b'"docker_process_stderr":"', b'"docker_process_stderr":"' + filler)
+    """An update of about that many bytes."""
+    return body(uuid, time.monotonic_ns(), filler=large_filler(max(0, size_bytes - _SMALL_BYTES)))
 
 
 def publish(url: str, backlog: Backlog) -> None:
@@ -237,6 +241,49 @@ def _disconnects(server: NatsServer) -> int:
         return json.load(answer)["slow_consumers"]
 
 
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Latency of small updates at RATE, without large ones among them and with: quantiles in milliseconds."""
+
+    large_bytes: int
+    large_every: int
+    """One of so many is large; 0: none."""
+    arrived: int
+    quantiles_ms: dict[float, float]
+    late_p99_ms: float
+    """How late the publisher was."""
+
+
+async def mixed(seconds: float) -> list[Mixed]:
+    """One relay, with large updates among the small ones in every other turn."""
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
+        folder = Path(name)
+        recorded = ("-m", "bench.sink", "0", "0", str(_RECORDED_BYTES))
+        async with NatsServer(max_payload=8 << 20) as server, Child("sink", recorded, {}, folder) as sink:
+            broker = Broker((server.url,), (server.pid,))
+            url = (await sink.says(START_S))["url"]
+            await provision_for(broker, url)
+            async with Child("relay", ("-m", "relay", "serve"), relay_environment(broker, url), folder) as relay:
+                relay.ignore()
+                await _turn(server.url, sink, folder, 1.0, 0)  # warms up, and is not counted
+                turns = (0, _LARGE_EVERY) * _MIXED_TURNS
+                return [await _turn(server.url, sink, folder, seconds, every) for every in turns]
+
+
+async def _turn(url: str, sink: Child, folder: Path, seconds: float, large_every: int) -> Mixed:
+    arguments = ("-m", "bench.publisher", url, "--rate", str(RATE), "--seconds", str(seconds))
+    large = ("--large-every", str(large_every), "--large-bytes", str(_LARGE_BYTES))
+    recorder = Recorder(sink, folder)
+    async with Child("publisher", arguments + large, {}, folder) as publisher:
+        published = await publisher.says(seconds + START_S)
+    small = published["published"] - (published["published"] // large_every if large_every else 0)
+    await recorder.wait(small, START_S)
+    pairs = await recorder.take()
+    values = quantiles(pairs.latencies_ms, _MIXED_QUANTILES)
+    shown = dict(zip(_MIXED_QUANTILES, values, strict=True))
+    return Mixed(_LARGE_BYTES, large_every, len(pairs), shown, published["late_p99_ms"])
+
+
 async def deliveries(url: str) -> int:
     """How many deliveries all lanes' consumers have made."""
     client = await connect(load_settings({"RELAY_NATS_URL": url}, None).nats, name="bench")
@@ -248,7 +295,11 @@ async def deliveries(url: str) -> int:
 
 
 async def main(options: argparse.Namespace) -> None:
-    result: dict[str, Any] = {"machine": machine.describe(), "rows": []}
+    result: dict[str, Any] = {"machine": machine.describe(), "rows": [], "mixed": []}
+    if options.mixed:
+        for turn in await mixed(options.mixed):
+            print(json.dumps(asdict(turn)), flush=True)
+            result["mixed"].append(asdict(turn))
     for number in options.rows:
         backlog = replace(ROWS[number], updates=max(1, round(ROWS[number].updates * options.share)))
         note(f"{backlog.updates} updates of {backlog.size_bytes / 1e6:g} MB")
@@ -267,10 +318,11 @@ if __name__ == "__main__":
     parser.add_argument("--longest", type=float, default=LONGEST_S)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--nats-config", default="")
+    parser.add_argument("--mixed", type=float, default=0.0, help="seconds of mixed sizes")
     parser.add_argument("--show-log", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    arguments.rows = [int(number) for number in arguments.rows.split(",")]
+    arguments.rows = [int(number) for number in arguments.rows.split(",") if number]
     configure("warning", "console")
     logging.getLogger("picows").setLevel(logging.ERROR)
     end_in_order()

@@ -12,8 +12,9 @@ MARK: Final = b"sent_ns="
 _DIGITS: Final = 19
 _BODY: Final = (
     b'{"message_type":"V0JobStatusUpdate","uuid":"%b","status":"%b","metadata":{"miner_response":'
-    b'{"docker_process_stdout":"sent_ns=%019d' + b"." * 35 + b'","docker_process_stderr":""}}}'
+    b'{"docker_process_stdout":"sent_ns=%019d' + b"." * 35 + b'","docker_process_stderr":"%b"}}}'
 )
+_LINE: Final = b"2026-11-28 12:00:00 step 0123456789 loss 0.123456789 accuracy 0.987654321 of this batch\\n"
 _VERSION_4: Final = 4 << 76
 _VARIANT: Final = 2 << 62
 _RANDOM_BITS: Final = (1 << 128) - 1 - (0xF << 76) - (3 << 62)
@@ -25,9 +26,14 @@ def job_uuids(n: int, seed: int = 0) -> list[str]:
     return [_spell(rng.getrandbits(128) & _RANDOM_BITS | _VERSION_4 | _VARIANT) for _ in range(n)]
 
 
-def body(uuid: str, sent_ns: int, status: str = "accepted") -> bytes:
-    """An update as a job runner sends it, about 250 bytes."""
-    return _BODY % (uuid.encode(), status.encode(), sent_ns)
+def body(uuid: str, sent_ns: int, status: str = "accepted", filler: bytes = b"") -> bytes:
+    """An update as a job runner sends it, about 250 bytes, and `filler` as the standard error of its process."""
+    return _BODY % (uuid.encode(), status.encode(), sent_ns, filler)
+
+
+def large_filler(size_bytes: int) -> bytes:
+    """So many bytes of output, as executors send it: lines of text, within a JSON string."""
+    return _LINE * (size_bytes // len(_LINE))
 
 
 def payload(uuid: str, sent_ns: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from contextlib import closing
 from typing import Any, Final
 
 from bench.arrivals import say
-from bench.load import body, job_uuids, payload
+from bench.load import body, job_uuids, large_filler, payload
 from bench.nats_line import UpdateLine
 
 OUTSTANDING: Final = 1000
@@ -43,8 +43,12 @@ Publish = Callable[[str, dict[str, Any]], Awaitable[None]]
 class Schedule:
     """When each of `total` updates is due: `rate` a second, or all at once if `rate` is None."""
 
-    def __init__(self, uuids: Sequence[str], total: int, rate: float | None) -> None:
+    def __init__(
+        self, uuids: Sequence[str], total: int, rate: float | None, large_bytes: int = 0, large_every: int = 0
+    ) -> None:
         self.total = total
+        self._filler = large_filler(large_bytes)
+        self._large_every = large_every
         self.done = 0
         self._uuids = uuids
         self._late_ns = array("q")
@@ -75,6 +79,10 @@ class Schedule:
         self.done += 1
         return uuid, due_ns
 
+    def filler(self) -> bytes:
+        """The output with which the update that was taken last is large; empty if it is small."""
+        return self._filler if self._large_every and self.done % self._large_every == 0 else b""
+
     def lateness(self) -> dict[str, float]:
         late = sorted(self._late_ns) or [0]
         return {"late_p99_ms": late[int(0.99 * (len(late) - 1))] / 1e6, "late_max_ms": late[-1] / 1e6}
@@ -89,7 +97,8 @@ def publish_on_nats(line: UpdateLine, schedule: Schedule) -> None:
         batch: list[bytes] = []
         while not schedule.over and not schedule.wait_s and line.outstanding + len(batch) < OUTSTANDING:
             uuid, sent_ns = schedule.take()
-            batch.append(line.update(uuid, body(uuid, sent_ns)))
+            text = body(uuid, sent_ns, filler=schedule.filler())
+            batch.append(line.update(uuid, text))
         if batch:
             line.publish(batch)
         elif not schedule.wait_s:
@@ -148,7 +157,8 @@ def _schedule(options: argparse.Namespace, uuids: list[str]) -> Schedule:
     gc.freeze()
     gc.disable()
     total = options.fill or round(options.rate * options.seconds)
-    return Schedule(uuids, total, None if options.fill else options.rate)
+    rate = None if options.fill else options.rate
+    return Schedule(uuids, total, rate, options.large_bytes, options.large_every)
 
 
 def _report(schedule: Schedule, *, acked: int, refused: int) -> None:
@@ -173,6 +183,8 @@ def main() -> None:
     arguments.add_argument("--transport", default="jetstream")
     arguments.add_argument("--jobs", type=int, default=1000)
     arguments.add_argument("--seconds", type=float, default=1.0)
+    arguments.add_argument("--large-every", type=int, default=0, help="each so many updates one is large")
+    arguments.add_argument("--large-bytes", type=int, default=0, help="how large it is")
     how = arguments.add_mutually_exclusive_group(required=True)
     how.add_argument("--rate", type=float, help="updates a second")
     how.add_argument("--fill", type=int, help="this many updates, as fast as they are confirmed")

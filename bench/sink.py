@@ -1,9 +1,10 @@
 """A Facilitator that is as fast as possible: it takes every update, answers in order, and records when it came.
 
-    python -m bench.sink [PORT [BYTES_PER_S]]
+    python -m bench.sink [PORT [BYTES_PER_S [RECORDED_BYTES]]]
 
 It accepts every authentication, checks nothing and stores nothing, so that it is never the bottleneck. With BYTES_PER_S
 it handles updates one after another, each for as long as its bytes take at that speed, as the real Facilitator does.
+With RECORDED_BYTES it records only updates of at most so many bytes.
 The protocol on stdin and stdout is that of `bench.arrivals`.
 """
 
@@ -21,15 +22,17 @@ _REPLY_FRAME: Final = bytes((0x81, len(_REPLY))) + _REPLY
 """A whole text frame: a server does not mask, so it is always the same bytes."""
 _HEARTBEAT: Final = b'"V0Heartbeat"'
 _HOST: Final = "127.0.0.1"
+_DEFAULTS: Final = (0, 0, sys.maxsize)
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024 + 1024
 
 
 class Conversation(WSListener):
     """One connection. What was read together is answered in one write, unless each update takes its time."""
 
-    def __init__(self, arrivals: Arrivals, bytes_per_s: float | None) -> None:
+    def __init__(self, arrivals: Arrivals, bytes_per_s: float | None, recorded_bytes: int) -> None:
         self._record = arrivals.record
         self._bytes_per_s = bytes_per_s
+        self._recorded_bytes = recorded_bytes
         self._unanswered = 0
         self._free_s = 0.0
         """When the last update that was read will have been handled, on the event loop's clock."""
@@ -54,7 +57,8 @@ class Conversation(WSListener):
             self._free_s = max(self._free_s, loop.time()) + len(message) / self._bytes_per_s
             loop.call_at(self._free_s, self._handled, transport, sent_ns)
         elif sent_ns is not None:
-            self._record(sent_ns)
+            if len(message) <= self._recorded_bytes:
+                self._record(sent_ns)
             self._unanswered += 1
         elif _HEARTBEAT not in message:  # authentication, or the probe of a client that needs none
             self._unanswered += 1
@@ -67,10 +71,10 @@ class Conversation(WSListener):
 
 async def main() -> None:
     arrivals = Arrivals()
-    port, bytes_per_s = (*map(int, sys.argv[1:]), *(0, 0)[len(sys.argv) - 1 :])
+    port, bytes_per_s, recorded_bytes = (*map(int, sys.argv[1:]), *_DEFAULTS[len(sys.argv) - 1 :])
 
     def converse(_request: WSUpgradeRequest) -> WSListener:
-        return Conversation(arrivals, bytes_per_s or None)
+        return Conversation(arrivals, bytes_per_s or None, recorded_bytes)
 
     # Pings are answered here. Otherwise a ping at the end of a read would leave the updates before it waiting.
     server = await ws_create_server(converse, _HOST, port, enable_auto_pong=False, max_frame_size=_MAX_FRAME_BYTES)
