@@ -25,7 +25,7 @@ _ALONE: Final = 0.25
 """The part of the memory that is kept for updates that go alone."""
 _OF_ACK_WAIT: Final = 0.25
 """The part of `ack_wait` in which everything that is on request must be able to arrive."""
-_UNKNOWN_BYTES_PER_S: Final = 1_000_000
+_UNKNOWN_BYTES_PER_S: Final = 4_000_000
 """How fast deliveries are taken to arrive until that has been seen."""
 LEAST_REQUEST_BYTES: Final = 16 * 1024
 _ALONE_AT_A_TIME: Final = 2

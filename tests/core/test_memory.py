@@ -69,7 +69,7 @@ def test_what_is_on_request_arrives_before_ack_wait(bytes_per_s, ack_wait_s):
     memory, shares = lanes(4, ack_wait_s=ack_wait_s)
     memory.arriving_bytes_per_s = bytes_per_s
     asked = sum(share.request_bytes for share in shares)
-    assert asked <= max(4 * 16 * 1024, (bytes_per_s or 1_000_000) * ack_wait_s / 4)
+    assert asked <= max(4 * 16 * 1024, (bytes_per_s or 4_000_000) * ack_wait_s / 4)
 
 
 def test_the_server_never_has_more_to_send_than_it_buffers():
