@@ -14,8 +14,13 @@ from relay.producer.errors import PublisherClosed
 from relay.producer.publish_queue import PublishQueue
 
 R = TypeVar("R")
+Select = Callable[[float | None], list[tuple[selectors.SelectorKey, int]]]
 
 _FLUSH_AT_EXIT_S: Final = 1.0
+_SHARED: Final = tuple(
+    kind for name in ("EpollSelector", "KqueueSelector", "DevpollSelector") if (kind := getattr(selectors, name, None))
+)
+"""Selectors with a descriptor of their own, which a fork shares. Others, as that of gevent, have none."""
 _log = get_logger(__name__, guest=True)
 
 fork_lock: Final = threading.RLock()
@@ -36,6 +41,7 @@ class PublisherThread:
         """True in the child of a fork. There the thread does not exist, and only the parent may use this object."""
         self._ended = False
         self._selector = selectors.DefaultSelector()
+        setattr(self._selector, "select", self._unless_of_parent(self._selector.select))  # noqa: B010 - it is a method
         self._loop = asyncio.SelectorEventLoop(self._selector)
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay-producer", daemon=True)
         self._thread.start()
@@ -81,11 +87,28 @@ class PublisherThread:
         the null device instead, and the objects are kept for ever, so that no destructor unregisters anything.
         """
         self.is_of_parent = True
+        keys = list(self._selector.get_map().values())
+        descriptors = [key.fd for key in keys]
+        if isinstance(self._selector, _SHARED):
+            descriptors.append(self._selector.fileno())
+        else:  # it shares nothing with the parent's, so the child must be told not to wait for these
+            for key in keys:
+                self._selector.unregister(key.fileobj)
         null = os.open(os.devnull, os.O_RDWR)
-        descriptors = [key.fd for key in self._selector.get_map().values()]
-        for descriptor in (*descriptors, self._selector.fileno()):
+        for descriptor in descriptors:
             os.dup2(null, descriptor, inheritable=False)
         os.close(null)
+
+    def _unless_of_parent(self, select: Select) -> Select:
+        """`select`, which ends the thread in the child of a fork: under gevent it is a greenlet, and exists there."""
+
+        def select_or_end(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            events = select(timeout)
+            if self.is_of_parent:
+                raise SystemExit
+            return events
+
+        return select_or_end
 
 
 def _after_fork_in_child() -> None:

@@ -37,12 +37,12 @@ def sockets():
 
 
 @pytest.fixture
-def run_script(nats_server) -> Callable[[str], Awaitable[tuple[int, str, str]]]:
-    """Run a program with the names of PREAMBLE; returns its exit code, output and errors."""
+def run_script(nats_server) -> Callable[..., Awaitable[tuple[int, str, str]]]:
+    """Run a program that begins with `first` and PREAMBLE; returns its exit code, output and errors."""
 
-    async def run(script: str) -> tuple[int, str, str]:
+    async def run(script: str, first: str = "") -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PREAMBLE + textwrap.dedent(script), nats_server.url, A, B),
+            *(sys.executable, "-c", first + PREAMBLE + textwrap.dedent(script), nats_server.url, A, B),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -160,6 +160,30 @@ async def test_fork(nats_server, run_script):
     assert (0, "0 0 0\n") == (code, out), err
     statuses = {job: [each.status for each in updates] for job, updates in (await stored(nats_server)).items()}
     assert {A: ["received", "accepted", "unknown"], B: ["received", "accepted", "completed"]} == statuses
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_fork_under_gevent(nats_server, run_script):
+    """The same where gevent has replaced threads and sockets: the parent's greenlet does not go on in the child."""
+    code, out, err = await run_script(
+        """
+        publish(A, 'received')
+        if child := os.fork():
+            publish(A, 'accepted')
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            publish(A, 'completed')
+            publisher.close()
+        else:
+            publish(B, 'received')
+            publish(B, 'accepted')
+            publisher.close()
+            os._exit(0)
+        """,
+        first="from gevent import monkey\nmonkey.patch_all()\n",
+    )
+    assert (0, "0\n", "") == (code, out, err)
+    statuses = {job: [each.status for each in updates] for job, updates in (await stored(nats_server)).items()}
+    assert {A: ["received", "accepted", "completed"], B: ["received", "accepted"]} == statuses
 
 
 @pytest.mark.usefixtures("provisioned")
