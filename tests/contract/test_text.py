@@ -1,11 +1,12 @@
 """Text that is safe to send and to show, and numbers in words."""
 
+import io
 import nats.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.contract.text import (
+from relay.contract.text import (, wants_color
     ascii_line,
     describe,
     escape,
@@ -73,3 +74,26 @@ def test_duration(seconds, expected):
 def test_size(count, expected):
     """Sizes are rounded to the digits that matter."""
     assert expected == format_size(count)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "colored"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colors(monkeypatch, terminal, variables, colored):
+    """Colours are for terminals; NO_COLOR turns them off, FORCE_COLOR on."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    assert colored == wants_color(stream)
