@@ -1,12 +1,13 @@
 """Text that is safe to send and to show, and numbers in words."""
 
 import io
+
 import nats.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.contract.text import (, wants_color
+from relay.contract.text import (
     ascii_line,
     describe,
     escape,
@@ -15,6 +16,7 @@ from relay.contract.text import (, wants_color
     format_size,
     one_line,
     redact_url,
+    wants_color,
 )
 
 
