@@ -14,8 +14,8 @@ from typing import Final
 
 from relay.contract.wire import MAX_FRAME_BYTES
 
-MAX_ON_REQUEST_BYTES: Final = 16 * 1024 * 1024
-"""On request at a time, all lanes together. With an update that goes alone, and once more after pulls were made anew,
+MAX_ON_REQUEST_BYTES: Final = 24 * 1024 * 1024
+"""On request at a time, all lanes together. With two updates that go alone, or once more after pulls were made anew,
 this stays below the server's default `max_pending`."""
 LARGEST_BYTES: Final = MAX_FRAME_BYTES
 """How large an update that goes alone is taken to be until it has come."""
