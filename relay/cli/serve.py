@@ -80,7 +80,8 @@ async def _serve(settings: Settings, authentication: str | None, *, provision_fi
 
 
 async def _supervise(settings: Settings, workers: int, *, provision_first: bool) -> int:
-    command = [sys.executable, "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
+    # -P: no module of the working folder is taken for one of the relay's.
+    command = [sys.executable, "-P", "-m", "relay", "serve", *(["--provision"] if provision_first else [])]
     backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
     probes = WorkerProbes(workers)
     supervisor = Supervisor(command, workers, probes, backoff)

@@ -205,3 +205,16 @@ async def test_byte_order_mark(relay, nats_server, dlq, tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     replayed = await relay("dlq", "replay", "--from", "letters", NATS_URL=nats_server.url)
     assert Ended(0, "replayed 1\n", "") == replayed
+
+
+async def test_modules_in_the_working_folder(scene, tmp_path):
+    """Files in the working folder that are named like modules are not run by workers."""
+    for name in ("nats.py", "json.py", "relay.py"):
+        (tmp_path / name).write_text("raise SystemExit(7)")
+    settings = scene.environment | {"RELAY_HTTP_PORT": "0"}
+    command = ("-P", "-m", "relay", "serve", "--workers", "2")  # the parent as the command `relay` starts it
+    async with started(*command, settings=settings, folder=tmp_path) as relay:
+        await relay.says("connected to the Facilitator", times=2)
+        relay.process.terminate()
+        assert 0 == await relay.ended()
+    assert [] == relay.said("exit status")
