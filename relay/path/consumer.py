@@ -139,6 +139,7 @@ class PullConsumer:
                 self._complain(error)
                 await self._pause(_RETRY_S)
             finally:
+                self._window.share.nothing_on_request()  # other lanes must not wait for what this one had asked for
                 await self._close_inbox()
 
     def drain(self) -> None:

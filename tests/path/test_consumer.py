@@ -1,13 +1,13 @@
 """The pull loop and its deliveries, where other tests do not show their behaviour."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from relay_kit import new_job, update
 
 from relay.contract.subjects import STATUS_STREAM, lane_consumer, status_subject
-from relay.core.memory import Memory
+from relay.core.memory import Memory, Share
 from relay.nats.connection import publish_confirmed
 from relay.nats.frames import FrameClient
 from relay.path.consumer import PullConsumer
@@ -16,23 +16,44 @@ from relay.path.delivery import Delivery
 TIMEOUT_S = 10
 
 
+def pulls(client: FrameClient, lane: int, share: Share, take: Callable[[Sequence[Delivery]], None]) -> PullConsumer:
+    return PullConsumer(
+        client,
+        STATUS_STREAM,
+        lane_consumer(lane),
+        batch=10,
+        expires_s=5.0,
+        share=share,
+        room=lambda: 10,
+        on_deliveries=take,
+        on_start=lambda _: None,
+    )
+
+
+async def test_a_lane_in_trouble_keeps_nothing_from_the_others(provisioned):
+    """A lane whose consumer has vanished does not keep others from asking for an update of any size."""
+    memory = Memory()
+    share = memory.join()
+    share.go_alone()
+    freed = asyncio.Event()
+    other = memory.join()
+    memory.waiting[other] = None
+    other.on_room = freed.set
+    running = asyncio.create_task(pulls(provisioned, 99, share, lambda _: None).run())
+    async with asyncio.timeout(TIMEOUT_S):
+        await freed.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (set(), 0) == (memory.alone, share.on_request_bytes)
+
+
 async def test_who_takes_deliveries_fails(provisioned):
     """An exception in the callback for deliveries ends the pull loop; ignored, it would leave an update untouched."""
 
     def fail(deliveries: Sequence[Delivery]) -> None:
         raise RuntimeError(deliveries[0].subject)
 
-    consumer = PullConsumer(
-        provisioned,
-        STATUS_STREAM,
-        lane_consumer(0),
-        batch=10,
-        expires_s=5.0,
-        share=Memory().join(),
-        room=lambda: 10,
-        on_deliveries=fail,
-        on_start=lambda _: None,
-    )
+    consumer = pulls(provisioned, 0, Memory().join(), fail)
     job = new_job(lane=0)
     await publish_confirmed(provisioned, status_subject(job), update(job))
     with pytest.raises(RuntimeError, match=job):
