@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from relay.cli.top_view import TopView
-from relay.contract.report import Report
+from relay.contract.report import LaneReport, Report
 from relay.contract.text import escape, format_counts, format_duration
 from relay.doctor.state_checks import OLD_S, TOO_OLD_S
 from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval, LaneSnapshot, Snapshot
@@ -98,9 +98,9 @@ def _lanes(snapshot: Snapshot, interval: Interval | None, max_rows: float) -> Ta
     if len(shown) > max_rows:
         most_urgent = sorted(shown, key=_urgency, reverse=True)[: max(1, int(max_rows) - 1)]
         shown = sorted(most_urgent, key=lambda lane: lane.lane)
-    held = {lane.lane for report in snapshot.reports.values() for lane in report.lanes if lane.held}
+    reported = {lane.lane: lane for report in snapshot.reports.values() for lane in report.lanes}
     rows = [
-        _lane_row(lane, _rate(interval and interval.deliveries.get(lane.lane)), held=lane.lane in held)
+        _lane_row(lane, _rate(interval and interval.deliveries.get(lane.lane)), reported.get(lane.lane))
         for lane in shown
     ]
     if left_out := len(snapshot.lanes) - len(shown):
@@ -112,8 +112,13 @@ def _urgency(lane: LaneSnapshot) -> tuple[bool, float, int]:
     return lane.owner is None or lane.trouble is not None, lane.oldest_s or 0.0, lane.unsettled
 
 
-def _lane_row(lane: LaneSnapshot, rate: str, *, held: bool) -> _Row:
-    owner = lane.trouble or (lane.owner or "nobody") + (" (waits for what an earlier owner had)" if held else "")
+def _lane_row(lane: LaneSnapshot, rate: str, reported: LaneReport | None) -> _Row:
+    state = ""
+    if reported is not None and reported.held:
+        state = " (waits for what an earlier owner had)"
+    elif reported is not None and reported.full:
+        state = " (its memory is full)"
+    owner = lane.trouble or (lane.owner or "nobody") + state
     oldest = "" if lane.oldest_s is None else format_duration(lane.oldest_s)
     return _Row((str(lane.lane), owner, str(lane.waiting), str(lane.delivered), rate, oldest), _lane_style(lane))
 

@@ -29,6 +29,8 @@ class LaneReport(Struct, frozen=True):
     """It sends nothing yet, because updates that were delivered before may still come back."""
     oldest_at_hand_s: float
     trouble: str | None
+    full: bool = False
+    """It has no memory left, so it leaves updates in JetStream until some that it has at hand are settled."""
     unexplained: int = 0
     """Of those at hand, answered `job.integrity_error` although they cannot have reached the Facilitator before."""
 

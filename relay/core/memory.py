@@ -71,6 +71,12 @@ class Share:
         """By how much it exceeds its share."""
         return max(0, self.at_hand_bytes + self.on_request_bytes - self.memory.share_bytes)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the lane takes nothing more until it has settled something, or another lane has."""
+        used_up = self.at_hand_bytes + LEAST_REQUEST_BYTES > self.memory.share_bytes
+        return used_up or self in self.memory.waiting
+
     def may_go_alone(self) -> bool:
         """Whether the lane may request one update of any size; if not, `on_room` is called when it may."""
         return self.memory.may_go_alone(self)

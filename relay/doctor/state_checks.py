@@ -131,7 +131,12 @@ def _backlog(snapshot: Snapshot) -> Finding:
     max_age_s = snapshot.streams[STATUS_STREAM].max_age_s
     if age_s >= TOO_OLD_S and max_age_s > 0:
         found += f"; JetStream removes it in {format_duration(max(0.0, max_age_s - age_s))}, relayed or not"
+    full = [lane.lane for report in snapshot.reports.values() for lane in report.lanes if lane.full]
+    if full:
+        found += f"; the memory of {_numbered(sorted(full))} is full, so the rest waits in JetStream"
     remedy = f"the lines on workers, lanes and facilitator say what holds it up; else {PAGE}"
+    if full:
+        remedy += "; if it is none of these, the updates are large and the Facilitator slow, or raise RELAY_MEMORY_MB"
     return graded("backlog", age_s, (OLD_S, TOO_OLD_S), found, remedy)
 
 

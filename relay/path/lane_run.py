@@ -113,6 +113,7 @@ class LaneRun:
             held=lane.held,
             oldest_at_hand_s=max(0.0, wall_s - oldest_s),
             trouble=self.source.trouble,
+            full=lane.share.is_full,
             unexplained=sum(update.unexplained for update in lane.at_hand()),
         )
 

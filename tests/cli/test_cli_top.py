@@ -7,10 +7,11 @@ import json
 import signal
 from dataclasses import replace
 
+import msgspec
 import pytest
 from cli_kit import TIMEOUT_S, on_terminal, start_command
 from rich.console import Console
-from snapshot_kit import WORKER, report, snapshot
+from snapshot_kit import LANES, WORKER, report, snapshot
 
 from relay.cli.top_display import render
 from relay.cli.top_view import TopView, document
@@ -85,6 +86,22 @@ def test_the_oldest_lanes_are_shown():
     shown = [int(line.split()[0]) for line in lines if line.split()[1:2] == [WORKER]]
     assert list(range(256 - len(shown), 256)) == shown
     assert any(f"and {256 - len(shown)} more lanes" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"held": True}, "(waits for what an earlier owner had)"),
+        ({"full": True}, "(its memory is full)"),
+        ({}, ""),
+    ],
+)
+def test_state_of_a_lane(changes, words):
+    """The lane's line says beside its owner why it takes or sends nothing."""
+    lanes = [msgspec.structs.replace(LANES[0], **changes), *LANES[1:]]
+    shown = drawn(replace(VIEW, snapshot=replace(SNAPSHOT, reports={WORKER: report(lanes=lanes)})), width=120)
+    [line] = [line for line in shown if line.split()[:2] == ["0", WORKER]]
+    assert words == line.split(WORKER)[1].split("  ")[0].strip()
 
 
 def test_view_without_rates():

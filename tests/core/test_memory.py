@@ -34,6 +34,19 @@ def test_lanes_share_equally(count):
     assert count * shares[0].request_bytes <= MAX_ON_REQUEST_BYTES
 
 
+def test_a_lane_that_takes_nothing_more_is_full():
+    """A lane is full if its share is used up, or if it waits until it may ask for a large update; not before."""
+    memory, (first, second, third) = lanes(3)
+    assert not first.is_full
+    first.at_hand_bytes = memory.share_bytes - 1
+    assert (True, False) == (first.is_full, second.is_full)
+    first.at_hand_bytes = 0
+    for share in (first, second):
+        share.go_alone()
+    assert not third.may_go_alone()
+    assert (False, False, True) == (first.is_full, second.is_full, third.is_full)
+
+
 def test_a_share_changes_as_lanes_come_and_go():
     """A lane that leaves makes room for the others, and one that comes gets as much as they."""
     memory, (first, second) = lanes(2)

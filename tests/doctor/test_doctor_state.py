@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from snapshot_kit import LANES, WORKER, report, snapshot
 
@@ -85,6 +86,15 @@ def test_backlog_in_words():
     """Unsettled updates are counted, with the age of the oldest, its lane, and when JetStream will remove it."""
     expected = "5 not settled, the oldest for 6 d (lane 0); JetStream removes it in 24 h, relayed or not"
     assert expected == found(oldest(6 * 86_400.0), "backlog")
+
+
+def test_full_lanes_in_words():
+    """If lanes have no memory left, the backlog names them and the setting."""
+    lanes = [msgspec.structs.replace(lane, full=lane.lane in {1, 3}) for lane in LANES]
+    seen = replace(oldest(70.0), reports={WORKER: report(lanes=lanes)})
+    [finding] = [finding for finding in check_state(seen) if finding.check == "backlog"]
+    assert finding.found.endswith("; the memory of lanes 1, 3 is full, so the rest waits in JetStream")
+    assert "RELAY_MEMORY_MB" in finding.remedy
 
 
 def test_dead_letters_in_words():
