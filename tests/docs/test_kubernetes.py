@@ -17,15 +17,18 @@ from manifests import (
     name_of,
     nats_pods,
     overlay,
+    quantity,
     relay_pods,
     secret_keys,
     workloads,
 )
 
 from relay.contract.environment import load_settings
+from relay.contract.settings import DeliverySettings
 from relay.service.intervals import DEFAULTS
 
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 KUBERNETES = ("1.30", "1.34")
 """The oldest and the newest release with whose schemas the manifests are checked."""
 OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
@@ -159,6 +162,21 @@ def test_probes_ask_what_the_relay_answers(documents):
         "liveness": {"path": "/livez", "port": "http"},
         "readiness": {"path": "/readyz", "port": "http"},
     } == asked
+
+
+@overlay
+def test_a_relay_has_the_memory_that_the_page_wants(documents):
+    """The memory limit is what docs/operations.md says for RELAY_MEMORY_MB and max_payload, and at most a quarter more;
+    tests/service/test_memory_limit.py shows that it is enough.
+    """
+    container = containers(find(documents, "Deployment", "job-status-relay"))[-1]
+    variables = environment(documents, container)
+    memory_mb = int(variables.get("RELAY_MEMORY_MB", DeliverySettings().memory_mib))
+    (beyond,) = re.findall(r"needs at most `RELAY_MEMORY_MB` \+ (\d+) MiB", OPERATIONS)
+    needed = (memory_mb + int(beyond)) * 2**20
+    assert needed <= quantity(container["resources"]["limits"]["memory"]) <= 1.25 * needed
+    (max_payload,) = re.findall(r"^max_payload: (\d+)MB$", (DEPLOY / "nats/nats-server.conf").read_text(), re.MULTILINE)
+    assert int(max_payload) <= 8, "the page counts on this"
 
 
 @overlay
