@@ -5,6 +5,7 @@ import json
 
 import pytest
 from dead_letter_kit import JOB, OTHER, change_stream
+from relay_kit import new_job
 
 from relay.cli.dlq_purge import plan_purge, remove
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
@@ -172,3 +173,18 @@ async def test_purge_of_nothing(dlq):
     await dlq.write()
     assert 0 == await stream.remove_all(dlq.client, DLQ_SUBJECTS, 0)
     assert [1] == await dlq.sequences()
+
+
+async def test_few_bytes_are_read_at_a_time(dlq, monkeypatch):
+    """However many large dead letters there are, a batch has two of the largest size at most, or 8 MiB."""
+    batches, batch = [], stream._Reading.batch
+
+    async def measured(self):
+        messages = await batch(self)
+        batches.append(sum(len(message.body) for message in messages))
+        return messages
+
+    monkeypatch.setattr(stream._Reading, "batch", measured)
+    sequences = [await dlq.write(new_job(), b"x" * 6_000_000) for _ in range(5)]
+    assert sequences == [letter.source_sequence for letter in await dlq.read()]
+    assert max(batches) <= 2 * dlq.client.max_payload
