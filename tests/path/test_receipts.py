@@ -51,6 +51,18 @@ async def receipt(queue: asyncio.Queue[Msg]) -> dict[str, Any]:
     return fields
 
 
+async def test_receipts_of_large_updates_are_small(scene):
+    """A receipt has the same few bytes, whether its update is large or not, and however it ended."""
+    job = new_job()
+    bodies = update(job, metadata={"text": "x" * 5_000_000}), b"{" * 5_000_000
+    async with serving(scene), heard(scene, job) as receipts:
+        for body in bodies:
+            await scene.publish_body(job, body)
+        async with asyncio.timeout(20):
+            sizes = [len((await receipts.get()).data) for _ in bodies]
+    assert max(sizes) < 300
+
+
 async def test_outcomes(scene):
     """Every settled update gives one receipt: the update, how it ended, and after how many attempts."""
     job = new_job()
