@@ -14,7 +14,9 @@ from relay.core.verdict import Outcome
 class Source(Protocol):
     """Where a lane's deliveries come from; see path/consumer.py."""
 
-    trouble: str | None
+    @property
+    def trouble(self) -> str | None: ...
+
     starved: bool
     """It would ask for more updates if there were room for them: call `top_up` when there is."""
 

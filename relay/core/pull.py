@@ -10,10 +10,12 @@ message that is larger than a whole request would never come: it is requested al
 """
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from relay.core.memory import LEAST_REQUEST_BYTES, Memory, Share
+from relay.core.stall import PullLimit, limit_in
 
 _MISSED_HEARTBEATS: Final = 2
 """After this many missed idle heartbeats in a row, no server serves our pulls any more."""
@@ -74,9 +76,8 @@ class PullWindow:
     def __init__(self, batch: int, expires_s: float, share: Share | None = None) -> None:
         self.share = share or Memory().join()
         self.batch = batch
-        self.expires_s = expires_s
-        self.idle_heartbeat_s = expires_s * 0.4  # the server wants less than half
-        self.dead_after_s = self.idle_heartbeat_s * (_MISSED_HEARTBEATS + 0.5)
+        self._most_bytes = math.inf
+        self._serve_for(expires_s)
         self.delivered_up_to = 0
         """The consumer's number of the latest delivery that came; the pull loop sets it."""
         self.low_at = 0
@@ -126,7 +127,7 @@ class PullWindow:
             return None
         refused = self._refused_at == self.delivered_up_to
         if free_bytes > (self._refused_bytes if refused else 0) and not self.goes_alone_again:
-            return Request(count, int(free_bytes))
+            return Request(count, int(min(free_bytes, self._most_bytes)))
         return Request(1, None) if not outstanding and share.may_go_alone() else None
 
     def requested(self, request: Request) -> None:
@@ -152,6 +153,8 @@ class PullWindow:
             return Signal.START_OVER
         if any(known in text for known in _CONSUMER_GONE):
             return Signal.CONSUMER_GONE
+        if (limit := limit_in(text)) is not None:
+            self._keep_within(limit)
         if pending is None:
             return Signal.START_OVER
         self._ask_up_to(self._asked_up_to - pending)
@@ -161,6 +164,21 @@ class PullWindow:
         if _TOO_LARGE in text:
             self._refused_bytes, self._refused_at = pending_bytes, self.delivered_up_to
         return Signal.ASK_AGAIN
+
+    def _keep_within(self, limit: PullLimit) -> None:
+        """Ask for no more than the server allows, from now on."""
+        match limit.of:
+            case "batch":
+                self.batch = min(self.batch, int(limit.most))
+            case "expires":
+                self._serve_for(min(self.expires_s, limit.most))
+            case _:
+                self._most_bytes = min(self._most_bytes, limit.most)
+
+    def _serve_for(self, expires_s: float) -> None:
+        self.expires_s = expires_s
+        self.idle_heartbeat_s = expires_s * 0.4  # the server wants less than half
+        self.dead_after_s = self.idle_heartbeat_s * (_MISSED_HEARTBEATS + 0.5)
 
     def _ask_up_to(self, number: int) -> None:
         self._asked_up_to = number

@@ -166,6 +166,9 @@ class Metrics:
         )
         self._at_hand = self._lane_gauges("relay_at_hand", "Updates received from NATS and not yet settled.")
 
+        self._in_trouble = self._lane_gauges(
+            "relay_lane_in_trouble", "1 if nothing is given to this worker of what waits in its lane, else 0."
+        )
         self._at_hand_bytes = self._gauge("relay_at_hand_bytes", "Bytes of the updates at hand, of all lanes.")
         self._on_request_bytes = self._gauge(
             "relay_on_request_bytes", "Bytes that NATS may still deliver without being asked again."
@@ -178,10 +181,15 @@ class Metrics:
     def lane_left(self, lane: int, how: HowLeft) -> None:
         self._lanes_left[how].inc()
         self._owned[lane].set(0)
+        self._in_trouble[lane].set(0)
         self.backlog(lane, 0, 0)
 
     def at_hand(self, lane: int, updates: int) -> None:
         self._at_hand[lane].set(updates)
+
+    def in_trouble(self, lane: int, *, troubled: bool) -> None:
+        """Whether a lane cannot be pulled, or nothing is given of what waits in it."""
+        self._in_trouble[lane].set(troubled)
 
     def memory(self, at_hand_bytes: int, on_request_bytes: int) -> None:
         """How many bytes all lanes have at hand, and may still get without asking again."""

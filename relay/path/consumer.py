@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import nats.errors
 from nats.aio.subscription import Subscription
@@ -21,6 +21,7 @@ from relay.contract.text import describe
 from relay.core.continuity import ConsumerState
 from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
+from relay.core.stall import StallWatch
 from relay.nats.ack_subject import ack_of_nothing, parse_ack_subject
 from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
@@ -58,6 +59,7 @@ class PullConsumer:
         room: how many more updates can be taken in now; 0 stops new requests.
         on_deliveries: called with the deliveries that were read together, in the order of arrival; at least one.
         on_start: called with the consumer's state at each start, before the first request.
+        stalled_after_s: after how many seconds in which nothing was given of what waits that counts as trouble.
     """
 
     def __init__(
@@ -72,10 +74,15 @@ class PullConsumer:
         room: Callable[[], int],
         on_deliveries: Callable[[Sequence[Delivery]], None],
         on_start: Callable[[ConsumerState], None],
+        stalled_after_s: float = 10.0,
     ) -> None:
         self.name = name
-        self.trouble: str | None = "it has not started yet"
-        """Why nothing is being pulled, in words for an operator; None while all is well."""
+        self._trouble: str | None = "it has not started yet"
+        self._stall: str | None = None
+        self._stall_watch = StallWatch(stalled_after_s)
+        self._stalled_after_s = stalled_after_s
+        self._last_status = ""
+        """The last status with which the server ended a request, since something was delivered."""
         self.starved = True
         """It would ask for more if there were room: call `top_up` when there is."""
         self._client = client
@@ -93,6 +100,11 @@ class PullConsumer:
         self._failure: Exception | None = None
         self._made_at_s = 0.0
         self._replaced = False
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is being pulled, or nothing is given, in words for an operator; None while all is well."""
+        return self._trouble or self._stall
 
     def top_up(self) -> None:
         """Ask for more updates, if there is room for them again."""
@@ -130,6 +142,13 @@ class PullConsumer:
         In that last case stream sequences may begin at 1 again, so nothing that is known about the old ones is valid.
         Cancelling it is safe: what was delivered and not settled is redelivered.
         """
+        watching = asyncio.create_task(self._watch())
+        try:
+            await self._keep_pulling()
+        finally:
+            watching.cancel()
+
+    async def _keep_pulling(self) -> None:
         while not self._draining.is_set() and not self._replaced:
             try:
                 await self._start()
@@ -157,7 +176,44 @@ class PullConsumer:
         self._subscription = await self._client.listen_in_batches(self._inbox, self._take)
         self._on_start(state)
         self._wake.set()
-        self.trouble = None
+        self._trouble = None
+
+    async def _watch(self) -> None:
+        """Notice, until cancelled, that nothing is given of what waits."""
+        while True:
+            await asyncio.sleep(self._stalled_after_s / 2)
+            asking = self._client.is_connected and self._room() > 0 and not self._draining.is_set()
+            request = api_consumer_info(self._stream, self.name)
+            try:
+                info = await api_request(self._client, request, timeout_s=_STATE_TIMEOUT_S)
+            except RelayError as error:
+                _log.debug("a consumer cannot be looked at", consumer=self.name, error=str(error))
+                continue  # the pull loop reports it
+            state = consumer_state_of(info)
+            now_s = asyncio.get_running_loop().time()
+            still_s = self._stall_watch.look(
+                now_s, delivered=state.delivered_count, waiting=state.waiting, asking=asking
+            )
+            self._tell_stall(info, state.waiting, still_s)
+
+    def _tell_stall(self, info: Mapping[str, Any], waiting: int, still_s: float | None) -> None:
+        if still_s is None:
+            if self._stall is not None:
+                _log.info("a lane is given updates again", consumer=self.name)
+            self._stall = None
+            return
+        stall = f"updates wait ({waiting}), are asked for, and none was given for {still_s:.0f} s: {self._why(info)}"
+        if self._stall is None:
+            _log.error("a lane is given nothing", consumer=self.name, problem=stall)
+        self._stall = stall
+
+    def _why(self, info: Mapping[str, Any]) -> str:
+        if info.get("paused"):
+            until = info["config"].get("pause_until", "an unknown time")
+            return f"its consumer is paused until {until}; `nats consumer resume {self._stream} {self.name}` ends that"
+        if self._last_status:
+            return f"nats-server's last answer was {self._last_status!r}; docs/streams.md has the limits of consumers"
+        return "nats-server does not say why; look at its log, and at `nats consumer info`"
 
     async def _pull(self) -> None:
         """Keep pull requests under way until they have to be made again from a fresh inbox."""
@@ -222,6 +278,7 @@ class PullConsumer:
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
             self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some deliveries
         window.delivered_up_to = deliveries[-1].consumer_sequence
+        self._last_status = ""
         window.share.came_bytes += sum(map(_size_of, deliveries))
         if window.goes_alone:
             self._came_alone(deliveries[-1])
@@ -250,6 +307,7 @@ class PullConsumer:
             int(headers.get(_PENDING_BYTES_HEADER, "0")),
         )
         if signal is not Signal.ALIVE:
+            self._last_status = f"{headers.get(STATUS, '')} {headers.get(DESCRIPTION, '')}".strip()
             _log.debug("a pull request ended", consumer=self.name, signal=signal.name, headers=headers)
             self._note(signal)
 
@@ -260,9 +318,9 @@ class PullConsumer:
 
     def _complain(self, error: RelayError) -> None:
         trouble = str(error)
-        if trouble != self.trouble:
+        if trouble != self._trouble:
             _log.error("a lane cannot be pulled; trying again", consumer=self.name, error=trouble, every_s=_RETRY_S)
-        self.trouble = trouble
+        self._trouble = trouble
 
     async def _close_inbox(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -14,6 +14,8 @@ class Intervals:
     """How long a relay that is stopping goes on publishing what the Facilitator has pushed."""
     provision_check_s: float = 2.0
     """How often to look whether streams and consumers are in place, until they are."""
+    stalled_after_s: float = 10.0
+    """How long nothing may be given of what waits in a lane and is asked for, until that is reported."""
     topology_look_s: float = 30.0
     """How often to look whether somebody has changed streams and consumers."""
     facilitator_ping_s: float = 20.0

@@ -138,6 +138,7 @@ class Line:
             lane_consumer(lane),
             batch=settings.pull_batch,
             expires_s=settings.pull_expires_s,
+            stalled_after_s=settings.intervals.stalled_after_s,
             **callbacks,
         )
 

@@ -83,6 +83,7 @@ class WorkerStatus:
         """Update those metrics that are not counted as things happen."""
         for lane in self.lanes():
             self._metrics.at_hand(lane.lane, lane.at_hand)
+            self._metrics.in_trouble(lane.lane, troubled=lane.trouble is not None)
         for line in self._lines[:1]:  # all lines share the memory
             self._metrics.memory(line.lanes.memory.at_hand_bytes, line.lanes.memory.on_request_bytes)
         connections = [line.connection for line in self._lines]
