@@ -14,6 +14,10 @@ TOO_OLD_S: Final = 600.0
 NEARLY_FULL: Final = 0.8
 FULL: Final = 0.95
 CLOCK_S: Final = 1.0
+_COPY_MISSING: Final = (
+    "if a server was removed from the cluster (`peer-remove`), it is not let in again under its old name: start it "
+    "with a new `server_name` and an empty store; otherwise look at the log of the server that is missing"
+)
 PAGE: Final = "docs/debugging.md"
 STATE_CHECKS: Final = (*("workers", "lanes", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),)
 """The checks that `check_state` makes, in the order of its findings."""
@@ -193,6 +197,11 @@ def _copy_problems(streams: Collection[StreamSnapshot]) -> list[Finding]:
         warn("copies", f"stream {stream.name}: {', '.join(stream.behind)} is away or behind", "check that server")
         for stream in streams
         if stream.behind
+    ]
+    findings += [
+        warn("copies", f"stream {stream.name} has {stream.copies} of its {stream.replicas} copies", _COPY_MISSING)
+        for stream in streams
+        if stream.copies is not None and stream.copies < stream.replicas
     ]
     if single := [stream.name for stream in streams if stream.replicas == 1]:
         which = "each stream" if len(single) == len(streams) else ", ".join(single)

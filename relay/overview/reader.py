@@ -149,4 +149,5 @@ def _stream(name: str, info: Mapping[str, Any]) -> StreamSnapshot:
         max_age_s=config["max_age"] / _NS_PER_S,
         replicas=config["num_replicas"],
         behind=tuple(each["name"] for each in followers if each.get("offline") or not each.get("current")),
+        copies=len(followers) + bool(cluster.get("leader")) if cluster.get("name") else None,
     )

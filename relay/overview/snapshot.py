@@ -55,6 +55,8 @@ class StreamSnapshot:
     """How many servers are configured to keep it."""
     behind: tuple[str, ...] = ()
     """Servers that keep it and are offline or not up to date."""
+    copies: int | None = None
+    """How many servers keep it, those that are behind included; None if the server is in no cluster."""
 
 
 @dataclass(frozen=True, slots=True)

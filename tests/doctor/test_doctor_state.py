@@ -62,6 +62,8 @@ def test_well():
         (snapshot(stream={"messages": 95, "max_messages": 100}), {"storage": "fail"}),
         (snapshot(stream={"replicas": 1}), {"copies": "warn"}),
         (snapshot(stream={"behind": ("n2",)}), {"copies": "warn"}),
+        (snapshot(stream={"replicas": 3, "copies": 2}), {"copies": "warn"}),
+        (snapshot(stream={"replicas": 3, "copies": 3}), {}),
         (snapshot(server_ahead_s=1.0), {}),
         (snapshot(server_ahead_s=1.1), {"clock": "warn"}),
         (snapshot(server_ahead_s=-5.0), {"clock": "warn"}),
