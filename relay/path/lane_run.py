@@ -24,7 +24,8 @@ DEAD_LETTERED_BEFORE: Final = "dead-lettered before"
 """The reason for terminating an update whose dead letter was written earlier."""
 _RECHECK_S: Final = 0.2
 """How often a held lane's consumer is looked at again; a delivery in between causes a look at once."""
-_HANDFUL: Final = 64
+_BATCHES: Final = 8
+"""A lane that has something to send is refilled in so many batches."""
 
 
 class LaneRun:
@@ -125,7 +126,7 @@ class LaneRun:
         lane = self.lane
         lane.share.held = lane.held
         free = self._capacity - len(lane)
-        return free if self._opened.is_set() and (free >= _HANDFUL or not lane.ready or lane.held) else 0
+        return free if self._opened.is_set() and (free >= self._capacity // _BATCHES or not lane.ready or lane.held) else 0
 
     def _began(self, state: ConsumerState) -> None:
         self.lane.began(state, time.monotonic())
