@@ -126,7 +126,8 @@ class LaneRun:
         lane = self.lane
         lane.share.held = lane.held
         free = self._capacity - len(lane)
-        return free if self._opened.is_set() and (free >= self._capacity // _BATCHES or not lane.ready or lane.held) else 0
+        worth_it = free >= self._capacity // _BATCHES or not lane.ready or lane.held
+        return free if self._opened.is_set() and worth_it else 0
 
     def _began(self, state: ConsumerState) -> None:
         self.lane.began(state, time.monotonic())
