@@ -205,14 +205,17 @@ class StatusClient:
         """Ask until there is an answer, or an error that asking again does not help, or the time is over."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + (self._timeout_s if timeout_s is None else timeout_s)
+        told: QueryFailed | None = None
         for tries in count(1):
             try:
                 client = await self._connected(deadline_s)
                 return await question(client, timeout_s=min(_TRY_TIMEOUT_S, max(0.0, deadline_s - loop.time())))
-            except TEMPORARY:
+            except TEMPORARY as error:
+                if not isinstance(error, NoAnswer) or told is None:
+                    told = error  # what a relay said tells more than that the last try had too little time
                 wait_s = _BACKOFF.delay_s(tries)
                 if loop.time() + wait_s >= deadline_s:
-                    raise
+                    raise told from None
                 await asyncio.sleep(wait_s)
         raise AssertionError
 
