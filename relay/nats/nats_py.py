@@ -127,6 +127,8 @@ def abort(client: Client) -> None:
     if isinstance(transport, TcpTransport) and transport:
         writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         writer.transport.abort()
+    elif (session := getattr(transport, "_client", None)) is not None:  # of a WebSocket
+        session.detach()  # otherwise aiohttp complains about it when it is collected
 
 
 async def end_reconnect(client: Client) -> None:

@@ -105,9 +105,9 @@ def overhear(facilitator):
     heard = []
     record = facilitator.ledger.record
 
-    def overheard(update, connection, arrived_s):
+    def overheard(update, connection, arrived_s, **options):
         heard.append((connection, update.job, arrived_s))
-        return record(update, connection, arrived_s)
+        return record(update, connection, arrived_s, **options)
 
     facilitator.ledger.record = overheard
     return heard

@@ -132,9 +132,9 @@ class Scene:
     def settings(self) -> Settings:
         return load_settings(self.environment, None)
 
-    async def provision(self) -> None:
-        """Create or update streams and consumers as they should be."""
-        await provision(self.nc, topology_of(self.settings.delivery))
+    async def provision(self, *, downgrade: bool = False) -> None:
+        """Create or update streams and consumers as they should be, with `downgrade` also for shorter leases."""
+        await provision(self.nc, topology_of(self.settings.delivery), downgrade=downgrade)
 
     # The relay.
 

@@ -330,7 +330,7 @@ async def test_never_early_after_a_crash(scene, facilitator):
     """After a crash, other workers never report as acknowledged what the killed one had not got through."""
     facilitator.service_time_s = 0.005
     scene.environment |= {"RELAY_LEASE_TTL": "0.5", "RELAY_ACK_WAIT": "0.5"}
-    await scene.provision()
+    await scene.provision(downgrade=True)
     async with scene.relay_process() as process, serving(scene):
         await scene.owned(lambda: len(scene.lanes_of(process)) == 2)
         async with hammered(scene, [new_job() for _ in range(12)]):
