@@ -126,7 +126,8 @@ class Lanes:
                 run.progress.set()
                 if run.source.starved:
                     run.source.top_up()
-                self.outlets.wake(lane)
+                if lane.dead_letters or lane.questions:
+                    self.outlets.wake(lane)
         if self._limits.memory.waiting:
             self._limits.memory.wake()
         for lane in self.turns.lanes:  # any lane may use the room in the window
