@@ -1,9 +1,10 @@
-"""What a process inherits: variables that steer libraries, and standard streams. Made harmless before anything else.
+"""What a process inherits: variables that steer libraries, signals, and standard streams. Made harmless first of all.
 
 This module imports only the standard library, because libraries read such variables when they are imported.
 """
 
 import os
+import signal
 import sys
 from collections.abc import MutableMapping
 from io import TextIOWrapper
@@ -21,6 +22,7 @@ _MAX_SIZE: Final = 1000
 def prepare() -> None:
     """Call this first of all."""
     forget_variables(os.environ)
+    _restore_signals()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -36,6 +38,18 @@ def forget_variables(environ: MutableMapping[str, str]) -> None:
         strange = name in _SIZES and not (environ[name].isdecimal() and 0 < int(environ[name]) <= _MAX_SIZE)
         if strange or name.upper().startswith(_OF_LIBRARIES):
             del environ[name]
+
+
+def _restore_signals() -> None:
+    """Let Ctrl-C end the process at once until the event loop handles it, and undo what the parent process has blocked.
+
+    By default Python raises KeyboardInterrupt, but only when a library returns, and in the middle of an import it would
+    print a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
 
 
 def _open_closed_streams() -> None:

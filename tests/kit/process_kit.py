@@ -65,12 +65,15 @@ class RelayProcess:
 
 @contextlib.asynccontextmanager
 async def started(
-    *arguments: str, settings: Mapping[str, str], folder: Path | None = None
+    *arguments: str, settings: Mapping[str, str], folder: Path | None = None, below: tuple[str, ...] = ()
 ) -> AsyncIterator[RelayProcess]:
-    """`python ...` with these RELAY_ variables and no others; killed at the end if it still runs."""
+    """`python ...` with these RELAY_ variables and no others; killed at the end if it still runs.
+
+    `below`: a command that is to start it, such as `unshare`.
+    """
     others = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
+        *(*below, sys.executable, *arguments),
         cwd=folder,
         env={**others, "NO_COLOR": "1", **settings},
         stdout=asyncio.subprocess.PIPE,
