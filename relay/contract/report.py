@@ -61,5 +61,7 @@ class Report(Struct, frozen=True):
     retries: int
     timings: dict[str, Timing]
     """hot_path (received from NATS to written to the socket), end_to_end (stored to acknowledged), round_trip."""
+    intake: str | None = None
+    """Why JOB_STATUS stores nothing, in words; None if it does, as far as the worker knows. Also in `missing`."""
     slow_consumer: int = 0
     """How often nats-server probably dropped its connection because more than max_pending waited to be read."""

@@ -18,6 +18,8 @@ LEASE_STREAM: Final = f"KV_{LEASE_BUCKET}"
 
 STATUS_SUBJECTS: Final = "job.status.*"
 """What producers publish on, and what STATUS_STREAM captures."""
+CANARY_SUBJECT: Final = "relay.canary"
+"""Where workers publish a message without a body, to see whether STATUS_STREAM stores anything. It is in no lane."""
 DLQ_SUBJECTS: Final = "job.dlq.*"
 REQUEST_SUBJECTS: Final = ("job.request.*", "job.cheated.*")
 QUERY_SUBJECTS: Final = "job.query.*"

@@ -4,6 +4,7 @@ from typing import Final
 
 from relay.contract.subjects import (
     ADVISORY_STREAM,
+    CANARY_SUBJECT,
     DLQ_STREAM,
     LEASE_STREAM,
     LEASE_SUBJECTS,
@@ -39,6 +40,7 @@ _NOBODY: Final = "relay-doctor"
 def own_work() -> list[Permission]:
     """The permissions that only the relay needs: to acknowledge, dead-letter and hold leases."""
     return [
+        Permission(CANARY_SUBJECT, body=b"", headers=WRONG_STREAM),
         Permission(ack_of_nothing(STATUS_STREAM, lane_consumer(0)), body=b"+WPI"),
         Permission(dlq_subject(_NOBODY), body=b"", headers=WRONG_STREAM),
         Permission(LEASE_SUBJECTS.removesuffix(">") + worker_key(_NOBODY), body=b"", headers=WRONG_STREAM),

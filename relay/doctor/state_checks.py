@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, STATUS_STREAM
+from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_BUCKET, STATUS_STREAM
 from relay.contract.text import format_counts, format_duration, format_size
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
@@ -14,12 +14,16 @@ TOO_OLD_S: Final = 600.0
 NEARLY_FULL: Final = 0.8
 FULL: Final = 0.95
 CLOCK_S: Final = 1.0
+UNTRIED_S: Final = 60.0
+"""Workers try after 20 seconds."""
 _COPY_MISSING: Final = (
     "if a server was removed from the cluster (`peer-remove`), it is not let in again under its old name: start it "
     "with a new `server_name` and an empty store; otherwise look at the log of the server that is missing"
 )
 PAGE: Final = "docs/debugging.md"
-STATE_CHECKS: Final = (*("workers", "lanes", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),)
+STATE_CHECKS: Final = (
+    *("workers", "lanes", "intake", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),
+)
 """The checks that `check_state` makes, in the order of its findings."""
 
 
@@ -29,6 +33,7 @@ def check_state(snapshot: Snapshot) -> list[Finding]:
     return [
         *(_worker_problems(snapshot) or [_workers_ok(snapshot)]),
         *(_lane_problems(snapshot) or [_lanes_ok(snapshot.lanes)]),
+        _intake(snapshot),
         _backlog(snapshot),
         _dead_letters(snapshot),
         _advisories(snapshot),
@@ -39,17 +44,21 @@ def check_state(snapshot: Snapshot) -> list[Finding]:
 
 
 def _worker_problems(snapshot: Snapshot) -> list[Finding]:
-    if not snapshot.workers:
+    if not snapshot.workers and not snapshot.reports:
         found = "no worker is alive: nothing is relayed, JetStream keeps what is published"
         return [fail("workers", found, "start `relay serve`; if it runs, its log and /readyz say what it waits for")]
     if not snapshot.may_ask_workers:
         why = f"this NATS user may not ask the {len(snapshot.workers)} that are alive (relay.report)"
         return [unchecked("workers", why)]
     findings = [
-        fail("workers", f"{worker}: {'; '.join(report.missing)}", "fix that; the worker then continues by itself")
+        fail("workers", f"{worker}: {'; '.join(missing)}", "fix that; the worker then continues by itself")
         for worker, report in sorted(snapshot.reports.items())
-        if report.missing
+        if (missing := [each for each in report.missing if each != report.intake])
     ]
+    if not snapshot.workers:
+        found = f"{len(snapshot.reports)} run, and none can announce itself in {LEASE_BUCKET}: nothing is relayed"
+        remedy = "the other lines on workers, and those on intake, storage and account, say why nothing can be stored"
+        findings.append(fail("workers", found, remedy))
     findings += [
         warn(
             "workers",
@@ -121,6 +130,20 @@ def _lanes_ok(lanes: Collection[LaneSnapshot]) -> Finding:
 
 def _numbered(lanes: list[int]) -> str:
     return f"{'lane' if len(lanes) == 1 else 'lanes'} {', '.join(map(str, lanes))}"
+
+
+def _intake(snapshot: Snapshot) -> Finding:
+    idle_s = snapshot.streams[STATUS_STREAM].idle_s
+    troubles = sorted({report.intake for report in snapshot.reports.values() if report.intake is not None})
+    if troubles:
+        found, _, remedy = troubles[0].partition("; ")
+        return fail("intake", found, remedy)
+    if idle_s > UNTRIED_S:
+        why = (
+            f"{STATUS_STREAM} has stored nothing for {format_duration(idle_s)}, and no worker has tried whether it can"
+        )
+        return unchecked("intake", why)
+    return ok("intake", f"{STATUS_STREAM} stores what is published, the last time {format_duration(idle_s)} ago")
 
 
 def _backlog(snapshot: Snapshot) -> Finding:

@@ -276,6 +276,7 @@ class Metrics:
 
     def _define_connections(self) -> None:
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
+        self._intake = self._gauge("relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1.")
         self._reconnects = self._counter("relay_nats_reconnects", "Reconnects after a lost connection to NATS.")
         self._slow_consumer = self._counter(
             "relay_nats_slow_consumer", "Those of the reconnects that probably followed a drop as a slow consumer."
@@ -296,8 +297,9 @@ class Metrics:
             get_args(ControlOutcome),
         )
 
-    def state(self, *, ready: bool, nats: bool, facilitator: int) -> None:
-        """Whether the worker is ready and connected to NATS, and how many connections are signed in."""
+    def state(self, *, ready: bool, nats: bool, facilitator: int, intake: bool) -> None:
+        """Whether the worker is ready, NATS is connected, and its stream stores; how many connections are signed in."""
+        self._intake.set(intake)
         self._ready.set(ready)
         self._nats_connected.set(nats)
         self._facilitator_connected.set(facilitator)

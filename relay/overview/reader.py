@@ -13,6 +13,7 @@ import nats.errors
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, NotProvisioned, UnsuitableServer
 from relay.contract.subjects import (
     ADVISORY_STREAM,
+    CANARY_SUBJECT,
     DLQ_STREAM,
     LEASE_STREAM,
     REPORT_SUBJECT,
@@ -32,6 +33,7 @@ from relay.nats.permissions import Permission, missing_permissions
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 from relay.topology.consumer_state import OldestUpdates, find_consumer_state
+from relay.topology.intake import idle_s
 
 _NS_PER_S: Final = 1_000_000_000
 _TIMEOUT_S: Final = 3.0
@@ -73,7 +75,7 @@ class SnapshotReader:
         """
         permissions = self._permissions = self._permissions or await self._find_permissions()
         asked_s, began_s = time.time(), time.monotonic()
-        status = await self._stream_info(STATUS_STREAM)
+        status = await self._stream_info(STATUS_STREAM, {"subjects_filter": CANARY_SUBJECT})
         half_s = (time.monotonic() - began_s) / 2
         others = await asyncio.gather(*map(self._stream_info, _STREAMS[1:]))
         streams = {name: _stream(name, info) for name, info in zip(_STREAMS, (status, *others), strict=True)}
@@ -82,7 +84,8 @@ class SnapshotReader:
         dead_letters = await self._count_dead_letters(streams[DLQ_STREAM].messages, permissions)
         lanes, reports = await asyncio.gather(
             asyncio.gather(*(self._lane(lane, leases.owners.get(lane)) for lane in range(lane_count))),
-            gather_reports(self._client, len(leases.workers) if permissions.ask_workers else 0),
+            # Without any announced worker, too: they cannot announce themselves while the leases cannot be stored.
+            gather_reports(self._client, max(1, len(leases.workers)) if permissions.ask_workers else 0),
         )
         return Snapshot(
             taken_s=time.monotonic(),
@@ -104,9 +107,9 @@ class SnapshotReader:
             raise BrokerUnavailable([], describe(error)) from error
         return _Permissions(not any(permission in missing for permission in count), ask not in missing)
 
-    async def _stream_info(self, stream: str) -> dict[str, Any]:
+    async def _stream_info(self, stream: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:
-            return await api_request(self._client, api_stream_info(stream), timeout_s=_TIMEOUT_S)
+            return await api_request(self._client, api_stream_info(stream), request, timeout_s=_TIMEOUT_S)
         except JetStreamError as error:
             if error.err_code == STREAM_NOT_FOUND:
                 raise NotProvisioned([f"stream {stream} is missing"]) from error
@@ -137,6 +140,7 @@ def _lane_count(status_info: Mapping[str, Any]) -> int:
 
 def _stream(name: str, info: Mapping[str, Any]) -> StreamSnapshot:
     config, state = info["config"], info["state"]
+    counts: dict[str, int] = state.get("subjects") or {}
     cluster: dict[str, Any] = info.get("cluster") or {}
     followers: list[dict[str, Any]] = cluster.get("replicas") or []
     return StreamSnapshot(
@@ -144,6 +148,8 @@ def _stream(name: str, info: Mapping[str, Any]) -> StreamSnapshot:
         messages=state["messages"],
         bytes=state["bytes"],
         last_sequence=state["last_seq"],
+        canaries=counts.get(CANARY_SUBJECT, 0),
+        idle_s=idle_s(info),
         max_messages=config["max_msgs"],
         max_bytes=config["max_bytes"],
         max_age_s=config["max_age"] / _NS_PER_S,

@@ -55,6 +55,10 @@ class StreamSnapshot:
     """How many servers are configured to keep it."""
     behind: tuple[str, ...] = ()
     """Servers that keep it and are offline or not up to date."""
+    canaries: int = 0
+    """How many of its messages are no updates, but were published to see whether it stores: see topology/intake.py."""
+    idle_s: float = 0.0
+    """How long it has stored nothing."""
     copies: int | None = None
     """How many servers keep it, those that are behind included; None if the server is in no cluster."""
 
@@ -79,11 +83,6 @@ class Snapshot:
     may_ask_workers: bool
     """Whether the NATS user may ask for reports; if not, `reports` is empty."""
     dead_letters: ReasonCounts
-
-    @property
-    def published(self) -> int:
-        """The last sequence of the status stream."""
-        return self.streams[STATUS_STREAM].last_sequence
 
     @property
     def advisories(self) -> int:
@@ -132,13 +131,18 @@ def between(before: Snapshot, after: Snapshot) -> Interval:
     settled_by = {new.worker: sum(new.updates.values()) - sum(old.updates.values()) for old, new in pairs}
     return Interval(
         seconds=seconds,
-        published=max(0, after.published - before.published) / seconds,
+        published=_published(before.streams[STATUS_STREAM], after.streams[STATUS_STREAM]) / seconds,
         settled={name: count / seconds for name, count in settled.items()},
         retries=sum(new.retries - old.retries for old, new in pairs) / seconds,
         deliveries={lane: count / seconds for lane, count in deliveries.items()},
         settled_by={name: count / seconds for name, count in settled_by.items()},
         latencies={name: found for name in TIMINGS if (found := _latency(name, pairs)) is not None},
     )
+
+
+def _published(before: StreamSnapshot, after: StreamSnapshot) -> int:
+    stored = after.last_sequence - before.last_sequence
+    return max(0, stored - max(0, after.canaries - before.canaries))
 
 
 def quantile(bounds_s: list[float], counts: list[int], share: float) -> float:

@@ -45,6 +45,7 @@ from relay.service.intervals import DEFAULTS, Intervals
 from relay.service.lifecycle import background, unless
 from relay.service.line import Line, LineSettings, for_lane
 from relay.service.worker_status import WorkerStatus
+from relay.topology.intake import Intake
 from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of
 from relay.topology.watch import TopologyWatch
 
@@ -129,6 +130,7 @@ class Relay:
         self._lines = self._make_lines(client, pushes, receipts)
         self._ownership, lane_count = self._make_ownership(client), LaneCount(client, lanes)
         topology = TopologyWatch(client, topology_of(self._settings.delivery), self._intervals.topology_look_s)
+        intake = Intake(client, self._intervals.canary_after_s)
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(_publishing_pushes(pushes, self._intervals.last_pushes_s))
             await started.enter_async_context(background(receipts.run()))
@@ -139,12 +141,13 @@ class Relay:
                     Backlog(client, self.worker_status.lanes, self.metrics).run(),
                     lane_count.run(),
                     topology.run(),
+                    intake.run(),
                     serve_reports(client, self.worker_status.report),
                     self._make_service(client).run(),
                 )
             )
             await started.enter_async_context(self._owning(self._ownership))
-            self.worker_status.relaying(self._lines, self._ownership, lane_count, topology)
+            self.worker_status.relaying(self._lines, self._ownership, lane_count, topology, intake)
             self.ready.set()
             await stop.wait()
             self.worker_status.waiting_for = "stopping"

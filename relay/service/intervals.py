@@ -18,6 +18,8 @@ class Intervals:
     """How long nothing may be given of what waits in a lane and is asked for, until that is reported."""
     topology_look_s: float = 30.0
     """How often to look whether somebody has changed streams and consumers."""
+    canary_after_s: float = 20.0
+    """How long the status stream may store nothing until a worker tries whether it can."""
     facilitator_ping_s: float = 20.0
     """How often to ping the Facilitator, so that a dead connection is noticed while nothing is sent."""
     dead_letter_retry_s: float = 5.0

@@ -13,6 +13,7 @@ from relay.leases.ownership import Ownership
 from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
 from relay.service.line import Line
+from relay.topology.intake import Intake
 from relay.topology.watch import TopologyWatch
 
 _BETWEEN_PIECES_S: Final = 0.002
@@ -40,15 +41,22 @@ class WorkerStatus:
         self._ownership: Ownership | None = None
         self._lane_count: LaneCount | None = None
         self._topology: TopologyWatch | None = None
+        self._intake: Intake | None = None
 
     def relaying(
-        self, lines: Sequence[Line], ownership: Ownership, lane_count: LaneCount, topology: TopologyWatch
+        self,
+        lines: Sequence[Line],
+        ownership: Ownership,
+        lane_count: LaneCount,
+        topology: TopologyWatch,
+        intake: Intake,
     ) -> None:
         """The worker relays from now on: these are the parts to ask about."""
         self._lines = lines
         self._ownership = ownership
         self._lane_count = lane_count
         self._topology = topology
+        self._intake = intake
         self.waiting_for = None
 
     def missing(self) -> list[str]:
@@ -68,6 +76,8 @@ class WorkerStatus:
     async def readiness(self) -> Mapping[str, Any]:
         missing = self.missing()
         warnings = list(self._topology.warnings) if self._topology is not None else []
+        if self._intake is not None and self._intake.warning is not None:
+            warnings.append(self._intake.warning)
         return {"ready": not missing, "missing": missing} | ({"warnings": warnings} if warnings else {})
 
     async def exposition(self) -> bytes:
@@ -94,6 +104,7 @@ class WorkerStatus:
             ready=not self.missing(),
             nats=self._nats_connected,
             facilitator=sum(each.trouble is None for each in connections),
+            intake=self._intake_trouble is None,
         )
 
     def lanes(self) -> list[LaneReport]:
@@ -117,7 +128,12 @@ class WorkerStatus:
             retries=self._metrics.retries(),
             timings=self._metrics.timings(),
             slow_consumer=self._metrics.slow_consumer(),
+            intake=self._intake_trouble,
         )
+
+    @property
+    def _intake_trouble(self) -> str | None:
+        return self._intake.trouble if self._intake is not None else None
 
     @property
     def _nats_connected(self) -> bool:
@@ -130,7 +146,7 @@ class WorkerStatus:
         return f"the connection to NATS at {servers} is lost; trying to reconnect{why}"
 
     def _lane_troubles(self) -> list[str]:
-        of_all = [each.trouble for each in (self._ownership, self._lane_count) if each is not None]
+        of_all = [each.trouble for each in (self._ownership, self._lane_count, self._intake) if each is not None]
         of_some = [trouble for line in self._lines for trouble in line.lanes.troubles()]
         of_topology = list(self._topology.troubles) if self._topology is not None else []
         return [trouble for trouble in of_all if trouble is not None] + of_topology + of_some

@@ -40,7 +40,7 @@ async def intake_closed(client: Requester, change: LaneChange) -> AsyncGenerator
             await _require_last_sequence(client, change)
             yield
         except BaseException:
-            await api_request(client, update, config | {"subjects": [subjects.STATUS_SUBJECTS]})
+            await api_request(client, update, config)
             raise
     finally:
         await api_request(client, subjects.api_consumer_delete(subjects.STATUS_STREAM, _LOCK_CONSUMER))

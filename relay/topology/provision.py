@@ -136,7 +136,7 @@ def _kept_stream(name: str, captured: list[str], topology: Topology) -> dict[str
 
 
 def _status_stream(topology: Topology, max_payload: int) -> dict[str, Any]:
-    return _kept_stream(subjects.STATUS_STREAM, [subjects.STATUS_SUBJECTS], topology) | {
+    return _kept_stream(subjects.STATUS_STREAM, [subjects.STATUS_SUBJECTS, subjects.CANARY_SUBJECT], topology) | {
         "subject_transform": subjects.lane_transform(topology.lanes),
         "max_age": 7 * _DAY,
         "duplicate_window": 2 * _MINUTE,

@@ -105,7 +105,7 @@ async def test_text(command, nats_server, simulator, hotkey):
     assert "ok    configuration readable, and all that `relay serve` needs" == lines[0]
     assert "fail  topology      stream JOB_STATUS is missing; stream JOB_DLQ is missing; stream" in ended.out
     assert "\n                    -> run `relay provision` with the settings of the relays\n" in ended.out
-    assert "6 ok, 8 warn, 1 fail" == lines[-1]
+    assert "6 ok, 9 warn, 1 fail" == lines[-1]
     assert [] == [line for line in lines if len(line) > 116]
 
 

@@ -42,7 +42,10 @@ def test_well():
     ("seen", "expected"),
     [
         (snapshot(workers=frozenset(), reports={}), {"workers": "fail", "lanes": "warn"}),
+        (snapshot(workers=frozenset()), {"workers": "fail", "lanes": "warn"}),
         (snapshot(workers=frozenset({WORKER, OTHER})), {"workers": "warn"}),
+        (snapshot(report(missing=["stores nothing; x"], intake="stores nothing; x")), {"intake": "fail"}),
+        (snapshot(stream={"idle_s": 61.0}), {"intake": "warn"}),
         (snapshot(report(missing=["the Facilitator is away"])), {"workers": "fail"}),
         (snapshot(may_ask_workers=False, reports={}), {"workers": "warn"}),
         (snapshot(report(slow_consumer=2)), {"workers": "warn"}),
@@ -82,6 +85,12 @@ def test_levels(seen, expected):
 def test_remedies(seen):
     """Every finding that is not ok says what to do."""
     assert [] == [finding for finding in check_state(seen) if (finding.level == "ok") != (finding.remedy == "")]
+
+
+def test_workers_that_cannot_announce_themselves():
+    """If the leases cannot be stored, the workers that run are not called dead, and what they report is shown."""
+    seen = snapshot(report(missing=["the lanes cannot be shared out: no room"]), workers=frozenset())
+    assert f"{WORKER}: the lanes cannot be shared out: no room; 1 run, and none can announce" in found(seen, "workers")
 
 
 def test_backlog_in_words():

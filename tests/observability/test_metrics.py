@@ -41,7 +41,7 @@ def test_what_happens_is_counted():
     metrics.receipt_dropped()
     metrics.nats_reconnected(slow_consumer=True)
     metrics.traceparents_malformed(1)
-    metrics.state(ready=True, nats=True, facilitator=2)
+    metrics.state(ready=True, nats=True, facilitator=2, intake=True)
     metrics.loop_lagged(0.2)
     after = dict(series(metrics))
     changed = {
@@ -77,6 +77,7 @@ def test_what_happens_is_counted():
         "relay_malformed_traceparents_total": 1,
         "relay_ready": 1,
         "relay_nats_connected": 1,
+        "relay_intake_up": 1,
         "relay_facilitator_connected": 2,
         "relay_event_loop_lag_seconds_count": 1,
         "relay_event_loop_lag_seconds_sum": 0.2,

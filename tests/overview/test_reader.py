@@ -6,7 +6,7 @@ from collections import Counter
 
 from relay_kit import Scene, new_job
 
-from relay.contract.subjects import status_subject
+from relay.contract.subjects import STATUS_STREAM, status_subject
 from relay.dead_letters.reasons import ReasonCounts
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
@@ -36,7 +36,7 @@ async def test_read(nats_server):
     assert [None, None, None] == [found.lanes[lane].oldest_s for lane in (0, 1, 3)]
     assert 0 < found.lanes[2].oldest_s < found.taken_s - settled_s, "it is that of the second update"
     assert ({owner}, {owner}) == (set(found.workers), set(found.reports))
-    assert (2, 0, ReasonCounts()) == (found.published, found.advisories, found.dead_letters)
+    assert (2, 0, ReasonCounts()) == (found.streams[STATUS_STREAM].last_sequence, found.advisories, found.dead_letters)
     assert abs(found.server_ahead_s) < 1
 
 

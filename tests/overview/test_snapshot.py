@@ -13,9 +13,9 @@ from relay.overview.snapshot import LaneSnapshot, Quantiles, Snapshot, between, 
 BOUNDS_S = [0.001, 0.01, 0.1]
 
 
-def taken(at_s: float, *reports: Report, published: int = 0, deliveries: int = 0) -> Snapshot:
+def taken(at_s: float, *reports: Report, published: int = 0, canaries: int = 0, deliveries: int = 0) -> Snapshot:
     lanes = (LaneSnapshot(0, "w", deliveries=deliveries),)
-    return snapshot(*reports, stream={"last_sequence": published}, taken_s=at_s, lanes=lanes)
+    return snapshot(*reports, stream={"last_sequence": published, "canaries": canaries}, taken_s=at_s, lanes=lanes)
 
 
 def timed(worker: str, *counts: int, bounds_s: list[float] = BOUNDS_S) -> Report:
@@ -30,6 +30,13 @@ def test_rates():
     assert (4, 5.0, 0.5) == (found.seconds, found.published, found.retries)
     assert {"acknowledged": 2.0, "duplicate": 0.0, "dead_lettered": 0.0} == found.settled
     assert ({0: 2.5}, {"w": 2.0}) == (found.deliveries, found.settled_by)
+
+
+@pytest.mark.parametrize(("before", "after"), [((7, 2), (12, 4)), ((7, 2), (10, 1))], ids=["new", "too old"])
+def test_canaries_are_not_published_updates(before, after):
+    """Canaries that came are not counted, and those that were removed because of their age are not counted off."""
+    earlier, later = (taken(at_s, published=now[0], canaries=now[1]) for at_s, now in ((1, before), (2, after)))
+    assert 3 == between(earlier, later).published
 
 
 def test_restarts():

@@ -79,7 +79,7 @@ async def test_the_contract_is_what_the_server_has(provisioned):
     """The status stream and its consumers have the subjects, limits and metadata that the contract promises."""
     stream = await stream_config(provisioned, "JOB_STATUS")
     expected = {
-        "subjects": ["job.status.*"],
+        "subjects": ["job.status.*", "relay.canary"],
         "subject_transform": {"src": "job.status.*", "dest": "job.status.{{partition(4,1)}}.{{wildcard(1)}}"},
         "storage": "file",
         "retention": "limits",

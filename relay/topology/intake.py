@@ -1,0 +1,98 @@
+"""Does the status stream store what is published? While producers are quiet, workers try it themselves.
+
+After a failed write, as on a full disk, nats-server stores nothing more in that stream until it is restarted: it gives
+no PubAck, and all else works: other streams, and publishes that the server refuses before it writes. Only a message
+that the stream must store shows it: the canary. It is in no lane, so it is never delivered.
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Final
+
+from relay.contract.errors import PublishUnconfirmed, RelayError
+from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info
+from relay.nats.connection import Requester, api_request, not_permitted, publish_confirmed
+from relay.nats.err_codes import STREAM_FULL
+from relay.observability.logs import get_logger
+
+_log = get_logger(__name__)
+
+_LOOKS: Final = 4
+"""How often it looks, and how many requests there is time for, while the stream may be idle."""
+_UNSEEN: Final = f"nobody sees whether stream {STATUS_STREAM} stores what is published"
+
+
+def idle_s(info: Mapping[str, Any]) -> float:
+    """How long the stream has stored nothing, on the server's clock, from what JetStream's API answers about it."""
+    moments = (info["created"], *((info["state"]["last_ts"],) if info["state"]["last_seq"] else ()))
+    last = max(map(dt.datetime.fromisoformat, moments))
+    return max(0.0, (dt.datetime.fromisoformat(info["ts"]) - last).total_seconds())
+
+
+class Intake:
+    """Looks four times in `canary_after_s`, and publishes a canary if the stream has stored nothing for that time.
+
+    All workers see what one of them has published, so a stream gets one canary in that time, and none while producers
+    are busy.
+    """
+
+    def __init__(self, client: Requester, canary_after_s: float) -> None:
+        self.trouble: str | None = None
+        """Why the stream stores nothing, and what to do, in words for an operator; None if it stores."""
+        self.warning: str | None = None
+        """Why nobody knows whether it stores; None if that is known."""
+        self._client = client
+        self._canary_after_s = canary_after_s
+        self._look_every_s = canary_after_s / _LOOKS
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self._look()
+            await asyncio.sleep(self._look_every_s)
+
+    async def _look(self) -> None:
+        try:
+            info = await api_request(self._client, api_stream_info(STATUS_STREAM), timeout_s=self._look_every_s)
+        except RelayError:
+            return  # the lanes' consumers report what is wrong with the stream
+        if idle_s(info) < self._canary_after_s:
+            self._know(None)
+        elif CANARY_SUBJECT not in info["config"]["subjects"]:
+            self.warning = f"{_UNSEEN}: the stream does not take {CANARY_SUBJECT}; run `relay provision`"
+        else:
+            await self._try()
+
+    async def _try(self) -> None:
+        """Publish a canary."""
+        try:
+            await publish_confirmed(self._client, CANARY_SUBJECT, b"", timeout_s=self._look_every_s)
+        except RelayError as error:
+            if (refusal := not_permitted(self._client, CANARY_SUBJECT)) is not None:
+                self.warning = f"{_UNSEEN}: {refusal}"
+            else:
+                self._know(_in_words(error))
+        else:
+            self._know(None)
+
+    def _know(self, trouble: str | None) -> None:
+        self.warning = None
+        if trouble is not None and trouble != self.trouble:
+            _log.error(trouble)
+        elif trouble is None and self.trouble is not None:
+            _log.info(f"stream {STATUS_STREAM} stores what is published again")
+        self.trouble = trouble
+
+
+def _in_words(error: RelayError) -> str:
+    if isinstance(error, PublishUnconfirmed):
+        remedy = (
+            "if its disk was full or failed, nats-server stores nothing in this stream until it is restarted, even "
+            "with room again: look for 'write error' in its log and on its /healthz, make room, and restart it"
+        )
+    elif getattr(error, "err_code", None) == STREAM_FULL:
+        remedy = f"raise its limit (`nats stream edit {STATUS_STREAM}`), or make room"
+    else:
+        remedy = "give the server's store (`max_file_store`), the account or the disk more room"
+    return f"stream {STATUS_STREAM} stores nothing, so producers get errors: {error}; {remedy}"

@@ -1,0 +1,106 @@
+"""The canary: does the status stream store what is published?"""
+
+import resource
+from dataclasses import replace
+
+import pytest
+from dead_letter_kit import change_stream
+from process_kit import ask
+from relay_kit import Scene, gauges, new_job
+
+from relay.contract.errors import PublishUnconfirmed
+from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info, status_subject
+from relay.doctor.checks import run_checks
+from relay.nats.connection import api_request, publish_confirmed
+from relay.overview.reader import SnapshotReader
+from relay.service.intervals import DEFAULTS
+from relay.topology.intake import Intake, idle_s
+
+IMPATIENT = replace(DEFAULTS, canary_after_s=1.0)
+UPDATE_BYTES = 400_000
+
+
+def at(second: int) -> str:
+    return f"2026-11-28T20:46:{second:02}.087500940Z"
+
+
+@pytest.mark.parametrize(
+    ("created", "last_seq", "last_ts", "expected"),
+    [(at(10), 0, "0001-01-01T00:00:00Z", 20), (at(10), 7, at(25), 5), (at(28), 7, at(25), 2), (at(10), 7, at(31), 0)],
+    ids=["nothing stored yet", "stored", "restored", "clock set back"],
+)
+def test_idle(created, last_seq, last_ts, expected):
+    """A stream is idle since it stored something or was made, whichever is later, on the server's clock."""
+    info = {"created": created, "ts": at(30), "state": {"last_seq": last_seq, "last_ts": last_ts}}
+    assert expected == idle_s(info)
+
+
+async def canaries(scene: Scene) -> int:
+    info = await api_request(scene.nc, api_stream_info(STATUS_STREAM), {"subjects_filter": CANARY_SUBJECT})
+    return (info["state"].get("subjects") or {}).get(CANARY_SUBJECT, 0)
+
+
+async def test_canary_is_no_update(nats_server, facilitator, after):
+    """Two workers on an idle stream publish canaries, which are neither delivered, nor sent, nor counted."""
+    looked = after(Intake, "_try")
+    tried: list[int] = []
+    async with (
+        Scene(nats_server, facilitator) as scene,
+        scene.relay(intervals=replace(DEFAULTS, canary_after_s=0.2)) as relay,
+        scene.relay(intervals=replace(DEFAULTS, canary_after_s=0.2)),
+    ):
+        reader = SnapshotReader(scene.nc)
+        await scene.settled(await scene.publish(new_job()))
+        before = await reader.read()
+        await looked(lambda: tried.append(1) or len(tried) >= 3)
+        now = await reader.read()
+        assert 2 <= await canaries(scene) <= 4
+        assert 0 == await scene.unsettled()
+        assert before.streams[STATUS_STREAM].last_sequence < now.streams[STATUS_STREAM].last_sequence
+        assert (True, 1) == ((await relay.worker_status.readiness())["ready"], gauges(relay)["relay_intake_up"])
+    assert 1 == len(facilitator.rows)
+
+
+async def doctor(scene: Scene) -> dict[str, str]:
+    """The doctor's findings that are not ok: their texts by check."""
+    found = await run_checks(scene.settings, None, timeout_s=20, connect_timeout_s=20)
+    return {each.check: f"{each.level}: {each.found} -> {each.remedy}" for each in found if each.level != "ok"}
+
+
+async def test_disk_full_for_updates_only(nats_server, facilitator, after):
+    """After one failed write JOB_STATUS stores nothing more, while leases still are stored. Within seconds /readyz, the
+    metric and the doctor say so and what to do; after a restart of the server the worker is ready again.
+    """
+    looked = after(Intake, "_look")
+    async with Scene(nats_server, facilitator) as scene, scene.relay(intervals=IMPATIENT) as relay:
+        await scene.settled(await scene.publish(new_job()))
+        _, most = resource.prlimit(nats_server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(nats_server.pid, resource.RLIMIT_FSIZE, (UPDATE_BYTES // 2, most))
+        with pytest.raises(PublishUnconfirmed):
+            await publish_confirmed(scene.nc, status_subject(new_job()), b"x" * UPDATE_BYTES, timeout_s=1)
+        resource.prlimit(nats_server.pid, resource.RLIMIT_FSIZE, (most, most))
+        await looked(lambda: relay.worker_status.missing() != [])
+        answer = await ask(relay.http_port, "/readyz")
+        assert (503, 0) == (answer.status, gauges(relay)["relay_intake_up"])
+        assert "stream JOB_STATUS stores nothing" in answer.body
+        found = await doctor(scene)
+        assert {"intake", "copies"} == set(found)
+        assert "restart it" in found["intake"]
+        await nats_server.restart()
+        await scene.reconnected()
+        await looked(lambda: relay.worker_status.missing() == [])
+        assert 1 == gauges(relay)["relay_intake_up"]
+        await scene.settled(await scene.publish(new_job()))
+
+
+async def test_stream_full(nats_server, facilitator, after):
+    """A stream that is full by its own limit is named with the limit; the worker is ready when it is raised."""
+    looked = after(Intake, "_look")
+    async with Scene(nats_server, facilitator) as scene, scene.relay(intervals=IMPATIENT) as relay:
+        await scene.settled(await scene.publish(new_job()))
+        await change_stream(scene.nc, STATUS_STREAM, max_msgs=1)
+        await looked(lambda: relay.worker_status.missing() != [])
+        [trouble] = relay.worker_status.missing()
+        assert "maximum messages exceeded (err_code 10077); raise its limit" in trouble
+        await change_stream(scene.nc, STATUS_STREAM, max_msgs=-1)
+        await looked(lambda: relay.worker_status.missing() == [])
