@@ -8,6 +8,9 @@ A connection is tried once in each of its slots. So
 - the wait does not grow: however long the outage was, a connection is tried again within one round. That is n / 20
   seconds for n connections of all workers together, and 0.5 s for 10 of them or fewer.
 
+Only the first attempt of a worker that starts is made at once: it would cost each single start up to half a second to
+spread those of many workers that start together, and each of them does it once.
+
 The slots are counted on the wall clock, because the workers share no other one. If a worker's clock is wrong, its slots
 are somebody else's as well, but its waits are no longer, because only the distance to the next slot counts.
 """
