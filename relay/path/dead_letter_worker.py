@@ -1,8 +1,5 @@
 """Writes updates to the dead-letter stream. Only when the server has confirmed that, an update is terminated."""
 
-import asyncio
-import math
-import time
 from typing import Final
 
 from relay.contract.errors import JetStreamError, RelayError
@@ -15,6 +12,7 @@ from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 from relay.path.lane_run import DEAD_LETTERED_BEFORE
 from relay.path.lanes import Lanes
+from relay.path.outlet_worker import OutletWorker
 from relay.path.settlement import Settlement
 from relay.timing.room import Room
 
@@ -30,7 +28,7 @@ Four of a megabyte are written side by side; and one of 8 MB at a time, so that 
 
 
 class DeadLetterWorker:
-    """Dead-letters the heads that lanes have for the dead-letter stream, several at a time.
+    """Dead-letters the heads that lanes have for the dead-letter stream.
 
     Args:
         room: for the bodies that are written at a time.
@@ -53,36 +51,23 @@ class DeadLetterWorker:
         self._metrics = metrics
         self._room = room
         metrics.hold("dead_letters", lambda: room.held_bytes)
-        self._retry_s = retry_s
-        self._unanswered_until_s = -math.inf
+        self._heads = OutletWorker(
+            lanes, lanes.turns.take_dead_letter, lanes.outlets.dead_letters, at_a_time=WRITERS, retry_s=retry_s
+        )
 
     async def run(self) -> None:
         """Dead-letter until cancelled, which is safe at any time.
 
         If the update of a dead letter was not terminated yet, the lane's next owner finds the dead letter.
         """
-        async with asyncio.TaskGroup() as group:
-            for _ in range(WRITERS):
-                group.create_task(self._keep_dead_lettering())
+        await self._heads.run(self._handle)
 
-    async def _keep_dead_lettering(self) -> None:
-        while True:
-            update = await self._next()
-            if (pause_s := self._unanswered_until_s - time.monotonic()) > 0:
-                self._lanes.retry(update, pause_s)
-                continue
-            try:
-                async with self._room.held(len(update.delivery.body)):
-                    await self._dead_letter(update)
-            except RelayError as error:
-                self._keep(update, error)
-            self._lanes.open()
-
-    async def _next(self) -> Update:
-        while (update := self._lanes.turns.take_dead_letter(time.monotonic())) is None:
-            self._lanes.outlets.dead_letters.clear()
-            await self._lanes.outlets.dead_letters.wait()
-        return update
+    async def _handle(self, update: Update) -> None:
+        try:
+            async with self._room.held(len(update.delivery.body)):
+                await self._dead_letter(update)
+        except RelayError as error:
+            self._keep(update, error)
 
     async def _dead_letter(self, update: Update) -> None:
         if update.maybe_dead_lettered:
@@ -112,18 +97,9 @@ class DeadLetterWorker:
         )
 
     def _keep(self, update: Update, error: RelayError) -> None:
-        _log.error(
-            "the dead letters cannot be reached; the update is kept",
-            subject=update.delivery.subject,
-            sequence=update.sequence,
-            error=str(error),
-            **traced(update.delivery.headers),
-        )
         update.unwritten = str(error)
         if isinstance(error, JetStreamError) and error.err_code == TOO_LARGE:
             update.unwritten = f"{error.description}; raise max_payload of nats-server until it fits"
-        self._lanes.retry(update, self._retry_s)
-        if not isinstance(error, JetStreamError):
-            # No server answers. Trying each update would take a timeout for each, and a lane that is handed over or
-            # stopped would have to wait for all of them.
-            self._unanswered_until_s = time.monotonic() + self._retry_s
+        # If no server answers, the other updates cannot be dead-lettered either.
+        is_silence = not isinstance(error, JetStreamError)
+        self._heads.keep(update, "the dead letters cannot be reached", error, concerns_all=is_silence)

@@ -16,7 +16,7 @@ import relay.path.dead_letter_worker
 import relay.path.delivery
 import relay.path.lane_run
 import relay.path.lanes
-import relay.path.question_worker
+import relay.path.outlet_worker
 import relay.path.settlement
 from relay.facilitator.websocket import ConnectionClosed
 from simulation.book import Log
@@ -27,10 +27,9 @@ from simulation.network import Pipe
 _TIMED = (
     relay.facilitator.connection,
     relay.leases.ownership,
-    relay.path.dead_letter_worker,
     relay.path.lane_run,
     relay.path.lanes,
-    relay.path.question_worker,
+    relay.path.outlet_worker,
     relay.path.settlement,
 )
 _LOGGING = (
@@ -40,7 +39,7 @@ _LOGGING = (
     relay.path.dead_letter_worker,
     relay.path.delivery,
     relay.path.lane_run,
-    relay.path.question_worker,
+    relay.path.outlet_worker,
     relay.path.settlement,
 )
 _CONNECT_S = 0.005
