@@ -3,11 +3,14 @@
 This module imports only the standard library, because libraries read such variables when they are imported.
 """
 
+import importlib
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import MutableMapping
 from io import TextIOWrapper
+from types import ModuleType
 from typing import Final, Literal
 
 _OF_LIBRARIES: Final = (
@@ -22,6 +25,7 @@ _MAX_SIZE: Final = 1000
 def prepare() -> None:
     """Call this first of all."""
     forget_variables(os.environ)
+    _load_later("aiohttp")
     _restore_signals()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -38,6 +42,24 @@ def forget_variables(environ: MutableMapping[str, str]) -> None:
         strange = name in _SIZES and not (environ[name].isdecimal() and 0 < int(environ[name]) <= _MAX_SIZE)
         if strange or name.upper().startswith(_OF_LIBRARIES):
             del environ[name]
+
+
+def _load_later(name: str) -> None:
+    """Load a module when it is first used, not when it is imported.
+
+    nats-py imports aiohttp if it is installed, but uses it for `ws://` alone; and it takes longer to load than nats-py.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is not None:
+        sys.modules[name] = module = _LoadedLater(name)
+        module.__spec__ = spec
+
+
+class _LoadedLater(ModuleType):
+    def __getattr__(self, attribute: str) -> object:
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), attribute)
 
 
 def _restore_signals() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,13 @@ async def test_modules_in_the_working_folder(scene, tmp_path):
         relay.process.terminate()
         assert 0 == await relay.ended()
     assert [] == relay.said("exit status")
+
+
+def test_aiohttp_is_loaded_when_it_is_used():
+    code = (
+        "import sys; from relay.contract.surroundings import prepare; prepare(); import nats.aio.transport as user;"
+        "before = 'aiohttp.client' in sys.modules; user.aiohttp.ClientSession;"
+        "print(before, 'aiohttp.client' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    assert ended.stdout == "False True\n"
