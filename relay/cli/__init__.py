@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration, 141 nobody reads standard output.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -15,6 +16,7 @@ from relay.cli.console import complain
 from relay.cli.output import NOBODY_READS, Output, OutputLost
 from relay.cli.stdin import InputUnreadable
 from relay.contract.errors import ConfigurationError, IdentityError, RelayError
+from relay.observability.log_stream import replaced_stderr
 
 COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq")
 """Each is defined in the module of its name in this package."""
@@ -61,9 +63,14 @@ def _options(
 def main() -> None:
     """Run the command. Expected errors are printed as one line each; any other exception is a traceback."""
     asked = [name for name in sys.argv[1:2] if name in COMMANDS]
+    # The relay does not wait for the reader of its log. Other commands wait for the reader of what they print.
+    with replaced_stderr() if asked == ["serve"] else contextlib.nullcontext():
+        _run(asked)
+
+
+def _run(asked: Sequence[str]) -> None:
     sys.stdout = cast("TextIO", Output(sys.stdout, raises=True))
-    if asked != ["serve"]:  # whose log counts the lines that cannot be written
-        sys.stderr = cast("TextIO", Output(sys.stderr, raises=False))
+    sys.stderr = cast("TextIO", Output(sys.stderr, raises=False))
     try:
         try:
             program(asked or COMMANDS)()

@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO, cast
 
 import typer
 from rich.console import Console
 
 from relay.cli.console import complain, run
+from relay.cli.output import Output
 from relay.facilitator.identity import Signer
 from relay.local.demo import Demo, Load, make_hotkey, open_demo
 from relay.local.display import directions, jobs_by_status, live, summary
@@ -74,7 +75,9 @@ class _Display:
 
 def _relay(load: Load, display: _Display) -> Result:
     with display.log.open("w") as log:
-        with contextlib.redirect_stderr(log):  # `configure` keeps the standard error that it finds
+        with contextlib.redirect_stderr(
+            cast("TextIO", Output(log, raises=False))
+        ):  # `configure` keeps the standard error that it finds
             logs.configure("info", "console")
         signer = make_hotkey(display.log.parent)
         return run(_run_demo(signer, load, display))

@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -24,6 +24,7 @@ from relay.contract.report import Timing
 from relay.contract.subjects import Reason
 from relay.contract.wire import PushKind, Repair
 from relay.core.verdict import Outcome
+from relay.observability.log_stream import dropped_lines
 
 HowTaken = Literal["handed_over", "expired", "free"]
 """How a worker got a lane: its owner gave it up, the owner's lease expired, or no earlier owner is known."""
@@ -84,6 +85,17 @@ class Collected(Collector):
         return self._metrics
 
 
+class LogMetrics(Collector):
+    """What became of the log lines of this process."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "relay_log_lines_dropped",
+            "Log lines that were lost, because standard error could not be written or nobody read it.",
+            value=dropped_lines(),
+        )
+
+
 class Metrics:
     """The metrics of one worker, in a registry of their own.
 
@@ -96,6 +108,7 @@ class Metrics:
         self._lanes = lanes
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._registry.register(LogMetrics())
         self._define_promise()
         self._define_lanes()
         self._define_flow()

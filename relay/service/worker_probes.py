@@ -19,7 +19,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.observability.metrics import Collected
+from relay.observability.metrics import Collected, LogMetrics
 
 _CHUNK_BYTES: Final = 65536
 
@@ -83,6 +83,9 @@ class WorkerProbes:
         restarts = Counter(
             "relay_worker_restarts", "Times that a dead worker was started again.", ["worker"], registry=self._registry
         )
+        self._own = CollectorRegistry()
+        """What workers have as well."""
+        self._own.register(LogMetrics())
         self._up = [up.labels(str(worker)) for worker in self._processes]
         self._restarts = [restarts.labels(str(worker)) for worker in self._processes]
 
@@ -129,11 +132,12 @@ class WorkerProbes:
         } | ({"warnings": warnings} if warnings else {})
 
     async def exposition(self) -> bytes:
-        """The metrics of all workers that answer in time, each series with the label `worker`."""
+        """The metrics of all workers that answer in time, each series with the label `worker`, and the parent's own."""
         given = await asyncio.gather(*map(self._exposition, self._processes))
         for worker, text in enumerate(given):
             self._up[worker].set(text is not None)
-        texts = {worker: text for worker, text in enumerate(given) if text is not None}
+        texts: dict[int | str, str] = {"parent": generate_latest(self._own).decode()}
+        texts |= {worker: text for worker, text in enumerate(given) if text is not None}
         # In a thread, because it takes some 10 ms for each worker: other probes must not wait for that.
         return generate_latest(self._registry) + await asyncio.to_thread(merge, texts)
 
@@ -167,10 +171,10 @@ class WorkerProbes:
         return body
 
 
-def merge(expositions: Mapping[int, str]) -> bytes:
-    """Merge the expositions of several workers, by number: each family occurs once, its series labelled `worker`.
+def merge(expositions: Mapping[int | str, str]) -> bytes:
+    """Merge the expositions of several workers, by number or name: each family occurs once, in Prometheus' text format.
 
-    Returns Prometheus' text format.
+    Each series gets the label `worker`.
     """
     merged: dict[str, Metric] = {}
     for worker, text in expositions.items():

@@ -70,14 +70,19 @@ def _standard_input(content: bytes) -> Iterator[None]:
 
 
 def _run() -> Ended:
-    code, out, err = 0, io.StringIO(), io.StringIO()
-    # Without a configuration of their own, log lines would go to standard output.
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), structlog.testing.capture_logs():
+    code, out = 0, io.StringIO()
+    with (
+        tempfile.TemporaryFile("w+") as err,  # which has a descriptor, as standard error has
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        structlog.testing.capture_logs(),  # without a configuration of their own, they would go to standard output
+    ):
         try:
             main()
         except SystemExit as ended:
             code = int(ended.code or 0)
-    return Ended(code, out.getvalue(), err.getvalue())
+        err.seek(0)
+        return Ended(code, out.getvalue(), err.read())
 
 
 async def start_command(folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
