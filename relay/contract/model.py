@@ -3,8 +3,9 @@
 `wire.py` accepts and refuses the same documents on the hot path; a property test checks that the two agree.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
@@ -176,6 +177,17 @@ class JobStatusUpdate(BaseModel):
     ]
     status: Annotated[JobStatus, Field(strict=False)]
     metadata: JobStatusMetadata | None = None
+
+    if TYPE_CHECKING:  # type checkers would otherwise allow only what is kept, not all that is taken
+
+        def __init__(
+            self,
+            *,
+            uuid: UUID | str,
+            status: JobStatus | str,
+            metadata: JobStatusMetadata | Mapping[str, Any] | None = None,
+            message_type: Literal["V0JobStatusUpdate"] = MESSAGE_TYPE,
+        ) -> None: ...
 
     def to_json(self) -> bytes:
         """The update as UTF-8 JSON, ready to be published."""

@@ -245,7 +245,7 @@ async def publish_confirmed(
     TOO_LARGE), and PublishUnconfirmed if there is no PubAck. Without a PubAck, as after a cancellation, the message may
     be stored: publish it again with the same `Nats-Msg-Id`.
     """
-    size = len(payload) + _headers_size(headers)
+    size = len(payload) + headers_size(headers)
     if size > client.max_payload:
         # The server would close the connection because of this message, and nats-py would close the client for good.
         problem = f"{size} bytes with headers are more than the server's max_payload of {client.max_payload}"
@@ -362,7 +362,8 @@ def not_permitted(client: Requester, subject: str) -> str | None:
     return said if any(each.lower() in said for each in (*refusals, inbox_refusal)) else None
 
 
-def _headers_size(headers: dict[str, str] | None) -> int:
+def headers_size(headers: dict[str, str] | None) -> int:
+    """How many bytes of `max_payload` the headers of a message take."""
     if not headers:
         return 0
     text = len("".join([*headers, *headers.values()]).encode())

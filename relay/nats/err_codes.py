@@ -16,6 +16,8 @@ NOT_DELETED: Final = frozenset({10043, 10057})
 TOO_LARGE: Final = 10054
 """The message is above the stream's limit. The relay uses it also for one above the server's `max_payload`."""
 STREAM_NOT_FOUND: Final = 10059
+WRONG_STREAM: Final = 10060
+"""Another stream stores this subject than the publish expects."""
 WRONG_LAST_MESSAGE_ID: Final = 10070
 WRONG_LAST_SEQUENCE: Final = 10071
 STREAM_FULL: Final = 10077

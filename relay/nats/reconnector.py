@@ -11,6 +11,7 @@ from relay.contract.settings import NatsSettings
 from relay.core.backoff import Backoff
 from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.pipeline import Pipeline, pipelined
 
 _BACKOFF: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
 _CLOSE_TIMEOUT_S: Final = 2.5
@@ -28,10 +29,17 @@ class Reconnector:
         self._settings = settings
         self._name = name
         self._client: FrameClient | None = None
+        self._pipeline: Pipeline | None = None
         self._changed = asyncio.Event()
         """Set when the client is connected, and when the task that connects has ended."""
         self._timeouts: set[asyncio.Timeout] = set()
         self._connecting: asyncio.Task[None] | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """For many requests at a time. Valid after `connected`, until `close`."""
+        assert self._pipeline is not None
+        return self._pipeline
 
     @property
     def problem(self) -> str:
@@ -85,12 +93,14 @@ class Reconnector:
             await asyncio.wait([self._connecting])
 
     async def _stay_connected(self) -> None:
-        self._client = await self._connect()
-        self._changed.set()
+        client = await self._connect()
         try:
-            await asyncio.Event().wait()  # until `close` cancels it
+            async with pipelined(client) as self._pipeline:
+                self._client = client
+                self._changed.set()
+                await asyncio.Event().wait()  # until `close` cancels it
         finally:
-            await close(self._client, timeout_s=_CLOSE_TIMEOUT_S)
+            await close(client, timeout_s=_CLOSE_TIMEOUT_S)
 
     async def _connect(self) -> FrameClient:
         failures = 0

@@ -52,13 +52,16 @@ def _structured(name: str) -> "FilteringBoundLogger":
 
 
 class _Guest:
-    """structlog's logger where that is in use, as in the relay's own processes; else the standard library's."""
+    """structlog's logger where that is configured, as in the relay's own processes; else the standard library's.
+
+    structlog that is imported and not configured would print to standard output.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, level: str) -> Any:
-        if "structlog" in sys.modules:
+        if (structlog := sys.modules.get("structlog")) is not None and structlog.is_configured():
             return getattr(_structured(self._name), level)
         return partial(self._log, _LEVELS[level])
 

@@ -8,11 +8,28 @@
 This does not import the relay's server parts. Every error is a `RelayError`.
 """
 
-from relay.contract.errors import RelayError
-from relay.contract.model import JobStatus, JobStatusMetadata, JobStatusUpdate
+from relay.contract.errors import ConfigurationError, JetStreamError, PublishUnconfirmed, RelayError
+from relay.contract.model import (
+    FailureReason,
+    FailureStage,
+    HordeFailureDetails,
+    JobFailureDetails,
+    JobParticipant,
+    JobRejectionDetails,
+    JobStatus,
+    JobStatusMetadata,
+    JobStatusUpdate,
+    MinerResponse,
+    RejectionReason,
+    StreamingDetails,
+)
 from relay.nats.connection import PubAck
 from relay.producer.confirmed import message_id, publish_body, publish_update, update_of
 from relay.producer.errors import (
+    FlushIncomplete,
+    InvalidUpdate,
+    NotInEventLoop,
+    NotReady,
     PublisherClosed,
     PublisherFull,
     PublishHeldBack,
@@ -20,24 +37,42 @@ from relay.producer.errors import (
     PublishTimedOut,
     UpdateTooLarge,
 )
-from relay.producer.options import Credentials, Limits
+from relay.producer.options import Credentials, Limits, OnError, OnTooLarge
 from relay.producer.publisher import StatusPublisher
 from relay.producer.sync_publisher import SyncStatusPublisher
 
 __all__ = [
+    "ConfigurationError",
     "Credentials",
+    "FailureReason",
+    "FailureStage",
+    "FlushIncomplete",
+    "HordeFailureDetails",
+    "InvalidUpdate",
+    "JetStreamError",
+    "JobFailureDetails",
+    "JobParticipant",
+    "JobRejectionDetails",
     "JobStatus",
     "JobStatusMetadata",
     "JobStatusUpdate",
     "Limits",
+    "MinerResponse",
+    "NotInEventLoop",
+    "NotReady",
+    "OnError",
+    "OnTooLarge",
     "PubAck",
     "PublishHeldBack",
     "PublishRefused",
     "PublishTimedOut",
+    "PublishUnconfirmed",
     "PublisherClosed",
     "PublisherFull",
+    "RejectionReason",
     "RelayError",
     "StatusPublisher",
+    "StreamingDetails",
     "SyncStatusPublisher",
     "UpdateTooLarge",
     "message_id",

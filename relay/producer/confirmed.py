@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nats.aio.client import Client
-from pydantic_core import to_json
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from relay.contract.model import JobStatusUpdate
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
+from relay.contract.text import describe
 from relay.nats.connection import PubAck, publish_confirmed
 from relay.nats.nats_py import stay_cancelled
+from relay.producer.errors import InvalidUpdate
 
 PUBLISH_TIMEOUT_S: Final = 5.0
 _ID_BYTES: Final = 16
@@ -57,12 +60,22 @@ async def publish_body(
 def update_of(message: Mapping[str, Any]) -> JobStatusUpdate:
     """The update in a channel layer message: `{"type": "job_status_update", "payload": {...}}`, or only the payload.
 
-    Raises pydantic.ValidationError, which names each wrong field.
+    Raises InvalidUpdate, which names each wrong field.
     """
-    payload = message.get("payload", message) if message.get("type") == "job_status_update" else message
-    return JobStatusUpdate.model_validate_json(to_json(payload))
+    try:
+        payload = message.get("payload", message) if message.get("type") == "job_status_update" else message
+        return JobStatusUpdate.model_validate_json(to_json(payload))
+    except ValidationError as error:
+        problems = "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in error.errors(include_url=False))
+        raise InvalidUpdate(problems) from None
+    except (PydanticSerializationError, AttributeError, ValueError) as error:
+        raise InvalidUpdate(f"the message cannot be read: {describe(error)}") from None
 
 
 def name_of(update: JobStatusUpdate) -> str:
     """What errors and log lines call an update: `completed of job <uuid>`."""
     return f"{update.status} of job {update.uuid}"
+
+
+def _place(path: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, path)) or "the update"

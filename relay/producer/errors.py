@@ -7,7 +7,11 @@
     │   └── PublishTimedOut     no PubAck in time; `maybe_stored` says whether the update may be stored
     ├── PublishHeldBack         an earlier update of the same job was not published
     ├── PublisherFull           too much waits already: the update was not taken
-    ├── UpdateTooLarge          an update is larger than the publisher may hold: it can never be taken
+    ├── UpdateTooLarge          an update is larger than a limit: it can never be published
+    ├── InvalidUpdate           this is no update, or one that cannot be written as JSON
+    ├── FlushIncomplete         after a flush, some updates are not published
+    ├── NotReady                NATS would not store an update now
+    ├── NotInEventLoop          `StatusPublisher.submit` was called where no event loop runs
     └── PublisherClosed         the publisher was closed, perhaps before everything was published
 
 Each message says whether the update is stored, as far as that is known, and what to do. Messages and the attribute
@@ -75,7 +79,10 @@ class PublishHeldBack(RelayError):  # noqa: N818
 
 
 class PublisherFull(RelayError):  # noqa: N818
-    """The update was not taken, because `waiting` updates of `waiting_bytes` bytes wait and no more are allowed."""
+    """The update was not taken: `waiting` updates of `waiting_bytes` bytes wait, and no more are allowed.
+
+    `submit` says so at once, `publish` after it has waited for room for all its time.
+    """
 
     def __init__(self, update: str, waiting: int, waiting_bytes: int, max_updates: int, max_bytes: int) -> None:
         self.update = update
@@ -83,22 +90,59 @@ class PublisherFull(RelayError):  # noqa: N818
         self.waiting_bytes = waiting_bytes
         super().__init__(
             f"{update} was not taken: {waiting} updates of {waiting_bytes} bytes wait to be published, and at most"
-            f" {max_updates} of {max_bytes} bytes may; NATS is away or slower than you publish: wait for the PubAcks"
-            " of earlier ones, or raise max_updates or max_bytes"
+            f" {max_updates} of {max_bytes} bytes may; NATS is away or slower than you publish: use `publish`, which"
+            " waits for room, or call `flush`, or raise max_updates or max_bytes"
         )
 
 
 class UpdateTooLarge(RelayError):  # noqa: N818
-    """An update has more bytes than all updates that wait may have together. It was not taken, and never will be."""
+    """An update has more bytes than `limit` allows. It is not stored, and never will be.
 
-    def __init__(self, update: str, size_bytes: int, max_bytes: int) -> None:
+    `limit` is the name of what limits it to `max_bytes`: max_bytes of the publisher, max_payload of nats-server, or
+    what the Facilitator takes. `parts` names its largest members with their sizes.
+    """
+
+    def __init__(self, update: str, size_bytes: int, limit: str, max_bytes: int, parts: str) -> None:
         self.update = update
         self.size_bytes = size_bytes
+        self.limit = limit
         self.max_bytes = max_bytes
+        self.parts = parts
         super().__init__(
-            f"{update} is not stored: it has {size_bytes} bytes, and the limit max_bytes of this publisher is"
-            f" {max_bytes}; shorten its metadata, or raise max_bytes if NATS takes messages of that size"
+            f"{update} is not stored: it has {size_bytes} bytes, and {limit} is {max_bytes}. The largest parts are"
+            f' {parts}: shorten them, or let the publisher do it with on_too_large="truncate"'
         )
+
+
+class InvalidUpdate(RelayError, ValueError):  # noqa: N818
+    """This is no update: of another type, with wrong fields, or with text that JSON cannot have."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"nothing was published: {problem}")
+
+
+class FlushIncomplete(RelayError):  # noqa: N818
+    """After a flush, `unpublished` names the updates that failed or still wait. Those that wait are still published."""
+
+    def __init__(self, unpublished: Sequence[str], timeout_s: float) -> None:
+        self.unpublished = tuple(unpublished)
+        super().__init__(f"not published within {timeout_s:g} s: {_listed(self.unpublished)}")
+
+
+class NotReady(RelayError):  # noqa: N818
+    """NATS would not store an update now. `cause` says why."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"updates cannot be published now: {cause}")
+
+
+class NotInEventLoop(RelayError, RuntimeError):  # noqa: N818
+    """A StatusPublisher was used where no event loop runs."""
+
+    def __init__(self) -> None:
+        super().__init__("no event loop runs here: use SyncStatusPublisher, whose methods block instead")
 
 
 class PublisherClosed(RelayError):  # noqa: N818
@@ -106,14 +150,17 @@ class PublisherClosed(RelayError):  # noqa: N818
 
     def __init__(self, unpublished: Sequence[str] = ()) -> None:
         self.unpublished = tuple(unpublished)
-        named = ", ".join(self.unpublished[:_SHOWN])
-        more = f" and {len(unpublished) - _SHOWN} more" if len(unpublished) > _SHOWN else ""
         super().__init__(
-            f"the publisher was closed before the PubAck of {named}{more}; what was on its way may be stored:"
-            " publish them again"
+            f"the publisher was closed before the PubAck of {_listed(self.unpublished)}; what was on its way may be"
+            " stored: publish them again"
             if unpublished
             else "the publisher is closed: make a new one"
         )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _remedy(err_code: int) -> str:

@@ -4,20 +4,26 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final, Literal, TypedDict, cast, get_args
 
 from pydantic import SecretStr, ValidationError
 
 from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.environment import concerns, load_settings, without_line_ends
-from relay.contract.errors import ConfigurationError
+from relay.contract.errors import ConfigurationError, RelayError
+from relay.contract.model import JobStatusUpdate
 from relay.contract.settings import NatsSettings
 from relay.observability.logs import get_logger
 
 _PREFIX: Final = "RELAY_NATS_"
+_INTERRUPTED_S: Final = 1.0
 _SECRETS: Final = frozenset({"user", "password", "token"})
 _log = get_logger(__name__, guest=True)
 
+
+OnError = Callable[[JobStatusUpdate, RelayError], object]
+"""Called with an update that was not published, and why."""
+OnTooLarge = Literal["error", "truncate"]
 
 _Rule = tuple[Callable[[float], bool], str]
 # Not a number is allowed by none of them.
@@ -52,12 +58,58 @@ class Limits:
             "max_bytes": _AT_LEAST_1,
             "close_timeout_s": _FROM_0,
         }
-        for name, (allows, allowed) in least.items():
-            value = getattr(self, name)
-            if not allows(value):
-                raise ConfigurationError(name, value, allowed)
+        for name, rule in least.items():
+            _require(name, getattr(self, name), rule)
 
 
+@dataclass(frozen=True, slots=True)
+class PublisherOptions:
+    """All that a publisher was made with. Raises ConfigurationError for what is not allowed."""
+
+    settings: NatsSettings
+    limits: Limits
+    on_error: OnError | None
+    on_too_large: OnTooLarge
+
+    def __post_init__(self) -> None:
+        if self.on_too_large not in get_args(OnTooLarge):
+            raise ConfigurationError("on_too_large", self.on_too_large, "'error' or 'truncate'")
+        if self.on_error is not None and not callable(self.on_error):
+            raise ConfigurationError("on_error", "***", "a function of an update and an error")
+
+
+def close_time(timeout_s: float | None, limits: Limits, error: BaseException | None = None) -> float:
+    """How long to go on publishing at the end. If an interrupt or a cancellation ends the program, only for a moment.
+
+    Raises ConfigurationError for a `timeout_s` that is not allowed.
+    """
+    if error is not None and not isinstance(error, Exception):
+        return min(limits.close_timeout_s, _INTERRUPTED_S)
+    if timeout_s is None:
+        return limits.close_timeout_s
+    _require("timeout_s", timeout_s, _FROM_0)
+    return timeout_s
+
+
+def time_of_call(timeout_s: float | None, default_s: float) -> float:
+    """The argument of a call, or its default. Raises ConfigurationError unless it is a number of seconds above 0."""
+    if timeout_s is None:
+        return default_s
+    _require("timeout_s", timeout_s, _ABOVE_0)
+    return timeout_s
+
+
+def _require(name: str, value: Any, rule: _Rule) -> None:
+    allows, allowed = rule
+    try:
+        is_allowed = allows(value)
+    except TypeError:
+        is_allowed = False
+    if not is_allowed:
+        raise ConfigurationError(name, value, allowed)
+
+
+DEFAULT_CHECK_S: Final = 5.0
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
 DEFAULT_LIMITS: Final = Limits()
 

@@ -5,9 +5,9 @@ import atexit
 import os
 import selectors
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from relay.observability.logs import get_logger
 from relay.producer.errors import PublisherClosed
@@ -17,6 +17,8 @@ R = TypeVar("R")
 Select = Callable[[float | None], list[tuple[selectors.SelectorKey, int]]]
 
 _FLUSH_AT_EXIT_S: Final = 1.0
+_NAMED: Final = 100
+"""How many updates a log line names at the end of the program."""
 _SHARED: Final = tuple(
     kind for name in ("EpollSelector", "KqueueSelector", "DevpollSelector") if (kind := getattr(selectors, name, None))
 )
@@ -65,8 +67,17 @@ class PublisherThread:
         self._loop.call_soon_threadsafe(call)
         return outcome
 
+    def run(self, make: Callable[[], Coroutine[Any, Any, R]]) -> Future[R]:
+        """Let the event loop run a coroutine. The caller must hold `fork_lock`. Raises PublisherClosed."""
+        if self._ended:
+            raise PublisherClosed
+        return asyncio.run_coroutine_threadsafe(make(), self._loop)
+
     def close(self, timeout_s: float) -> list[str]:
-        """Go on publishing for at most `timeout_s`, then end the thread. Blocks. Returns what was not published."""
+        """Go on publishing for at most `timeout_s`, then end the thread. Blocks. Returns what was not published.
+
+        If this is interrupted, as by Ctrl-C, the thread ends later, by itself.
+        """
         with fork_lock:
             if self._ended:
                 return []
@@ -125,8 +136,8 @@ def _close_at_exit() -> None:
     for thread in list(_running):
         if unpublished := thread.close(_FLUSH_AT_EXIT_S):
             _log.warning(
-                f"the program ended with {len(unpublished)} updates unpublished: close a SyncStatusPublisher before",
-                updates=unpublished[:3],
+                f"the program ended with {len(unpublished)} updates unpublished: close the publisher before",
+                updates=unpublished[:_NAMED],
             )
 
 

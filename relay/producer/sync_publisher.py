@@ -1,24 +1,30 @@
 """The publisher for programs without an event loop."""
 
-import asyncio
 import concurrent.futures
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self, Unpack
+from typing import Self, Unpack
 
 from relay.contract.model import JobStatusUpdate
-from relay.contract.subjects import status_subject
 from relay.nats.connection import PubAck
 from relay.observability.logs import get_logger
-from relay.producer.confirmed import name_of
-from relay.producer.errors import PublisherClosed, PublishTimedOut
-from relay.producer.options import DEFAULT_LIMITS, DEFAULT_SERVER, Credentials, Limits, from_environment, nats_settings
-from relay.producer.publish_queue import PublishQueue
-from relay.producer.publisher_thread import PublisherThread, fork_lock
-from relay.producer.tracing import trace_headers
+from relay.producer.errors import PublisherClosed
+from relay.producer.options import (
+    DEFAULT_CHECK_S,
+    DEFAULT_LIMITS,
+    DEFAULT_SERVER,
+    Credentials,
+    Limits,
+    OnError,
+    OnTooLarge,
+    PublisherOptions,
+    close_time,
+    from_environment,
+    nats_settings,
+    time_of_call,
+)
+from relay.producer.threaded_queue import ThreadedQueue, outcome_of, result_of
 
-_GRACE_S: Final = 1.0
-"""How much longer than the update's own time a call waits for the publisher's thread to take the update."""
 _log = get_logger(__name__, guest=True)
 
 
@@ -31,7 +37,7 @@ class SyncStatusPublisher:
     Order, repeated tries, arguments and errors are those of StatusPublisher. Make one per process and keep it.
 
     Threads: any number of threads may use it. The work is done in a daemon thread, which the first publish starts.
-    `publish` and `close` block the calling thread; in a thread that runs an event loop, use StatusPublisher.
+    Every method blocks the calling thread; in an event loop, use StatusPublisher.
 
     Forks: a publisher made before a fork works in the parent and in the child, each with its own connection. Updates
     that wait in the parent are published only by the parent.
@@ -46,24 +52,32 @@ class SyncStatusPublisher:
         servers: str | Sequence[str] = DEFAULT_SERVER,
         *,
         limits: Limits = DEFAULT_LIMITS,
+        on_error: OnError | None = None,
+        on_too_large: OnTooLarge = "error",
         **credentials: Unpack[Credentials],
     ) -> None:
-        self._settings = nats_settings(servers, credentials)
-        self._limits = limits
-        self._thread: PublisherThread | None = None
-        self._closed = False
+        self._options = PublisherOptions(nats_settings(servers, credentials), limits, on_error, on_too_large)
+        self._queue = ThreadedQueue(self._options)
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> Self:
+    def from_environment(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        on_error: OnError | None = None,
+        on_too_large: OnTooLarge = "error",
+    ) -> Self:
         """As StatusPublisher.from_environment."""
         servers, credentials = from_environment(environ)
-        return cls(servers, limits=limits, **credentials)
+        return cls(servers, limits=limits, on_error=on_error, on_too_large=on_too_large, **credentials)
 
     def publish(
         self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> PubAck:
         """As StatusPublisher.publish; blocks until there is a PubAck or an error."""
-        return self._add(update, timeout_s, traceparent, awaited=True).result()
+        time_s = time_of_call(timeout_s, self._options.limits.timeout_s)
+        return result_of(self._queue.publish(update, time_s, traceparent), update, time_s)
 
     def submit(
         self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
@@ -72,16 +86,21 @@ class SyncStatusPublisher:
 
         The future cannot be cancelled.
         """
-        return self._add(update, timeout_s, traceparent, awaited=False)
+        return self._queue.submit(update, time_of_call(timeout_s, self._options.limits.timeout_s), traceparent)
 
-    def close(self) -> None:
+    def flush(self, timeout_s: float | None = None) -> None:
+        """As StatusPublisher.flush; blocks."""
+        time_s = time_of_call(timeout_s, self._options.limits.timeout_s)
+        outcome_of(self._queue.run(lambda queue: queue.flush(time_s)), time_s)
+
+    def check(self, timeout_s: float = DEFAULT_CHECK_S) -> None:
+        """As StatusPublisher.check; blocks."""
+        time_s = time_of_call(timeout_s, DEFAULT_CHECK_S)
+        outcome_of(self._queue.run(lambda queue: queue.check(time_s)), time_s)
+
+    def close(self, timeout_s: float | None = None) -> None:
         """As StatusPublisher.close; blocks. In the child of a fork it closes only what the child itself has used."""
-        with fork_lock:
-            self._closed = True
-            thread, self._thread = self._thread, None
-        if thread is None or thread.is_of_parent:
-            return
-        if unpublished := thread.close(self._limits.close_timeout_s):
+        if unpublished := self._queue.close(close_time(timeout_s, self._options.limits)):
             raise PublisherClosed(unpublished)
 
     def __enter__(self) -> Self:
@@ -91,51 +110,8 @@ class SyncStatusPublisher:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.close()
+            self.close(close_time(None, self._options.limits, error))
         except PublisherClosed as unpublished:
             if error is None:
                 raise
             _log.error(str(unpublished))  # the error from inside the block is raised instead
-
-    def _add(
-        self, update: JobStatusUpdate, timeout_s: float | None, traceparent: str | None, *, awaited: bool
-    ) -> concurrent.futures.Future[PubAck]:
-        headers = trace_headers(traceparent)
-        time_s = self._limits.timeout_s if timeout_s is None else timeout_s
-        pub_ack: concurrent.futures.Future[PubAck] = concurrent.futures.Future()
-        pub_ack.set_running_or_notify_cancel()  # now it can no longer be cancelled
-
-        def add() -> None:
-            pending = queue.add(update, headers, time_s)
-            pending.awaited = awaited
-            pending.pub_ack.add_done_callback(lambda done: _pass_on(done, pub_ack))
-
-        with fork_lock:
-            thread = self._thread_of_this_process()
-            queue = thread.queue
-            added = thread.call_soon(add)
-        try:
-            added.result(time_s + _GRACE_S)
-        except TimeoutError:
-            raise PublishTimedOut(
-                status_subject(update.uuid),
-                "the publisher's thread does not run (some application servers do not allow threads)",
-                update=name_of(update),
-                timeout_s=time_s + _GRACE_S,
-                maybe_stored=True,
-            ) from None
-        return pub_ack
-
-    def _thread_of_this_process(self) -> PublisherThread:
-        if self._closed:
-            raise PublisherClosed
-        if self._thread is None or self._thread.is_of_parent:
-            self._thread = PublisherThread(PublishQueue(self._settings, self._limits))
-        return self._thread
-
-
-def _pass_on(done: asyncio.Future[PubAck], pub_ack: concurrent.futures.Future[PubAck]) -> None:
-    if (error := done.exception()) is not None:
-        pub_ack.set_exception(error)
-    else:
-        pub_ack.set_result(done.result())

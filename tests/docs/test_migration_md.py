@@ -42,7 +42,7 @@ def layer(monkeypatch) -> ChannelLayer:
     contents = {
         "channels.layers": {"get_channel_layer": lambda: layer},
         "asgiref.sync": {"async_to_sync": lambda function: lambda *args: asyncio.run(function(*args))},
-        "celery": {"shared_task": shared_task},
+        "celery": {"Task": object, "shared_task": shared_task},
     }
     for name, names in contents.items():
         module = ModuleType(name)
@@ -85,8 +85,8 @@ async def run(code: str, call: str) -> None:
         try:
             exec(call, names)
         finally:
-            if "publisher" in names:
-                names["publisher"].close()
+            if isinstance(publisher := names.get("publisher"), producer.SyncStatusPublisher):
+                publisher.close()
 
     await asyncio.to_thread(program)
 
@@ -101,7 +101,7 @@ def message(job: str, status: str) -> dict[str, Any]:
 
 def test_every_example_is_run():
     """Each Python block of the page is either old code, or has a test here."""
-    assert ["smallest", "nats_py", "async", "celery", "both"] == list(EXAMPLES)
+    assert ["smallest", "nats_py", "async", "celery", "callback", "both"] == list(EXAMPLES)
     assert len(EXAMPLES) + len(BEFORE) == TEXT.count("```python")
 
 
@@ -136,6 +136,13 @@ async def test_async_code(provisioned):
     assert [update(job, *rest) for job in (A, B) for rest in (("accepted",), ("completed", {}))] == await updates(
         provisioned
     )
+
+
+@pytest.mark.usefixtures("layer")
+async def test_async_callback(provisioned):
+    """The example of an async callback publishes from one event loop after the other."""
+    await run(EXAMPLES["callback"], "run_job(A)\nrun_job(B)\nasyncio.run(publisher.close())")
+    assert [update(A, "accepted"), update(B, "accepted")] == await updates(provisioned)
 
 
 @pytest.mark.usefixtures("layer")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 import uvloop
@@ -194,9 +195,26 @@ async def test_loop_that_ended_badly(nats_server):
     assert sequence in (2, 3)  # `completed` may have been stored
 
 
-async def test_another_loop(publisher):
-    """A publisher refuses to work in a second event loop while the first one runs."""
-    await publisher.publish(update(A))
-    for call in (publisher.publish(update(B)), publisher.close()):
-        with pytest.raises(RuntimeError, match="in use in another event loop"):
-            await asyncio.to_thread(asyncio.run, call)
+@pytest.mark.usefixtures("provisioned")
+@pytest.mark.parametrize("here", [True, False])
+async def test_many_loops(nats_server, here):
+    """One publisher serves many event loops in many threads, wherever it was made; `close` ends it for all."""
+    make = partial(StatusPublisher, nats_server.url)
+    publisher = make() if here else await asyncio.to_thread(make)
+    jobs = {job: numbered(job, 20) for job in [new_job() for _ in range(6)]}
+
+    async def publish(updates: list[JobStatusUpdate]) -> None:
+        await publisher.check()
+        for each in updates[:10]:
+            await publisher.publish(each)
+        for each in updates[10:]:
+            publisher.submit(each)
+        await publisher.flush()
+
+    first, *others = jobs.values()
+    await asyncio.gather(publish(first), *(asyncio.to_thread(asyncio.run, publish(updates)) for updates in others))
+    assert jobs == await stored(nats_server)
+    await asyncio.to_thread(asyncio.run, publisher.close())
+    for call in (publisher.publish(update(B)), asyncio.to_thread(asyncio.run, publisher.publish(update(B)))):
+        with pytest.raises(PublisherClosed):
+            await call

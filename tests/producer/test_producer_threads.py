@@ -93,7 +93,7 @@ async def test_errors(nats_server):
         with SyncStatusPublisher(nats_server.url, limits=Limits(timeout_s=0.2, max_updates=2)) as publisher:
             first, second = publisher.submit(update(A)), publisher.submit(update(A, "completed"))
             with pytest.raises(PublisherFull):
-                publisher.publish(update(B))
+                publisher.submit(update(B))
             errors = [first.exception(), second.exception()]
         with pytest.raises(PublisherClosed):
             publisher.publish(update(A))
@@ -125,7 +125,7 @@ async def test_thread_that_does_not_run(nats_server, played):
     await asyncio.to_thread(publisher.submit, update(B))
     await played.hear()
     stuck = threading.Event()
-    publisher._thread.call_soon(stuck.wait)
+    publisher._queue._thread.call_soon(stuck.wait)
     with pytest.raises(PublishTimedOut, match="thread does not run"):
         await asyncio.to_thread(publisher.publish, update(A), timeout_s=0.1)
     stuck.set()

@@ -6,10 +6,17 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from process_kit import SERVER_PARTS, in_a_program
-from pydantic import ValidationError
 
 from relay.contract.errors import ConfigurationError
-from relay.producer import JobStatusUpdate, PublisherClosed, StatusPublisher, SyncStatusPublisher, message_id, update_of
+from relay.producer import (
+    InvalidUpdate,
+    JobStatusUpdate,
+    PublisherClosed,
+    StatusPublisher,
+    SyncStatusPublisher,
+    message_id,
+    update_of,
+)
 from relay.producer.tracing import trace_headers
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
@@ -42,9 +49,10 @@ def test_never_used():
 
 
 def test_logs_of_a_job_runner():
-    """In a program without structlog the producer uses the standard library's logging, as the program configured it."""
+    """In a program that does not configure structlog the producer uses the standard library's logging."""
     script = """
 import logging
+import structlog
 from relay.observability.logs import get_logger
 logging.basicConfig(format='%(levelname)s %(name)s %(message)s')
 get_logger('relay.producer.publish_queue', guest=True).error('not published', update='a', tries=2)
@@ -66,17 +74,18 @@ def test_update_of_a_message(message):
 @pytest.mark.parametrize(
     ("message", "wrong"),
     [
-        ({"type": "job_status_update", "payload": PAYLOAD | {"status": "lost"}}, ("status",)),
-        ({"type": "job_status_update", "payload": {"uuid": JOB}}, ("status",)),
-        ({"type": "job_status_update"}, ("uuid",)),
-        ({"type": "chat", "payload": PAYLOAD}, ("uuid",)),
+        ({"type": "job_status_update", "payload": PAYLOAD | {"status": "lost"}}, "status: Input should be 'sent'"),
+        ({"type": "job_status_update", "payload": {"uuid": JOB}}, "status: Field required"),
+        ({"type": "job_status_update"}, "uuid: Field required"),
+        ({"type": "chat", "payload": PAYLOAD}, "uuid: Field required"),
+        ([PAYLOAD], "the message cannot be read: 'list' object has no attribute"),
+        (PAYLOAD | {"uuid": "\ud800"}, "the message cannot be read:"),
     ],
 )
 def test_no_update_in_a_message(message, wrong):
     """What the relay would dead-letter is refused here, and the error names the wrong field."""
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(InvalidUpdate, match=f"nothing was published: {wrong}"):
         update_of(message)
-    assert wrong == caught.value.errors()[0]["loc"]
 
 
 def test_message_id():
@@ -114,7 +123,7 @@ def test_arguments_that_are_not_allowed(kind, arguments, problem):
 def test_environment():
     """Only the RELAY_NATS_* variables are used, and a wrong one is named."""
     environ = {"RELAY_NATS_URL": "nats://a:1,nats://b:2", "RELAY_NATS_USER": "u", "RELAY_NATS_PASSWORD": "p"}
-    settings = StatusPublisher.from_environment(environ | {"RELAY_LANES": "none"})._settings
+    settings = StatusPublisher.from_environment(environ | {"RELAY_LANES": "none"})._options.settings
     password = settings.password and settings.password.get_secret_value()
     assert (("nats://a:1", "nats://b:2"), "u", "p") == (settings.urls, settings.user, password)
     with pytest.raises(ConfigurationError, match="RELAY_NATS_CREDS='nowhere' is not allowed"):
@@ -131,7 +140,9 @@ def test_misspelt_variable(name):
 @pytest.mark.parametrize("name", ["RELAY_LANE", "RELAY_STATION", "relay_state", "RELAY_HTTP_PORT", "NATS_URL"])
 def test_variable_of_others(name):
     """Variables that concern no publisher may have any value."""
-    assert StatusPublisher()._settings == StatusPublisher.from_environment({name: "tcp://a:1"})._settings
+    assert (
+        StatusPublisher()._options.settings == StatusPublisher.from_environment({name: "tcp://a:1"})._options.settings
+    )
 
 
 def test_password_with_a_line_end():
@@ -142,7 +153,7 @@ for each in (
     StatusPublisher(user='u\\n', password='p\\n'),
     StatusPublisher.from_environment({'RELAY_NATS_USER': 'u\\n', 'RELAY_NATS_PASSWORD': 'p\\n'}),
 ):
-    print([each._settings.user, each._settings.password.get_secret_value()])
+    print([each._options.settings.user, each._options.settings.password.get_secret_value()])
 """
     told = in_a_program(script)
     assert ["['u', 'p']"] * 2 == [line for line in told if line.startswith("[")]
