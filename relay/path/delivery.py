@@ -51,8 +51,11 @@ class Delivery:
         """How often the server delivered it, this time included. It says nothing about whose fault that was."""
         self.sequence = told.sequence
         self.consumer_sequence = told.consumer_sequence
-        self.stored_at_s = told.stored_ns / 1e9
-        """When the stream stored it, in seconds of Unix time, on the server's clock."""
+        self.stored_at_s = told.stored_ns // 1000 / 1e6
+        """When the stream stored it, in seconds of Unix time, on the server's clock.
+
+        To the microsecond, so that it equals the time of the message that is read from the stream.
+        """
 
     def __repr__(self) -> str:
         return f"<Delivery {self.subject} #{self.sequence}, {self.deliveries}x>"
