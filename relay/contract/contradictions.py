@@ -21,7 +21,7 @@ class Contradiction:
 
 def find_contradiction(settings: NatsSettings) -> Contradiction | None:
     """The first contradiction; None if all fields go together."""
-    return _half_of_a_pair(settings) or _clear_text(settings) or _second_sign_in(settings)
+    return _half_of_a_pair(settings) or _clear_text(settings) or _second_sign_in(settings) or _second_api(settings)
 
 
 def variable_of(field: str) -> Variable:
@@ -64,3 +64,9 @@ def _second_sign_in(settings: NatsSettings) -> Contradiction | None:
     if len(ways) <= 1 or ways in (["creds", "token"], ["nkey_file", "token"]):
         return None
     return Contradiction(ways[1], f"{variable_of(ways[0]).name} says already how to sign in at NATS; leave one out")
+
+
+def _second_api(settings: NatsSettings) -> Contradiction | None:
+    if settings.domain is None or settings.api_prefix is None:
+        return None
+    return Contradiction("api_prefix", variable_of("api_prefix").allowed)

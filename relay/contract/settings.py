@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from relay.contract.errors import ConfigurationError
+from relay.contract.subjects import API, domain_api
 from relay.contract.text import redact_url
 from relay.contract.upgrade_headers import ALLOWED as UPGRADE_HEADERS
 from relay.contract.upgrade_headers import parse_upgrade_headers
@@ -59,6 +60,12 @@ def _nats_address(url: str) -> str:
     return url
 
 
+def _api_prefix(prefix: str) -> str:
+    if prefix.startswith(f"{API}.") or (prefix.startswith("$") and not prefix.startswith("$JS.")):
+        raise ValueError(prefix)
+    return prefix
+
+
 def _existing_file(path: Path) -> Path:
     # Not pydantic's FilePath: it raises OSError if the name is too long or the folder may not be read.
     try:
@@ -100,6 +107,10 @@ _TEXT: Final = "any text, together with"
 _FILE: Final = "the path of a file that exists"
 _HOTKEY_FILE: Final = "the path of a bittensor wallet hotkey file, required while RELAY_FACILITATOR_AUTH is hotkey"
 _NATS_URLS: Final = "addresses nats://host:port (or tls://, ws://, wss://), separated by commas"
+_DOMAIN: Final = "letters, digits, - and _; not together with RELAY_NATS_API_PREFIX"
+_API_PREFIX: Final = (
+    "parts separated by dots, without blanks, * and >, such as JS.shared.API; not together with RELAY_NATS_DOMAIN"
+)
 _INBOX_PREFIX: Final = "letters, digits, - and _, in parts separated by dots"
 _FACILITATOR_URL: Final = (
     "a ws:// or wss:// address with path and trailing slash, such as wss://facilitator.example/ws/v0/"
@@ -165,6 +176,22 @@ class NatsSettings(SettingsGroup):
         Field(pattern=r"^[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*$"),
         Variable("RELAY_NATS_INBOX_PREFIX", _INBOX_PREFIX, "Where answers arrive, if not everybody may listen there."),
     ] = "_INBOX"
+    domain: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9A-Za-z_-]+$"),
+        Variable("RELAY_NATS_DOMAIN", _DOMAIN, "The JetStream domain of the streams, if NATS is a leaf node of it."),
+    ] = None
+    api_prefix: Annotated[
+        str | None,
+        Field(pattern=r"^[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*$"),
+        AfterValidator(_api_prefix),
+        Variable("RELAY_NATS_API_PREFIX", _API_PREFIX, "Where another account's JetStream API is imported to."),
+    ] = None
+
+    @property
+    def api(self) -> str:
+        """The prefix of JetStream's API."""
+        return domain_api(self.domain) if self.domain is not None else self.api_prefix or API
 
     @property
     def wants_tls(self) -> bool:

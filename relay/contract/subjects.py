@@ -34,7 +34,9 @@ STATUS_SERVICE: Final = "job-status"
 LEASE_SUBJECTS: Final = f"$KV.{LEASE_BUCKET}.>"
 LANE_CONSUMER_PREFIX: Final = "relay-lane-"
 ADVISORY_SUBJECTS: Final = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.*"
-_API: Final = "$JS.API"
+API: Final = "$JS.API"
+"""The prefix of JetStream's API, unless it is in another domain or account; see `on_api`."""
+_KV: Final = "$KV."
 DLQ_METADATA_KEY: Final = "relay.dlq-subject"
 """Key in a lane consumer's metadata that names where its dead letters go."""
 
@@ -223,67 +225,83 @@ def advisory_subject(consumer: str) -> str:
     return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STATUS_STREAM}.{consumer}"
 
 
-# --- JetStream's API: every request subject is built here, so a different prefix (as of a domain) is one change
+# --- JetStream's API: every request subject is built here, with the prefix API; `on_api` gives it another one
+
+
+def on_api(prefix: str, subject: str) -> str:
+    """Where to send what goes to `subject` if the streams are reached through JetStream's API under `prefix`.
+
+    Requests to the API have `prefix` instead of their own. Keys of key-value buckets have it before them, as with all
+    NATS clients, because a leaf node passes on nothing else of them. Other subjects are not changed.
+    """
+    if subject.startswith(f"{API}."):
+        return prefix + subject.removeprefix(API)
+    return f"{prefix}.{subject}" if subject.startswith(_KV) and prefix != API else subject
+
+
+def domain_api(domain: str) -> str:
+    """The prefix of JetStream's API in a domain."""
+    return f"$JS.{domain}.API"
 
 
 def api_account_info() -> str:
-    return f"{_API}.INFO"
+    return f"{API}.INFO"
 
 
 def api_stream_names() -> str:
-    return f"{_API}.STREAM.NAMES"
+    return f"{API}.STREAM.NAMES"
 
 
 def api_stream_info(stream: str) -> str:
-    return f"{_API}.STREAM.INFO.{stream}"
+    return f"{API}.STREAM.INFO.{stream}"
 
 
 def api_stream_create(stream: str) -> str:
-    return f"{_API}.STREAM.CREATE.{stream}"
+    return f"{API}.STREAM.CREATE.{stream}"
 
 
 def api_stream_update(stream: str) -> str:
-    return f"{_API}.STREAM.UPDATE.{stream}"
+    return f"{API}.STREAM.UPDATE.{stream}"
 
 
 def api_stream_stepdown(stream: str) -> str:
     """Where the leader of a stream is told to let another server lead."""
-    return f"{_API}.STREAM.LEADER.STEPDOWN.{stream}"
+    return f"{API}.STREAM.LEADER.STEPDOWN.{stream}"
 
 
 def api_message_get(stream: str) -> str:
     """Answered by the stream's leader, so it reads what was just written."""
-    return f"{_API}.STREAM.MSG.GET.{stream}"
+    return f"{API}.STREAM.MSG.GET.{stream}"
 
 
 def api_message_delete(stream: str) -> str:
-    return f"{_API}.STREAM.MSG.DELETE.{stream}"
+    return f"{API}.STREAM.MSG.DELETE.{stream}"
 
 
 def api_stream_purge(stream: str) -> str:
-    return f"{_API}.STREAM.PURGE.{stream}"
+    return f"{API}.STREAM.PURGE.{stream}"
 
 
 def api_consumer_list(stream: str) -> str:
-    return f"{_API}.CONSUMER.LIST.{stream}"
+    return f"{API}.CONSUMER.LIST.{stream}"
 
 
 def api_consumer_info(stream: str, consumer: str) -> str:
-    return f"{_API}.CONSUMER.INFO.{stream}.{consumer}"
+    return f"{API}.CONSUMER.INFO.{stream}.{consumer}"
 
 
 def api_consumer_create(stream: str, consumer: str, subject: str) -> str:
-    return f"{_API}.CONSUMER.CREATE.{stream}.{consumer}.{subject}"
+    return f"{API}.CONSUMER.CREATE.{stream}.{consumer}.{subject}"
 
 
 def api_consumer_delete(stream: str, consumer: str) -> str:
-    return f"{_API}.CONSUMER.DELETE.{stream}.{consumer}"
+    return f"{API}.CONSUMER.DELETE.{stream}.{consumer}"
 
 
 def api_pull(stream: str, consumer: str) -> str:
-    return f"{_API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+    return f"{API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
 
 
 def api_consumer_stepdown(stream: str, consumer: str) -> str:
     """Where the leader of a consumer is told to let another server lead."""
-    return f"{_API}.CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"
+    return f"{API}.CONSUMER.LEADER.STEPDOWN.{stream}.{consumer}"

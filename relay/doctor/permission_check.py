@@ -1,5 +1,7 @@
 """The check of the NATS permissions: what the relay's NATS user must be allowed to do."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from relay.contract.subjects import (
@@ -37,6 +39,10 @@ _NOBODY: Final = "relay-doctor"
 """Stands for a job's UUID or a worker's id."""
 
 
+LONGER_ACKS: Final = Permission(ack_of_nothing(STATUS_STREAM, lane_consumer(0), f"_.{_NOBODY}"), body=b"+WPI")
+"""To acknowledge if nats-server uses the longer form of ACK subjects."""
+
+
 def own_work() -> list[Permission]:
     """The permissions that only the relay needs: to acknowledge, dead-letter and hold leases."""
     return [
@@ -47,8 +53,10 @@ def own_work() -> list[Permission]:
     ]
 
 
-def needs() -> list[Permission]:
+def needs(on_wire: Callable[[str], str] = str) -> list[Permission]:
     """The permissions that `relay serve` needs, as far as they can be tried without effect.
+
+    `on_wire` says where a subject of JetStream is reached.
 
     `job.request.*`, `job.cheated.*` and `job.relayed.*` are left out, because their subscribers would notice.
     """
@@ -66,19 +74,30 @@ def needs() -> list[Permission]:
         lane_progress_subject(0),
     )
     heard = (
-        *(LEASE_SUBJECTS, advisory_subject(consumer), REPORT_SUBJECT, lane_progress_subject(0)),
+        *dict.fromkeys((LEASE_SUBJECTS, on_wire(LEASE_SUBJECTS))),
+        *(advisory_subject(consumer), REPORT_SUBJECT, lane_progress_subject(0)),
         *(query_subject(_NOBODY), history_subject(_NOBODY)),
     )
-    return [*map(Permission, requests), *own_work(), *(Permission(subject, subscribe=True) for subject in heard)]
+    sent = [*map(Permission, requests), *own_work(), LONGER_ACKS]
+    return [
+        *(replace(each, subject=on_wire(each.subject)) for each in sent),
+        *(Permission(subject, subscribe=True) for subject in heard),
+    ]
 
 
 async def check_permissions(client: FrameClient) -> Finding:
     """Try all permissions in `needs`. Raises nats.errors.Error if the connection is lost."""
-    wanted = needs()
+    wanted = needs(client.on_wire)
     missing = await missing_permissions(client, wanted)
     if not missing:
         return ok(PERMISSIONS, f"this NATS user may do all that was tried ({len(wanted)} things)")
-    if set(map(str, own_work())) <= set(map(str, missing)):
+    if missing == [LONGER_ACKS]:
+        found = f"this NATS user may not {LONGER_ACKS}"
+        remedy = (
+            "permit $JS.ACK.*.*.JOB_STATUS.> before nats-server's feature flag js_ack_fc_v2 is set: it acknowledges so"
+        )
+        return warn(PERMISSIONS, found, remedy)
+    if {client.on_wire(each.subject) for each in own_work()} <= {each.subject for each in missing}:
         found = "this NATS user may neither acknowledge, dead-letter nor hold leases, so it is not the relay's"
         return warn(PERMISSIONS, found, "to check those of the relay, give its credentials (RELAY_NATS_*)")
     listed = "; ".join(map(str, missing))

@@ -79,8 +79,12 @@ class Leases:
         self._last_values: dict[str, bytes] = {}  # by subject; one for each lane and worker
 
     async def watch(self) -> None:
-        """Set `changed` from now on. Changes that are missed while disconnected are seen at the next read."""
-        await self._client.subscribe(LEASE_SUBJECTS, cb=self._on_write)
+        """Set `changed` from now on. Changes that are missed while disconnected are seen at the next read.
+
+        So are those of workers on other leaf nodes: the keys of another domain are not passed on to this one.
+        """
+        for subjects in dict.fromkeys((LEASE_SUBJECTS, self._client.on_wire(LEASE_SUBJECTS))):
+            await self._client.subscribe(subjects, cb=self._on_write)
 
     async def try_elsewhere(self) -> None:
         """Connect to another server of the cluster, if one is known: the present one may be cut off from the others."""
@@ -175,12 +179,13 @@ class Leases:
     async def _on_write(self, message: Msg) -> None:
         """Set `changed`, unless the write only renewed an entry."""
         value = None if _OPERATION in (message.headers or {}) else message.data
-        if value is None or self._last_values.get(message.subject) != value:
+        subject = _subject(_key(message.subject))
+        if value is None or self._last_values.get(subject) != value:
             self.changed.set()
         if value is None:
-            self._last_values.pop(message.subject, None)
+            self._last_values.pop(subject, None)
         else:
-            self._last_values[message.subject] = value
+            self._last_values[subject] = value
 
 
 def _subject(key: str) -> str:
@@ -188,4 +193,4 @@ def _subject(key: str) -> str:
 
 
 def _key(subject: str) -> str:
-    return subject.removeprefix(LEASE_SUBJECTS.removesuffix(">"))
+    return subject.rpartition(LEASE_SUBJECTS.removesuffix(">"))[2]  # it may have the API's prefix before it

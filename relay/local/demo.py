@@ -73,7 +73,8 @@ class Demo:
         rng = Random(load.seed)
         scenario = make_scenario(rng, load.jobs)
         self._prepare(scenario)
-        await self._client.subscribe(all_acks(STATUS_STREAM), cb=self._note_acknowledgement)
+        for subject in all_acks(STATUS_STREAM):
+            await self._client.subscribe(subject, cb=self._note_acknowledgement)
         await self._client.flush()
         source = TrafficSource(self._client, scenario.jobs, rate_per_s=load.rate_per_s, rng=rng)
         await source.run(self.tally.note_published)

@@ -3,7 +3,7 @@
     $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<stored, ns>.<pending>
     $JS.ACK.<domain>.<account hash>.<stream>.<consumer>. ... .<pending>.<random>
 
-The server uses the second form if it has a domain, or if the stream is shared between accounts.
+nats-server 2.14 and newer use the second form if their feature flag `js_ack_fc_v2` is set; without a domain it is `_`.
 """
 
 from typing import Final
@@ -39,14 +39,21 @@ def parse_ack_subject(subject: bytes) -> AckSubject:
     return AckSubject(int(deliveries), int(sequence), int(consumer_sequence), int(stored_ns), int(pending))
 
 
-def all_acks(stream: str) -> str:
-    """Matches the ACK subjects of all deliveries of a stream, if they have the first form."""
-    return f"$JS.ACK.{stream}.>"
+def all_acks(stream: str) -> tuple[str, str]:
+    """They match the ACK subjects of all deliveries of a stream: those of the first form, and those of the second."""
+    return f"$JS.ACK.{stream}.>", f"$JS.ACK.*.*.{stream}.>"
 
 
-def ack_of_nothing(stream: str, consumer: str) -> str:
-    """An ACK subject that changes nothing, because no message has its sequence.
+def origin_of(subject: bytes) -> str:
+    """The domain and the account hash in an ACK subject of the second form, `<domain>.<hash>`; empty in the first."""
+    tokens = subject.split(b".")
+    return "" if len(tokens) <= _SHORT_FORM_TOKENS else b".".join(tokens[2:4]).decode()
+
+
+def ack_of_nothing(stream: str, consumer: str, origin: str = "") -> str:
+    """An ACK subject that changes nothing, because no message has its sequence. `origin` is that of the deliveries.
 
     The server answers it after it has processed the acknowledgements that were sent before.
     """
-    return f"$JS.ACK.{stream}.{consumer}.1.{_NO_SEQUENCE}.1.0.0"
+    names = f"{origin}.{stream}.{consumer}" if origin else f"{stream}.{consumer}"
+    return f"$JS.ACK.{names}.1.{_NO_SEQUENCE}.1.0.0"

@@ -39,6 +39,10 @@ _TIMING: Final[dict[str, Any]] = {
     "reconnect_time_wait": 0.25,
     "max_reconnect_attempts": -1,
 }
+_ELSEWHERE: Final = (
+    "nobody answers {}: there is no such JetStream domain or import, the domain's servers are away, or its leaf nodes"
+    " are not connected; check RELAY_NATS_DOMAIN or RELAY_NATS_API_PREFIX"
+)
 _log = get_logger(__name__, guest=True)
 
 
@@ -124,7 +128,7 @@ async def connect(
     may be about to get its TLS, and what it says before TLS could come from anybody.
     """
     sign_in = partial(connect_options, settings)
-    client = FrameClient(sign_in, tls_only=settings.wants_tls)
+    client = FrameClient(sign_in, tls_only=settings.wants_tls, api=settings.api)
     callbacks = _Callbacks(client, settings.servers, on_disconnected, on_reconnected)
     try:
         await client.connect(
@@ -185,7 +189,7 @@ async def api_request(
     """
     parsed = await _requested(client, subject, body, _decode_answer, timeout_s)
     if "error" in parsed:
-        raise _refused(client, subject, msgspec.convert(parsed["error"], ErrorAnswer))
+        raise _refused(client, _on_wire(client, subject), msgspec.convert(parsed["error"], ErrorAnswer))
     return parsed
 
 
@@ -200,7 +204,7 @@ async def api_request_as(
     """As `api_request`, but the answer is what `decode` makes of it: for answers that may be large."""
     answer = await _requested(client, subject, body, decode, timeout_s)
     if answer.error is not None:
-        raise _refused(client, subject, answer.error)
+        raise _refused(client, _on_wire(client, subject), answer.error)
     return answer
 
 
@@ -211,6 +215,7 @@ async def _requested(
     decode: Callable[[bytes], T],
     timeout_s: float,
 ) -> T:
+    info, subject = _on_wire(client, api_account_info()), _on_wire(client, subject)
     url = client.connected_url  # read now, because it is None after the connection is lost
     if not client.is_connected:
         # nats-py would buffer the request, and the server would carry it out after the caller gave up.
@@ -219,9 +224,11 @@ async def _requested(
         answer = await client.request(subject, _encode_request(body) if body else b"", timeout=timeout_s)
         return decode(answer.data)
     except nats.errors.NoRespondersError as error:
-        if subject != api_account_info() and await _has_jetstream(client):
+        if subject != info and await _has_jetstream(client):
             cause = f"it has JetStream, and nobody answers {subject}, which another account keeps to itself"
             raise NotPermitted(_servers(url), cause) from error
+        if info != api_account_info():
+            raise BrokerUnavailable(_servers(url), _ELSEWHERE.format(info)) from error
         raise _without_jetstream(_servers(url)) from error
     except TimeoutError as error:
         if (refusal := not_permitted(client, subject)) is not None:
@@ -245,6 +252,7 @@ async def publish_confirmed(
     TOO_LARGE), and PublishUnconfirmed if there is no PubAck. Without a PubAck, as after a cancellation, the message may
     be stored: publish it again with the same `Nats-Msg-Id`.
     """
+    subject = _on_wire(client, subject)
     size = len(payload) + headers_size(headers)
     if size > client.max_payload:
         # The server would close the connection because of this message, and nats-py would close the client for good.
@@ -360,6 +368,11 @@ def not_permitted(client: Requester, subject: str) -> str | None:
     inbox_refusal = f'for subscription to "{inbox}.'
     # nats-py gives the error in lower case
     return said if any(each.lower() in said for each in (*refusals, inbox_refusal)) else None
+
+
+def _on_wire(client: Requester, subject: str) -> str:
+    on_wire: Callable[[str], str] = getattr(client, "on_wire", str)  # nats-py's own client has none
+    return on_wire(subject)
 
 
 def headers_size(headers: dict[str, str] | None) -> int:

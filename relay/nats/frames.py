@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
+from relay.contract.subjects import API, on_api
 from relay.contract.text import describe
 from relay.nats.headers import parse_headers
 from relay.nats.nats_py import (
@@ -66,10 +67,18 @@ class FrameClient(Client):
         sign_in: gives the options of `connect` that may change while the client lives: files are read when it is
             called, which is once for each attempt to connect.
         tls_only: send nothing to a server over a connection that is not encrypted.
+        api: the prefix of JetStream's API; see `on_wire`.
     """
 
-    def __init__(self, sign_in: Callable[[], Mapping[str, Any]] = dict[str, Any], *, tls_only: bool = False) -> None:
+    def __init__(
+        self,
+        sign_in: Callable[[], Mapping[str, Any]] = dict[str, Any],
+        *,
+        tls_only: bool = False,
+        api: str = API,
+    ) -> None:
         super().__init__()
+        self._api = api
         self.failures: dict[str, str] = {}
         """Why the last attempt to connect to each server failed, by `host:port`. Empty while connected."""
         self.dropped_at_bytes: int | None = None
@@ -127,6 +136,13 @@ class FrameClient(Client):
             del takers[number]
             raise
 
+    def on_wire(self, subject: str) -> str:
+        """Where what goes to `subject` is sent, with the prefix of JetStream's API that this client uses.
+
+        `request` and `publish` see to it themselves; what is subscribed to or given to `write` is not changed.
+        """
+        return subject if self._api == API else on_api(self._api, subject)
+
     async def request(
         self,
         subject: str,
@@ -136,9 +152,15 @@ class FrameClient(Client):
         headers: dict[str, Any] | None = None,
     ) -> Msg:
         """nats-py's request, but cancelling it is safe: it then always ends with CancelledError."""
-        answer = await super().request(subject, payload, timeout, old_style, headers)
+        answer = await super().request(self.on_wire(subject), payload, timeout, old_style, headers)
         stay_cancelled()
         return answer
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
+        """nats-py's publish, with the prefix of JetStream's API."""
+        await super().publish(self.on_wire(subject), payload, reply, headers)
 
     async def subscribe(  # pyright: ignore[reportIncompatibleMethodOverride] - all else by name
         self, subject: str, queue: str = "", cb: Callable[[Msg], Awaitable[None]] | None = None, **options: Any

@@ -87,6 +87,9 @@ class Pipeline:
     def last_error(self) -> Exception | None:
         return self._client.last_error
 
+    def on_wire(self, subject: str) -> str:
+        return self._client.on_wire(subject)
+
     def new_inbox(self) -> str:
         return self._client.new_inbox()
 
@@ -102,7 +105,8 @@ class Pipeline:
         Errors are those of nats-py's `request`; a timeout comes up to `look_every_s` late.
         """
         self._last = number = self._last + 1
-        self._client.write(publication(subject.encode(), payload, b"%b.%d" % (self._inbox, number), headers))
+        to = self._client.on_wire(subject).encode()
+        self._client.write(publication(to, payload, b"%b.%d" % (self._inbox, number), headers))
         waiting: _Waiting = self._loop.create_future()
         self._waiting[number] = waiting, self._loop.time() + timeout
         if self._timer is None:

@@ -22,7 +22,7 @@ from relay.core.continuity import ConsumerState
 from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
 from relay.core.stall import StallWatch
-from relay.nats.ack_subject import ack_of_nothing, parse_ack_subject
+from relay.nats.ack_subject import ack_of_nothing, origin_of, parse_ack_subject
 from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
@@ -100,6 +100,8 @@ class PullConsumer:
         self._failure: Exception | None = None
         self._made_at_s = 0.0
         self._replaced = False
+        self._last_reply = b""
+        """The ACK subject of the last delivery."""
 
     @property
     def trouble(self) -> str | None:
@@ -130,7 +132,7 @@ class PullConsumer:
 
         It also gives up if the connection is lost. Cancelling it is safe.
         """
-        subject = ack_of_nothing(self._stream, self.name)
+        subject = ack_of_nothing(self._stream, self.name, origin_of(self._last_reply))
         try:
             await self._client.request(subject, b"+WPI", timeout=_CONFIRM_TIMEOUT_S)
         except (nats.errors.Error, TimeoutError) as error:
@@ -257,7 +259,7 @@ class PullConsumer:
         }
         if wanted.max_bytes is not None:
             request["max_bytes"] = wanted.max_bytes
-        subject = api_pull(self._stream, self.name).encode()
+        subject = self._client.on_wire(api_pull(self._stream, self.name)).encode()
         self._client.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
 
     def _take(self, messages: list[tuple[bytes, bytes, bytes, bytes]]) -> None:
@@ -278,6 +280,7 @@ class PullConsumer:
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
             self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some deliveries
         window.delivered_up_to = deliveries[-1].consumer_sequence
+        self._last_reply = deliveries[-1].reply
         self._last_status = ""
         window.share.came_bytes += sum(map(_size_of, deliveries))
         if window.goes_alone:

@@ -123,6 +123,8 @@ class Credentials(TypedDict, total=False):
     creds: str | Path
     nkey_file: str | Path
     inbox_prefix: str
+    domain: str
+    api_prefix: str
     ca_file: str | Path
     cert_file: str | Path
     key_file: str | Path

@@ -19,7 +19,7 @@ from relay.contract.settings_table import settings_table
 
 CONTRACT = """
     NATS_URL NATS_CREDS NATS_USER NATS_PASSWORD NATS_TOKEN NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE
-    NATS_NKEY_FILE NATS_INBOX_PREFIX
+    NATS_NKEY_FILE NATS_INBOX_PREFIX NATS_DOMAIN NATS_API_PREFIX
     FACILITATOR_URL FACILITATOR_AUTH FACILITATOR_HOTKEY_FILE FACILITATOR_HOTKEY_PASSWORD FACILITATOR_WINDOW
     FACILITATOR_CONNECTIONS FACILITATOR_REPLY_TIMEOUT FACILITATOR_HEADERS LANES MAX_ATTEMPTS MAX_DELIVER ACK_WAIT
     LEASE_TTL BACKOFF_INITIAL BACKOFF_MAX REPLICAS RECEIPTS OTHER_SENDERS MEMORY_MB HTTP_HOST HTTP_PORT LOG_LEVEL
@@ -65,6 +65,7 @@ def test_every_variable_reaches_its_field(tmp_path):
     )
     texts = (
         "NATS_URL=nats://a:1, tls://b NATS_USER=u NATS_PASSWORD=p NATS_TOKEN=t NATS_INBOX_PREFIX=_I.x"
+        " NATS_DOMAIN=d NATS_API_PREFIX=a.b"
         " FACILITATOR_URL=wss://f/ws/v0/ FACILITATOR_AUTH=None FACILITATOR_HOTKEY_FILE=~/h"
         " FACILITATOR_HOTKEY_PASSWORD=q FACILITATOR_WINDOW=8 FACILITATOR_CONNECTIONS=2"
         " FACILITATOR_REPLY_TIMEOUT=1.5 FACILITATOR_HEADERS=A: b LANES=7 MAX_ATTEMPTS=3"
@@ -77,6 +78,7 @@ def test_every_variable_reaches_its_field(tmp_path):
     assert file == load(NATS_NKEY_FILE=sign_in["NKEY_FILE"]).nats.nkey_file
     with_password = load(NATS_USER=sign_in["USER"], NATS_PASSWORD=sign_in["PASSWORD"]).nats
     assert ("u", SecretStr("p")) == (with_password.user, with_password.password)
+    assert variables.pop("NATS_API_PREFIX") == load(NATS_API_PREFIX="a.b").nats.api  # or a domain
     assert load(**variables) == Settings(
         nats=NatsSettings(
             urls=("nats://a:1", "tls://b"),
@@ -86,6 +88,7 @@ def test_every_variable_reaches_its_field(tmp_path):
             cert_file=file,
             key_file=file,
             inbox_prefix="_I.x",
+            domain="d",
         ),
         facilitator=FacilitatorSettings(
             url="wss://f/ws/v0/",
@@ -329,3 +332,20 @@ def test_settings_do_not_change_after_the_start():
     """Groups are frozen."""
     with pytest.raises(ValidationError, match="frozen"):
         Settings().delivery.lanes = 2
+
+
+@pytest.mark.parametrize("prefix", ["a..b", "a.", ".a", "a b", "a.*", "a.>", "$KV.x", "$JS.API.x", "\u00e4"])
+def test_api_prefix_that_is_none(prefix):
+    """A prefix that no subject can begin with, or that would lead back to the API at hand, is refused."""
+    assert "RELAY_NATS_API_PREFIX" == refusal(NATS_API_PREFIX=prefix).variable
+
+
+def test_domain_or_prefix():
+    """A domain has its prefix; a domain and a prefix together are refused."""
+    assert ("$JS.API", "$JS.hub.API", "a.b") == (
+        load().nats.api,
+        load(NATS_DOMAIN="hub").nats.api,
+        load(NATS_API_PREFIX="a.b").nats.api,
+    )
+    assert "RELAY_NATS_DOMAIN" == refusal(NATS_DOMAIN="hub.x").variable
+    assert "RELAY_NATS_API_PREFIX" == refusal(NATS_DOMAIN="hub", NATS_API_PREFIX="a.b").variable

@@ -84,3 +84,20 @@ def test_any_token_is_made_safe_for_a_subject(token):
 def test_a_uuid_stays_as_it_is(uuid):
     """A safe token is not changed."""
     assert uuid == subjects.safe_token(uuid)
+
+
+@pytest.mark.parametrize(
+    ("subject", "elsewhere"),
+    [
+        ("$JS.API.INFO", "$JS.hub.API.INFO"),
+        ("$KV.RELAY_LEASES.lane.0", "$JS.hub.API.$KV.RELAY_LEASES.lane.0"),
+        ("$JS.hub.API.INFO", "$JS.hub.API.INFO"),
+        ("$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0", "$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0"),
+        ("$JS.APIS", "$JS.APIS"),
+        ("job.status.x", "job.status.x"),
+    ],
+)
+def test_another_api(subject, elsewhere):
+    """Requests to the API and keys are sent with the prefix, once; nothing else is."""
+    assert elsewhere == subjects.on_api(subjects.domain_api("hub"), subject)
+    assert subject == subjects.on_api(subjects.API, subject)

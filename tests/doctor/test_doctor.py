@@ -257,6 +257,25 @@ async def test_permissions(examine):
     assert (1, expected) == (code, told(findings, "permissions"))
 
 
+async def test_longer_acks(examine):
+    """A user who may acknowledge only in the form that nats-server uses now is told of the other form."""
+    users = 'accounts {A {jetstream: enabled, users: [{user: u, password: p, permissions: {publish: {deny: "'
+    denied = '$JS.ACK.*.*.JOB_STATUS.>"}}}]}}'
+    async with NatsServer(extra_config=users + denied) as server:
+        _, findings = await examine(NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
+    found = (
+        "this NATS user may not publish on $JS.ACK._.relay-doctor.JOB_STATUS.relay-lane-0.1.4611686018427387904.1.0.0"
+    )
+    assert ("warn", found) == next(each[1:3] for each in findings if each[0] == "permissions")
+
+
+async def test_no_such_domain(examine, nats_server):
+    """A domain that nobody serves is named, not taken for a server without JetStream."""
+    code, findings = await examine(NATS_URL=nats_server.url, NATS_DOMAIN="nowhere")
+    assert 1 == code
+    assert "nobody answers $JS.nowhere.API.INFO: there is no such JetStream domain" in told(findings, "nats")
+
+
 async def test_the_relays_own_user(examine, monkeypatch):
     """The user `relay` of deploy/nats/users.conf has all permissions it needs; what it may not see is reported."""
     findings, worker = await examine_as("relay", examine, monkeypatch)

@@ -120,8 +120,9 @@ class Scene:
     async def __aenter__(self) -> Self:
         self.nc = await connect(self.settings.nats, name="test", on_reconnected=self._on_reconnected)
         await self.provision()
-        await self.nc.subscribe(all_acks(STATUS_STREAM), cb=self._on_word)
-        await self.nc.subscribe(LEASE_SUBJECTS, cb=self._on_lease)
+        for subject in all_acks(STATUS_STREAM):
+            await self.nc.subscribe(subject, cb=self._on_word)
+        await self.nc.subscribe(self.nc.on_wire(LEASE_SUBJECTS), cb=self._on_lease)
         await self.nc.flush()
         return self
 
@@ -299,7 +300,7 @@ class Scene:
             self._news.set()
 
     async def _on_lease(self, message: Msg) -> None:
-        kind, name = message.subject.split(".")[2:]
+        kind, name = message.subject.split(".")[-2:]
         owner = self.owners.get(int(name)) if kind == "lane" else None
         if kind == "lane" and message.data.decode() != (owner.worker if owner else ""):
             self.takings.append(Taking(time.monotonic(), int(name), message.data.decode()))

@@ -62,6 +62,7 @@ PUBLISH = {
     f"job.relayed.{JOB}": {"relay"},
     "$KV.RELAY_LEASES.lane.0": {"relay"},
     "$JS.ACK.JOB_STATUS.relay-lane-0.1.1.1.1.0": {"relay"},
+    "$JS.ACK._.hash.JOB_STATUS.relay-lane-0.1.1.1.1.0": {"relay"},
     "$JS.API.CONSUMER.MSG.NEXT.JOB_STATUS.relay-lane-0": {"relay"},
     # No user may publish these.
     "job.status.0.stored": set(),

@@ -47,6 +47,9 @@ class Client:
     def is_reconnecting(self) -> bool:
         return not self._link.is_connected
 
+    def on_wire(self, subject: str) -> str:
+        return subject
+
     def new_inbox(self) -> str:
         return f"_INBOX.{self._link.process.name}.{next(self._serials)}"
 
