@@ -6,8 +6,8 @@ from relay.contract.surroundings import prepare
 
 def main() -> None:
     """Run the command."""
-    leave_process_1()
     prepare()
+    leave_process_1()
     from relay.cli import main as run  # noqa: PLC0415 - after `prepare`: libraries read variables when imported
 
     run()

@@ -63,14 +63,15 @@ class _LoadedLater(ModuleType):
 
 
 def _restore_signals() -> None:
-    """Let Ctrl-C end the process at once until the event loop handles it, and undo what the parent process has blocked.
+    """Let Ctrl-C end the process at once until the event loop handles it, and undo what the parent process has changed.
 
     By default Python raises KeyboardInterrupt, but only when a library returns, and in the middle of an import it would
-    print a traceback.
+    print a traceback. If SIGCHLD was ignored, the exit status of a child process would be lost.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
 
 

@@ -1,7 +1,9 @@
 """Logs: one line per event on standard error, the relay's own and its libraries' in one form."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -55,16 +57,20 @@ class _Guest:
     """structlog's logger where that is configured, as in the relay's own processes; else the standard library's.
 
     structlog that is imported and not configured would print to standard output.
+
+    A line that cannot be written is dropped: what happens to a program's log must not happen to its updates.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __getattr__(self, level: str) -> Any:
-        if (structlog := sys.modules.get("structlog")) is not None and structlog.is_configured():
-            return getattr(_structured(self._name), level)
-        return partial(self._log, _LEVELS[level])
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return partial(self._log, level)
 
-    def _log(self, level: int, event: str, **fields: Any) -> None:
-        told = "".join(f" {name}={value!r}" for name, value in fields.items())
-        logging.getLogger(self._name).log(level, "%s%s", event, told)
+    def _log(self, level: str, event: str, **fields: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the latter for a file that is closed
+            if (structlog := sys.modules.get("structlog")) is not None and structlog.is_configured():
+                getattr(_structured(self._name), level)(event, **fields)
+                return
+            told = "".join(f" {name}={value!r}" for name, value in fields.items())
+            logging.getLogger(self._name).log(_LEVELS[level], "%s%s", event, told)

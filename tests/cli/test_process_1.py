@@ -19,8 +19,9 @@ from relay.local.faults import stall
 
 AS_PROCESS_1 = (
     *("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"),
-    # The orphan is there before the command, and is its child from its first moment on.
-    *("sh", "-c", '(sleep 600 >/dev/null 2>&1 &); exec "$@"', "sh"),
+    # The orphan is there before the command, and is its child from its first moment on. SIGCHLD, which tells of the end
+    # of a child, is ignored as after a careless start script.
+    *("bash", "-c", "(sleep 600 >/dev/null 2>&1 &); trap '' CHLD; exec \"$@\"", "sh"),
 )
 WITH_BLOCKED_SIGNALS = (
     sys.executable,

@@ -118,6 +118,20 @@ except ValueError:
     assert [line for line in lines if "\x1b" in line or "hunter2" in line] == []
 
 
+@pytest.mark.parametrize("log", ["open('/dev/full', 'w')", "open('/dev/null')", "closed"])
+def test_a_guest_survives_the_log_of_its_host(log):
+    """In a job runner's program whose structlog cannot write, lines of the publisher are dropped, and it goes on."""
+    lines = errors_of(f"""
+import structlog, sys
+closed = open('/dev/null', 'w')
+closed.close()
+structlog.configure(logger_factory=structlog.WriteLoggerFactory({log}))
+get_logger('relay.nats', guest=True).warning('NATS trouble', error='x')
+print('went on', file=sys.stderr)
+""")
+    assert "went on" == lines[0]
+
+
 def test_unknown_level():
     """An unknown level is refused with its variable, its value, and the allowed values."""
     with pytest.raises(ConfigurationError) as caught:
