@@ -39,6 +39,8 @@ def _half_of_a_pair(settings: NatsSettings) -> Contradiction | None:
 
 def _clear_text(settings: NatsSettings) -> Contradiction | None:
     schemes = {urlsplit(url).scheme for url in settings.urls}
+    if settings.tls_first and schemes & _WEBSOCKET_SCHEMES:
+        return Contradiction("tls_first", variable_of("tls_first").allowed)
     if settings.wants_tls and "ws" in schemes:
         return Contradiction(
             "urls", "ws:// is never encrypted, but another address, a CA file or a certificate asks for TLS"

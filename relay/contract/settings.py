@@ -107,6 +107,7 @@ _TEXT: Final = "any text, together with"
 _FILE: Final = "the path of a file that exists"
 _HOTKEY_FILE: Final = "the path of a bittensor wallet hotkey file, required while RELAY_FACILITATOR_AUTH is hotkey"
 _NATS_URLS: Final = "addresses nats://host:port (or tls://, ws://, wss://), separated by commas"
+_TLS_FIRST: Final = "true or false; true only with addresses nats:// and tls://"
 _DOMAIN: Final = "letters, digits, - and _; not together with RELAY_NATS_API_PREFIX"
 _API_PREFIX: Final = (
     "parts separated by dots, without blanks, * and >, such as JS.shared.API; not together with RELAY_NATS_DOMAIN"
@@ -171,6 +172,14 @@ class NatsSettings(SettingsGroup):
             "RELAY_NATS_KEY_FILE", f"{_FILE}, with RELAY_NATS_CERT_FILE", "Private key of that certificate (PEM)."
         ),
     ] = None
+    tls_first: Annotated[
+        bool,
+        Variable(
+            "RELAY_NATS_TLS_FIRST",
+            _TLS_FIRST,
+            "Whether NATS expects TLS before it says anything (`handshake_first: true` in its configuration).",
+        ),
+    ] = False
     inbox_prefix: Annotated[
         str,
         Field(pattern=r"^[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*$"),
@@ -195,8 +204,12 @@ class NatsSettings(SettingsGroup):
 
     @property
     def wants_tls(self) -> bool:
-        """Whether an address, a CA file or a certificate asks for TLS. Then no server may lack it."""
-        return not _ENCRYPTED_SCHEMES.isdisjoint(map(_scheme, self.urls)) or bool(self.ca_file or self.cert_file)
+        """Whether an address, a CA file, a certificate or `tls_first` asks for TLS. Then no server may lack it."""
+        return (
+            self.tls_first
+            or not _ENCRYPTED_SCHEMES.isdisjoint(map(_scheme, self.urls))
+            or bool(self.ca_file or self.cert_file)
+        )
 
     @property
     def servers(self) -> tuple[str, ...]:

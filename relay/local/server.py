@@ -26,6 +26,7 @@ _LOG_TAIL_LINES: Final = 40
 _CLIENT_PORT: Final = re.compile(rb"Listening for client connections on \S+:(\d+)")
 _MONITOR_PORT: Final = re.compile(rb"Starting http monitor on \S+:(\d+)")
 _READY: Final = b"Server is ready"
+_GREETING: Final = b"INFO "
 _RANDOM_PORT: Final = -1
 """Makes nats-server choose a free port."""
 
@@ -76,6 +77,7 @@ class NatsServer:
             store = 'jetstream: {store_dir: "store"}\n' if jetstream else ""
             sizes = f"max_payload: {max_payload}\nmax_pending: {MAX_PENDING}\n"
             self._config_file.write_text(f"{sizes}{store}{extra_config}\n")
+        self._greets = "handshake_first: true" not in extra_config
         self._port = _RANDOM_PORT
         self._monitor_port = _RANDOM_PORT
         self._log: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
@@ -193,10 +195,10 @@ class NatsServer:
             problem = f"nats-server ended with exit status {status} before it was ready"
             raise LocalServerError(problem, self.log_tail)
         reader, writer = await asyncio.open_connection(_HOST, self.port)
-        greeting = await reader.readline()
+        greeting = await reader.readline() if self._greets else _GREETING
         writer.close()
         await writer.wait_closed()
-        if not greeting.startswith(b"INFO "):
+        if not greeting.startswith(_GREETING):
             raise LocalServerError(f"nats-server greeted with {greeting[:80]!r} instead of INFO", self.log_tail)
 
     async def _read_log(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:

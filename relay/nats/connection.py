@@ -137,6 +137,7 @@ async def connect(
             error_cb=callbacks.failed,
             disconnected_cb=callbacks.disconnected,
             reconnected_cb=callbacks.reconnected,
+            tls_handshake_first=settings.tls_first,
             **_TIMING,
             **sign_in(),
         )

@@ -11,6 +11,7 @@ the connection until its pings fail, and again with each redelivery.
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
@@ -42,6 +43,26 @@ TakeBatch = Callable[[list[tuple[bytes, bytes, bytes, bytes]]], None]
 """As Take, with a list of one or more messages."""
 
 
+class NoGreeting(nats.errors.Error):
+    """The server did not say anything after the TCP connection was made; `ended` says how that ended."""
+
+    def __init__(self, ended: str) -> None:
+        super().__init__(
+            f"{ended}; it may expect TLS before it says anything (`handshake_first: true` in its configuration): then"
+            " set RELAY_NATS_TLS_FIRST=true"
+        )
+
+
+class SpokeFirst(nats.errors.Error):
+    """The server did not wait for TLS."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it says something before TLS: it may not expect TLS first (no `handshake_first` in its configuration):"
+            " then unset RELAY_NATS_TLS_FIRST"
+        )
+
+
 class CannotConnect(nats.errors.Error):
     """An attempt to connect failed with an exception that nats-py does not expect."""
 
@@ -50,6 +71,10 @@ T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LARGE_BYTES: Final = 64 * 1024
 """Messages of this size or more can fill the server's buffer for this client quickly."""
+_NO_INFO: Final = "empty response from server"
+"""What nats-py says if the connection ends before the first line."""
+_NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+"""The reasons that OpenSSL gives if what it reads is not TLS."""
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
 _KEPT_AFTER: Final = (STALE_CONNECTION, PERMISSIONS_ERR)
@@ -90,6 +115,8 @@ class FrameClient(Client):
         self._sign_in = sign_in
         self._tls_only = tls_only
         self._server = ""
+        self._greeted = False
+        """Whether the server has said its first line, INFO, on this connection."""
         self._in_addresses: dict[str, Mapping[str, str | None]] = {}
         """What addresses say about signing in, by `host:port`."""
         self._takes: dict[bytes, Take] = {}
@@ -200,15 +227,28 @@ class FrameClient(Client):
             forbid_clear_text(self)
 
     async def _process_connect_init(self) -> None:
+        self._greeted = False
         try:
             sign_in_with(self, self._sign_in())
             await super()._process_connect_init()
         except BaseException as error:
             abort(self)  # nats-py would leave the socket open
+            if (told := self._without_greeting(error)) is not None:
+                raise told from error
             if isinstance(error, Exception) and not isinstance(error, OSError | nats.errors.Error):
                 # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
                 raise CannotConnect(describe(error)) from error
             raise
+
+    def _without_greeting(self, error: BaseException) -> nats.errors.Error | None:
+        """What it likely means if an attempt ended before the server's first line; None if that says nothing."""
+        if self._greeted or getattr(getattr(self._current_server, "uri", None), "scheme", "") in {"ws", "wss"}:
+            return None
+        if self.options["tls_handshake_first"]:
+            return SpokeFirst() if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS else None
+        if isinstance(error, TimeoutError):
+            return NoGreeting(f"no answer within {self.options['connect_timeout']:g} s")
+        return NoGreeting("it hangs up without a word") if _NO_INFO in str(error) else None
 
     def _take_sign_in(self, server: Any) -> None:
         """Keep what the server's address says about signing in, and take it out of the address.
@@ -226,6 +266,7 @@ class FrameClient(Client):
                 break
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 - as in nats-py
+        self._greeted = True
         if self._tls_only and initial_connection:
             demand_tls(self, info)
         await super()._process_info(info, initial_connection)

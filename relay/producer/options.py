@@ -122,6 +122,7 @@ class Credentials(TypedDict, total=False):
     token: str | SecretStr
     creds: str | Path
     nkey_file: str | Path
+    tls_first: bool
     inbox_prefix: str
     domain: str
     api_prefix: str

@@ -19,7 +19,7 @@ from relay.contract.settings_table import settings_table
 
 CONTRACT = """
     NATS_URL NATS_CREDS NATS_USER NATS_PASSWORD NATS_TOKEN NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE
-    NATS_NKEY_FILE NATS_INBOX_PREFIX NATS_DOMAIN NATS_API_PREFIX
+    NATS_NKEY_FILE NATS_INBOX_PREFIX NATS_DOMAIN NATS_API_PREFIX NATS_TLS_FIRST
     FACILITATOR_URL FACILITATOR_AUTH FACILITATOR_HOTKEY_FILE FACILITATOR_HOTKEY_PASSWORD FACILITATOR_WINDOW
     FACILITATOR_CONNECTIONS FACILITATOR_REPLY_TIMEOUT FACILITATOR_HEADERS LANES MAX_ATTEMPTS MAX_DELIVER ACK_WAIT
     LEASE_TTL BACKOFF_INITIAL BACKOFF_MAX REPLICAS RECEIPTS OTHER_SENDERS MEMORY_MB HTTP_HOST HTTP_PORT LOG_LEVEL
@@ -65,7 +65,7 @@ def test_every_variable_reaches_its_field(tmp_path):
     )
     texts = (
         "NATS_URL=nats://a:1, tls://b NATS_USER=u NATS_PASSWORD=p NATS_TOKEN=t NATS_INBOX_PREFIX=_I.x"
-        " NATS_DOMAIN=d NATS_API_PREFIX=a.b"
+        " NATS_DOMAIN=d NATS_API_PREFIX=a.b NATS_TLS_FIRST=true"
         " FACILITATOR_URL=wss://f/ws/v0/ FACILITATOR_AUTH=None FACILITATOR_HOTKEY_FILE=~/h"
         " FACILITATOR_HOTKEY_PASSWORD=q FACILITATOR_WINDOW=8 FACILITATOR_CONNECTIONS=2"
         " FACILITATOR_REPLY_TIMEOUT=1.5 FACILITATOR_HEADERS=A: b LANES=7 MAX_ATTEMPTS=3"
@@ -89,6 +89,7 @@ def test_every_variable_reaches_its_field(tmp_path):
             key_file=file,
             inbox_prefix="_I.x",
             domain="d",
+            tls_first=True,
         ),
         facilitator=FacilitatorSettings(
             url="wss://f/ws/v0/",
@@ -349,3 +350,9 @@ def test_domain_or_prefix():
     )
     assert "RELAY_NATS_DOMAIN" == refusal(NATS_DOMAIN="hub.x").variable
     assert "RELAY_NATS_API_PREFIX" == refusal(NATS_DOMAIN="hub", NATS_API_PREFIX="a.b").variable
+
+
+@pytest.mark.parametrize("url", ["ws://a", "wss://a"])
+def test_tls_first_over_websocket(url):
+    """WebSockets have no such order, so the setting is refused with them."""
+    assert "RELAY_NATS_TLS_FIRST" == refusal(NATS_URL=url, NATS_TLS_FIRST="true").variable
