@@ -54,12 +54,12 @@ class NoGreeting(nats.errors.Error):
 
 
 class SpokeFirst(nats.errors.Error):
-    """The server did not wait for TLS."""
+    """The server did not wait for TLS, or does not go on after it; `ended` says how that ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: str) -> None:
         super().__init__(
-            "it says something before TLS: it may not expect TLS first (no `handshake_first` in its configuration):"
-            " then unset RELAY_NATS_TLS_FIRST"
+            f"{ended}; it may not expect TLS before all else (no `handshake_first` in its configuration): then unset"
+            " RELAY_NATS_TLS_FIRST"
         )
 
 
@@ -244,11 +244,12 @@ class FrameClient(Client):
         """What it likely means if an attempt ended before the server's first line; None if that says nothing."""
         if self._greeted or getattr(getattr(self._current_server, "uri", None), "scheme", "") in {"ws", "wss"}:
             return None
-        if self.options["tls_handshake_first"]:
-            return SpokeFirst() if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS else None
+        kind = SpokeFirst if self.options["tls_handshake_first"] else NoGreeting
         if isinstance(error, TimeoutError):
-            return NoGreeting(f"no answer within {self.options['connect_timeout']:g} s")
-        return NoGreeting("it hangs up without a word") if _NO_INFO in str(error) else None
+            return kind(f"no answer within {self.options['connect_timeout']:g} s")
+        if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+            return kind("it does not answer with TLS")
+        return kind("it hangs up without a word") if _NO_INFO in str(error) else None
 
     def _take_sign_in(self, server: Any) -> None:
         """Keep what the server's address says about signing in, and take it out of the address.

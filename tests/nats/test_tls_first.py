@@ -8,7 +8,7 @@ from relay.client import StatusClient, UpdateProgress
 from relay.contract.errors import BrokerUnavailable
 from relay.contract.settings import NatsSettings
 from relay.local.server import NatsServer
-from relay.nats.connection import close, connect
+from relay.nats.connection import connect
 from relay.producer import JobStatus, JobStatusUpdate, StatusPublisher
 
 
@@ -53,15 +53,3 @@ async def test_the_setting_with_another_server(certificate, nats_server, encrypt
         server = other if encrypted else nats_server
         with pytest.raises(BrokerUnavailable, match="then unset RELAY_NATS_TLS_FIRST"):
             await connect(NatsSettings(urls=(server.url,), tls_first=True, ca_file=certificate[0]), name="test")
-
-
-async def test_a_server_that_does_both(certificate):
-    """With `handshake_first: auto` the server waits for TLS a moment, and the setting makes no difference."""
-    cert, key = certificate
-    async with NatsServer(
-        extra_config=f'tls {{cert_file: "{cert}", key_file: "{key}", handshake_first: auto}}'
-    ) as server:
-        for tls_first in (True, False):
-            settings = NatsSettings(urls=(server.url,), tls_first=tls_first, ca_file=cert)
-            client = await connect(settings, name="test")
-            await close(client)
