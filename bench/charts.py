@@ -17,12 +17,14 @@ from bench.systems import SYSTEMS
 _COLOURS: Final = {
     "floor_core": "#999999",
     "floor_pull": "#000000",
+    "floor_forward": "#666666",
     "relay": "#D55E00",
     "faststream": "#0072B2",
     "listener": "#009E73",
     "listener_many": "#56B4E9",
     "celery": "#CC79A7",
     "taskiq": "#E69F00",
+    "go_relay": "#F0E442",
 }
 _FLOOR_DASHES: Final = "--"
 _TICKS: Final = (0.0, 0.5, 0.9, 0.99, 0.999)

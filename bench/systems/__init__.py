@@ -67,10 +67,23 @@ FLOOR_PULL: Final = System(
     forwards=False,
     backlog=200_000,
 )
+FLOOR_FORWARD: Final = System(
+    "floor_forward",
+    "floor: JetStream pull loop, each body forwarded as it is",
+    _module("floor_forward"),
+    backlog=150_000,
+)
 RELAY: Final = System("relay", "relay", ("-m", "relay", "serve"), announces=False, backlog=100_000)
 
-FLOORS_AND_RELAY: Final = (FLOOR_CORE, FLOOR_PULL, RELAY)
+FLOORS_AND_RELAY: Final = (FLOOR_CORE, FLOOR_PULL, FLOOR_FORWARD, RELAY)
 PEERS: Final = (
+    System(
+        "go_relay",
+        "relay in Go, of an afternoon",
+        _module("go_relay"),
+        backlog=100_000,
+        executables=("go",),
+    ),
     System(
         "faststream",
         "FastStream pull subscriber",
