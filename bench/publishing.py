@@ -21,8 +21,7 @@ from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.local.server import NatsServer
 from relay.nats.connection import close, connect
 from relay.producer import JobStatus, JobStatusUpdate, StatusPublisher, SyncStatusPublisher, message_id
-from relay.topology.plan import Topology
-from relay.topology.provision import provision
+from relay.topology.provision import Topology, provision
 
 JOBS: Final = 1000
 THREADS: Final = 32
