@@ -119,7 +119,7 @@ async def main() -> None:
     options = parser.parse_args()
     async with NatsServer() as server:
         admin = await connect(NatsSettings(urls=(server.url,)), name="bench")
-        await provision(admin, Topology())
+        await provision(admin, Topology(lanes=4, replicas=1, ack_wait_s=5, max_deliver=50, lease_ttl_s=5))
         await close(admin)
         figures = await measure(server.url, options.rounds)
     medians = {name: statistics.median(values) for name, values in figures.items()}

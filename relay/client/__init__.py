@@ -1,4 +1,4 @@
-"""What services import that ask for the status of jobs.
+"""What services import that ask for the status of jobs, and programs that take job requests.
 
     from relay.client import StatusClient
 
@@ -15,12 +15,17 @@ from relay.client.errors import (
     NoRelayRunning,
     QueryFailed,
     RelayFault,
+    RequestsUnavailable,
+    RequestUnsettled,
     TooManyQueries,
     UnknownJob,
     WaitTimedOut,
 )
+from relay.client.job_requests import Deliver, JobRequests
+from relay.client.pushes import JobRequest, RequestSignature, V0JobCheated, V2JobRequest
 from relay.client.status_client import StatusClient
 from relay.contract.errors import ConfigurationError, RelayError
+from relay.contract.model import JobStatus
 from relay.core.receipt import Receipt
 from relay.core.verdict import Outcome
 from relay.producer.options import Credentials
@@ -30,7 +35,11 @@ __all__ = [
     "AnswerUnavailable",
     "ConfigurationError",
     "Credentials",
+    "Deliver",
     "InvalidQuery",
+    "JobRequest",
+    "JobRequests",
+    "JobStatus",
     "NoAnswer",
     "NoRelayRunning",
     "Outcome",
@@ -38,10 +47,15 @@ __all__ = [
     "Receipt",
     "RelayError",
     "RelayFault",
+    "RequestSignature",
+    "RequestUnsettled",
+    "RequestsUnavailable",
     "StatusClient",
     "TooManyQueries",
     "UnknownJob",
     "UpdateProgress",
     "UpdateReply",
+    "V0JobCheated",
+    "V2JobRequest",
     "WaitTimedOut",
 ]

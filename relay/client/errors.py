@@ -1,4 +1,4 @@
-"""Why there is no answer to a question about a job."""
+"""Why there is no answer to a question about a job, and no job request."""
 
 from typing import Final
 
@@ -44,6 +44,22 @@ class AnswerUnavailable(QueryFailed):
 
 class WaitTimedOut(QueryFailed):
     """What was waited for did not happen in time. `problem` says what is known instead."""
+
+
+class RequestsUnavailable(RelayError):  # noqa: N818
+    """Job requests cannot be taken: the stream or the durable is missing, or the user may not read it."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = escape(problem)
+        super().__init__(f"job requests cannot be taken: {self.problem}")
+
+
+class RequestUnsettled(RelayError):  # noqa: N818
+    """The server has not confirmed what a job request was told: it may come again."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = escape(problem)
+        super().__init__(f"the job request may come again: {self.problem}")
 
 
 TEMPORARY: Final = (NoAnswer, TooManyQueries, AnswerUnavailable)

@@ -15,7 +15,7 @@ from relay.local.server import NatsServer
 
 ROOT = Path(__file__).parents[2]
 USERS = (ROOT / "deploy" / "nats" / "users.conf").read_text()
-ROLES = ("producer", "relay", "operator", "observer")
+ROLES = ("producer", "runner", "relay", "operator", "observer")
 ADMIN = "admin"
 """The user of the system account."""
 ANYBODY = "anybody"

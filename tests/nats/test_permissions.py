@@ -48,9 +48,15 @@ JOB = "123e4567-e89b-42d3-a456-426614174000"
 ADVISORY = advisory_subject(lane_consumer(0))
 
 PUBLISH = {
-    f"job.status.{JOB}": {"producer", "operator"},
-    f"job.query.{JOB}": {"producer", "operator", "observer"},
-    f"job.history.{JOB}": {"producer", "operator", "observer"},
+    f"job.status.{JOB}": {"producer", "runner", "operator"},
+    f"job.query.{JOB}": {"producer", "runner", "operator", "observer"},
+    f"job.history.{JOB}": {"producer", "runner", "operator", "observer"},
+    # Taking job requests, and nothing else of them.
+    "$JS.API.CONSUMER.MSG.NEXT.JOB_REQUESTS.runner": {"runner", "operator"},
+    "$JS.ACK.JOB_REQUESTS.runner.1.1.1.1.0": {"runner"},
+    "$JS.API.CONSUMER.CREATE.JOB_REQUESTS.runner": {"operator"},
+    "$JS.API.CONSUMER.DELETE.JOB_REQUESTS.runner": {"operator"},
+    "$JS.API.STREAM.MSG.DELETE.JOB_REQUESTS": {"operator"},
     "relay.report": {"relay", "operator", "observer"},
     "relay.lane.0": {"relay", "operator"},
     "$SRV.PING": {"operator", "observer"},
@@ -92,7 +98,7 @@ PUBLISH = {
 
 SUBSCRIBE = {
     "job.status.*": (f"job.status.{JOB}", {"operator", "observer"}),
-    "job.relayed.*": (f"job.relayed.{JOB}", {"operator", "observer"}),
+    "job.relayed.*": (f"job.relayed.{JOB}", {"runner", "operator", "observer"}),
     "job.dlq.*": (f"job.dlq.{JOB}", {"operator", "observer"}),
     "job.request.*": (f"job.request.{JOB}", {"operator"}),
     # Other subscribers to these could answer instead of the relay.
