@@ -162,10 +162,11 @@ class JobRequests:
         self._changed.clear()
         if loop.time() >= self._pulled_until_s:
             body = json.dumps({"batch": 1, "expires": int(_EXPIRES_S * _NS)}).encode()
+            pull = client.on_wire(api_pull(REQUEST_STREAM, self._durable))
             self._pulls += 1
             # Each pull has a subject of its own: from another account a second one with the same is not answered.
             answer_to = f"{self._inbox}.{self._pulls}"
-            client.write(publication(api_pull(REQUEST_STREAM, self._durable).encode(), body, answer_to.encode()))
+            client.write(publication(pull.encode(), body, answer_to.encode()))
             self._pulled_until_s = loop.time() + _EXPIRES_S + _LATE_S
         try:
             async with self._connection.until_lost():
@@ -175,7 +176,7 @@ class JobRequests:
         if self._ended:
             problem, self._ended = self._ended, ""
             raise BrokerUnavailable([], problem)
-        if refusal := not_permitted(client, api_pull(REQUEST_STREAM, self._durable)):
+        if refusal := not_permitted(client, client.on_wire(api_pull(REQUEST_STREAM, self._durable))):
             raise RequestsUnavailable(f"the NATS user may not do this: {refusal}")
 
     def _take(self, _subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:

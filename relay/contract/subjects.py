@@ -296,7 +296,7 @@ def api_consumer_create(stream: str, consumer: str, subject: str) -> str:
 
 def api_durable_create(stream: str, durable: str) -> str:
     """Where a durable without a filter of subjects is made."""
-    return f"{_API}.CONSUMER.CREATE.{stream}.{durable}"
+    return f"{API}.CONSUMER.CREATE.{stream}.{durable}"
 
 
 def api_consumer_delete(stream: str, consumer: str) -> str:
