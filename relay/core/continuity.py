@@ -35,6 +35,8 @@ class ConsumerState:
     """When the server said so: Unix time, on its clock."""
     made_at_s: float = -math.inf
     """When the consumer was made (`created`): Unix time, on the server's clock."""
+    ack_wait_s: float = 0.0
+    """After how long the server delivers an update again; 0 if that is not known."""
 
     @property
     def unsettled(self) -> int:
@@ -48,7 +50,10 @@ def patience_s(ack_wait_s: float) -> float:
 
 
 class Continuity:
-    """Watches one consumer's deliveries for gaps, and says whether the lane must be held because of one."""
+    """Watches one consumer's deliveries for gaps, and says whether the lane must be held because of one.
+
+    `patience_s` is the least patience: a consumer whose `ack_wait` is longer, by another setting, gets what it needs.
+    """
 
     def __init__(self, patience_s: float) -> None:
         self.held = True
@@ -61,6 +66,7 @@ class Continuity:
 
     def began(self, state: ConsumerState, now_s: float) -> None:
         """Pulling starts, or starts over: what is missing has the full patience again."""
+        self._patience_s = max(self._patience_s, patience_s(state.ack_wait_s))
         if self._next is None:
             # The worker before this one may acknowledge, late, an update that has already come back here. The server
             # would then have no more pending than are at hand, although another update is still missing.

@@ -106,11 +106,15 @@ class Memory:
         """The lanes that have requested an update of any size."""
         self.arriving_bytes_per_s: float | None = None
         """How fast deliveries arrive while the server has some; None if that is not known yet."""
+        self.ack_wait_s = ack_wait_s
         self.waiting: dict[Share, None] = {}
         """The lanes that wait until they may go alone, the longest first."""
         self._at_hand_bytes = memory_bytes // _PER_BYTE_AT_HAND
-        self._ack_wait_s = ack_wait_s
         self._shares: dict[Share, None] = {}
+
+    def expect_ack_wait(self, ack_wait_s: float) -> None:
+        """The server waits this long: the setting was changed, or is another one here."""
+        self.ack_wait_s = ack_wait_s
 
     def join(self) -> Share:
         """A lane is driven from now on."""
@@ -133,7 +137,7 @@ class Memory:
     def request_bytes(self) -> int:
         """How much each lane may have on request."""
         arriving_bytes_per_s = self.arriving_bytes_per_s or _UNKNOWN_BYTES_PER_S
-        in_time = arriving_bytes_per_s * self._ack_wait_s * _OF_ACK_WAIT
+        in_time = arriving_bytes_per_s * self.ack_wait_s * _OF_ACK_WAIT
         lanes = max(1, len(self._shares))
         return max(LEAST_REQUEST_BYTES, int(min(in_time, MAX_ON_REQUEST_BYTES) / lanes))
 

@@ -74,12 +74,18 @@ def soften_server_failures(findings: list[Finding]) -> list[Finding]:
 async def check_topology(client: FrameClient, settings: DeliverySettings) -> Finding:
     """Are streams and consumers as these settings ask? The same comparison as `relay provision --check`."""
     plan = await check(client, topology_of(settings))
-    if plan.is_done and plan.warnings:
-        return warn(TOPOLOGY, "; ".join(plan.warnings), "docs/streams.md says what each option means")
     if plan.in_place:
         return ok(TOPOLOGY, "streams, consumers and the lease bucket are as these settings ask")
-    remedy = "run `relay provision` with the settings of the relays"
-    return fail(TOPOLOGY, "; ".join(plan.differences), remedy)
+    found, remedy = "; ".join(plan.differences), "run `relay provision` with the settings of the relays"
+    if not plan.suffices:
+        return fail(TOPOLOGY, found, remedy)
+    if not plan.is_done:
+        return warn(TOPOLOGY, found, f"{remedy}; until then relays go by what they find")
+    return warn(
+        TOPOLOGY,
+        found,
+        "docs/streams.md says what each option means, and docs/operations.md what to do about lost copies",
+    )
 
 
 async def check_account(client: FrameClient) -> Finding:

@@ -8,6 +8,7 @@ from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_BUCKET, S
 from relay.contract.text import format_counts, format_duration, format_size
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
+from relay.topology.copies import REMEDY
 
 OLD_S: Final = 60.0
 TOO_OLD_S: Final = 600.0
@@ -16,10 +17,6 @@ FULL: Final = 0.95
 CLOCK_S: Final = 1.0
 UNTRIED_S: Final = 60.0
 """Workers try after 20 seconds."""
-_COPY_MISSING: Final = (
-    "if a server was removed from the cluster (`peer-remove`), it is not let in again under its old name: start it "
-    "with a new `server_name` and an empty store; otherwise look at the log of the server that is missing"
-)
 PAGE: Final = "docs/debugging.md"
 STATE_CHECKS: Final = (
     *("workers", "lanes", "intake", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),
@@ -222,7 +219,7 @@ def _copy_problems(streams: Collection[StreamSnapshot]) -> list[Finding]:
         if stream.behind
     ]
     findings += [
-        warn("copies", f"stream {stream.name} has {stream.copies} of its {stream.replicas} copies", _COPY_MISSING)
+        warn("copies", f"stream {stream.name} has {stream.copies} of its {stream.replicas} copies", REMEDY)
         for stream in streams
         if stream.copies is not None and stream.copies < stream.replicas
     ]

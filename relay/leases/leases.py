@@ -28,6 +28,7 @@ from relay.observability.logs import get_logger
 _log = get_logger(__name__)
 
 _EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
+_NS_PER_S: Final = 1_000_000_000
 _OPERATION: Final = "KV-Operation"
 _LANE: Final = re.compile(r"[0-9]{1,4}")
 
@@ -50,6 +51,8 @@ class LeaseTable:
     """The worker that drives each lane; lanes without an owner are left out."""
     revisions: Mapping[str, int]
     """The last revision of each key, deleted ones included. A new entry must follow it."""
+    ttl_s: float
+    """The bucket's time to live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Leases:
 
     Args:
         worker: this worker's id: letters, digits, `-` and `_`.
-        ttl_s: the bucket's time to live.
+        ttl_s: the bucket's time to live. It may be changed while leases are held, if all that hold some go by it.
     """
 
     def __init__(self, client: FrameClient, worker: str, ttl_s: float) -> None:
@@ -74,8 +77,6 @@ class Leases:
         self.changed = asyncio.Event()
         """Set when the bucket may have changed, as a hint to read it."""
         self._client = client
-        # Short, because a leader that has just died never answers, and the next leader answers at once.
-        self._timeout_s = ttl_s / 3
         self._last_values: dict[str, bytes] = {}  # by subject; one for each lane and worker
 
     async def watch(self) -> None:
@@ -114,7 +115,8 @@ class Leases:
                     owners[int(lane)] = owner
                 case _:
                     pass  # not a key of the relay
-        return LeaseTable(frozenset(workers), owners, {entry.key: entry.revision for entry in entries})
+        revisions = {entry.key: entry.revision for entry in entries}
+        return LeaseTable(frozenset(workers), owners, revisions, info["config"]["max_age"] / _NS_PER_S)
 
     async def announce(self) -> None:
         """Say that this worker is alive. Raises RelayError."""
@@ -146,6 +148,11 @@ class Leases:
         except JetStreamError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
+
+    @property
+    def _timeout_s(self) -> float:
+        # Short, because a leader that has just died never answers, and the next leader answers at once.
+        return self.ttl_s / 3
 
     async def _write_lease(self, lane: int, after: int) -> Lease | None:
         # Not the event loop's clock: uvloop reads it once per turn, so a process that was stopped for a while would

@@ -85,8 +85,7 @@ class Ownership:
         self._held: dict[int, _Holding] = {}
         self._seen_driven: set[int] = set()
         """Lanes that had an owner when they were last seen in the bucket."""
-        self._renewal_s = leases.ttl_s / _RENEWALS_PER_TTL
-        self._silence_limit_s = max(election_s, 3 * leases.ttl_s)
+        self._election_s = election_s
         self._answered_s = time.monotonic()
         """When the bucket last answered, or another server was tried."""
 
@@ -94,6 +93,10 @@ class Ownership:
     def lanes(self) -> list[int]:
         """The lanes that are driven here."""
         return sorted(self._held)
+
+    @property
+    def _renewal_s(self) -> float:
+        return self._leases.ttl_s / _RENEWALS_PER_TTL
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take and renew lanes until `stop` is set; then release every lane as soon as it is drained.
@@ -127,7 +130,9 @@ class Ownership:
             if trouble != self.trouble:
                 _log.error(trouble)
             self.trouble = trouble
-            if not isinstance(error, JetStreamError) and time.monotonic() >= self._answered_s + self._silence_limit_s:
+            if not isinstance(error, JetStreamError) and time.monotonic() >= self._answered_s + max(
+                self._election_s, 3 * self._leases.ttl_s
+            ):
                 self._answered_s = time.monotonic()
                 await self._leases.try_elsewhere()
         else:
@@ -136,6 +141,7 @@ class Ownership:
 
     async def _move_towards_shares(self, holdings: asyncio.TaskGroup) -> None:
         table = await self._leases.read()
+        self._leases.ttl_s = table.ttl_s or self._leases.ttl_s  # 0: somebody lets entries live for ever
         how_free: dict[int, HowTaken] = {lane: self._how_free(lane, table) for lane in range(self._lanes)}
         me = self._leases.worker
         self.place = place_of(me, table.workers)

@@ -25,6 +25,8 @@ to repeat it if another node started one at the same moment."""
 _CURRENT_TIMEOUT_S: Final = 30.0
 _ANSWER_TIMEOUT_S: Final = 0.5
 _AGAIN_AFTER_S: Final = 0.1
+ADMIN: Final = "admin"
+"""User and password of the system account; everybody else needs none."""
 _HOST: Final = "127.0.0.1"
 _ELECTIONS: Final = "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"
 _MONITOR_REQUEST: Final = b"GET /jsz?streams=1&consumers=1 HTTP/1.0\r\n\r\n"
@@ -196,7 +198,8 @@ def _name(number: int) -> str:
 def _config(number: int, ports: list[int]) -> str:
     routes = ", ".join(f'"nats://{_HOST}:{port}"' for port in ports)
     cluster = f'{{name: local, listen: "{_HOST}:{ports[number]}", routes: [{routes}]}}'
-    return f"server_name: {_name(number)}\ncluster: {cluster}"
+    system = f"accounts: {{$SYS: {{users: [{{user: {ADMIN}, password: {ADMIN}}}]}}}}"
+    return f"server_name: {_name(number)}\ncluster: {cluster}\n{system}"
 
 
 def _reserve_port() -> socket.socket:

@@ -290,6 +290,9 @@ class Metrics:
     def _define_connections(self) -> None:
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
         self._intake = self._gauge("relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1.")
+        self._missing_copies = self._gauge(
+            "relay_missing_copies", "Copies of streams and lane consumers that are lost, away or behind."
+        )
         self._reconnects = self._counter("relay_nats_reconnects", "Reconnects after a lost connection to NATS.")
         self._slow_consumer = self._counter(
             "relay_nats_slow_consumer", "Those of the reconnects that probably followed a drop as a slow consumer."
@@ -309,6 +312,10 @@ class Metrics:
             "outcome",
             get_args(ControlOutcome),
         )
+
+    def copies(self, missing: int) -> None:
+        """So many copies of streams and consumers are lost, away or behind."""
+        self._missing_copies.set(missing)
 
     def state(self, *, ready: bool, nats: bool, facilitator: int, intake: bool) -> None:
         """Whether the worker is ready, NATS is connected, and its stream stores; how many connections are signed in."""

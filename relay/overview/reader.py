@@ -33,6 +33,7 @@ from relay.nats.permissions import Permission, missing_permissions
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 from relay.topology.consumer_state import OldestUpdates, find_consumer_state
+from relay.topology.copies import copies_of
 from relay.topology.intake import idle_s
 
 _NS_PER_S: Final = 1_000_000_000
@@ -141,8 +142,7 @@ def _lane_count(status_info: Mapping[str, Any]) -> int:
 def _stream(name: str, info: Mapping[str, Any]) -> StreamSnapshot:
     config, state = info["config"], info["state"]
     counts: dict[str, int] = state.get("subjects") or {}
-    cluster: dict[str, Any] = info.get("cluster") or {}
-    followers: list[dict[str, Any]] = cluster.get("replicas") or []
+    copies = copies_of(info)
     return StreamSnapshot(
         name=name,
         messages=state["messages"],
@@ -154,6 +154,6 @@ def _stream(name: str, info: Mapping[str, Any]) -> StreamSnapshot:
         max_bytes=config["max_bytes"],
         max_age_s=config["max_age"] / _NS_PER_S,
         replicas=config["num_replicas"],
-        behind=tuple(each["name"] for each in followers if each.get("offline") or not each.get("current")),
-        copies=len(followers) + bool(cluster.get("leader")) if cluster.get("name") else None,
+        behind=copies.behind,
+        copies=copies.kept,
     )

@@ -201,8 +201,8 @@ class Lanes:
 
     async def _keep_in_progress(self) -> None:
         """Tell the server what is still worked on, well before `ack_wait` is over."""
-        beat_s = self._limits.ack_wait_s / _BEATS_PER_ACK_WAIT
         while True:
+            beat_s = self.memory.ack_wait_s / _BEATS_PER_ACK_WAIT
             await asyncio.sleep(beat_s)
             # Only what has waited for a whole beat is reported, so a lane that flows costs nothing.
             for update in list(self._untouched_since(time.monotonic() - beat_s)):

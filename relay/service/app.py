@@ -129,7 +129,9 @@ class Relay:
         lanes = self._settings.delivery.lanes
         self._lines = self._make_lines(client, pushes, receipts)
         self._ownership, lane_count = self._make_ownership(client), LaneCount(client, lanes)
-        topology = TopologyWatch(client, topology_of(self._settings.delivery), self._intervals.topology_look_s)
+        topology = TopologyWatch(
+            client, topology_of(self._settings.delivery), self._intervals.topology_look_s, self._memory.expect_ack_wait
+        )
         intake = Intake(client, self._intervals.canary_after_s)
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(_publishing_pushes(pushes, self._intervals.last_pushes_s))
@@ -201,7 +203,7 @@ class Relay:
                 self._wait_for(str(error))
             else:
                 if plan.suffices:
-                    return True
+                    return True  # what differs, and lets it relay, is in the log and on /readyz: TopologyWatch
                 self._wait_for(str(NotProvisioned(plan.to_do)))
             await asyncio.sleep(self._intervals.provision_check_s)
 

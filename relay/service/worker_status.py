@@ -96,6 +96,8 @@ class WorkerStatus:
             self._metrics.in_trouble(lane.lane, troubled=lane.trouble is not None)
         for line in self._lines[:1]:  # all lines share the memory
             self._metrics.memory(line.lanes.memory.at_hand_bytes, line.lanes.memory.on_request_bytes)
+        if self._topology is not None:
+            self._metrics.copies(self._topology.missing_copies)
         connections = [line.connection for line in self._lines]
         places = len(connections) * self._settings.facilitator.window
         unanswered_bytes = sum(each.unanswered_bytes for each in connections)

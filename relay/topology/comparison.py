@@ -22,6 +22,8 @@ class Change:
     new: str
     harm: str = ""
     """For an option that the relay does not set: why it is harmful."""
+    vital: bool = True
+    """Whether no worker can relay before it is made."""
 
     def __str__(self) -> str:
         return f"{self.field} {self.old} -> {self.new}" + (f" ({self.harm})" if self.harm else "")

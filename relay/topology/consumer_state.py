@@ -15,6 +15,7 @@ from relay.timing.room import Room
 
 _ROOM_BYTES: Final = 32 * 1024 * 1024
 """For updates that are asked for at a time: 4 with a `max_payload` of 8 MB."""
+_NS_PER_S: Final = 1_000_000_000
 _KNOWN_FOR_S: Final = 60.0
 """An update may be removed without being settled, when it is too old for the stream or by an operator."""
 
@@ -29,6 +30,7 @@ def consumer_state_of(info: Mapping[str, Any]) -> ConsumerState:
         ack_floor=info["ack_floor"]["stream_seq"],
         told_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
         made_at_s=dt.datetime.fromisoformat(info["created"]).timestamp(),
+        ack_wait_s=info["config"]["ack_wait"] / _NS_PER_S,
     )
 
 

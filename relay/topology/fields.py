@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_STREAM, STATUS_STREAM
+from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_STREAM, STATUS_STREAM, STATUS_SUBJECTS
 
 
 class Owner(StrEnum):
@@ -173,6 +173,23 @@ CONSUMER_FIELDS: Final[Mapping[str, Field]] = {
 
 _FOLLOWING: Final = frozenset({"num_replicas", "subject_transform", "max_msg_size", "ack_wait", "max_deliver"})
 _FOLLOWING_IN_LEASES: Final = frozenset({"max_age", "duplicate_window"})
+
+
+_SETTINGS: Final = {"num_replicas": "RELAY_REPLICAS", "ack_wait": "RELAY_ACK_WAIT", "max_deliver": "RELAY_MAX_DELIVER"}
+
+
+def setting_of(name: str, field: str) -> str | None:
+    """The variable that a field follows, if a relay works with another value as well: it goes by what it finds."""
+    if name == LEASE_STREAM and field == "max_age":
+        return "RELAY_LEASE_TTL"
+    return _SETTINGS.get(field)
+
+
+def is_vital(name: str, field: str, found: Any) -> bool:
+    """Whether no worker can keep the promise with this value of a field that is ours."""
+    if name == STATUS_STREAM and field == "subjects":
+        return STATUS_SUBJECTS not in (found or ())
+    return field == "subject_transform" or not (follows_a_setting(name, field) or field == "metadata")
 
 
 def follows_a_setting(name: str, field: str) -> bool:

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from relay.contract import subjects
 from relay.topology.comparison import Change, Config, differences, merged
+from relay.topology.copies import find_lost
 from relay.topology.downgrade import find_downgrades
-from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, follows_a_setting
+from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, is_vital
 from relay.topology.options import Options, judge_options
 
 LANE_CAPACITY: Final = 512
@@ -53,8 +54,11 @@ class Step:
 
     @property
     def is_needed(self) -> bool:
-        """Whether no worker can relay before it is done. Harmful options alone do not keep a worker from relaying."""
-        return self.verb is not Verb.LEFT and not (self.changes and all(change.harm for change in self.changes))
+        """Whether no worker can relay before it is done.
+
+        Harmful options, another value of a setting, and a consumer too many do not keep a worker from relaying.
+        """
+        return self.verb is Verb.CREATED or any(change.vital for change in self.changes)
 
     @property
     def line(self) -> str:
@@ -102,11 +106,13 @@ class Plan:
     lane_change: LaneChange | None = None
     downgrades: tuple[str, ...] = ()
     """What the steps would make weaker than it is; see downgrade.py. They are carried out only if this is wanted."""
+    lost_copies: tuple[str, ...] = ()
+    """What fewer servers keep than it is configured to have, and what to do: nothing that provisioning can do."""
 
     @property
     def in_place(self) -> bool:
         """Whether everything is as wanted, without any warning."""
-        return self.is_done and not self.warnings
+        return self.is_done and not self.warnings and not self.lost_copies
 
     @property
     def is_done(self) -> bool:
@@ -131,21 +137,12 @@ class Plan:
     @property
     def differences(self) -> tuple[str, ...]:
         """What a check found, refusals and warnings included; empty if everything is in place."""
-        return (*self.to_do, *self.warnings)
+        return (*self.to_do, *self.warnings, *self.lost_copies)
 
     @property
     def to_do(self) -> tuple[str, ...]:
         """Refusals, and what provisioning would do."""
         return (*self.refusals, *(step.difference for step in self.steps if step.difference))
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """How the server differs from what a running relay needs, in words for an operator."""
-
-    troubles: tuple[str, ...]
-    """What `relay provision` would mend or refuse."""
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,33 +177,15 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
     refusals = (*_stream_refusals(wanted, actual), *_consumer_refusals(wanted, actual), *_lane_refusals(wanted, actual))
     found = {name: info["config"] for name, info in actual.streams.items()}
     downgrades = tuple(find_downgrades(wanted.streams, found))
-    return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades)
+    lost = tuple(find_lost(actual.streams, actual.consumers))
+    return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades, lost)
 
 
-def find_drift(wanted: Wanted, actual: Actual) -> Drift:
-    """What has changed under a running relay. Fields that follow a setting are left out: others may change that now."""
-    lasting = Wanted(
-        wanted.lanes,
-        {name: _as_found(name, config, actual.streams.get(name)) for name, config in wanted.streams.items()},
-        {
-            name: _as_found(name, config, actual.consumers[name])
-            for name, config in wanted.consumers.items()
-            if name in actual.consumers
-        },
-    )
-    streams = [_stream_step(name, config, actual) for name, config in lasting.streams.items()]
-    consumers = [_consumer_step(name, lasting, actual, None) for name in lasting.consumers]
-    refusals = (*_stream_refusals(lasting, actual), *_consumer_refusals(lasting, actual))
-    plan = Plan((*streams, *consumers), refusals)
-    return Drift(tuple(f"{text}; run `relay provision`" for text in plan.to_do), plan.warnings)
-
-
-def _as_found(name: str, wanted: Config, info: Config | None) -> Config:
-    """`wanted`, but with the actual values of fields that follow a setting."""
-    if info is None:
-        return wanted
-    found: Config = info["config"]
-    return {key: found.get(key) if follows_a_setting(name, key) else value for key, value in wanted.items()}
+def make_lasting_plan(wanted: Wanted, actual: Actual) -> Plan:
+    """As `make_plan`, for a relay that runs: without changes of the lanes, and without what only provisioning needs."""
+    streams = [_stream_step(name, config, actual) for name, config in wanted.streams.items()]
+    consumers = [_consumer_step(name, wanted, actual, None) for name in wanted.consumers]
+    return Plan((*streams, *consumers), (*_stream_refusals(wanted, actual), *_consumer_refusals(wanted, actual)))
 
 
 def _stream_step(name: str, wanted: Config, actual: Actual) -> Step:
@@ -237,12 +216,17 @@ def _consumer_step(name: str, wanted: Wanted, actual: Actual, lane_change: LaneC
 def _compared(kind: Kind, name: str, wanted: Config, actual: Config, options: Options) -> Step:
     back: Config = dict.fromkeys(options.put_back)
     changes = differences({**wanted, **back}, actual)
-    changes = tuple(replace(change, harm=options.put_back.get(change.field, "")) for change in changes)
+    changes = tuple(_weighed(change, name, actual, options.put_back.get(change.field, "")) for change in changes)
     warnings = tuple(options.warnings)
     if not changes:
         return Step(Verb.LEFT, kind, name, warnings=warnings)
     kept = {key: value for key, value in actual.items() if key not in back}
     return Step(Verb.CHANGED, kind, name, changes, merged(wanted, kept), warnings)
+
+
+def _weighed(change: Change, name: str, actual: Config, harm: str) -> Change:
+    key = {"lanes": "subject_transform"}.get(change.field, change.field.partition(" ")[0])
+    return replace(change, harm=harm, vital=not harm and is_vital(name, key, actual.get(key)))
 
 
 def _stream_options(name: str, wanted: Config, found: Config) -> Options:

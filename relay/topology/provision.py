@@ -12,8 +12,10 @@ from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.topology.comparison import Config
+from relay.topology.drift import Drift, find_drift
 from relay.topology.lane_change import intake_closed
-from relay.topology.plan import LANE_CAPACITY, Actual, Drift, Kind, Plan, Step, Verb, Wanted, find_drift, make_plan
+from relay.topology.lease_ttl import lower_ttl
+from relay.topology.plan import LANE_CAPACITY, Actual, Kind, Plan, Step, Verb, Wanted, make_plan
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
 """Bytes that a dead letter may need in addition to its update, for the relay's headers with the error's text."""
@@ -266,6 +268,8 @@ async def _apply(client: FrameClient, step: Step) -> None:
         case Verb.CREATED, Kind.STREAM:
             await api_request(client, subjects.api_stream_create(step.name), step.config)
         case Verb.CHANGED, Kind.STREAM:
+            if step.name == subjects.LEASE_STREAM:
+                await lower_ttl(client, step.config["max_age"])
             await api_request(client, subjects.api_stream_update(step.name), step.config)
         case _:
             # With an explicit action, a create cannot become an update of a consumer that somebody else has just made.

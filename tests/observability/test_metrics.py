@@ -42,6 +42,7 @@ def test_what_happens_is_counted():
     metrics.nats_reconnected(slow_consumer=True)
     metrics.traceparents_malformed(1)
     metrics.state(ready=True, nats=True, facilitator=2, intake=True)
+    metrics.copies(3)
     metrics.loop_lagged(0.2)
     after = dict(series(metrics))
     changed = {
@@ -78,6 +79,7 @@ def test_what_happens_is_counted():
         "relay_ready": 1,
         "relay_nats_connected": 1,
         "relay_intake_up": 1,
+        "relay_missing_copies": 3,
         "relay_facilitator_connected": 2,
         "relay_event_loop_lag_seconds_count": 1,
         "relay_event_loop_lag_seconds_sum": 0.2,

@@ -5,6 +5,7 @@ import pytest
 
 from relay.contract import subjects
 from relay.topology.comparison import Change, differences, merged
+from relay.topology.drift import find_drift
 from relay.topology.plan import Actual, Kind, Plan, Step, Verb, Wanted, make_plan
 
 NS = 1_000_000_000
@@ -257,3 +258,41 @@ def test_a_deleted_thing_has_its_line():
     """Each action has its own line of text."""
     steps = tuple(Step(verb, Kind.CONSUMER, "c") for verb in Verb)
     assert ("created consumer c", "changed consumer c", "left consumer c", "deleted consumer c") == Plan(steps).lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "suffices"),
+    [
+        ({"num_replicas": 1}, True),
+        ({"max_msg_size": 10**6}, True),
+        ({"subjects": ["job.status.*", "relay.canary"]}, True),
+        ({"subjects": ["job.other.*"]}, False),
+        ({"subject_transform": subjects.lane_transform(2)}, False),
+        ({"discard": "old"}, False),
+    ],
+)
+def test_what_keeps_a_relay_from_starting(fields, suffices):
+    """Another value of a setting does not; what the promise needs does."""
+    needed = {"num_replicas": 3, "max_msg_size": 8 * 10**6, "discard": "new"}
+    asked = Wanted(4, {"JOB_STATUS": stream(**needed)}, wanted().consumers)
+    plan = make_plan(asked, actual(stream_info(**needed | fields)))
+    assert (suffices, False) == (plan.suffices, plan.is_done)
+
+
+def test_running_with_other_settings():
+    """A relay with other settings than the streams have names each once, with the way out."""
+    asked = Wanted(
+        4, {"JOB_STATUS": stream(num_replicas=3)}, {n: c | {"max_deliver": 20} for n, c in wanted().consumers.items()}
+    )
+    found = actual(
+        stream_info(num_replicas=1), *(consumer_info(lane, max_deliver=50, ack_wait=2 * NS) for lane in range(4))
+    )
+    drift = find_drift(asked, found)
+    lanes = "relay-lane-0, relay-lane-1, relay-lane-2, relay-lane-3"
+    assert () == drift.troubles
+    assert (
+        "RELAY_REPLICAS is 3 here, and 1 in JOB_STATUS",
+        f"RELAY_ACK_WAIT is 5s here, and 2s in {lanes}",
+        f"RELAY_MAX_DELIVER is 20 here, and 50 in {lanes}",
+    ) == tuple(text.partition(", which")[0] for text in drift.warnings)
+    assert 2.0 == drift.ack_wait_s

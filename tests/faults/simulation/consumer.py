@@ -79,6 +79,7 @@ class Consumer:
             "ack_floor": {"stream_seq": min(self._pending, default=self._delivered + 1) - 1},
             "num_ack_pending": len(self._pending),
             "num_pending": len(self._unseen),
+            "config": {"ack_wait": round(self._ack_wait_s * 1e9)},
         }
 
     def store(self, stored: Stored) -> None:

@@ -47,6 +47,7 @@ class Bucket:
             frozenset(name for kind, name in kept if kind == "worker"),
             {int(name): live[lane_key(int(name))].value for kind, name in kept if kind == "lane"},
             {key: entry.revision for key, entry in live.items()},
+            self._ttl_s,
         )
 
     def owner(self, lane: int) -> str | None:
