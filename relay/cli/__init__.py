@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration
 """
 
 import contextlib
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -73,7 +74,9 @@ def _run(asked: Sequence[str]) -> None:
     sys.stderr = cast("TextIO", Output(sys.stderr, raises=False))
     try:
         try:
-            program(asked or COMMANDS)()
+            command = program(asked or COMMANDS)
+            gc.enable()
+            command()
         finally:
             sys.stdout.flush()  # here an error can still be told
     except (RelayError, ExceptionGroup) as raised:

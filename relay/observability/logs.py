@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from relay.contract.errors import ConfigurationError
@@ -47,10 +48,25 @@ def configure(level: str, format: Literal["json", "console"]) -> None:  # noqa: 
 
 
 def _structured(name: str) -> "FilteringBoundLogger":
-    import structlog  # noqa: PLC0415 - which imports rich, where that is installed
+    if "structlog" not in sys.modules:
+        _load_structlog()
+    import structlog  # noqa: PLC0415 - it is slow to import
 
     logger: FilteringBoundLogger = structlog.get_logger(logger_name=name)
     return logger
+
+
+def _load_structlog() -> None:
+    """Load structlog, but not rich, which takes longer to load: structlog only prints tracebacks in colours with it."""
+    modules = cast("dict[str, object]", sys.modules)
+    loaded = modules.get("rich")
+    modules["rich"] = None  # so it counts as not installed
+    try:
+        import_module("structlog")
+    finally:
+        del modules["rich"]
+        if loaded is not None:
+            modules["rich"] = loaded
 
 
 class _Guest:

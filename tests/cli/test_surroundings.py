@@ -221,11 +221,19 @@ async def test_modules_in_the_working_folder(scene, tmp_path):
     assert [] == relay.said("exit status")
 
 
+def printed_by(code: str) -> str:
+    command = [sys.executable, "-c", f"import sys; from relay.contract.surroundings import prepare; prepare(); {code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S).stdout
+
+
 def test_aiohttp_is_loaded_when_it_is_used():
     code = (
-        "import sys; from relay.contract.surroundings import prepare; prepare(); import nats.aio.transport as user;"
-        "before = 'aiohttp.client' in sys.modules; user.aiohttp.ClientSession;"
+        "import nats.aio.transport as user; before = 'aiohttp.client' in sys.modules; user.aiohttp.ClientSession;"
         "print(before, 'aiohttp.client' in sys.modules)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
-    assert ended.stdout == "False True\n"
+    assert printed_by(code) == "False True\n"
+
+
+def test_serve_loads_nothing_for_other_commands():
+    code = "import relay.cli.serve; print({'rich', 'aiohttp.client', 'opentelemetry', 'bittensor'} & {*sys.modules})"
+    assert printed_by(code) == "set()\n"
