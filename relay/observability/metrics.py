@@ -10,21 +10,19 @@ To add a metric, for example of the bytes forwarded:
 `relay_worker_up` and `relay_worker_restarts` are metrics of a parent: service/worker_probes.py has them.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from importlib.metadata import version
+from platform import python_version
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.registry import Collector
 
 from relay.contract.report import Timing
 from relay.contract.subjects import Reason
 from relay.contract.wire import PushKind, Repair
 from relay.core.verdict import Outcome
-from relay.observability.log_stream import dropped_lines
+from relay.observability.collectors import Collected, DurationHistogram, KnownGauge, LogMetrics
 
 HowTaken = Literal["handed_over", "expired", "free"]
 """How a worker got a lane: its owner gave it up, the owner's lease expired, or no earlier owner is known."""
@@ -38,62 +36,6 @@ ControlOutcome = Literal["passed", "lost", "missing"]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """The content type of what `Metrics.render` returns. Every scraper can read it."""
-_BUCKETS_S: Final = (
-    *(0.000_05, 0.000_1, 0.000_2, 0.000_35, 0.000_5, 0.000_75),
-    *(0.001, 0.002, 0.003_5, 0.005, 0.007_5, 0.01, 0.02, 0.035, 0.05, 0.075),
-    *(0.1, 0.2, 0.35, 0.5, 0.75, 1, 2, 5, 10, 20, 30, 60),
-)
-"""50 microseconds to 60 seconds; narrow below 100 milliseconds, where the relay's own share of a latency lies."""
-
-
-class DurationHistogram(Collector):
-    """A histogram of durations in seconds, to be used by one thread only.
-
-    The library's own takes a lock twice for each observation, which makes it six times as slow; and most of these get
-    an observation for each update.
-    """
-
-    def __init__(self, name: str, help_text: str) -> None:
-        self._name = name
-        self._help_text = help_text
-        self._counts = [0] * (len(_BUCKETS_S) + 1)
-        self._sum_s = 0.0
-
-    @property
-    def timing(self) -> Timing:
-        """Its contents now."""
-        return Timing(list(_BUCKETS_S), list(self._counts), self._sum_s)
-
-    def observe(self, durations_s: Sequence[float]) -> None:
-        for duration_s in durations_s:
-            self._counts[bisect_left(_BUCKETS_S, duration_s)] += 1
-            self._sum_s += duration_s
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        bounds = (*(str(float(bound)) for bound in _BUCKETS_S), "+Inf")
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._help_text, buckets, self._sum_s)
-
-
-class Collected(Collector):
-    """Metrics that are already collected, for `generate_latest`, which wants a registry."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
-
-
-class LogMetrics(Collector):
-    """What became of the log lines of this process."""
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(
-            "relay_log_lines_dropped",
-            "Log lines that were lost, because standard error could not be written or nobody read it.",
-            value=dropped_lines(),
-        )
 
 
 class Metrics:
@@ -101,6 +43,7 @@ class Metrics:
 
     Methods are named after what happened. Durations are in seconds; lanes count from 0 to `lanes` - 1.
     Every series exists from the start, with value 0, and is looked up once, here: the hot path calls no `labels()`.
+    Only the series of a `KnownGauge` exist as long as their values are known.
     """
 
     def __init__(self, lanes: int) -> None:
@@ -126,10 +69,16 @@ class Metrics:
             "outcome",
             Outcome,
         )
-        self._lag = self._lane_gauges("relay_lag", "Updates stored and not settled, as the lane's owner last saw it.")
-        self._oldest = self._lane_gauges(
+        self._lag = self._known_gauge(
+            "relay_lag", "Updates stored and not settled, as the lane's owner last saw it; absent elsewhere.", "lane"
+        )
+        self._oldest = self._known_gauge(
             "relay_oldest_unrelayed_seconds",
             "Age of the lane's oldest update that is stored and not settled, as its owner last saw it; 0 without one.",
+            "lane",
+        )
+        self._letters_stored = self._known_gauge(
+            "relay_dead_letters_stored", "Dead letters that are in JOB_DLQ; absent while that cannot be seen."
         )
         self._ready = self._gauge("relay_ready", "1 while /readyz answers 200, else 0.")
 
@@ -161,8 +110,15 @@ class Metrics:
 
     def backlog(self, lane: int, unsettled: int, oldest_s: float) -> None:
         """`unsettled` updates of a lane are stored and not settled; the oldest was stored `oldest_s` ago."""
-        self._lag[lane].set(unsettled)
-        self._oldest[lane].set(oldest_s)
+        self._lag.set(unsettled, str(lane))
+        self._oldest.set(oldest_s, str(lane))
+
+    def dead_letters_stored(self, letters: int | None) -> None:
+        """How many dead letters there are; None if that cannot be seen."""
+        if letters is None:
+            self._letters_stored.forget()
+        else:
+            self._letters_stored.set(letters)
 
     # --- Lanes
 
@@ -195,7 +151,8 @@ class Metrics:
         self._lanes_left[how].inc()
         self._owned[lane].set(0)
         self._in_trouble[lane].set(0)
-        self.backlog(lane, 0, 0)
+        self._lag.forget(str(lane))
+        self._oldest.forget(str(lane))
 
     def at_hand(self, lane: int, updates: int) -> None:
         self._at_hand[lane].set(updates)
@@ -288,6 +245,10 @@ class Metrics:
     # --- Connections and processes
 
     def _define_connections(self) -> None:
+        build = Gauge(
+            "relay_build_info", "1; the labels say what runs.", ["version", "python"], registry=self._registry
+        )
+        build.labels(version("job-status-relay"), python_version()).set(1)
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
         self._intake = self._gauge("relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1.")
         self._missing_copies = self._gauge(
@@ -391,6 +352,11 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(name, help_text, registry=self._registry)
+
+    def _known_gauge(self, name: str, help_text: str, label: str | None = None) -> KnownGauge:
+        gauge = KnownGauge(name, help_text, label)
+        self._registry.register(gauge)
+        return gauge
 
     def _lane_gauges(self, name: str, help_text: str) -> list[Gauge]:
         """One for each lane, by its number, with the label `lane`."""

@@ -32,6 +32,7 @@ from relay.observability.loop_lag import measure_loop_lag
 from relay.observability.metrics import Metrics
 from relay.observability.tracing import open_tracing
 from relay.path.backlog import Backlog
+from relay.path.dead_letter_count import DeadLetterCount
 from relay.path.limits import LaneLimits
 from relay.path.pushes import PushPublisher
 from relay.path.receipts import Receipts
@@ -141,6 +142,7 @@ class Relay:
                 background(
                     measure_loop_lag(self.metrics.loop_lagged),
                     Backlog(client, self.worker_status.lanes, self.metrics).run(),
+                    DeadLetterCount(client, self.metrics).run(),
                     lane_count.run(),
                     topology.run(),
                     intake.run(),

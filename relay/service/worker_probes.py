@@ -19,7 +19,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.observability.metrics import Collected, LogMetrics
+from relay.observability.collectors import Collected, LogMetrics
 
 _CHUNK_BYTES: Final = 65536
 

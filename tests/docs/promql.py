@@ -29,12 +29,20 @@ class Series:
         return self.values.keys() | TARGET_LABELS | {"worker"}
 
 
+def worker_metrics() -> Metrics:
+    """The metrics of a worker that knows all that can be known, so that each has its series."""
+    metrics = Metrics(1)
+    metrics.backlog(0, 0, 0)
+    metrics.dead_letters_stored(0)
+    return metrics
+
+
 @cache
 def exposed() -> dict[str, Series]:
     """The series in /metrics of a worker and of a parent, by name; and Prometheus' own `up`."""
     parent = asyncio.run(WorkerProbes(2).exposition())
     found = {"up": Series("gauge")}
-    for family in text_string_to_metric_families((Metrics(1).render() + parent).decode()):
+    for family in text_string_to_metric_families((worker_metrics().render() + parent).decode()):
         for sample in family.samples:
             series = found.setdefault(sample.name, Series(family.type))
             for label, value in sample.labels.items():

@@ -42,10 +42,10 @@ def looking_at_backlog(scene: Scene, relay: Relay) -> Callable[..., Any]:
     return partial(look_until, Backlog(scene.nc, relay.worker_status.lanes, relay.metrics))
 
 
-def of(relay: Relay, name: str, lanes: int = 4) -> list[float]:
-    """The values of a gauge, lane by lane."""
+def of(relay: Relay, name: str, lanes: int = 4) -> list[float | None]:
+    """The values of a gauge, lane by lane; None where it has none."""
     now = gauges(relay)
-    return [now[f"{name} {lane}"] for lane in range(lanes)]
+    return [now.get(f"{name} {lane}") for lane in range(lanes)]
 
 
 async def test_backlog_that_is_not_pulled(nats_server, facilitator):
@@ -156,9 +156,12 @@ async def test_standing_by(nats_server, facilitator, after):
     shared = after(Ownership, "_rebalance")
     async with Scene(nats_server, facilitator, LANES="1", LEASE_TTL="1") as scene, scene.relay() as first:
         await shared(lambda: of(first, "relay_lane_owned", 1) == [1])
+        await looking_at_backlog(scene, first)(lambda: of(first, "relay_lag", 1) == [0])
         async with scene.relay(FACILITATOR_URL=NOBODY) as second:
             await shared(lambda: second.worker_status.missing() == [])
             assert ([0], 1) == (of(second, "relay_lane_owned", 1), gauges(second)["relay_ready"])
+            unseen = [of(second, name, 1) for name in ("relay_lag", "relay_oldest_unrelayed_seconds")]
+            assert [[None], [None]] == unseen, "only the owner of a lane knows this"
             lost = after(Metrics, "connection_lost")
             await facilitator.away(DROPPED)
             await lost(lambda: first.worker_status.missing() != [])
