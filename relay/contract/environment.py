@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.env_file import read_env_file
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import Settings, SettingsGroup
+from relay.contract.settings import PROXY, Settings, SettingsGroup, parse_proxy
 from relay.contract.settings_table import BY_VARIABLE, GROUPS, as_text
+from relay.contract.usual_proxy import usual_proxy
 
 _PREFIX: Final = "RELAY_"
 _LONGEST_PATH: Final = 255
@@ -42,11 +43,26 @@ def load_settings(
     given = {name: value for name, value in (read_env_file(env_file, environ) | environ).items() if value}
     given = _as_meant(_settings_among(given, notices), notices)
     settings = Settings.model_validate({group: _fill(group, given) for group in GROUPS})
+    settings = _with_usual_proxy(settings, environ)
     _refuse_contradictions(settings, given)
     if notice is not None:
         for each in notices:
             notice(each)
     return settings
+
+
+def _with_usual_proxy(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    facilitator = settings.facilitator
+    usual = usual_proxy(facilitator.url, environ) if facilitator.url and facilitator.proxy is None else None
+    if usual is None:
+        return settings
+    try:
+        parse_proxy(usual.url)
+    except ValueError:
+        allowed = f"{PROXY}; set RELAY_FACILITATOR_PROXY, or exclude the Facilitator with NO_PROXY"
+        raise ConfigurationError(usual.variable, f"***@{usual.url.rpartition('@')[2]}", allowed) from None
+    with_proxy = facilitator.model_copy(update={"proxy": SecretStr(usual.url)})
+    return settings.model_copy(update={"facilitator": with_proxy})
 
 
 def concerns(name: str, prefix: str) -> bool:
@@ -139,6 +155,6 @@ def _shown(name: str, value: str) -> str:
     # These values may hold a secret: an address, and a file's content given in place of its path.
     if name.endswith(("_CREDS", "_FILE")) and (len(value) > _LONGEST_PATH or not value.isprintable()):
         return "***"
-    if name.endswith("_URL") and "@" in value:
+    if name.endswith(("_URL", "_PROXY")) and "@" in value:
         return "***@" + value.rpartition("@")[2]
     return "***" if value and name.endswith(("_TOKEN", "_PASSWORD", "_HEADERS")) else value

@@ -95,9 +95,25 @@ def _facilitator_address(url: str) -> str:
     return url
 
 
+def _proxy_address(proxy: SecretStr) -> SecretStr:
+    parse_proxy(proxy.get_secret_value())
+    return proxy
+
+
+def parse_proxy(url: str) -> SplitResult:
+    """The parts of a proxy's address. Raises ValueError if it is not allowed."""
+    parts = urlsplit(url)
+    more = parts.path not in {"", "/"} or parts.query or parts.fragment
+    half = (parts.username is None) != (parts.password is None)
+    if parts.scheme not in {"http", "https"} or not _host(parts) or parts.port == 0 or more or half:
+        raise ValueError("not a proxy")
+    return parts
+
+
 _Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 _File = Annotated[Path, AfterValidator(_existing_file)] | None
 _Secret = SecretStr | None
+_Proxy = Annotated[SecretStr, AfterValidator(_proxy_address)] | None
 _Headers = Annotated[SecretStr, AfterValidator(_upgrade_headers)] | None
 
 _SECONDS: Final = "seconds, from 0.05 to 3600"
@@ -117,6 +133,7 @@ _FACILITATOR_URL: Final = (
     "a ws:// or wss:// address with path and trailing slash, such as wss://facilitator.example/ws/v0/"
     " (without the slash the Facilitator answers HTTP 500)"
 )
+PROXY: Final = "http://host:port or https://host:port of an HTTP proxy, with user:password@ before the host if it asks"
 _WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
 _MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
 _MEMORY: Final = f"MiB (1,048,576 bytes), {_WHOLE} 64 to 1048576"
@@ -263,6 +280,20 @@ class FacilitatorSettings(SettingsGroup):
         _Headers,
         Variable("RELAY_FACILITATOR_HEADERS", UPGRADE_HEADERS, "Further headers of the request for a WebSocket."),
     ] = None
+
+    proxy: Annotated[
+        _Proxy,
+        Variable(
+            "RELAY_FACILITATOR_PROXY",
+            PROXY,
+            "The proxy on the way to the Facilitator; if unset, HTTPS_PROXY, ALL_PROXY and NO_PROXY say.",
+        ),
+    ] = None
+
+    @property
+    def proxy_url(self) -> str | None:
+        """`proxy`, which may hold a secret."""
+        return self.proxy.get_secret_value() if self.proxy is not None else None
 
     @property
     def upgrade_headers(self) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ import socket
 import ssl
 from typing import Final
 
-from websockets import InvalidHandshake
+from websockets import InvalidHandshake, ProxyError
 
 from relay.contract.errors import IdentityError
 from relay.contract.settings import FacilitatorSettings
@@ -60,6 +60,7 @@ async def check_facilitator(
     try:
         websocket = await connect(
             settings.url,
+            proxy=settings.proxy_url,
             headers=settings.upgrade_headers,
             max_size=_MAX_FRAME_BYTES,
             open_timeout_s=open_timeout_s,
@@ -105,6 +106,8 @@ async def _reply(websocket: WebSocket) -> Reply:
 
 def _remedy(error: Exception) -> str:
     match error:
+        case ProxyError():
+            return "check RELAY_FACILITATOR_PROXY, HTTPS_PROXY or ALL_PROXY, and what that proxy permits"
         case InvalidHandshake():
             return "another server answers there: check host and path of RELAY_FACILITATOR_URL"
         case ssl.SSLError():

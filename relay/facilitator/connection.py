@@ -83,6 +83,8 @@ class Endpoint:
 
     url: str = field(repr=False)
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    proxy: str | None = field(default=None, repr=False)
+    """The HTTP proxy to go through."""
 
 
 class FacilitatorConnection:
@@ -168,6 +170,7 @@ class FacilitatorConnection:
     async def _connect_and_converse(self, answers: AnswerSink, pushes: PushQueue) -> None:
         socket = await connect(
             self._endpoint.url,
+            proxy=self._endpoint.proxy,
             headers=self._endpoint.headers,
             max_size=_MAX_FRAME_BYTES,
             open_timeout_s=_OPEN_TIMEOUT_S,

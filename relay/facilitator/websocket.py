@@ -7,20 +7,28 @@ message by message; docs/benchmarks.md says what that costs at full load.
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
+from urllib.parse import SplitResult, urlsplit
 
 from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
+from relay.contract.text import escape, redact_url
+from relay.facilitator.tunnel import Tunnel
 from relay.timing.waiting import at_most
 
 _TCP_TIMEOUT_S: Final = 2.0
 """For a TCP connection to one address. Short, because nothing but the network and the kernel take part in it, and while
 we wait for packets that are dropped we do not notice that the server is back."""
 _AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_SHOWN_CHARS: Final = 200
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
 _UNREAD_BYTES: Final = 1024 * 1024
@@ -207,7 +215,7 @@ class WebSocket(asyncio.Protocol):
 
     def _check_handshake(self) -> None:
         if self._protocol.handshake_exc is not None:
-            self._shaken.set_exception(self._protocol.handshake_exc)
+            self._shaken.set_exception(_with_target(self._protocol.handshake_exc))
         elif self._protocol.state is not State.CONNECTING:  # it may be closing already
             self._shaken.set_result(None)
 
@@ -219,6 +227,7 @@ class WebSocket(asyncio.Protocol):
 async def connect(
     url: str,
     *,
+    proxy: str | None = None,
     headers: Sequence[tuple[str, str]] = (),
     max_size: int,
     open_timeout_s: float,
@@ -229,6 +238,7 @@ async def connect(
 
     Args:
         url: `ws://` or `wss://`; with `wss://` this machine must trust the server's certificate.
+        proxy: `http://` or `https://`, the HTTP proxy to go through; it looks up the server's name.
         headers: names and values of further HTTP headers of the request.
         max_size: the largest message to accept, in bytes; a larger one closes the connection with 1009.
         open_timeout_s: how long connecting and both handshakes may take.
@@ -245,26 +255,87 @@ async def connect(
     def make() -> WebSocket:
         return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
 
-    stage = f"the name {uri.host} is not looked up"
+    stage = _Stage(f"the name {uri.host} is not looked up")
     try:
         async with asyncio.timeout(open_timeout_s):
-            addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
-            stage = "there is no TCP connection"
-            connected = await _first_to_answer(addresses)
-            stage = "the TLS handshake is not finished"
             name = uri.host if uri.secure else None
-            transport, websocket = await loop.create_connection(
-                make, sock=connected, ssl=uri.secure or None, server_hostname=name
-            )
-            stage = "there is no answer to the request for a WebSocket"
+            if proxy is None:
+                connected = await _tcp(uri.host, uri.port, stage)
+                stage.waits_for = "the TLS handshake is not finished"
+                transport, websocket = await loop.create_connection(
+                    make, sock=connected, ssl=uri.secure or None, server_hostname=name
+                )
+            else:
+                transport, websocket = await _through(urlsplit(proxy), uri, make, stage)
+            stage.waits_for = "there is no answer to the request for a WebSocket"
             try:
                 await websocket.shake_hands(headers)
             except BaseException:
                 transport.abort()
                 raise
     except TimeoutError as error:
-        raise TimeoutError(str(error) or f"after {open_timeout_s:g} s {stage} yet") from error
+        raise TimeoutError(str(error) or f"after {open_timeout_s:g} s {stage.waits_for} yet") from error
     return websocket
+
+
+@dataclass(slots=True)
+class _Stage:
+    """How far an attempt to connect has got."""
+
+    waits_for: str
+
+
+async def _tcp(host: str, port: int, stage: _Stage) -> socket.socket:
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    stage.waits_for = "there is no TCP connection"
+    return await _first_to_answer(addresses)
+
+
+async def _through(
+    proxy: SplitResult, uri: WebSocketURI, make: Callable[[], WebSocket], stage: _Stage
+) -> tuple[asyncio.Transport, WebSocket]:
+    """A connection to the server through the proxy. All addresses of the proxy are tried, as otherwise the server's."""
+    loop = asyncio.get_running_loop()
+    shown = redact_url(proxy.geturl())
+    secure = proxy.scheme == "https"
+    host = proxy.hostname or ""
+    stage.waits_for = f"the name of the proxy {shown} is not looked up"
+    try:
+        connected = await _tcp(host, proxy.port or (443 if secure else 80), stage)
+        stage.waits_for = f"the proxy {shown} has not answered"
+        transport, tunnel = await loop.create_connection(
+            lambda: Tunnel(uri, proxy), sock=connected, ssl=secure or None, server_hostname=host if secure else None
+        )
+    except TimeoutError as error:
+        raise TimeoutError(f"{error} (the proxy {shown})" if str(error) else "") from error
+    except OSError as error:
+        raise OSError(f"the proxy {shown} cannot be reached: {error}") from error
+    try:
+        await tunnel.opened
+        websocket = make()
+        transport.set_protocol(websocket)
+        if uri.secure:
+            stage.waits_for = "the TLS handshake behind the proxy is not finished"
+            context = ssl.create_default_context()
+            encrypted = await loop.start_tls(transport, websocket, context, server_hostname=uri.host)
+            assert encrypted is not None, "it is None only for a transport that is closing"
+            transport = encrypted
+        websocket.connection_made(transport)
+    except BaseException:
+        transport.abort()
+        raise
+    return transport, websocket
+
+
+def _with_target(refusal: Exception) -> Exception:
+    """The refusal; if it is a redirect, one that says where it points to."""
+    if not isinstance(refusal, InvalidStatus) or refusal.response.status_code not in _REDIRECTS:
+        return refusal
+    target = escape(redact_url(refusal.response.headers.get("Location", "")))[:_SHOWN_CHARS]
+    return InvalidHandshake(
+        f"HTTP {refusal.response.status_code} redirects to {target}, which is not followed: set"
+        " RELAY_FACILITATOR_URL to where the Facilitator is"
+    )
 
 
 async def _first_to_answer(addresses: Sequence[_AddressInfo]) -> socket.socket:

@@ -241,7 +241,7 @@ class Relay:
         connections = min(facilitator.connections, delivery.lanes)
         paces = [ConnectPace(self._place, number, connections, self._backoff) for number in range(connections)]
         settings = LineSettings(
-            endpoint=Endpoint(facilitator.url, facilitator.upgrade_headers),
+            endpoint=Endpoint(facilitator.url, facilitator.upgrade_headers, facilitator.proxy_url),
             authentication=self._authentication,
             window=facilitator.window,
             reply_timeout_s=facilitator.reply_timeout_s,
