@@ -8,10 +8,10 @@ INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python in
 LOCK_VENV := .venv-lock
 AUDIT_VENV := .venv-audit
 SBOM_VENV := .venv-sbom
-LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
+LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock clean
+.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock check-install clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ audit:  ## look what the image installs up in the OSV database of known vulnerab
 	@$(AUDIT_VENV)/bin/pip-audit --strict --vulnerability-service osv --disable-pip --require-hashes --progress-spinner off \
 		--requirement requirements.lock || { echo 'make audit: not passed. Either a pinned version has a known' \
 		'vulnerability (named above: raise it in pyproject.toml and run make lock), or OSV cannot be reached from here.'; exit 1; }
+
+check-install:  ## install what publishers need, on its lowest versions and beside the pins of others (needs the package index)
+	@$(PYTHON) tests/install/check.py
 
 sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.json)
 	@$(PYTHON) -m venv --clear $(SBOM_VENV)

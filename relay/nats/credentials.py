@@ -4,6 +4,7 @@ Files are read each time, and nothing of them is kept: a certificate, key, autho
 renewed on disk is used from the next connection on.
 """
 
+import importlib.util
 import re
 import ssl
 from pathlib import Path
@@ -31,12 +32,21 @@ def connect_options(settings: NatsSettings) -> dict[str, Any]:
     if settings.token is not None:
         options["token"] = settings.token.get_secret_value()
     if settings.creds is not None:
+        _require_nkeys("RELAY_NATS_CREDS", settings.creds)
         options["user_credentials"] = RawCredentials(_credentials(settings.creds))
     if settings.nkey_file is not None:
+        _require_nkeys("RELAY_NATS_NKEY_FILE", settings.nkey_file)
         options["nkeys_seed_str"] = _seed(settings.nkey_file)
     if settings.ca_file or settings.cert_file:
         options["tls"] = _tls(settings)
     return options
+
+
+def _require_nkeys(variable: str, path: Path) -> None:
+    # nats-py would try it with each server, and fail with an error that nothing catches.
+    if importlib.util.find_spec("nkeys") is None:
+        allowed = "it needs the package nkeys, which is not installed: pip install 'job-status-relay[nkeys]'"
+        raise ConfigurationError(variable, str(path), allowed)
 
 
 def _credentials(path: Path) -> str:
