@@ -53,6 +53,8 @@ REPLAYED_FROM_HEADER: Final = "Relay-Replayed-From"
 """On an update that was replayed: the sequence of its dead letter in DLQ_STREAM."""
 HISTORY_HEADER: Final = "Relay-History"
 """On a replayed update: its earlier failures, oldest first; see `StoredDeadLetter.history`."""
+FLOOR_HEADER: Final = "Relay-Floor"
+"""On the lease of a lane: up to which sequence its updates are settled, and when STATUS_STREAM was made."""
 ORIGINAL_HEADER_PREFIX: Final = "Relay-Original-"
 """In a dead letter, the prefix for headers of the original update that the server would act on (`Nats-*`)."""
 

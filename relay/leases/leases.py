@@ -12,13 +12,22 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nats.aio.msg import Msg
 
 from relay.contract.errors import JetStreamError
-from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS, api_stream_info, is_marker, lane_key, worker_key
+from relay.contract.subjects import (
+    FLOOR_HEADER,
+    LEASE_STREAM,
+    LEASE_SUBJECTS,
+    api_stream_info,
+    is_marker,
+    lane_key,
+    worker_key,
+)
+from relay.core.floors import Floors
 from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.err_codes import WRONG_LAST_SEQUENCE
 from relay.nats.frames import FrameClient
@@ -53,6 +62,8 @@ class LeaseTable:
     """The last revision of each key, deleted ones included. A new entry must follow it."""
     ttl_s: float
     """The bucket's time to live."""
+    floors: Mapping[int, str | None] = field(default_factory=dict[int, str | None])
+    """The header FLOOR_HEADER of each lane's key, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,7 @@ class _Entry:
     value: str | None
     """None if it was deleted."""
     revision: int
+    floor: str | None = None
 
 
 class Leases:
@@ -69,14 +81,16 @@ class Leases:
     Args:
         worker: this worker's id: letters, digits, `-` and `_`.
         ttl_s: the bucket's time to live. It may be changed while leases are held, if all that hold some go by it.
+        floors: what to write with the lease of each lane.
     """
 
-    def __init__(self, client: FrameClient, worker: str, ttl_s: float) -> None:
+    def __init__(self, client: FrameClient, worker: str, ttl_s: float, floors: Floors | None = None) -> None:
         self.worker = worker
         self.ttl_s = ttl_s
         self.changed = asyncio.Event()
         """Set when the bucket may have changed, as a hint to read it."""
         self._client = client
+        self._floors = floors or Floors()
         self._last_values: dict[str, bytes] = {}  # by subject; one for each lane and worker
 
     async def watch(self) -> None:
@@ -116,7 +130,8 @@ class Leases:
                 case _:
                     pass  # not a key of the relay
         revisions = {entry.key: entry.revision for entry in entries}
-        return LeaseTable(frozenset(workers), owners, revisions, info["config"]["max_age"] / _NS_PER_S)
+        floors = {int(entry.key[5:]): entry.floor for entry in entries if entry.floor and entry.key[:5] == "lane."}
+        return LeaseTable(frozenset(workers), owners, revisions, info["config"]["max_age"] / _NS_PER_S, floors)
 
     async def announce(self) -> None:
         """Say that this worker is alive. Raises RelayError."""
@@ -129,6 +144,7 @@ class Leases:
     async def acquire(self, lane: int, table: LeaseTable) -> Lease | None:
         """Take a lane that is free or ours in `table`; None if another worker was faster. Raises RelayError."""
         assert table.owners.get(lane, self.worker) == self.worker, "another's lane is not taken"
+        self._floors.inherit(lane, table.floors.get(lane))
         return await self._write_lease(lane, table.revisions.get(lane_key(lane), 0))
 
     async def renew(self, lease: Lease) -> Lease | None:
@@ -144,7 +160,7 @@ class Leases:
     async def release(self, lease: Lease) -> None:
         """Delete the lease, so that the lane's next owner can start at once; ignores a lost one. Raises RelayError."""
         try:
-            await self._put(lane_key(lease.lane), after=lease.revision, deleted=True)
+            await self._put(lane_key(lease.lane), after=lease.revision, deleted=True, lane=lease.lane)
         except JetStreamError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
@@ -159,15 +175,17 @@ class Leases:
         # still believe that its leases are valid.
         good_until_s = time.monotonic() + self.ttl_s
         try:
-            revision = await self._put(lane_key(lane), after=after)
+            revision = await self._put(lane_key(lane), after=after, lane=lane)
         except JetStreamError as error:
             if error.err_code == WRONG_LAST_SEQUENCE:
                 return None
             raise
         return Lease(lane, revision, good_until_s)
 
-    async def _put(self, key: str, *, after: int | None = None, deleted: bool = False) -> int:
+    async def _put(self, key: str, *, after: int | None = None, deleted: bool = False, lane: int | None = None) -> int:
         headers = {} if after is None else {_EXPECTED_REVISION: str(after)}
+        if lane is not None and (floor := self._floors.header(lane)) is not None:
+            headers[FLOOR_HEADER] = floor
         if deleted:
             headers[_OPERATION] = "DEL"
         value = b"" if deleted else self.worker.encode()
@@ -181,7 +199,7 @@ class Leases:
         headers, body = message.headers, message.body
         deleted = _OPERATION in headers or is_marker(headers, body)
         value = None if deleted else body.decode(errors="replace")
-        return _Entry(_key(subject), value, message.sequence)
+        return _Entry(_key(subject), value, message.sequence, headers.get(FLOOR_HEADER))
 
     async def _on_write(self, message: Msg) -> None:
         """Set `changed`, unless the write only renewed an entry."""

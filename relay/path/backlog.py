@@ -35,12 +35,22 @@ class Backlog:
         client: the connection to NATS.
         lanes: returns the state of those lanes now.
         metrics: where the lag is reported.
+        on_floor: called with each lane and its ack floor.
     """
 
-    def __init__(self, client: Client, lanes: Callable[[], Sequence[LaneReport]], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        client: Client,
+        lanes: Callable[[], Sequence[LaneReport]],
+        metrics: Metrics,
+        look_every_s: float = _LOOK_EVERY_S,
+        on_floor: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._client = client
         self._lanes = lanes
         self._metrics = metrics
+        self._look_every_s = look_every_s
+        self._on_floor = on_floor
         self._oldest = OldestUpdates(client, timeout_s=_TIMEOUT_S)
         self._samples: dict[int, _LagSample] = {}
 
@@ -48,7 +58,7 @@ class Backlog:
         """Measure every few seconds until cancelled, which is safe."""
         while True:
             await self._look()
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(self._look_every_s)
 
     async def _look(self) -> None:
         lanes = self._lanes()
@@ -66,6 +76,8 @@ class Backlog:
             state = await find_consumer_state(self._client, lane.lane, timeout_s=_TIMEOUT_S)
             if state is None:
                 return True
+            if self._on_floor is not None:
+                self._on_floor(lane.lane, state.ack_floor)
             if lane.at_hand and not lane.held:
                 # Updates that were not delivered yet are younger, so the server need not be asked for the oldest.
                 oldest_s = lane.oldest_at_hand_s if state.unsettled else 0.0

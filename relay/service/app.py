@@ -6,16 +6,17 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, NotProvisioned
 from relay.contract.settings import Settings
 from relay.contract.subjects import safe_token
 from relay.core.backoff import Backoff
 from relay.core.connect_pace import ConnectPace, Place, any_place
+from relay.core.floors import Floors
 from relay.core.memory import Memory
 from relay.core.ports import SettlementObserver
 from relay.core.progress import LaneProgress
@@ -94,6 +95,7 @@ class Relay:
         self.worker_status = WorkerStatus(settings, self.metrics, worker=self._worker, version=self._version)
         """What keeps updates from flowing, the metrics, and the report."""
         self._memory = Memory(settings.delivery.memory_bytes, settings.delivery.ack_wait_s)
+        self._floors = Floors()
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None
         self._place_until_known = any_place(random.random)
@@ -133,7 +135,7 @@ class Relay:
         topology = TopologyWatch(
             client, topology_of(self._settings.delivery), self._intervals.topology_look_s, self._memory.expect_ack_wait
         )
-        intake = Intake(client, self._intervals.canary_after_s)
+        intake = Intake(client, self._intervals.canary_after_s, self._know_stream)
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(_publishing_pushes(pushes, self._intervals.last_pushes_s))
             await started.enter_async_context(background(receipts.run()))
@@ -141,7 +143,13 @@ class Relay:
             await started.enter_async_context(
                 background(
                     measure_loop_lag(self.metrics.loop_lagged),
-                    Backlog(client, self.worker_status.lanes, self.metrics).run(),
+                    Backlog(
+                        client,
+                        self.worker_status.lanes,
+                        self.metrics,
+                        self._intervals.backlog_look_s,
+                        self._floors.settled,
+                    ).run(),
                     DeadLetterCount(client, self.metrics).run(),
                     lane_count.run(),
                     topology.run(),
@@ -213,7 +221,7 @@ class Relay:
         delivery = self._settings.delivery
         lanes = [for_lane(self._lines, lane) for lane in range(delivery.lanes)]
         drivers = [ReportingDriver(client, each, each.progress) for each in lanes]
-        leases = Leases(client, self._worker, delivery.lease_ttl_s)
+        leases = Leases(client, self._worker, delivery.lease_ttl_s, self._floors)
         return Ownership(
             leases, delivery.lanes, drivers.__getitem__, drain_s=self._intervals.drain_s, metrics=self.metrics
         )
@@ -255,6 +263,12 @@ class Relay:
         wanted: list[tuple[bool, SettlementObserver | None]] = [(delivery.receipts, receipts), (True, self._tracing)]
         observers = [observer for on, observer in wanted if on and observer is not None]
         return [Line(client, replace(settings, pace=pace), pushes, self.metrics, observers) for pace in paces]
+
+    def _know_stream(self, info: Mapping[str, Any] | None) -> None:
+        if info is None:
+            self._floors.stream_gone()
+        else:
+            self._floors.stream_seen(info["created"], info["state"]["last_seq"])
 
     def _place(self) -> Place:
         known = self._ownership.place if self._ownership is not None else None

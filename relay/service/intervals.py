@@ -20,6 +20,8 @@ class Intervals:
     """How often to look whether somebody has changed streams and consumers."""
     canary_after_s: float = 20.0
     """How long the status stream may store nothing until a worker tries whether it can."""
+    backlog_look_s: float = 5.0
+    """How often to ask the server how far the lanes are."""
     facilitator_ping_s: float = 20.0
     """How often to ping the Facilitator, so that a dead connection is noticed while nothing is sent."""
     dead_letter_retry_s: float = 5.0

@@ -7,13 +7,13 @@ that the stream must store shows it: the canary. It is in no lane, so it is neve
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.contract.errors import PublishUnconfirmed, RelayError
+from relay.contract.errors import JetStreamError, PublishUnconfirmed, RelayError
 from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info
 from relay.nats.connection import Requester, api_request, not_permitted, publish_confirmed
-from relay.nats.err_codes import STREAM_FULL
+from relay.nats.err_codes import STREAM_FULL, STREAM_NOT_FOUND
 from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)
@@ -34,16 +34,22 @@ class Intake:
     """Looks four times in `canary_after_s`, and publishes a canary if the stream has stored nothing for that time.
 
     All workers see what one of them has published, so a stream gets one canary in that time, and none while producers
-    are busy.
+    are busy. `on_stream` is called with what JetStream's API answers about the stream; with None if there is none.
     """
 
-    def __init__(self, client: Requester, canary_after_s: float) -> None:
+    def __init__(
+        self,
+        client: Requester,
+        canary_after_s: float,
+        on_stream: Callable[[Mapping[str, Any] | None], None] | None = None,
+    ) -> None:
         self.trouble: str | None = None
         """Why the stream stores nothing, and what to do, in words for an operator; None if it stores."""
         self.warning: str | None = None
         """Why nobody knows whether it stores; None if that is known."""
         self._client = client
         self._canary_after_s = canary_after_s
+        self._on_stream = on_stream
         self._look_every_s = canary_after_s / _LOOKS
 
     async def run(self) -> None:
@@ -55,14 +61,21 @@ class Intake:
     async def _look(self) -> None:
         try:
             info = await api_request(self._client, api_stream_info(STATUS_STREAM), timeout_s=self._look_every_s)
-        except RelayError:
+        except RelayError as error:
+            if isinstance(error, JetStreamError) and error.err_code == STREAM_NOT_FOUND:
+                self._tell(None)
             return  # the lanes' consumers report what is wrong with the stream
+        self._tell(info)
         if idle_s(info) < self._canary_after_s:
             self._know(None)
         elif CANARY_SUBJECT not in info["config"]["subjects"]:
             self.warning = f"{_UNSEEN}: the stream does not take {CANARY_SUBJECT}; run `relay provision`"
         else:
             await self._try()
+
+    def _tell(self, info: Mapping[str, Any] | None) -> None:
+        if self._on_stream is not None:
+            self._on_stream(info)
 
     async def _try(self) -> None:
         """Publish a canary."""

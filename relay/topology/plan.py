@@ -159,6 +159,7 @@ class Actual:
     """What the server has: its answers to INFO for those of the relay's streams and lane consumers that exist.
 
     `last_stored` is, by consumer, the sequence of the newest update that it is to deliver; 0 if there is none.
+    `floors` are, by consumer that is missing, the sequences up to which its lane is known to be settled.
     `captured_by` lists, for each subject of a wanted stream, all streams that capture that subject or a part of it.
     """
 
@@ -166,6 +167,7 @@ class Actual:
     consumers: Mapping[str, Config]
     last_stored: Mapping[str, int]
     captured_by: Mapping[str, Sequence[str]]
+    floors: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def make_plan(wanted: Wanted, actual: Actual) -> Plan:
@@ -208,9 +210,13 @@ def _consumer_step(name: str, wanted: Wanted, actual: Actual, lane_change: LaneC
         info = actual.consumers[name]
         return _compared(Kind.CONSUMER, name, config, info["config"], _consumer_options(name, wanted, info))
     start: Config = {"deliver_policy": "all"}
+    changes: tuple[Change, ...] = ()
+    if lane_change is None and (floor := actual.floors.get(name)):
+        start = {"deliver_policy": "by_start_sequence", "opt_start_seq": floor + 1}
+        changes = (Change("start", "1", f"{floor + 1}, after what is settled"),)
     if lane_change is not None:
         start = {"deliver_policy": "by_start_sequence", "opt_start_seq": lane_change.last_sequence + 1}
-    return Step(Verb.CREATED, Kind.CONSUMER, name, config={**config, **start})
+    return Step(Verb.CREATED, Kind.CONSUMER, name, changes, config={**config, **start})
 
 
 def _compared(kind: Kind, name: str, wanted: Config, actual: Config, options: Options) -> Step:

@@ -1,5 +1,6 @@
 """Streams, lane consumers and the lease bucket: what is wanted, what exists, and changing one into the other."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -7,6 +8,7 @@ from relay.contract import subjects
 from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
 from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import api_stream_names
+from relay.core.floors import Floor
 from relay.nats.connection import api_request, require_server
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
@@ -222,7 +224,23 @@ async def _read(client: FrameClient, wanted_now: Wanted) -> Actual:
     }
     consumers = await _lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
     last_stored = {name: await _last_sequence(client, info["config"]) for name, info in consumers.items()}
-    return Actual(streams, consumers, last_stored, captured_by)
+    missing = [name for name in wanted_now.consumers if name not in consumers]
+    return Actual(streams, consumers, last_stored, captured_by, await _floors(client, streams, missing))
+
+
+async def _floors(client: FrameClient, streams: Mapping[str, Config], missing: Sequence[str]) -> dict[str, int]:
+    """How far the lanes of consumers that are missing are settled, as far as their owners have written it down."""
+    if not {subjects.STATUS_STREAM, subjects.LEASE_STREAM} <= streams.keys():
+        return {}
+    status = streams[subjects.STATUS_STREAM]
+    found: dict[str, int] = {}
+    for name in missing:
+        key = subjects.LEASE_SUBJECTS.removesuffix(">") + subjects.lane_key(subjects.lane_of_consumer(name) or 0)
+        lease = await find_message(client, subjects.LEASE_STREAM, {"last_by_subj": key})
+        floor = Floor.parse(lease.headers.get(subjects.FLOOR_HEADER)) if lease is not None else None
+        if floor is not None and floor.is_of(status["created"], status["state"]["last_seq"]):
+            found[name] = floor.sequence
+    return found
 
 
 async def _stream_info(client: FrameClient, name: str) -> dict[str, Any] | None:

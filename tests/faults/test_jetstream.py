@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 
 import pytest
 from cluster_kit import load
@@ -18,11 +19,23 @@ from relay_kit import ACKED, DUPLICATE, PROBE, STATUSES, TERMED, Scene, new_job,
 
 from relay.contract.environment import load_settings
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
-from relay.contract.subjects import STATUS_STREAM, Reason, api_consumer_delete, lane_consumer, lane_of, status_subject
+from relay.contract.subjects import (
+    FLOOR_HEADER,
+    LEASE_SUBJECTS,
+    STATUS_STREAM,
+    Reason,
+    api_consumer_delete,
+    lane_consumer,
+    lane_key,
+    lane_of,
+    status_subject,
+)
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
+from relay.path.backlog import Backlog
+from relay.service.intervals import DEFAULTS
 from relay.topology.provision import provision, topology_of
 
 STREAM_FULL = {10077}
@@ -55,10 +68,10 @@ async def stored(scene, count):
 
 @pytest.mark.parametrize("lanes", [1, 4])
 async def test_consumers_deleted_under_load(lanes):
-    """Consumers that are deleted and provisioned again deliver everything again: relayed updates are duplicates,
-    dead-lettered ones are not dead-lettered again, and the others keep their place.
+    """Consumers that are deleted and provisioned again, before their floor is known, deliver everything again: relayed
+    updates are duplicates, dead-lettered ones are not dead-lettered again, and the others keep their place.
     """
-    async with scene_with() as scene, scene.relay():
+    async with scene_with() as scene, scene.relay(intervals=replace(DEFAULTS, backlog_look_s=3600)):
         failed = [await scene.publish_body(new_job(lane), b"bad", dead_letter=Reason.INVALID_JSON) for lane in range(4)]
         assert [TERMED] * 4 == await scene.settled(*failed)
         async with steadily_published(scene, backlog=100):
@@ -70,6 +83,30 @@ async def test_consumers_deleted_under_load(lanes):
         broken = await scene.broken_promises(20)
     assert [] == broken
     assert set(scene.facilitator.replies) == {"success", DUPLICATE, PROBE}
+
+
+async def test_consumer_deleted_with_a_floor(after):
+    """A consumer that is deleted while a relay runs is made anew after what was settled: no flood of repeats, and what
+    was published meanwhile is relayed.
+    """
+    looked = after(Backlog, "_look")
+    async with scene_with(LEASE_TTL="1.5") as scene, scene.relay(intervals=replace(DEFAULTS, backlog_look_s=0.1)):
+        job = new_job(0)
+        earlier = [await scene.publish(new_job(0)) for _ in range(200)]
+        await scene.settled(*earlier)
+        looks = iter(range(3))
+        await looked(lambda: next(looks, None) is None)
+        leases = await scene.nc.subscribe(LEASE_SUBJECTS.replace(">", lane_key(0)))
+        floor = str(earlier[-1].sequence)
+        while (await leases.next_msg(timeout=5)).headers.get(FLOOR_HEADER, "").split()[:1] != [floor]:
+            pass  # an older renewal
+        await api_request(scene.nc, api_consumer_delete(STATUS_STREAM, lane_consumer(0)))
+        later = [await scene.publish(job, status) for status in STATUSES]
+        await scene.provision()
+        assert [ACKED] * len(later) == await scene.settled(*later)
+        broken = await scene.broken_promises(20)
+    assert [] == broken
+    assert 0 == scene.facilitator.replies[DUPLICATE]
 
 
 # Full and slow.
