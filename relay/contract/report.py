@@ -41,6 +41,16 @@ class ConnectionReport(Struct, frozen=True):
     window: int
     unanswered: int
     trouble: str | None
+    waiting_s: float = 0.0
+    """How long the first unanswered update has waited for its answer; 0 without one."""
+
+
+class LostOwner(Struct, frozen=True):
+    """A worker whose lease on a lane ended before it was renewed or given up: it died, hung, or was cut off."""
+
+    worker: str
+    lane: int
+    ago_s: float
 
 
 class Report(Struct, frozen=True):
@@ -63,5 +73,9 @@ class Report(Struct, frozen=True):
     """hot_path (received from NATS to written to the socket), end_to_end (stored to acknowledged), round_trip."""
     intake: str | None = None
     """Why JOB_STATUS stores nothing, in words; None if it does, as far as the worker knows. Also in `missing`."""
+    server_ahead_s: float = 0.0
+    """How far the clock of NATS is ahead of the worker's; negative if it is behind."""
+    lost_owner: LostOwner | None = None
+    """Of the lane that this worker took last after another's lease had ended; None if there was none."""
     slow_consumer: int = 0
     """How often nats-server probably dropped its connection because more than max_pending waited to be read."""

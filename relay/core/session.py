@@ -195,6 +195,10 @@ class Session(Generic[T]):
         """How many updates wait for their answer."""
         return len(self._unanswered)
 
+    def waiting_s(self, now_s: float) -> float:
+        """How long the first unanswered update has waited for its answer; 0 without one."""
+        return now_s - self._unanswered[0][1] if self._unanswered else 0.0
+
     def opened(self, now_s: float) -> str:
         """The connection is made: returns the message to send first."""
         assert self.phase is Phase.CLOSED, "one connection at a time"

@@ -21,6 +21,12 @@ NATS: Final = "nats"
 TOPOLOGY: Final = "topology"
 ACCOUNT: Final = "account"
 _CLOSE_TIMEOUT_S: Final = 1.0
+_CLUSTER: Final = 3
+"""A cluster has so many servers, or more."""
+_NO_QUORUM: Final = (
+    "bring one of them back with its disk; do not reduce RELAY_REPLICAS and do not start empty servers in their place "
+    "(docs/operations.md, Two servers of three)"
+)
 _OPEN_SERVER: Final = "check that it is the right server; configure its users (docs/security.md), or unset RELAY_NATS_*"
 
 
@@ -64,7 +70,11 @@ async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Fi
 
 def soften_server_failures(findings: list[Finding]) -> list[Finding]:
     """The same findings about all servers, but if one server works, the failure of another is only a warning."""
-    if all(finding.level is Level.FAIL for finding in findings):
+    away = sum(finding.level is Level.FAIL for finding in findings)
+    if len(findings) >= _CLUSTER and away > len(findings) // 2:
+        found = f"{away} of {len(findings)} servers cannot be used: a cluster without a quorum stores nothing"
+        return [*findings, fail(NATS, found, _NO_QUORUM)]
+    if away == len(findings):
         return findings
     return [
         warn(NATS, finding.found, finding.remedy) if finding.level is Level.FAIL else finding for finding in findings

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from relay.contract.report import ConnectionReport, LostOwner
 from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_BUCKET, STATUS_STREAM
 from relay.contract.text import format_counts, format_duration, format_size
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
@@ -15,6 +16,8 @@ TOO_OLD_S: Final = 600.0
 NEARLY_FULL: Final = 0.8
 FULL: Final = 0.95
 CLOCK_S: Final = 1.0
+UNANSWERED_S: Final = 10.0
+LOST_FOR_S: Final = 3600.0
 UNTRIED_S: Final = 60.0
 """Workers try after 20 seconds."""
 PAGE: Final = "docs/debugging.md"
@@ -36,7 +39,7 @@ def check_state(snapshot: Snapshot) -> list[Finding]:
         _advisories(snapshot),
         *(_storage_problems(streams) or [_storage_ok(streams)]),
         *(_copy_problems(streams) or [ok("copies", "each stream has its copies, all up to date")]),
-        _clock(snapshot),
+        *_clocks(snapshot),
     ]
 
 
@@ -66,10 +69,42 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
         for worker, report in sorted(snapshot.reports.items())
         if report.slow_consumer
     ]
+    findings += [
+        _unanswered(worker, connection)
+        for worker, report in sorted(snapshot.reports.items())
+        for connection in report.connections
+        if connection.waiting_s >= UNANSWERED_S
+    ]
+    findings += [
+        _lost_owner(worker, lost)
+        for worker, report in sorted(snapshot.reports.items())
+        if (lost := report.lost_owner) is not None and lost.ago_s < LOST_FOR_S and lost.worker not in snapshot.reports
+    ]
     if silent := sorted(snapshot.workers - snapshot.reports.keys()):
         remedy = "if it is not just starting or stopping, look at its log; a worker of an older version never answers"
         findings.append(warn("workers", f"no report from {', '.join(silent)}", remedy))
     return findings
+
+
+def _unanswered(worker: str, connection: ConnectionReport) -> Finding:
+    waited = format_duration(connection.waiting_s)
+    found = (
+        f"{worker}: the Facilitator takes updates and does not answer: {connection.unanswered} wait, one for {waited}"
+    )
+    remedy = (
+        "tell the people who run the Facilitator: its workers or its database hang; after "
+        "RELAY_FACILITATOR_REPLY_TIMEOUT the relay connects again and sends them again, and nothing is lost"
+    )
+    return graded("workers", connection.waiting_s, (UNANSWERED_S, 3 * UNANSWERED_S), found, remedy)
+
+
+def _lost_owner(worker: str, lost: LostOwner) -> Finding:
+    found = (
+        f"{lost.worker} is gone without having given up lane {lost.lane}, which {worker} took "
+        f"{format_duration(lost.ago_s)} ago"
+    )
+    remedy = "it died, hangs, or is cut off from NATS: look for its process (id in its name) and its last log lines"
+    return warn("workers", found, remedy)
 
 
 def _workers_ok(snapshot: Snapshot) -> Finding:
@@ -231,11 +266,30 @@ def _copy_problems(streams: Collection[StreamSnapshot]) -> list[Finding]:
     return findings
 
 
+def _clocks(snapshot: Snapshot) -> list[Finding]:
+    remedy = "synchronise the clock of its machine (NTP); nothing is lost or reordered by it, and ages are corrected"
+    apart = {worker: report.server_ahead_s for worker, report in snapshot.reports.items()}
+    return [
+        _clock(snapshot),
+        *(
+            warn(
+                "clock", f"{worker}: its clock is {format_duration(abs(ahead_s))} {_side(ahead_s)} that of NATS", remedy
+            )
+            for worker, ahead_s in sorted(apart.items())
+            if abs(ahead_s) >= CLOCK_S
+        ),
+    ]
+
+
+def _side(server_ahead_s: float) -> str:
+    return "behind" if server_ahead_s > 0 else "ahead of"
+
+
 def _clock(snapshot: Snapshot) -> Finding:
     off_s = abs(snapshot.server_ahead_s)
     if off_s - snapshot.clock_error_s < CLOCK_S:
         return ok("clock", f"within {max(off_s, snapshot.clock_error_s) * 1000:.0f} ms of that of NATS")
-    where = "behind" if snapshot.server_ahead_s > 0 else "ahead of"
+    where = _side(snapshot.server_ahead_s)
     found = f"this machine's clock is {format_duration(off_s)} {where} that of NATS: latencies and ages are wrong by it"
     remedy = "synchronise both (NTP); nothing is lost or reordered by it, because leases use monotonic clocks"
     return warn("clock", found, remedy)

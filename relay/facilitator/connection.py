@@ -127,6 +127,10 @@ class FacilitatorConnection:
         """How many updates wait for their answer."""
         return self._session.unanswered
 
+    def waiting_s(self, now_s: float) -> float:
+        """How long the first unanswered update has waited at `now_s`, on the monotonic clock; 0 without one."""
+        return self._session.waiting_s(now_s)
+
     @property
     def unanswered_bytes(self) -> int:
         """How many bytes they have."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from relay.contract.errors import JetStreamError, RelayError
+from relay.contract.report import LostOwner
 from relay.contract.subjects import lane_key
 from relay.core.connect_pace import Place, place_of
 from relay.leases.leases import Lease, Leases, LeaseTable
@@ -83,8 +84,10 @@ class Ownership:
         self._drain_s = drain_s
         self._metrics = metrics
         self._held: dict[int, _Holding] = {}
-        self._seen_driven: set[int] = set()
-        """Lanes that had an owner when they were last seen in the bucket."""
+        self._seen_driven: dict[int, str] = {}
+        """The owners of lanes that had one when they were last seen in the bucket."""
+        self._lost: tuple[str, int, float] | None = None
+        """The last owner whose lease ended, its lane, and when that was taken here, on the monotonic clock."""
         self._election_s = election_s
         self._answered_s = time.monotonic()
         """When the bucket last answered, or another server was tried."""
@@ -93,6 +96,14 @@ class Ownership:
     def lanes(self) -> list[int]:
         """The lanes that are driven here."""
         return sorted(self._held)
+
+    @property
+    def lost_owner(self) -> LostOwner | None:
+        """The worker from which a lane was taken last because its lease had ended; None if there was none."""
+        if self._lost is None:
+            return None
+        worker, lane, taken_s = self._lost
+        return LostOwner(worker, lane, time.monotonic() - taken_s)
 
     @property
     def _renewal_s(self) -> float:
@@ -157,15 +168,17 @@ class Ownership:
     def _how_free(self, lane: int, table: LeaseTable) -> HowTaken:
         """Why the lane has no owner in `table`, if it has none. Call it once for each table."""
         if lane in table.owners:
-            self._seen_driven.add(lane)
+            self._seen_driven[lane] = table.owners[lane]
         elif lane_key(lane) in table.revisions:  # releasing leaves a deleted key for as long as a lease lasts
-            self._seen_driven.discard(lane)
+            self._seen_driven.pop(lane, None)
             return "handed_over"
         return "expired" if lane in self._seen_driven else "free"
 
     def _take(self, lease: Lease, how: HowTaken, holdings: asyncio.TaskGroup) -> None:
         _log.info("lane taken", lane=lease.lane, worker=self._leases.worker, how=how)
         self._metrics.lane_taken(lease.lane, how)
+        if how == "expired":
+            self._lost = (self._seen_driven[lease.lane], lease.lane, time.monotonic())
         leaving = asyncio.Event()
         driving = holdings.create_task(self._driver_of(lease.lane).drive(lease.lane, lease.good_until_s, leaving))
         holding = self._held[lease.lane] = _Holding(lease, leaving, driving)

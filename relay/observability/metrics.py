@@ -251,6 +251,9 @@ class Metrics:
         build.labels(version("job-status-relay"), python_version()).set(1)
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
         self._intake = self._gauge("relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1.")
+        self._server_ahead = self._gauge(
+            "relay_nats_clock_ahead_seconds", "How far the clock of NATS is ahead of this machine's; negative: behind."
+        )
         self._missing_copies = self._gauge(
             "relay_missing_copies", "Copies of streams and lane consumers that are lost, away or behind."
         )
@@ -273,6 +276,10 @@ class Metrics:
             "outcome",
             get_args(ControlOutcome),
         )
+
+    def clock(self, server_ahead_s: float) -> None:
+        """The clock of NATS is so far ahead of that of this machine."""
+        self._server_ahead.set(server_ahead_s)
 
     def copies(self, missing: int) -> None:
         """So many copies of streams and consumers are lost, away or behind."""

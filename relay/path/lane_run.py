@@ -54,6 +54,7 @@ class LaneRun:
         self._outlets = outlets
         self._opened = opened
         self._capacity = limits.capacity
+        self._clock = limits.clock
         self._metrics = metrics
         self._recheck = asyncio.Event()
         self.source = open_source(number, share=share, room=self._room, on_deliveries=self._admit, on_start=self._began)
@@ -105,7 +106,7 @@ class LaneRun:
 
     def report(self) -> LaneReport:
         """The state of the lane."""
-        lane, wall_s = self.lane, time.time()
+        lane, wall_s = self.lane, time.time() + self._clock.correction_s
         oldest_s = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall_s)
         return LaneReport(
             lane=lane.number,

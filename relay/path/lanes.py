@@ -169,6 +169,10 @@ class Lanes:
 
     # --- what is asked about them
 
+    def server_time_s(self) -> float:
+        """The time by the clock of NATS, to be compared with when updates were stored: Unix time in seconds."""
+        return time.time() + self._limits.clock.correction_s
+
     @property
     def memory(self) -> Memory:
         """The memory for updates of the whole worker."""

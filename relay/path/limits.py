@@ -1,8 +1,9 @@
 """The settings that bound the lanes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relay.core.memory import Memory
+from relay.core.server_clock import ServerClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +16,5 @@ class LaneLimits:
     """Seconds until the server redelivers an update that was neither settled nor reported as in progress."""
     memory: Memory
     """The memory for updates of the whole worker."""
+    clock: ServerClock = field(default_factory=ServerClock)
+    """The clock of NATS, by which updates are stamped."""

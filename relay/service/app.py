@@ -135,7 +135,7 @@ class Relay:
         topology = TopologyWatch(
             client, topology_of(self._settings.delivery), self._intervals.topology_look_s, self._memory.expect_ack_wait
         )
-        intake = Intake(client, self._intervals.canary_after_s, self._know_stream)
+        intake = Intake(client, self._intervals.canary_after_s, self._know_stream, self.worker_status.server_clock)
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(_publishing_pushes(pushes, self._intervals.last_pushes_s))
             await started.enter_async_context(background(receipts.run()))
@@ -255,7 +255,7 @@ class Relay:
             reply_timeout_s=facilitator.reply_timeout_s,
             pace=paces[0],
             policy=RetryPolicy(delivery.max_attempts, self._backoff, delivery.other_senders),
-            lanes=LaneLimits(LANE_CAPACITY, delivery.ack_wait_s, self._memory),
+            lanes=LaneLimits(LANE_CAPACITY, delivery.ack_wait_s, self._memory, self.worker_status.server_clock),
             pull_batch=LANE_CAPACITY // 2,
             pull_expires_s=expiry_s(delivery.lease_ttl_s, delivery.ack_wait_s),
             intervals=self._intervals,

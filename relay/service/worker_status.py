@@ -8,6 +8,7 @@ from typing import Any, Final
 from relay.contract.report import ConnectionReport, LaneReport, Report
 from relay.contract.settings import Settings
 from relay.contract.text import redact_url
+from relay.core.server_clock import ServerClock
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
 from relay.nats.frames import FrameClient
@@ -32,6 +33,7 @@ class WorkerStatus:
         """What keeps it from relaying at all, in words for an operator; None while it relays."""
         self.client: FrameClient | None = None
         """The connection to NATS; None before there is one."""
+        self.server_clock = ServerClock()
         self._settings = settings
         self._metrics = metrics
         self._worker = worker
@@ -96,6 +98,7 @@ class WorkerStatus:
             self._metrics.in_trouble(lane.lane, troubled=lane.trouble is not None)
         for line in self._lines[:1]:  # all lines share the memory
             self._metrics.memory(line.lanes.memory.at_hand_bytes, line.lanes.memory.on_request_bytes)
+        self._metrics.clock(self.server_clock.ahead_s)
         if self._topology is not None:
             self._metrics.copies(self._topology.missing_copies)
         connections = [line.connection for line in self._lines]
@@ -115,7 +118,7 @@ class WorkerStatus:
 
     def report(self) -> Report:
         """All of it, for requests over NATS."""
-        window = self._settings.facilitator.window
+        window, now_s = self._settings.facilitator.window, time.monotonic()
         return Report(
             worker=self._worker,
             version=self._version,
@@ -123,7 +126,10 @@ class WorkerStatus:
             missing=self.missing(),
             lanes=self.lanes(),
             connections=[
-                ConnectionReport(window, line.connection.unanswered, line.connection.trouble) for line in self._lines
+                ConnectionReport(
+                    window, line.connection.unanswered, line.connection.trouble, line.connection.waiting_s(now_s)
+                )
+                for line in self._lines
             ],
             updates=self._metrics.updates(),
             dead_letters=self._metrics.dead_letters(),
@@ -131,6 +137,8 @@ class WorkerStatus:
             timings=self._metrics.timings(),
             slow_consumer=self._metrics.slow_consumer(),
             intake=self._intake_trouble,
+            server_ahead_s=self.server_clock.ahead_s,
+            lost_owner=self._ownership.lost_owner if self._ownership is not None else None,
         )
 
     @property

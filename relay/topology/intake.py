@@ -7,11 +7,13 @@ that the stream must store shows it: the canary. It is in no lane, so it is neve
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, RelayError
 from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info
+from relay.core.server_clock import ServerClock
 from relay.nats.connection import Requester, api_request, not_permitted, publish_confirmed
 from relay.nats.err_codes import STREAM_FULL, STREAM_NOT_FOUND
 from relay.observability.logs import get_logger
@@ -35,6 +37,7 @@ class Intake:
 
     All workers see what one of them has published, so a stream gets one canary in that time, and none while producers
     are busy. `on_stream` is called with what JetStream's API answers about the stream; with None if there is none.
+    `clock` learns the time of the server that leads the stream.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Intake:
         client: Requester,
         canary_after_s: float,
         on_stream: Callable[[Mapping[str, Any] | None], None] | None = None,
+        clock: ServerClock | None = None,
     ) -> None:
         self.trouble: str | None = None
         """Why the stream stores nothing, and what to do, in words for an operator; None if it stores."""
@@ -50,6 +54,7 @@ class Intake:
         self._client = client
         self._canary_after_s = canary_after_s
         self._on_stream = on_stream
+        self._clock = clock or ServerClock()
         self._look_every_s = canary_after_s / _LOOKS
 
     async def run(self) -> None:
@@ -59,12 +64,15 @@ class Intake:
             await asyncio.sleep(self._look_every_s)
 
     async def _look(self) -> None:
+        asked_s = time.time()
         try:
             info = await api_request(self._client, api_stream_info(STATUS_STREAM), timeout_s=self._look_every_s)
         except RelayError as error:
             if isinstance(error, JetStreamError) and error.err_code == STREAM_NOT_FOUND:
                 self._tell(None)
             return  # the lanes' consumers report what is wrong with the stream
+        told_at_s = dt.datetime.fromisoformat(info["ts"]).timestamp()
+        self._clock.told(told_at_s, asked_s, time.time(), time.monotonic())
         self._tell(info)
         if idle_s(info) < self._canary_after_s:
             self._know(None)

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 from snapshot_kit import LANES, WORKER, report, snapshot
 
-from relay.contract.report import LaneReport
+from relay.contract.report import ConnectionReport, LaneReport, LostOwner
 from relay.dead_letters.reasons import ReasonCounts
-from relay.doctor.findings import Finding, Level
+from relay.doctor.findings import Finding, Level, fail, ok
+from relay.doctor.nats_checks import soften_server_failures
 from relay.doctor.state_checks import STATE_CHECKS, check_state
 from relay.overview.snapshot import LaneSnapshot, Snapshot
 
@@ -70,6 +71,14 @@ def test_well():
         (snapshot(server_ahead_s=1.0), {}),
         (snapshot(server_ahead_s=1.1), {"clock": "warn"}),
         (snapshot(server_ahead_s=-5.0), {"clock": "warn"}),
+        (snapshot(report(server_ahead_s=-7200.0)), {"clock": "warn"}),
+        (snapshot(report(server_ahead_s=0.9)), {}),
+        (snapshot(report(connections=[ConnectionReport(32, 32, None, 9.9)])), {}),
+        (snapshot(report(connections=[ConnectionReport(32, 32, None, 10.0)])), {"workers": "warn"}),
+        (snapshot(report(connections=[ConnectionReport(32, 32, None, 30.0)])), {"workers": "fail"}),
+        (snapshot(report(lost_owner=LostOwner(OTHER, 2, 60.0))), {"workers": "warn"}),
+        (snapshot(report(lost_owner=LostOwner(OTHER, 2, 3601.0))), {}),
+        (snapshot(report(lost_owner=LostOwner(WORKER, 2, 60.0))), {}),
         (snapshot(server_ahead_s=5.0, clock_error_s=4.5), {}),
     ],
 )
@@ -85,6 +94,14 @@ def test_levels(seen, expected):
 def test_remedies(seen):
     """Every finding that is not ok says what to do."""
     assert [] == [finding for finding in check_state(seen) if (finding.level == "ok") != (finding.remedy == "")]
+
+
+def test_no_quorum():
+    """If most servers of a cluster cannot be used, the way out is that of a lost quorum, not to look after each."""
+    away, here = fail("nats", "refused", "check it"), ok("nats", "fine")
+    assert "2 of 3 servers cannot be used" in soften_server_failures([away, here, away])[-1].found
+    assert ["warn", "ok", "ok"] == [each.level for each in soften_server_failures([away, here, here])]
+    assert [away, away] == soften_server_failures([away, away])
 
 
 def test_workers_that_cannot_announce_themselves():

@@ -44,6 +44,7 @@ def test_what_happens_is_counted():
     metrics.traceparents_malformed(1)
     metrics.state(ready=True, nats=True, facilitator=2, intake=True)
     metrics.copies(3)
+    metrics.clock(-2.5)
     metrics.loop_lagged(0.2)
     after = dict(series(metrics))
     changed = {
@@ -82,6 +83,7 @@ def test_what_happens_is_counted():
         "relay_nats_connected": 1,
         "relay_intake_up": 1,
         "relay_missing_copies": 3,
+        "relay_nats_clock_ahead_seconds": -2.5,
         "relay_facilitator_connected": 2,
         "relay_event_loop_lag_seconds_count": 1,
         "relay_event_loop_lag_seconds_sum": 0.2,

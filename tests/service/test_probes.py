@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from process_kit import ask
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
 from relay.contract.environment import load_settings
+from relay.core.server_clock import ServerClock
 from relay.facilitator.websocket import WebSocket
 from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
@@ -85,6 +87,25 @@ async def test_one_stuck_job(nats_server, facilitator):
         await until(lambda: of(relay, "relay_oldest_unrelayed_seconds")[0] > first_s > 0)
         facilitator.unknown_jobs.clear()
         await until(lambda: of(relay, "relay_lag") == [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+async def test_clock_hours_off(nats_server, facilitator, after, monkeypatch, ahead_s):
+    """With this machine's clock two hours off, ages and latencies are right, and the difference is reported."""
+    real_s, told = time.time, after(ServerClock, "told")
+    monkeypatch.setattr(time, "time", lambda: real_s() + ahead_s)
+    async with Scene(nats_server, facilitator, MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
+        until = looking_at_backlog(scene, relay)
+        await told(lambda: relay.worker_status.server_clock.ahead_s != 0)
+        stuck = new_job(2)
+        facilitator.unknown_jobs.add(stuck)
+        update = await scene.publish(stuck)
+        await until(lambda: (of(relay, "relay_oldest_unrelayed_seconds")[2] or 0) > 0.3)
+        assert of(relay, "relay_oldest_unrelayed_seconds")[2] < TIMEOUT_S
+        facilitator.unknown_jobs.clear()
+        await scene.settled(update)
+        assert -ahead_s == round(gauges(relay)["relay_nats_clock_ahead_seconds"])
+        assert 0 < relay.metrics.timings()["end_to_end"].sum_s < 2 * TIMEOUT_S
 
 
 async def test_age_while_nats_is_away(nats_server, facilitator):
