@@ -16,8 +16,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from relay_kit import ACKED, Scene, new_job
 
-from relay.contract.subjects import DLQ_STREAM, LEASE_STREAM, STATUS_STREAM, lane_key
+from relay.contract.subjects import DLQ_STREAM, LEASE_STREAM, STATUS_STREAM, Reason, lane_key
 from relay.local.facilitator import FacilitatorSimulator
+from relay.local.faults import stall
 from relay.local.server import NatsServer
 
 UPDATES, SIZE_BYTES = 24, 1_000_000
@@ -96,6 +97,28 @@ async def test_backup_and_restore(server, scene):
     assert (UPDATES, about["state"]["last_seq"]) == (state["messages"], state["last_seq"])
     assert sum(map(len, chunks)) > 2 * 8 * 2**20
     assert [job for job in jobs if len(scene.facilitator.rows_of(job)) != 1] == []
+
+
+async def test_dead_letters_written_during_a_backup(server, scene):
+    """With JOB_STATUS backed up before JOB_DLQ, letters that are written in between are in the restored account, once
+    each: the relay finds them there when it gets their updates again.
+    """
+    jobs = [new_job() for _ in range(20)]
+    async with scene.relay(**variables("relay")), signed_in(server, "operator") as operator:
+        with scene.facilitator.inject(stall()):
+            kept = [await scene.publish(job) for job in jobs]
+            bad = [await scene.publish_body(job, b"bad", dead_letter=Reason.INVALID_JSON) for job in jobs]
+            saved = {STATUS_STREAM: await backup(operator, STATUS_STREAM)}
+        await scene.settled(*kept, *bad)
+        saved[DLQ_STREAM] = await backup(operator, DLQ_STREAM)
+    async with signed_in(server, "operator") as operator:
+        for stream, (about, chunks) in saved.items():
+            await ask(operator, f"STREAM.DELETE.{stream}")
+            await restore(operator, stream, about, chunks)
+    assert 40 == await scene.unsettled()
+    async with scene.relay(**variables("relay"), OTHER_SENDERS="true"):
+        broken = await scene.broken_promises(20)
+    assert ([], 20) == (broken, len(await scene.dead_letters()))
 
 
 async def test_a_lane_is_freed(server, scene):
