@@ -10,6 +10,7 @@ This does not import the relay's server parts. Every error is a `RelayError`.
 
 from relay.client.errors import (
     AnswerUnavailable,
+    ClientClosed,
     InvalidQuery,
     NoAnswer,
     NoRelayRunning,
@@ -24,6 +25,7 @@ from relay.client.errors import (
 from relay.client.job_requests import Deliver, JobRequests
 from relay.client.pushes import JobRequest, RequestSignature, V0JobCheated, V2JobRequest
 from relay.client.status_client import StatusClient
+from relay.client.sync_status_client import SyncStatusClient
 from relay.contract.errors import ConfigurationError, RelayError
 from relay.contract.model import JobStatus
 from relay.core.receipt import Receipt
@@ -33,6 +35,7 @@ from relay.query.replies import UpdateProgress, UpdateReply
 
 __all__ = [
     "AnswerUnavailable",
+    "ClientClosed",
     "ConfigurationError",
     "Credentials",
     "Deliver",
@@ -51,6 +54,7 @@ __all__ = [
     "RequestUnsettled",
     "RequestsUnavailable",
     "StatusClient",
+    "SyncStatusClient",
     "TooManyQueries",
     "UnknownJob",
     "UpdateProgress",

@@ -62,6 +62,13 @@ class RequestUnsettled(RelayError):  # noqa: N818
         super().__init__(f"the job request may come again: {self.problem}")
 
 
+class ClientClosed(RelayError):  # noqa: N818
+    """The client is closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the client is closed: make a new one")
+
+
 TEMPORARY: Final = (NoAnswer, TooManyQueries, AnswerUnavailable)
 """The errors after which asking again can help."""
 

@@ -26,7 +26,7 @@ from relay.nats.connection import not_permitted
 from relay.nats.frames import FrameClient
 from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
-from relay.producer.options import DEFAULT_SERVER, Credentials, from_environment, nats_settings
+from relay.producer.options import DEFAULT_SERVER, Credentials, from_environment, nats_settings, time_of_call
 from relay.query.replies import UpdateProgress, UpdateReply
 from relay.timing.waiting import set_within
 
@@ -57,7 +57,7 @@ class StatusClient:
 
     The first call makes the connection; after a loss it is made again. A call that fails for the moment (NATS is away,
     a worker does not answer, too many questions) asks again until its time is over. A client belongs to the event loop
-    of its first call, and is not thread-safe.
+    of its first call, and is not thread-safe: see SyncStatusClient.
 
     Args:
         servers: addresses of one NATS cluster: a sequence, or one string with commas between.
@@ -74,7 +74,7 @@ class StatusClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         **credentials: Unpack[Credentials],
     ) -> None:
-        self._timeout_s = timeout_s
+        self._timeout_s = time_of_call(timeout_s, DEFAULT_TIMEOUT_S)
         self._connection = Reconnector(nats_settings(servers, credentials), name="relay-client")
 
     @classmethod
@@ -204,7 +204,7 @@ class StatusClient:
     async def _ask(self, question: _Question[R], timeout_s: float | None) -> R:
         """Ask until there is an answer, or an error that asking again does not help, or the time is over."""
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + (self._timeout_s if timeout_s is None else timeout_s)
+        deadline_s = loop.time() + time_of_call(timeout_s, self._timeout_s)
         told: QueryFailed | None = None
         for tries in count(1):
             try:

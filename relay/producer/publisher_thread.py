@@ -1,4 +1,4 @@
-"""A thread with an event loop for a PublishQueue, and how it ends: in a fork, and at the end of the program."""
+"""A thread with an event loop for a publisher or client, and how it ends: in a fork, and at the end of the program."""
 
 import asyncio
 import atexit
@@ -7,13 +7,13 @@ import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from relay.observability.logs import get_logger
 from relay.producer.errors import PublisherClosed
-from relay.producer.publish_queue import PublishQueue
 
 R = TypeVar("R")
+S = TypeVar("S", bound="Served")
 Select = Callable[[float | None], list[tuple[selectors.SelectorKey, int]]]
 
 _FLUSH_AT_EXIT_S: Final = 1.0
@@ -27,17 +27,25 @@ _log = get_logger(__name__, guest=True)
 
 fork_lock: Final = threading.RLock()
 """Held during a fork, and while a thread is started, given work or ended. So a fork happens in none of these."""
-_running: Final[set["PublisherThread"]] = set()
-_of_parent: Final[list["PublisherThread"]] = []
+_running: Final[set["PublisherThread[Any]"]] = set()
+_of_parent: Final[list["PublisherThread[Any]"]] = []
 
 
-class PublisherThread:
-    """Runs a PublishQueue in an event loop, in a daemon thread. It belongs to the process that made it.
+class Served(Protocol):
+    """What works in the thread's event loop: a PublishQueue, or a client."""
+
+    async def close(self, timeout_s: float) -> list[str]:
+        """End it within `timeout_s` and a little more. Returns the names of updates that were not published."""
+        ...
+
+
+class PublisherThread(Generic[S]):
+    """Runs a PublishQueue or a client in an event loop, in a daemon thread. It belongs to the process that made it.
 
     The event loop is asyncio's own and not uvloop's, because its selector can be detached in the child of a fork.
     """
 
-    def __init__(self, queue: PublishQueue) -> None:
+    def __init__(self, queue: S) -> None:
         self.queue = queue
         self.is_of_parent = False
         """True in the child of a fork. There the thread does not exist, and only the parent may use this object."""

@@ -28,7 +28,7 @@ class ThreadedQueue:
 
     def __init__(self, options: PublisherOptions) -> None:
         self._options = options
-        self._thread: PublisherThread | None = None
+        self._thread: PublisherThread[PublishQueue] | None = None
         self._closed = False
 
     def publish(
@@ -90,7 +90,7 @@ class ThreadedQueue:
             queue = thread.queue
             return thread.call_soon(add), pub_ack
 
-    def _thread_of_this_process(self) -> PublisherThread:
+    def _thread_of_this_process(self) -> PublisherThread[PublishQueue]:
         if self._closed:
             raise PublisherClosed
         if self._thread is None or self._thread.is_of_parent:

@@ -16,9 +16,10 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\S+Z")
 
 async def test_example(nats_server):
     """The example, started before the job's updates are published, prints what the page shows, but for the times."""
-    (example,) = blocks(PAGE, "python")
+    example, blocking = blocks(PAGE, "python")
     (output,) = blocks(PAGE, "text")
     (job,) = re.findall(r'job = "([^"]+)"', example)
+    said: list[object] = []
     script = example.replace("nats://127.0.0.1:4222", nats_server.url)
     async with FacilitatorSimulator() as facilitator, Scene(nats_server, facilitator) as scene, scene.relay():
         process = await asyncio.create_subprocess_exec(
@@ -27,6 +28,9 @@ async def test_example(nats_server):
         first = await process.stdout.readline()
         await scene.publish_life(job, ("received", "accepted", "executor_ready", "execution_done", "completed"))
         rest, _ = await process.communicate()
+        names = {"print": said.append}
+        await asyncio.to_thread(exec, blocking.replace("nats://127.0.0.1:4222", nats_server.url), names)
+    assert ["completed"] == said
     assert (0, TIME.sub("", output)) == (process.returncode, TIME.sub("", (first + rest).decode()))
 
 
