@@ -119,15 +119,19 @@ class PublisherThread(Generic[S]):
         os.close(null)
 
     def _unless_of_parent(self, select: Select) -> Select:
-        """`select`, which ends the thread in the child of a fork: under gevent it is a greenlet, and exists there."""
+        """`select`, which stops the thread in the child of a fork: under gevent it is a greenlet, and exists there.
 
-        def select_or_end(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        It does not end: an event loop that ends says that none runs, and under gevent the child's own loop runs in the
+        same thread of the system.
+        """
+
+        def select_or_stop(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             events = select(timeout)
             if self.is_of_parent:
-                raise SystemExit
+                threading.Event().wait()
             return events
 
-        return select_or_end
+        return select_or_stop
 
 
 def _after_fork_in_child() -> None:
