@@ -376,7 +376,7 @@ def _decode_incoming(text: str | bytes) -> Reply | Push | None:
     return Reply(message.status, () if message.errors == _NO_ERRORS else _reply_errors(message.errors))
 
 
-_USUAL: Final = {
+_USUAL: Final[dict[str | bytes, Reply | Push | None]] = {
     text: _decode_incoming(text)
     for text in (b'{"status":"success","errors":[]}', b'{"status": "success", "errors": []}')
 }

@@ -20,6 +20,7 @@ from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
 from relay.contract.text import escape, redact_url
+from relay.facilitator.framing import MASK_BYTES, ShortTexts, framed
 from relay.facilitator.tunnel import Tunnel
 from relay.timing.waiting import at_most
 
@@ -29,6 +30,7 @@ we wait for packets that are dropped we do not notice that the server is back.""
 _AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _SHOWN_CHARS: Final = 200
+_END_OF_RESPONSE: Final = b"\r\n\r\n"
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
 _UNREAD_BYTES: Final = 1024 * 1024
@@ -56,6 +58,9 @@ class WebSocket(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._shaken = loop.create_future()
         self._gone = loop.create_future()
+        self._response = b""
+        """What has come of the answer to the request for a WebSocket, and what came together with its end."""
+        self._short_texts = ShortTexts()
         self._fragments: list[bytes] = []
         self._messages: list[bytes] = []
         self._receiving: asyncio.Future[list[bytes]] | None = None
@@ -67,9 +72,8 @@ class WebSocket(asyncio.Protocol):
         """Write text messages, each as UTF-8, with one call. Raises ConnectionClosed."""
         if self._protocol.state is not State.OPEN:
             raise ConnectionClosed(self._closing)
-        for text in texts:
-            self._protocol.send_text(text)
-        self._flush()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(framed(texts, os.urandom(MASK_BYTES * len(texts)))))
 
     def _flush(self) -> None:
         self.writable = self._protocol.state is State.OPEN and not self._congested
@@ -148,6 +152,22 @@ class WebSocket(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has the same methods, but another base class
 
     def data_received(self, data: bytes) -> None:
+        opening = not self._shaken.done()
+        messages = self._short_texts.cut(data) if self._protocol.state is State.OPEN else None
+        if messages is None or self._fragments:
+            self._read(data)
+        else:
+            self._messages += messages
+        if opening:
+            self._response += data
+            self._short_texts.follow(self._response.partition(_END_OF_RESPONSE)[2])
+        if self._messages:
+            self._hand_over()
+            unread = len(self._messages) > _UNREAD_BATCH or sum(map(len, self._messages)) > _UNREAD_BYTES
+            if unread and self._transport is not None:
+                self._transport.pause_reading()
+
+    def _read(self, data: bytes) -> None:
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
             if not isinstance(event, Frame):
@@ -159,11 +179,6 @@ class WebSocket(asyncio.Protocol):
         if not self._shaken.done():
             self._check_handshake()
         self._flush()
-        if self._messages:
-            self._hand_over()
-            unread = len(self._messages) > _UNREAD_BATCH or sum(map(len, self._messages)) > _UNREAD_BYTES
-            if unread and self._transport is not None:
-                self._transport.pause_reading()
 
     def eof_received(self) -> None:
         """Nothing to add: the transport closes itself, and `connection_lost` follows."""
