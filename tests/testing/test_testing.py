@@ -1,0 +1,65 @@
+"""relay.testing: stand-ins have the methods of what they stand for, and the examples of docs/testing.md pass."""
+
+import asyncio
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.client import StatusClient, UnknownJob, UpdateProgress, WaitTimedOut
+from relay.producer import JobStatusUpdate, PublishRefused, StatusPublisher, SyncStatusPublisher
+from relay.testing import FakeStatusClient, FakeStatusPublisher, FakeSyncStatusPublisher
+
+JOB = "123e4567-e89b-42d3-a456-426614174000"
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+ONLY_REAL = {"from_environment", "follow", "receipts"}
+
+
+@pytest.mark.parametrize(
+    ("fake", "real"),
+    [
+        (FakeStatusPublisher, StatusPublisher),
+        (FakeSyncStatusPublisher, SyncStatusPublisher),
+        (FakeStatusClient, StatusClient),
+    ],
+)
+def test_same_methods(fake, real):
+    """Each public method of the real class is there, with the same parameters."""
+    methods = {name for name in vars(real) if not name.startswith("_")} - ONLY_REAL
+    for name in methods:
+        expected, found = (inspect.signature(getattr(each, name)) for each in (real, fake))
+        assert list(expected.parameters) == list(found.parameters), name
+
+
+async def test_fakes():
+    """A publish is stored once, fails as planned, and the client knows what it was given."""
+    async with FakeStatusPublisher() as publisher:
+        publisher.refuse_next()
+        update = JobStatusUpdate(uuid=JOB, status="completed")
+        assert isinstance(publisher.submit(update).exception(), PublishRefused)
+        pub_acks = [await publisher.publish(update) for _ in range(2)]
+        assert [(1, False), (1, True)] == [(pub_ack.sequence, pub_ack.duplicate) for pub_ack in pub_acks]
+    async with FakeStatusClient() as client:
+        with pytest.raises(UnknownJob):
+            await client.status(JOB)
+        client.store(update, UpdateProgress.PENDING)
+        with pytest.raises(WaitTimedOut):
+            await client.wait_until(JOB, terminal=True, timeout_s=1)
+        client.store(update)
+        last = await client.wait_until(JOB, terminal=True, timeout_s=1)
+        assert [1, 2] == [each.sequence async for each in client.history(JOB)]
+        assert (2, update.to_json()) == (last.sequence, bytes((await client.status(JOB, body=True)).body))
+
+
+async def test_examples(tmp_path):
+    """The examples of the page pass as they stand, in a project of their own."""
+    examples = re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for name, text in examples:
+        (tmp_path / f"test_{name}.py").write_text(text)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["relay.testing.plugin"]\n')
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
