@@ -4,7 +4,7 @@
     finish_job(publisher, job)
     assert [JobStatus.COMPLETED] == [update.status for update in publisher.published]
 
-With `pytest_plugins = ["relay.testing.plugin"]` in a conftest.py, the fixture `relay_for_tests` is a real nats-server
+With `pytest_plugins = ["relay.testing.plugin"]` in a conftest.py, the fixture `running_relay` is a real nats-server
 with a relay and a simulated Facilitator. It needs the extra `testing`; the stand-ins need nothing.
 """
 

@@ -110,7 +110,7 @@ class FakeStatusPublisher:
 
 
 class FakeSyncStatusPublisher:
-    """Stands in for a SyncStatusPublisher in tests without NATS. Its attribute and commands: see FakeStatusPublisher."""
+    """Stands in for a SyncStatusPublisher in tests without NATS; otherwise as FakeStatusPublisher."""
 
     def __init__(self) -> None:
         self._recorder = _Recorder()

@@ -8,7 +8,7 @@ from relay.testing.running_relay import RunningRelay
 
 
 @pytest.fixture(scope="session")
-def relay_for_tests() -> Generator[RunningRelay]:
+def running_relay() -> Generator[RunningRelay]:
     """A real nats-server, relay and simulated Facilitator for all tests of the session. Use new jobs in each test."""
     with RunningRelay() as running:
         yield running
