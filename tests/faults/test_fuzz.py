@@ -172,7 +172,7 @@ def test_ack_subjects(stream, consumer, domain, numbers):
     tokens = ["$JS", "ACK", *names, *counts] + ([] if domain is None else [domain[2]])
     delivery = Delivery(FrameClient(), b"job.status.0.%b" % JOB.encode(), ".".join(tokens).encode(), b"", b"")
     read = (delivery.deliveries, delivery.sequence, delivery.consumer_sequence, delivery.stored_at_s)
-    assert (*numbers[:3], numbers[3] / 1e9) == read
+    assert (*numbers[:3], numbers[3] // 1000 / 1e6) == read
     assert {} == delivery.headers
 
 

@@ -318,6 +318,14 @@ async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
         yield relay
 
 
+async def said(relay: Relay, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What /readyz says as soon as the condition holds for it."""
+    async with asyncio.timeout(20):
+        while not condition(told := await relay.worker_status.readiness()):  # noqa: ASYNC110 - a probe is not told
+            await asyncio.sleep(0.01)
+    return told
+
+
 def counters(relay: Relay) -> Counter[str]:
     """The relay's counters by name and label, such as `relay_retries`, without those of lanes."""
     return Counter({name: int(value) for name, value in _samples(relay, "counter") if not name.startswith(_OF_LANES)})

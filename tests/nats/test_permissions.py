@@ -130,12 +130,6 @@ async def server() -> AsyncIterator[NatsServer]:
         yield server
 
 
-@pytest.fixture
-async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
-
-
 def scene_of(server: NatsServer, facilitator: FacilitatorSimulator, **settings: str) -> Scene:
     """A scene whose own connections have all permissions."""
     return Scene(server, facilitator, NATS_USER=ANYBODY, NATS_PASSWORD=password(ANYBODY), **settings)

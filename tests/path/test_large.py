@@ -3,14 +3,12 @@
 import asyncio
 import json
 import urllib.request
-from collections.abc import AsyncIterator
 
 import pytest
 from relay_kit import ACKED, Scene, counters, new_job, update
 
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer
 from relay.contract.wire import MAX_FRAME_BYTES
-from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request
 
@@ -19,12 +17,6 @@ UPDATES = 60
 MIB = 1 << 20
 TIMEOUT_S = 60
 # ACK_WAIT is long, because on a busy machine the test itself may stand still for longer than the default.
-
-
-@pytest.fixture
-async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
 
 
 def sized(job: str, size_bytes: int) -> bytes:

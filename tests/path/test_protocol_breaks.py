@@ -30,12 +30,6 @@ FORGED = authentication_request(PUBLIC_KEY, Keypair.create_from_uri("//Bob").sig
 
 
 @pytest.fixture
-async def facilitator():
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
-
-
-@pytest.fixture
 async def rough(nats_server, facilitator):
     """A relay for one test."""
     async with Scene(nats_server, facilitator) as scene, scene.relay() as scene.running:

@@ -30,12 +30,6 @@ async def calm():
         assert facilitator.accepted == 1
 
 
-@pytest.fixture
-async def facilitator():
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
-
-
 @shared
 async def test_known_job(calm):
     """An update for a known job is stored and acknowledged."""

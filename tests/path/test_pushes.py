@@ -14,18 +14,11 @@ from relay.contract.subjects import REQUEST_STREAM
 from relay.contract.wire import Push, PushKind
 from relay.core.backoff import Backoff
 from relay.core.session import Pushed
-from relay.local.facilitator import FacilitatorSimulator
 from relay.observability.metrics import Metrics
 from relay.path.pushes import PushPublisher
 
 MIB = 1024 * 1024
 JOB = "00000000-0000-4000-8000-000000000001"
-
-
-@pytest.fixture
-async def facilitator():
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
 
 
 @pytest.fixture

@@ -14,17 +14,10 @@ from relay_kit import STATUSES, Scene, counters, new_job, serving, update
 
 from relay.contract.report import ConnectionReport, Report
 from relay.contract.subjects import REPORT_SUBJECT, query_subject, receipt_subject
-from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.nats.frames import FrameClient
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture
-async def facilitator() -> AsyncIterator[FacilitatorSimulator]:
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Lanes whose requests a real nats-server limits, holds back or never gets: adapted to, or reported."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from relay_kit import ACKED, Scene, new_job
+from relay_kit import ACKED, Scene, new_job, said
 from tcp_proxy import TcpProxy
 
 from relay.contract import subjects
@@ -16,14 +14,6 @@ from relay.service.intervals import Intervals
 SOON = Intervals(stalled_after_s=0.4)
 LIMITED = "jetstream: {store_dir: store, limits: {max_request_batch: 100}}"
 NS = 1_000_000_000
-
-
-async def said(relay: Any, condition: Callable[[Any], bool]) -> Any:
-    """What /readyz says as soon as the condition holds for it."""
-    async with asyncio.timeout(20):
-        while not condition(told := await relay.worker_status.readiness()):  # noqa: ASYNC110 - a probe is not told
-            await asyncio.sleep(0.01)
-    return told
 
 
 async def test_a_limit_of_the_server(facilitator):

@@ -2,20 +2,12 @@
 
 import asyncio
 
-import pytest
 from dead_letter_kit import Dlq
 from relay_kit import ACKED, TERMED, Scene, counters, new_job
 
 from relay.contract.subjects import Reason
-from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import INTEGRITY_ERRORS
 from relay.path.earlier_updates import EarlierUpdates
-
-
-@pytest.fixture
-async def facilitator():
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
 
 
 async def test_nothing_is_lost_while_the_facilitator_stores_nothing(nats_server, facilitator, capsys):

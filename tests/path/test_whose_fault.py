@@ -6,17 +6,10 @@ import pytest
 from relay_kit import ACKED, TERMED, Scene, counters, new_job
 
 from relay.contract.subjects import Reason
-from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING
 
 DROPS = 12
 """How often the connection drops in these tests, at least: four times as often as an update may fail."""
-
-
-@pytest.fixture
-async def facilitator():
-    async with FacilitatorSimulator() as facilitator:
-        yield facilitator
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """The table of fields against a real server: each is known, and each harmful one is found, named, and put back."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from relay_kit import Scene
+from relay_kit import Scene, said
 
 from relay.contract import subjects
 from relay.contract.errors import UnsafeChange
@@ -255,11 +253,3 @@ async def test_a_running_relay_says_what_was_changed(nats_server, facilitator):
     assert ["stream JOB_STATUS has allow_msg_ttl True: a message with the header Nats-TTL is removed"] == [
         each.partition(" when")[0] for each in warned["warnings"]
     ]
-
-
-async def said(relay: Any, condition: Callable[[Any], bool]) -> Any:
-    """What /readyz says as soon as the condition holds for it."""
-    async with asyncio.timeout(20):
-        while not condition(told := await relay.worker_status.readiness()):  # noqa: ASYNC110 - a probe is not told
-            await asyncio.sleep(0.01)
-    return told
