@@ -19,8 +19,15 @@ _CLOSED: Final = ConfigDict(frozen=True, strict=True, extra="forbid")
 _ANY_UUID: Final = TypeAdapter(UUID)
 
 
+UNKNOWN_STATUS: Final = "unknown"
+"""The status as which the Facilitator stores any other text. It is no state of a job: see WHY_NOT_UNKNOWN."""
+WHY_NOT_UNKNOWN: Final = (
+    "while `unknown` is a job's last status, the Facilitator answers the job's owner with HTTP 500 instead of the job"
+)
+
+
 class JobStatus(StrEnum):
-    """The states of a job. A closed set: the Facilitator stores any other text as `unknown`."""
+    """The states of a job. A closed set: the Facilitator stores any other text as `unknown`, which nobody may send."""
 
     SENT = "sent"
     RECEIVED = "received"
@@ -33,7 +40,6 @@ class JobStatus(StrEnum):
     REJECTED = "rejected"
     FAILED = "failed"
     HORDE_FAILED = "horde_failed"
-    UNKNOWN = "unknown"
 
     @property
     def terminal(self) -> bool:
@@ -90,6 +96,12 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, UUID) else value
 
 
+def _refuse_unknown(value: Any) -> Any:
+    if value == UNKNOWN_STATUS:
+        raise ValueError(WHY_NOT_UNKNOWN)
+    return value
+
+
 def _canonical(text: str) -> str:
     return str(_ANY_UUID.validate_python(text))
 
@@ -142,7 +154,11 @@ class HordeFailureDetails(BaseModel):
 
 
 class StreamingDetails(BaseModel):
-    """Where the job's streaming server listens. Closed: further keys are refused."""
+    """Where the job's streaming server listens. Closed: further keys are refused.
+
+    With the status `streaming_ready` the relay sends "" for a missing text and 0 for a missing port: otherwise the
+    Facilitator would store none of the three in the job.
+    """
 
     model_config = _CLOSED
 
@@ -175,7 +191,7 @@ class JobStatusUpdate(BaseModel):
     uuid: Annotated[
         str, BeforeValidator(_text), AfterValidator(_canonical), Field(json_schema_extra={"format": "uuid"})
     ]
-    status: Annotated[JobStatus, Field(strict=False)]
+    status: Annotated[JobStatus, Field(strict=False), BeforeValidator(_refuse_unknown)]
     metadata: JobStatusMetadata | None = None
 
     if TYPE_CHECKING:  # type checkers would otherwise allow only what is kept, not all that is taken

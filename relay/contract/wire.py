@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from pydantic_core.core_schema import ErrorType
 
-from relay.contract.model import INT32_MAX, INT32_MIN, MESSAGE_TYPE, JobStatus
+from relay.contract.model import INT32_MAX, INT32_MIN, MESSAGE_TYPE, UNKNOWN_STATUS, WHY_NOT_UNKNOWN, JobStatus
 from relay.contract.subjects import JOB_UUID, Reason
 from relay.contract.text import ascii_line
 
@@ -45,6 +45,7 @@ class Repair(StrEnum):
     MESSAGE_TYPE_ADDED = "message_type_added"
     UUID_RESPELLED = "uuid_respelled"
     METADATA_ADDED = "metadata_added"
+    STREAMING_DETAILS_FILLED = "streaming_details_filled"
     NUL_REPLACED = "nul_replaced"
 
 
@@ -103,6 +104,14 @@ class _StreamingDetails(Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
     streaming_server_port: Annotated[int, Meta(ge=INT32_MIN, le=INT32_MAX)] | None = None
 
 
+class _FilledStreamingDetails(Struct, frozen=True, gc=False):
+    """Streaming details with values for null and absent members. Then the Facilitator stores all three in the job."""
+
+    streaming_server_cert: str
+    streaming_server_address: str
+    streaming_server_port: int
+
+
 class _Metadata(Struct, frozen=True, gc=False):
     miner_response: _MinerResponse | None = None
     job_rejection_details: _JobRejectionDetails | None = None
@@ -141,6 +150,7 @@ _UPDATE: Final = msgspec.json.Decoder(_Update)
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 _RAW_UPDATE: Final = msgspec.json.Decoder(_RawUpdate)
 _RAW_ENVELOPE: Final = msgspec.json.Decoder(_RawEnvelope)
+_RAW_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -177,7 +187,7 @@ def _decode(body: bytes, token: str) -> Frame:
         raise _unknown_status(update.status)
     repairs = _repairs(update, token)
     if repairs:
-        text = _rewritten(text, token, fill_metadata=Repair.METADATA_ADDED in repairs)
+        text = _rewritten(text, token, update.metadata, repairs)
         if len(text) > MAX_FRAME_BYTES:
             raise _too_large(text)
     if nuls:
@@ -266,7 +276,8 @@ _SCANNER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finit
 def _unknown_status(status: Any) -> _Unfit:
     shown = _echo(status) if isinstance(status, str) else _kind(status)
     known = " ".join(JobStatus)
-    return _Unfit(Reason.UNKNOWN_STATUS, f"status is {shown} - at `$.status`; it must be one of: {known}")
+    why = f"; {WHY_NOT_UNKNOWN}" if status == UNKNOWN_STATUS else ""
+    return _Unfit(Reason.UNKNOWN_STATUS, f"status is {shown} - at `$.status`; it must be one of: {known}{why}")
 
 
 def _repairs(update: _Update, token: str) -> tuple[Repair, ...]:
@@ -276,9 +287,17 @@ def _repairs(update: _Update, token: str) -> tuple[Repair, ...]:
         repairs += (Repair.UUID_RESPELLED,)
     if update.message_type is UNSET:
         repairs += (Repair.MESSAGE_TYPE_ADDED,)
-    if update.metadata is None and update.status in _NEEDS_METADATA:
-        repairs += (Repair.METADATA_ADDED,)
+    if update.metadata is None:
+        if update.status in _NEEDS_METADATA:
+            repairs += (Repair.METADATA_ADDED,)
+    elif (details := update.metadata.streaming_details) is not None and update.status == JobStatus.STREAMING_READY:
+        repairs += _gaps(details)
     return repairs
+
+
+def _gaps(details: _StreamingDetails) -> tuple[Repair, ...]:
+    members = (details.streaming_server_cert, details.streaming_server_address, details.streaming_server_port)
+    return (Repair.STREAMING_DETAILS_FILLED,) if None in members else ()
 
 
 def _check_same_job(uuid: str, token: str) -> None:
@@ -290,10 +309,23 @@ def _check_same_job(uuid: str, token: str) -> None:
         raise _Unfit(Reason.UUID_MISMATCH, f"the subject names job {token}, the body job {job} - at `$.uuid`")
 
 
-def _rewritten(text: bytes, token: str, *, fill_metadata: bool) -> bytes:
+def _rewritten(text: bytes, token: str, typed: _Metadata | None, repairs: tuple[Repair, ...]) -> bytes:
+    """The update in `text` with all repairs; `typed` is its metadata. Other members of it keep their bytes."""
     update = _RAW_UPDATE.decode(text)
-    metadata = Raw(b"{}") if fill_metadata else update.metadata
+    metadata = update.metadata
+    if Repair.METADATA_ADDED in repairs:
+        metadata = Raw(b"{}")
+    elif typed is not None and typed.streaming_details and Repair.STREAMING_DETAILS_FILLED in repairs:
+        members = _RAW_MEMBERS.decode(metadata)
+        members["streaming_details"] = Raw(_ENCODER.encode(_filled(typed.streaming_details)))
+        metadata = Raw(_ENCODER.encode(members))
     return _ENCODER.encode(_RawUpdate(uuid=token, status=update.status, metadata=metadata))
+
+
+def _filled(details: _StreamingDetails) -> _FilledStreamingDetails:
+    return _FilledStreamingDetails(
+        details.streaming_server_cert or "", details.streaming_server_address or "", details.streaming_server_port or 0
+    )
 
 
 def _kind(value: Any) -> str:

@@ -25,7 +25,9 @@ _FIX_PRODUCER: Final = (
 ADVICE: Final[Mapping[str, Advice]] = {
     Reason.INVALID_JSON: Advice("the body is not a JSON object that every reader understands alike", _FIX_PRODUCER),
     Reason.INVALID_SCHEMA: Advice("a field of the body is missing, of another type, or unknown", _FIX_PRODUCER),
-    Reason.UNKNOWN_STATUS: Advice("the status is one that the Facilitator would store as `unknown`", _FIX_PRODUCER),
+    Reason.UNKNOWN_STATUS: Advice(
+        "the status is `unknown`, or one that the Facilitator would store as `unknown`", _FIX_PRODUCER
+    ),
     Reason.INVALID_UUID: Advice(
         "the body has no UUID, or the subject does not end in one in lower case with hyphens",
         "fix the producer; if the subject was wrong, publish the body on the right one (`relay publish --raw UUID`)"

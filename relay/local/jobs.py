@@ -133,7 +133,9 @@ def _horde_failure() -> dict[str, Any]:
 
 def _streaming(rng: Random) -> dict[str, Any]:
     address = f"10.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(1, 255)}"
-    return {"streaming_details": {"streaming_server_address": address, "streaming_server_port": rng.randrange(*_PORTS)}}
+    port = rng.randrange(*_PORTS)
+    details = {"streaming_server_cert": "", "streaming_server_address": address, "streaming_server_port": port}
+    return {"streaming_details": details}
 
 
 def _failure(rng: Random) -> dict[str, Any]:

@@ -223,6 +223,8 @@ class Ledger:
         self.validators = None if validators is None else set(validators)
         self.unknown_jobs: set[str] = set()
         self.rows: list[Row] = []
+        self.streaming: dict[str, tuple[str, str, int]] = {}
+        """By job: the certificate, address and port of its streaming server, as the job's own row has them."""
         self._rows_by_job: dict[str, dict[str, Row]] = {}
 
     def rows_of(self, uuid: str) -> list[Row]:
@@ -262,7 +264,22 @@ class Ledger:
             return error("job.integrity_error", f"Job {uuid} already has the status {update.status}.")
         rows[update.status] = Row(uuid, update.status, arrived_s, connection, metadata)
         self.rows.append(rows[update.status])
-        return _DROP if _breaks_after_storing(update) else _SUCCESS
+        return _DROP if _breaks_after_storing(update) else self._store_in_job(update, uuid)
+
+    def _store_in_job(self, update: StatusUpdate, uuid: str) -> Answer:
+        """What `streaming_ready` changes in the job's own row, after the row of the status is stored."""
+        details = update.metadata.streaming_details if update.metadata else None
+        if update.status != "streaming_ready" or details is None:
+            return _SUCCESS
+        cert, address, port = (
+            details.streaming_server_cert,
+            details.streaming_server_address,
+            details.streaming_server_port,
+        )
+        if cert is None or address is None or port is None:
+            return error("job.integrity_error", "null value in a streaming column violates not-null constraint")
+        self.streaming[uuid] = (cert, address, port)
+        return _SUCCESS
 
 
 class Conversation:

@@ -81,7 +81,7 @@ async def test_show(run, dlq):
     ended = await run("show 1")
     assert (0, "") == (ended.code, ended.err)
     for told in (
-        "reason      unknown_status: the status is one that the Facilitator would store as `unknown`",
+        "reason      unknown_status: the status is `unknown`, or one that the Facilitator would store as `unknown`",
         "error       told",
         "what to do  fix the producer",
         "more        docs/dead-letters.md#unknown_status",

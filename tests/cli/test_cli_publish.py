@@ -86,7 +86,7 @@ async def test_line_by_line_until_ctrl_c(nats_server, tmp_path):
 async def test_later_update_does_not_overtake_one_that_failed(publish):
     """If an update cannot be published, its job's later ones are not published, and other jobs go on."""
     huge = document(A, "completed", metadata={"artifacts": "x" * 9_000_000})
-    ended = await publish("-", lines=[document(A), huge, document(A, "unknown"), document(B)])
+    ended = await publish("-", lines=[document(A), huge, document(A, "failed"), document(B)])
     first, second = ended.err.splitlines()
     assert 1 == ended.code
     assert [f"{A} received: JOB_STATUS sequence 1", f"{B} received: JOB_STATUS sequence 2"] == ended.out.splitlines()

@@ -3,7 +3,8 @@
 These differences are intended, and left out of the generated documents:
 - faults of the text (NaN, 1e999, duplicate keys, lone surrogates, invalid UTF-8, size) only concern the decoder;
 - only the decoder knows the subject, so only it refuses another job's UUID.
-The model accepts what the decoder repairs (spelling of the uuid, missing message_type or metadata, NUL) unchanged.
+The model accepts what the decoder repairs (spelling of the uuid, missing message_type or metadata, NUL, missing
+streaming details) unchanged; test_streaming_details.py compares the two about the last one.
 """
 
 import copy
@@ -192,7 +193,12 @@ metadata = st.builds(
     horde_failure_details=st.none()
     | st.builds(HordeFailureDetails, reported_by=texts, reason=texts, message=texts, context=somewhere),
     streaming_details=st.none()
-    | st.builds(StreamingDetails, streaming_server_port=st.none() | st.integers(-(2**31), 2**31 - 1)),
+    | st.builds(
+        StreamingDetails,
+        streaming_server_cert=texts,
+        streaming_server_address=texts,
+        streaming_server_port=st.integers(-(2**31), 2**31 - 1),
+    ),
 )
 # A NUL in a text would be repaired, which is a different property.
 updates = st.builds(JobStatusUpdate, uuid=st.uuids(), status=st.sampled_from(JobStatus), metadata=metadata).filter(
@@ -232,6 +238,12 @@ def test_an_update_built_with_a_status_in_plain_text_has_the_status():
     assert JobStatus.ACCEPTED is JobStatusUpdate(uuid=UUID_TEXT, status="accepted").status
     with pytest.raises(ValidationError, match="status"):
         JobStatusUpdate(uuid=UUID_TEXT, status="done")
+
+
+def test_the_model_says_why_nobody_may_send_the_status_unknown():
+    """The status under which the Facilitator stores any other text is refused, with what it would do to the owner."""
+    with pytest.raises(ValidationError, match="answers the job's owner with HTTP 500"):
+        JobStatusUpdate(uuid=UUID_TEXT, status="unknown")
 
 
 def test_only_the_four_final_statuses_are_terminal():

@@ -173,6 +173,7 @@ FAULTS = {
     },
     Reason.UNKNOWN_STATUS: {
         "other text": update(status="done"),
+        "unknown": update(status="unknown"),
         "capitals": update(status="Completed"),
         "empty text": update(status=""),
         "null": update(status=None),
@@ -224,6 +225,7 @@ ERRORS = [
     (raw(b'{"a\\n":1,"a\\n":2}'), [r"'a\n'", "twice"]),
     (update(uuid=OTHER_JOB), [JOB, OTHER_JOB, "`$.uuid`"]),
     (b"[]", ["an array"]),
+    (update(status="unknown"), ["'unknown'", "`$.status`", "horde_failed", "HTTP 500"]),
 ]
 
 

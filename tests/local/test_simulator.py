@@ -319,6 +319,26 @@ async def test_drop_with_the_row_stored(simulator, message):
         assert ["job.integrity_error"] == await error_types(connection, message)
 
 
+STREAMING = {"streaming_server_cert": "pem", "streaming_server_address": "::1", "streaming_server_port": 7}
+
+
+@pytest.mark.parametrize("missing", list(STREAMING))
+@pytest.mark.parametrize("how", ["absent", "null"])
+async def test_streaming_details_with_a_gap(simulator, connection, missing, how):
+    """With a null or absent member the row is stored, but the job's own row is not, and the answer is an error."""
+    details = {key: value for key, value in STREAMING.items() if key != missing}
+    message = update("streaming_ready", {"streaming_details": details | ({missing: None} if how == "null" else {})})
+    assert ["job.integrity_error"] == await error_types(connection, message)
+    assert ([(job(), "streaming_ready")], {}) == (stored(simulator), simulator.ledger.streaming)
+
+
+@pytest.mark.parametrize("details", [STREAMING, dict(zip(STREAMING, ("", "", 0), strict=True))])
+async def test_complete_streaming_details(simulator, connection, details):
+    """With all members, even empty ones, the job's own row has them, too."""
+    assert SUCCESS == await ask(connection, update("streaming_ready", {"streaming_details": details}))
+    assert {job(): tuple(details.values())} == simulator.ledger.streaming
+
+
 @pytest.mark.parametrize("status", ["completed", "streaming_ready"])
 async def test_empty_metadata_is_enough(connection, status):
     """With `{}` as metadata the same statuses succeed."""

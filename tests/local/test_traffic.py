@@ -116,7 +116,7 @@ def test_message_id_is_of_the_content():
     update = job_updates(Random(1), A)[-1]
     spelled = type(update).model_validate_json(update.model_dump_json(exclude_none=True))
     assert message_id(update) == message_id(spelled)
-    others = [{"uuid": B}, {"status": JobStatus.UNKNOWN}, {"metadata": None}]
+    others = [{"uuid": B}, {"status": JobStatus.SENT}, {"metadata": None}]
     assert 4 == len({message_id(update), *(message_id(update.model_copy(update=change)) for change in others)})
 
 

@@ -107,6 +107,7 @@ BAD = {
     "uuid of another job": bad(Reason.UUID_MISMATCH, OTHER_JOB, uuid=OTHER_JOB),
     "unknown status": bad(Reason.UNKNOWN_STATUS, "'finished'", status="finished"),
     "status a number": bad(Reason.UNKNOWN_STATUS, "a number", status=3),
+    "status unknown": bad(Reason.UNKNOWN_STATUS, "HTTP 500", status="unknown"),
     "status null": bad(Reason.UNKNOWN_STATUS, "null", status=None),
     "20 MB": bad(Reason.TOO_LARGE, "16777216", metadata=stdout("x" * 20_000_000)),
 }
@@ -177,10 +178,17 @@ async def test_extra_subject_tokens(scene, subject):
         await publish_confirmed(scene.nc, subject.format(job), update(job))
 
 
+STREAMING = {"streaming_server_cert": None, "streaming_server_port": 30000}
+FILLED = {"streaming_server_cert": "", "streaming_server_address": "", "streaming_server_port": 30000}
 REPAIRED = {
     "completed without metadata": (update("JOB", "completed", ...), {}, "metadata_added"),
     "completed, metadata null": (update("JOB", "completed", None), {}, "metadata_added"),
     "streaming_ready without metadata": (update("JOB", "streaming_ready", ...), {}, "metadata_added"),
+    "streaming_ready with a null and an absent member": (
+        update("JOB", "streaming_ready", {"streaming_details": STREAMING}),
+        {"streaming_details": FILLED},
+        "streaming_details_filled",
+    ),
     "NUL in stdout": (update("JOB", "accepted", stdout("a\0b")), stdout("a\ufffdb"), "nul_replaced"),
     "upper case in the body": (update("UPPER", "accepted", {"n": 1}), {"n": 1}, "uuid_respelled"),
     "no message_type": (update("JOB", "accepted", {"n": 1}, message_type=...), {"n": 1}, "message_type_added"),

@@ -161,7 +161,7 @@ async def test_cancelled_publish(played):
     heard = await played.hear()
     second = asyncio.create_task(played.publisher.publish(update(A, "completed"), timeout_s=0.3))
     await asyncio.sleep(0)  # let it start
-    third = played.publisher.submit(update(A, "unknown"))
+    third = played.publisher.submit(update(A, "failed"))
     for task in (first, second):
         task.cancel()
     await asyncio.wait([first, second])
@@ -170,7 +170,7 @@ async def test_cancelled_publish(played):
     with capture_logs() as logs, pytest.raises(PublishHeldBack):
         await third
     assert (True, True) == (first.cancelled(), second.cancelled())
-    unheard = [f"{status} of job {A}" for status in ("completed", "unknown")]
+    unheard = [f"{status} of job {A}" for status in ("completed", "failed")]
     assert unheard == [entry["update"] for entry in logs if "nobody waits" in entry["event"]]
 
 

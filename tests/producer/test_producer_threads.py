@@ -154,12 +154,12 @@ async def test_fork(nats_server, run_script):
         used = fork('accepted')
         publish(A, 'accepted')
         print(unused, used, fork('completed'))
-        publish(A, 'unknown')
+        publish(A, 'failed')
         """
     )
     assert (0, "0 0 0\n") == (code, out), err
     statuses = {job: [each.status for each in updates] for job, updates in (await stored(nats_server)).items()}
-    assert {A: ["received", "accepted", "unknown"], B: ["received", "accepted", "completed"]} == statuses
+    assert {A: ["received", "accepted", "failed"], B: ["received", "accepted", "completed"]} == statuses
 
 
 @pytest.mark.usefixtures("provisioned")
