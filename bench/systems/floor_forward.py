@@ -17,6 +17,7 @@ from bench.systems.floor_pull import LANES, pull
 from relay.contract.settings import NatsSettings
 from relay.facilitator.websocket import WebSocket, connect
 from relay.nats.connection import connect as connect_to_nats
+from relay.network.dialer import Dialer
 from relay.path.delivery import Delivery
 
 MAX_REPLY_BYTES = 1024 * 1024
@@ -36,6 +37,7 @@ async def main() -> None:
     waiting: deque[Delivery] = deque()
     socket = await connect(
         os.environ["BENCH_FACILITATOR_URL"],
+        dialer=Dialer(),
         max_size=MAX_REPLY_BYTES,
         open_timeout_s=TIMEOUT_S,
         close_timeout_s=TIMEOUT_S,

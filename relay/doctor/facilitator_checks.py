@@ -9,16 +9,17 @@ import socket
 import ssl
 from typing import Final
 
-from websockets import InvalidHandshake, ProxyError
+from websockets import InvalidHandshake, InvalidStatus, ProxyError
 
 from relay.contract.errors import IdentityError
 from relay.contract.settings import FacilitatorSettings
-from relay.contract.text import describe, redact_url
+from relay.contract.text import redact_url
 from relay.contract.wire import Reply, authentication_request, decode_incoming
 from relay.doctor.findings import Finding, fail, ok, unchecked, warn
 from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
 from relay.facilitator.sign_in import remedy
-from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
+from relay.facilitator.websocket import CannotConnect, ConnectionClosed, WebSocket, connect
+from relay.network.dialer import Dialer
 
 HOTKEY: Final = "hotkey"
 FACILITATOR: Final = "facilitator"
@@ -66,9 +67,10 @@ async def check_facilitator(
             open_timeout_s=open_timeout_s,
             close_timeout_s=_CLOSE_TIMEOUT_S,
             on_writable=lambda: None,
+            dialer=Dialer(),
         )
-    except (OSError, TimeoutError, InvalidHandshake) as error:
-        return fail(FACILITATOR, f"cannot connect to {where}: {describe(error)}", _remedy(error))
+    except CannotConnect as error:
+        return fail(FACILITATOR, f"cannot connect to {where}: {error}", _remedy(error.__cause__))
     try:
         if authentication is not None:
             return await _sign_in(websocket, authentication, where, answer_timeout_s)
@@ -104,10 +106,12 @@ async def _reply(websocket: WebSocket) -> Reply:
                 return reply
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: BaseException | None) -> str:
     match error:
         case ProxyError():
             return "check RELAY_FACILITATOR_PROXY, HTTPS_PROXY or ALL_PROXY, and what that proxy permits"
+        case InvalidStatus(response=response) if "Location" in response.headers:
+            return "set RELAY_FACILITATOR_URL to where the Facilitator is now"
         case InvalidHandshake():
             return "another server answers there: check host and path of RELAY_FACILITATOR_URL"
         case ssl.SSLError():

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from websockets import InvalidHandshake
 from websockets.frames import Close, CloseCode
 
-from relay.contract.text import describe, redact_url
+from relay.contract.text import redact_url
 from relay.core.connect_pace import ConnectPace
 from relay.core.ports import PushQueue
 from relay.core.session import (
@@ -28,7 +27,8 @@ from relay.core.session import (
 )
 from relay.core.update import Update
 from relay.facilitator.sign_in import remedy
-from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
+from relay.facilitator.websocket import CannotConnect, ConnectionClosed, WebSocket, connect
+from relay.network.dialer import Dialer
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 
@@ -112,6 +112,7 @@ class FacilitatorConnection:
         """Why nothing can be sent, in words for an operator; None while the session is open."""
         self._endpoint = endpoint
         self._shown_url = redact_url(endpoint.url)
+        self._dialer = Dialer()
         self._session = session
         self._pace = pace
         self._metrics = metrics
@@ -165,10 +166,10 @@ class FacilitatorConnection:
         while True:
             try:
                 await self._connect_and_converse(answers, pushes)
-            except (OSError, TimeoutError, InvalidHandshake) as error:
+            except CannotConnect as error:
                 self._session.failed_to_open()
                 self._metrics.connection_refused()
-                self._complain(f"cannot connect to the Facilitator at {self._shown_url}: {describe(error)}")
+                self._complain(f"cannot connect to the Facilitator at {self._shown_url}: {error}")
             await asyncio.sleep(self._pace.wait_s(time.time()))
 
     async def _connect_and_converse(self, answers: AnswerSink, pushes: PushQueue) -> None:
@@ -180,6 +181,7 @@ class FacilitatorConnection:
             open_timeout_s=_OPEN_TIMEOUT_S,
             close_timeout_s=_CLOSE_TIMEOUT_S,
             on_writable=self.send,
+            dialer=self._dialer,
         )
         closing: Close | None = _CANCELLED
         self._socket = socket

@@ -5,31 +5,28 @@ message by message; docs/benchmarks.md says what that costs at full load.
 """
 
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
-from urllib.parse import SplitResult, urlsplit
+from typing import Final, cast
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
-from relay.contract.text import escape, redact_url
+from relay.contract.text import describe, one_line, redact_url
 from relay.facilitator.framing import MASK_BYTES, ShortTexts, framed
 from relay.facilitator.tunnel import Tunnel
-from relay.timing.waiting import at_most
+from relay.network.dialer import Dialer
 
 _TCP_TIMEOUT_S: Final = 2.0
-"""For a TCP connection to one address. Short, because nothing but the network and the kernel take part in it, and while
-we wait for packets that are dropped we do not notice that the server is back."""
-_AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_SHOWN_CHARS: Final = 200
+"""For a TCP connection to any address of the name. Short, because only the network and the kernel take part in it, and
+while we wait for packets that are dropped we do not notice that the server is back."""
+_MAX_LOCATION_CHARS: Final = 300
 _END_OF_RESPONSE: Final = b"\r\n\r\n"
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
@@ -43,6 +40,10 @@ class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every
     def __init__(self, close: Close | None) -> None:
         self.close = close
         super().__init__(f"closed with {close}" if close else "dropped without a close frame")
+
+
+class CannotConnect(Exception):  # noqa: N818 - named for the state it reports
+    """No WebSocket was opened; the message says why."""
 
 
 class WebSocket(asyncio.Protocol):
@@ -230,7 +231,7 @@ class WebSocket(asyncio.Protocol):
 
     def _check_handshake(self) -> None:
         if self._protocol.handshake_exc is not None:
-            self._shaken.set_exception(_with_target(self._protocol.handshake_exc))
+            self._shaken.set_exception(self._protocol.handshake_exc)
         elif self._protocol.state is not State.CONNECTING:  # it may be closing already
             self._shaken.set_result(None)
 
@@ -242,6 +243,7 @@ class WebSocket(asyncio.Protocol):
 async def connect(
     url: str,
     *,
+    dialer: Dialer,
     proxy: str | None = None,
     headers: Sequence[tuple[str, str]] = (),
     max_size: int,
@@ -253,35 +255,35 @@ async def connect(
 
     Args:
         url: `ws://` or `wss://`; with `wss://` this machine must trust the server's certificate.
+        dialer: opens the TCP connections; keep it for the next attempts.
         proxy: `http://` or `https://`, the HTTP proxy to go through; it looks up the server's name.
         headers: names and values of further HTTP headers of the request.
         max_size: the largest message to accept, in bytes; a larger one closes the connection with 1009.
-        open_timeout_s: how long connecting and both handshakes may take.
+        open_timeout_s: how long the handshakes may take together, after the TCP connection.
         close_timeout_s: how long to wait for the other side to close as well.
         on_writable: called when the network can take more again, after it could not.
 
-    Raises:
-        OSError, TimeoutError: no server answers; a TimeoutError says what was waited for.
-        websockets.InvalidHandshake: the server answers, but does not open a WebSocket.
+    Raises CannotConnect, with the exception of the network, of TLS, or of websockets as its cause.
     """
-    uri = parse_uri(url)
-    loop = asyncio.get_running_loop()
-
-    def make() -> WebSocket:
-        return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
-
-    stage = _Stage(f"the name {uri.host} is not looked up")
+    stage = _Stage()
     try:
+        uri = parse_uri(url)
+
+        def make() -> WebSocket:
+            return WebSocket(ClientProtocol(uri, max_size=max_size), close_timeout_s, on_writable)
+
+        if proxy is None:
+            connected = await dialer.dial(uri.host, uri.port, _TCP_TIMEOUT_S)
+        else:
+            connected = await _dial_proxy(dialer, urlsplit(proxy))
         async with asyncio.timeout(open_timeout_s):
-            name = uri.host if uri.secure else None
             if proxy is None:
-                connected = await _tcp(uri.host, uri.port, stage)
                 stage.waits_for = "the TLS handshake is not finished"
-                transport, websocket = await loop.create_connection(
-                    make, sock=connected, ssl=uri.secure or None, server_hostname=name
+                transport, websocket = await asyncio.get_running_loop().create_connection(
+                    make, sock=connected, ssl=uri.secure or None, server_hostname=uri.host if uri.secure else None
                 )
             else:
-                transport, websocket = await _through(urlsplit(proxy), uri, make, stage)
+                transport, websocket = await _through(urlsplit(proxy), connected, uri, make, stage)
             stage.waits_for = "there is no answer to the request for a WebSocket"
             try:
                 await websocket.shake_hands(headers)
@@ -289,7 +291,10 @@ async def connect(
                 transport.abort()
                 raise
     except TimeoutError as error:
-        raise TimeoutError(str(error) or f"after {open_timeout_s:g} s {stage.waits_for} yet") from error
+        raise CannotConnect(str(error) or f"after {open_timeout_s:g} s {stage.waits_for} yet") from error
+    except Exception as error:
+        # Whatever it is, another attempt may succeed, and nothing above knows more about it.
+        raise CannotConnect(_explained(error, url)) from error
     return websocket
 
 
@@ -297,34 +302,30 @@ async def connect(
 class _Stage:
     """How far an attempt to connect has got."""
 
-    waits_for: str
+    waits_for: str = ""
 
 
-async def _tcp(host: str, port: int, stage: _Stage) -> socket.socket:
-    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    stage.waits_for = "there is no TCP connection"
-    return await _first_to_answer(addresses)
+async def _dial_proxy(dialer: Dialer, proxy: SplitResult) -> socket.socket:
+    port = proxy.port or (443 if proxy.scheme == "https" else 80)
+    try:
+        return await dialer.dial(proxy.hostname or "", port, _TCP_TIMEOUT_S)
+    except OSError as error:
+        raise OSError(f"the proxy {redact_url(proxy.geturl())} cannot be reached: {error}") from error
 
 
 async def _through(
-    proxy: SplitResult, uri: WebSocketURI, make: Callable[[], WebSocket], stage: _Stage
+    proxy: SplitResult, connected: socket.socket, uri: WebSocketURI, make: Callable[[], WebSocket], stage: _Stage
 ) -> tuple[asyncio.Transport, WebSocket]:
-    """A connection to the server through the proxy. All addresses of the proxy are tried, as otherwise the server's."""
+    """A connection to the server, over a TCP connection to the proxy."""
     loop = asyncio.get_running_loop()
-    shown = redact_url(proxy.geturl())
     secure = proxy.scheme == "https"
-    host = proxy.hostname or ""
-    stage.waits_for = f"the name of the proxy {shown} is not looked up"
-    try:
-        connected = await _tcp(host, proxy.port or (443 if secure else 80), stage)
-        stage.waits_for = f"the proxy {shown} has not answered"
-        transport, tunnel = await loop.create_connection(
-            lambda: Tunnel(uri, proxy), sock=connected, ssl=secure or None, server_hostname=host if secure else None
-        )
-    except TimeoutError as error:
-        raise TimeoutError(f"{error} (the proxy {shown})" if str(error) else "") from error
-    except OSError as error:
-        raise OSError(f"the proxy {shown} cannot be reached: {error}") from error
+    stage.waits_for = f"the proxy {redact_url(proxy.geturl())} has not answered"
+    transport, tunnel = await loop.create_connection(
+        lambda: Tunnel(uri, proxy),
+        sock=connected,
+        ssl=secure or None,
+        server_hostname=proxy.hostname if secure else None,
+    )
     try:
         await tunnel.opened
         websocket = make()
@@ -342,33 +343,12 @@ async def _through(
     return transport, websocket
 
 
-def _with_target(refusal: Exception) -> Exception:
-    """The refusal; if it is a redirect, one that says where it points to."""
-    if not isinstance(refusal, InvalidStatus) or refusal.response.status_code not in _REDIRECTS:
-        return refusal
-    target = escape(redact_url(refusal.response.headers.get("Location", "")))[:_SHOWN_CHARS]
-    return InvalidHandshake(
-        f"HTTP {refusal.response.status_code} redirects to {target}, which is not followed: set"
-        " RELAY_FACILITATOR_URL to where the Facilitator is"
-    )
-
-
-async def _first_to_answer(addresses: Sequence[_AddressInfo]) -> socket.socket:
-    """A TCP connection to the first address at which somebody listens. Raises the last address's OSError."""
-    loop = asyncio.get_running_loop()
-    problem = OSError("the name has no address")
-    for family, kind, protocol, _, address in addresses:
-        tried = socket.socket(family, kind, protocol)
-        tried.settimeout(0)  # the event loop waits
-        try:
-            async with at_most(_TCP_TIMEOUT_S, f"no TCP connection to {address[0]} port {address[1]}"):
-                await loop.sock_connect(tried, address)
-        except OSError as error:
-            tried.close()
-            problem = error if error.errno is None else OSError(error.errno, os.strerror(error.errno))
-        except BaseException:
-            tried.close()
-            raise
-        else:
-            return tried
-    raise problem
+def _explained(error: Exception, url: str) -> str:
+    """The message of an error; if the server sends us elsewhere, also where to."""
+    if not isinstance(error, InvalidStatus) or "Location" not in error.response.headers:
+        return describe(error)
+    try:
+        target = redact_url(urljoin(url, one_line(error.response.headers["Location"])))[:_MAX_LOCATION_CHARS]
+    except ValueError:
+        target = "something that is no address"
+    return f"{describe(error)}; it redirects to {target}, and redirects are not followed"

@@ -26,6 +26,7 @@ from relay.contract.subjects import API, on_api
 from relay.contract.text import describe
 from relay.nats.headers import parse_headers
 from relay.nats.nats_py import (
+    DialedTransport,
     abort,
     demand_tls,
     end_quietly,
@@ -34,6 +35,7 @@ from relay.nats.nats_py import (
     sign_in_with,
     stay_cancelled,
 )
+from relay.network.dialer import Dialer
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with the subject, the reply subject, the block of headers and the body of a message.
@@ -119,6 +121,7 @@ class FrameClient(Client):
         """Whether the server has said its first line, INFO, on this connection."""
         self._in_addresses: dict[str, Mapping[str, str | None]] = {}
         """What addresses say about signing in, by `host:port`."""
+        self._dialer = Dialer()
         self._takes: dict[bytes, Take] = {}
         """By subscription."""
         self._take_batches: dict[bytes, TakeBatch] = {}
@@ -221,6 +224,8 @@ class FrameClient(Client):
     async def _connect_to_server(self, s: Any) -> None:
         self._server = f"{s.uri.hostname}:{s.uri.port}"
         self._take_sign_in(s)
+        if s.uri.scheme in {"nats", "tls"} and not isinstance(self._transport, DialedTransport):
+            self._transport = DialedTransport(self._dialer)
         await super()._connect_to_server(s)
         end_quietly(self)
         if self._tls_only:

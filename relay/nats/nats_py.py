@@ -13,11 +13,39 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
+from relay.network.dialer import Dialer
 from relay.observability.logs import get_logger
 
+_DEFAULT_PORT: Final = 4222
 _CLOSE_GRACE_S: Final = 2.0
 _FORGOTTEN_AFTER_S: Final = 0.05
 _log = get_logger(__name__, guest=True)
+
+
+class DialedTransport(TcpTransport):
+    """nats-py's transport for TCP and TLS, which tries all addresses of a server's name.
+
+    nats-py waits for the first address as long as it waits for a connection, and then starts again with it.
+    """
+
+    def __init__(self, dialer: Dialer) -> None:
+        super().__init__()
+        self._dialer = dialer
+
+    def __bool__(self) -> bool:
+        return True  # also before the first connection: nats-py would replace it
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: float) -> None:
+        assert uri.hostname is not None, "settings and nats-py have seen to it"
+        port = uri.port or _DEFAULT_PORT
+        connected = await self._dialer.dial(uri.hostname, port, connect_timeout)
+        try:
+            reader, writer = await asyncio.open_connection(sock=connected, limit=buffer_size)
+        except BaseException:
+            connected.close()
+            raise
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = writer
 
 
 def bound_closing(client: Client) -> None:
@@ -124,8 +152,8 @@ def _is_encrypted(client: Client) -> bool:
 def abort(client: Client) -> None:
     """Close the client's socket, if it has one, and discard what is not sent yet."""
     transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    if isinstance(transport, TcpTransport) and transport:
-        writer: Any = transport._io_writer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    writer: Any = getattr(transport, "_io_writer", None)
+    if writer is not None:
         writer.transport.abort()
     elif (session := getattr(transport, "_client", None)) is not None:  # of a WebSocket
         session.detach()  # otherwise aiohttp complains about it when it is collected

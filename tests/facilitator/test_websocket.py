@@ -4,7 +4,6 @@ import socket
 import ssl
 
 import pytest
-from websockets import InvalidMessage, InvalidStatus
 from websockets.asyncio.server import serve
 from websockets.client import ClientProtocol
 from websockets.frames import CloseCode, Frame, Opcode
@@ -12,7 +11,9 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 import relay.facilitator.websocket
-from relay.facilitator.websocket import ConnectionClosed, WebSocket, connect
+from relay.facilitator.websocket import CannotConnect, ConnectionClosed, WebSocket, connect
+from relay.network import dialer
+from relay.network.dialer import Dialer
 
 MIB = 1024 * 1024
 
@@ -28,6 +29,7 @@ async def conversation(converse, *, on_writable=lambda: None, **options):
             open_timeout_s=5,
             close_timeout_s=0.2,
             on_writable=on_writable,
+            dialer=Dialer(),
         )
         try:
             yield websocket
@@ -36,7 +38,9 @@ async def conversation(converse, *, on_writable=lambda: None, **options):
 
 
 async def opened(url, *, open_timeout_s):
-    return await connect(url, max_size=MIB, open_timeout_s=open_timeout_s, close_timeout_s=1, on_writable=print)
+    return await connect(
+        url, max_size=MIB, open_timeout_s=open_timeout_s, close_timeout_s=1, on_writable=print, dialer=Dialer()
+    )
 
 
 async def received(websocket, count):
@@ -268,7 +272,7 @@ async def test_tls(certificate, monkeypatch):
 
 async def test_tls_with_an_unknown_authority(certificate):
     """A server with a certificate of an unknown authority is refused."""
-    with pytest.raises(ssl.SSLCertVerificationError):
+    with pytest.raises(CannotConnect, match="CERTIFICATE_VERIFY_FAILED"):
         async with conversation(echo, ssl=server_side(certificate)):
             pass
 
@@ -285,8 +289,29 @@ async def test_refused():
     async def refuse(connection, _request):
         return connection.respond(403, "not here\n")
 
-    with pytest.raises(InvalidStatus, match="403"):
+    with pytest.raises(CannotConnect, match="403"):
         async with conversation(echo, process_request=refuse):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("wss://new.example/ws/v0/?secret=1", "wss://new.example/ws/v0/"),
+        ("/ws/v1/", r"ws://127\.0\.0\.1:\d+/ws/v1/"),
+        ("http://[", "something that is no address"),
+    ],
+)
+async def test_redirected(location, target):
+    """A redirect is not followed; the error says where it leads, without what may be secret."""
+
+    async def redirect(connection, _request):
+        response = connection.respond(301, "moved\n")
+        response.headers["Location"] = location
+        return response
+
+    with pytest.raises(CannotConnect, match=f"HTTP 301; it redirects to {target}, and redirects are not followed$"):
+        async with conversation(echo, process_request=redirect):
             pass
 
 
@@ -313,7 +338,7 @@ async def test_not_a_websocket():
         pass
 
     async with raw_server(hang_up) as url:
-        with pytest.raises(InvalidMessage):
+        with pytest.raises(CannotConnect, match="HTTP response"):
             await opened(url, open_timeout_s=5)
 
 
@@ -329,7 +354,7 @@ async def test_silent(scheme, what):
         await reader.read()  # until the client closes
 
     async with raw_server(say_nothing) as url:
-        with pytest.raises(TimeoutError, match=f"^after 0.1 s {what} yet$"):
+        with pytest.raises(CannotConnect, match=f"^after 0.1 s {what} yet$"):
             await opened(url.replace("ws", scheme), open_timeout_s=0.1)
 
 
@@ -343,7 +368,7 @@ async def test_packets_are_dropped(monkeypatch):
             waiting.settimeout(0)
             waiting.connect_ex(full.getsockname())
         port = full.getsockname()[1]
-        with pytest.raises(TimeoutError, match=f"^no TCP connection to 127.0.0.1 port {port} within 0.1 s$"):
+        with pytest.raises(CannotConnect, match=f"^no TCP connection to 127.0.0.1 port {port} within 0.1 s$"):
             await opened(f"ws://127.0.0.1:{port}/", open_timeout_s=5)
 
 
@@ -354,7 +379,8 @@ async def test_look_up_takes_too_long(monkeypatch):
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
-    with pytest.raises(TimeoutError, match=r"^after 0\.1 s the name facilitator\.example is not looked up yet$"):
+    monkeypatch.setattr(dialer, "LOOK_UP_S", 0.1)
+    with pytest.raises(CannotConnect, match=r"^the name facilitator\.example was not looked up within 0\.1 s$"):
         await opened("ws://facilitator.example/", open_timeout_s=0.1)
 
 
@@ -374,5 +400,5 @@ async def test_several_addresses(monkeypatch):
         websocket.send(b"hello")
         assert [b"hello"] == await received(websocket, 1)
         await websocket.close()
-    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
+    with pytest.raises(CannotConnect, match="Connection refused"):
         await opened(f"ws://facilitator.example:{port}/", open_timeout_s=5)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from oracle import Published
 from relay_kit import ACKED, TERMED, Scene, new_job, update
 from test_fuzz import EXAMPLES, JOB, SUCCESS, bounded
-from websockets import InvalidHandshake
 from websockets.utils import accept_key
 
 from relay.contract.subjects import (
@@ -26,11 +25,12 @@ from relay.contract.subjects import (
     lane_consumer,
     request_subject,
 )
-from relay.facilitator.websocket import ConnectionClosed, connect
+from relay.facilitator.websocket import CannotConnect, ConnectionClosed, connect
 from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
+from relay.network.dialer import Dialer
 from relay.service.health import HealthServer, listen
 
 HOST = "127.0.0.1"
@@ -94,9 +94,14 @@ async def received_from(answer, *, hangs_up):
     async with asyncio.timeout(TIMEOUT_S), raw_server(answer, hangs_up=hangs_up) as url:
         try:
             websocket = await connect(
-                url, max_size=MIB, open_timeout_s=TIMEOUT_S, close_timeout_s=0.05, on_writable=lambda: None
+                url,
+                max_size=MIB,
+                open_timeout_s=TIMEOUT_S,
+                close_timeout_s=0.05,
+                on_writable=lambda: None,
+                dialer=Dialer(),
             )
-        except (OSError, InvalidHandshake):  # what the relay treats as an outage; see Facilitator.run
+        except CannotConnect:
             return None
         messages = []
         with contextlib.suppress(ConnectionClosed):
