@@ -18,7 +18,7 @@ import relay.path.lane_run
 import relay.path.lanes
 import relay.path.outlet_worker
 import relay.path.settlement
-from relay.facilitator.websocket import ConnectionClosed
+from relay.facilitator.websocket import CannotConnect, ConnectionClosed
 from simulation.book import Log
 from simulation.clock import Clock, Process
 from simulation.facilitator import Connection, Facilitator
@@ -118,7 +118,7 @@ def connector(
         pipes = Pipe(clock, rng, 0.001), Pipe(clock, rng, 0.001)
         socket.connection = facilitator.connect(process.name, url, pipes, socket)
         if socket.connection is None:
-            raise ConnectionRefusedError
+            raise CannotConnect("nobody listens")
         return socket
 
     return connect
