@@ -252,7 +252,7 @@ async def test_headers():
         added = [("X-Validator-Version", "1.2.3"), ("authorization", "Bearer t")]
         url = f"ws://user:password@127.0.0.1:{port}/ws/v0/"
         websocket = await connect(
-            url, headers=added, max_size=MIB, open_timeout_s=5, close_timeout_s=1, on_writable=print
+            url, headers=added, max_size=MIB, open_timeout_s=5, close_timeout_s=1, on_writable=print, dialer=Dialer()
         )
         await end_of(websocket)
         await websocket.close()
