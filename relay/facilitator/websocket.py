@@ -5,6 +5,7 @@ message by message; docs/benchmarks.md says what that costs at full load.
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
