@@ -11,7 +11,7 @@ SBOM_VENV := .venv-sbom
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock check-install clean
+.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.js
 	@$(SBOM_VENV)/bin/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file sbom.json requirements.lock
 	@rm -rf $(SBOM_VENV)
+
+schemas: $(VENV)/.dev  ## write docs/asyncapi.yaml and docs/schemas from the models
+	@$(BIN)/python tests/docs/contract_files.py
 
 lock:  ## pin what the image installs, with hashes and without addresses (PYTHON=the image's python)
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
