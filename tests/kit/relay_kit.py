@@ -45,6 +45,7 @@ from relay.nats.connection import api_request, close, connect, publish_confirmed
 from relay.nats.messages import find_message
 from relay.service.app import Relay
 from relay.service.intervals import DEFAULTS, Intervals
+from relay.timing.waiting import set_within
 from relay.topology.provision import provision, topology_of
 
 STATUSES = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
@@ -268,7 +269,8 @@ class Scene:
                     self._news.clear()
                     if not (left := await self.unsettled()):
                         return
-                    await self._news.wait()
+                    # The server may answer before it has taken in what was heard; it tells nobody of that.
+                    await set_within(self._news, 0.05)
         except TimeoutError:
             raise TimeoutError(f"{left} updates are unsettled after {timeout_s} s: {self.facilitator!r}") from None
 
