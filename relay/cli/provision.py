@@ -1,6 +1,7 @@
 """`relay provision`."""
 
-from typing import Annotated
+import asyncio
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +12,8 @@ from relay.nats.connection import require_server
 from relay.topology import provision as topology
 from relay.topology.plan import Plan
 from relay.topology.provision import topology_of
+
+_AGAIN_S: Final = 2.0
 
 
 def provision(
@@ -37,7 +40,7 @@ def provision(
             typer.echo(line)
         raise typer.Exit(0 if plan.in_place else 1)
     try:
-        plan = run(_provision(settings, downgrade=downgrade))
+        plan, waiting = run(_provision(settings, downgrade=downgrade))
     except UnsafeChange as refused:
         complain("refused, nothing was changed:")
         for refusal in refused.refusals:
@@ -47,6 +50,8 @@ def provision(
         typer.echo(line)
     for warning in plan.warnings:
         complain(warning)
+    if waiting:
+        run(_resume_lanes(settings))
 
 
 async def _check(settings: Settings) -> Plan:
@@ -55,7 +60,19 @@ async def _check(settings: Settings) -> Plan:
         return await topology.check(client, topology_of(settings.delivery))
 
 
-async def _provision(settings: Settings, *, downgrade: bool) -> Plan:
+async def _resume_lanes(settings: Settings) -> None:
+    """Wait until the lanes that were raised need not wait any more; can be ended at any time, and started again."""
+    told: list[str] = []
+    async with nats_client(settings.nats) as client:
+        while waiting := await topology.resume_lanes(client):
+            if waiting != told:
+                typer.echo(f"waiting, and may be run again later: {'; '.join(waiting)}")
+            told = waiting
+            await asyncio.sleep(_AGAIN_S)
+
+
+async def _provision(settings: Settings, *, downgrade: bool) -> tuple[Plan, list[str]]:
     async with nats_client(settings.nats) as client:
         await require_server(client)
-        return await topology.provision(client, topology_of(settings.delivery), downgrade=downgrade)
+        plan = await topology.provision(client, topology_of(settings.delivery), downgrade=downgrade)
+        return plan, await topology.resume_lanes(client)

@@ -301,6 +301,11 @@ def api_durable_create(stream: str, durable: str) -> str:
     return f"{API}.CONSUMER.CREATE.{stream}.{durable}"
 
 
+def api_consumer_pause(stream: str, consumer: str) -> str:
+    """Without a body it ends a pause."""
+    return f"{API}.CONSUMER.PAUSE.{stream}.{consumer}"
+
+
 def api_consumer_delete(stream: str, consumer: str) -> str:
     return f"{API}.CONSUMER.DELETE.{stream}.{consumer}"
 

@@ -31,6 +31,7 @@ from relay.observability.logs import get_logger
 from relay.path.delivery import Delivery
 from relay.timing.waiting import set_within
 from relay.topology.consumer_state import consumer_state_of
+from relay.topology.lane_growth import WAITS_KEY
 
 _log = get_logger(__name__)
 
@@ -210,6 +211,8 @@ class PullConsumer:
         self._stall = stall
 
     def _why(self, info: Mapping[str, Any]) -> str:
+        if WAITS_KEY in info["config"].get("metadata", {}):
+            return "it waits for an older lane, since the lanes were raised; `relay provision` lets it go on in time"
         if info.get("paused"):
             until = info["config"].get("pause_until", "an unknown time")
             return f"its consumer is paused until {until}; `nats consumer resume {self._stream} {self.name}` ends that"

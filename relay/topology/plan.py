@@ -15,6 +15,7 @@ from relay.topology.comparison import Change, Config, differences, merged
 from relay.topology.copies import find_lost
 from relay.topology.downgrade import find_downgrades
 from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, is_vital
+from relay.topology.lane_growth import WAITS_KEY, is_growth
 from relay.topology.options import Options, judge_options
 
 LANE_CAPACITY: Final = 512
@@ -246,7 +247,13 @@ def _consumer_options(name: str, wanted: Wanted, info: Config) -> Options:
         found = {**found, "num_replicas": 0}
     what = f"{Kind.CONSUMER} {name}"
     options = judge_options(what, CONSUMER_FIELDS, wanted.consumers[name], found, _consumer_remedy(name))
-    if info.get("paused"):
+    if (waits_for := found.get("metadata", {}).get(WAITS_KEY)) is not None:
+        lane = waits_for.partition(" ")[0]
+        options.warnings.append(
+            f"{what} waits until lane {lane} has settled what was stored before the lanes were raised: do not resume "
+            "it; `relay provision` does that in time"
+        )
+    elif info.get("paused"):
         options.warnings.append(
             f"{what} is paused until {found.get('pause_until')}: nothing of its lane is relayed before; "
             f"`nats consumer resume {subjects.STATUS_STREAM} {name}` ends the pause"
@@ -315,7 +322,7 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
         return
     unsettled = {name: _unsettled(name, actual) for name in actual.consumers}
     change = f"lanes {old} -> {wanted.lanes}"
-    if total := sum(unsettled.values()):
+    if (total := sum(unsettled.values())) and not is_growth(old, wanted.lanes):
         lanes = ", ".join(f"{name}: {count}" for name, count in unsettled.items() if count)
         yield (
             f"{change} while {total} updates are not settled ({lanes}): a job's later updates would overtake them in "

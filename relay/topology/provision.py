@@ -1,7 +1,7 @@
 """Streams, lane consumers and the lease bucket: what is wanted, what exists, and changing one into the other."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from relay.contract import subjects
@@ -16,6 +16,7 @@ from relay.nats.messages import find_message
 from relay.topology.comparison import Config
 from relay.topology.drift import Drift, find_drift
 from relay.topology.lane_change import intake_closed
+from relay.topology.lane_growth import is_growth, paused, resume_ready
 from relay.topology.lease_ttl import lower_ttl
 from relay.topology.plan import LANE_CAPACITY, Actual, Kind, Plan, Step, Verb, Wanted, make_plan
 
@@ -80,12 +81,15 @@ async def provision(client: FrameClient, topology: Topology, *, downgrade: bool 
     plan = await check(client, topology)
     if refusals := (*plan.refusals, *(() if downgrade else plan.downgrades)):
         raise UnsafeChange(refusals)
-    for step in plan.steps:
-        if plan.lane_change is not None and step.name == subjects.STATUS_STREAM:
+    change = plan.lane_change
+    grows = change is not None and is_growth(change.old, change.new)
+    for step in _consumers_first(plan, change.old) if change is not None and grows else plan.steps:
+        if plan.lane_change is not None and not grows and step.name == subjects.STATUS_STREAM:
             async with intake_closed(client, plan.lane_change):
                 await _apply(client, step)
         else:
             await _apply(client, step)
+    await resume_lanes(client)
     left_over = await check(client, topology)
     if not left_over.is_done:
         raise UnsuitableServer(
@@ -93,6 +97,23 @@ async def provision(client: FrameClient, topology: Topology, *, downgrade: bool 
             "look for limits in its configuration and for somebody else who changes these streams",
         )
     return plan
+
+
+async def resume_lanes(client: FrameClient) -> list[str]:
+    """Resume new lanes that need not wait for old ones any more; returns for what the others wait.
+
+    Safe to repeat. Raises as `api_request` does.
+    """
+    return await resume_ready(client, await _lane_consumers(client))
+
+
+def _consumers_first(plan: Plan, old: int) -> Iterator[Step]:
+    """The steps of a growth: the new lanes' consumers are made before the change, paused."""
+    for step in plan.steps:
+        lane = subjects.lane_of_consumer(step.name)
+        if step.kind is Kind.CONSUMER and step.verb is Verb.CREATED and lane is not None:
+            yield replace(step, config=paused(step.config, lane, old))
+    yield from (step for step in plan.steps if not (step.kind is Kind.CONSUMER and step.verb is Verb.CREATED))
 
 
 def wanted(topology: Topology, max_payload: int) -> Wanted:

@@ -25,6 +25,7 @@ from relay.contract.subjects import (
     STATUS_STREAM,
     Reason,
     api_consumer_delete,
+    api_consumer_info,
     lane_consumer,
     lane_key,
     lane_of,
@@ -36,7 +37,8 @@ from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.path.backlog import Backlog
 from relay.service.intervals import DEFAULTS
-from relay.topology.provision import provision, topology_of
+from relay.topology.lane_growth import WAITS_KEY
+from relay.topology.provision import provision, resume_lanes, topology_of
 
 STREAM_FULL = {10077}
 STORE_FULL = {10023, 10047}
@@ -272,11 +274,11 @@ async def test_lanes_changed():
     """
     jobs = [new_job() for _ in range(40)]
     async with scene_with(LANES="4") as scene:
-        more = topology_of(load_settings(scene.environment | {"RELAY_LANES": "8"}, None).delivery)
+        more = topology_of(load_settings(scene.environment | {"RELAY_LANES": "6"}, None).delivery)
         async with scene.relay():
             with scene.facilitator.inject(stall()):
                 early = [await scene.publish(job, "received") for job in jobs]
-                with pytest.raises(UnsafeChange, match=r"lanes 4 -> 8 while \d+ updates are not settled"):
+                with pytest.raises(UnsafeChange, match=r"lanes 4 -> 6 while \d+ updates are not settled"):
                     await provision(scene.nc, more)
             assert [ACKED] * 40 == await scene.settled(*early)
             await scene.dust_settled()
@@ -284,12 +286,37 @@ async def test_lanes_changed():
         late = [await scene.publish(job, "completed", {}) for job in jobs]
         said = await relay_says(scene, "not provisioned")
         rows = len(scene.facilitator.rows)
-        scene.environment["RELAY_LANES"] = "8"
+        scene.environment["RELAY_LANES"] = "6"
         async with scene.relay():
             broken = await scene.broken_promises(20)
-    assert "lanes 8 -> 4" in said
+    assert "lanes 6 -> 4" in said
     assert (len(early), len(early) + len(late)) == (rows, len(scene.facilitator.rows))
     assert [] == broken
+
+
+async def test_lanes_raised_with_a_backlog():
+    """Twice as many lanes while updates wait and more come in: the new lanes wait for the old ones, each job's updates
+    arrive in order, and nothing is lost.
+    """
+    jobs = [new_job() for _ in range(40)]
+    async with scene_with(LANES="2") as scene, contextlib.AsyncExitStack() as relays:
+        await scene.publish_lives(50)
+        async with steadily_published(scene, backlog=400):
+            for job in jobs:
+                await scene.publish(job, "received")
+            scene.environment["RELAY_LANES"] = "4"
+            await scene.provision()
+            assert 2 == len(await resume_lanes(scene.nc))
+            later = [await scene.publish(job, "accepted") for job in jobs]
+            await relays.enter_async_context(scene.relay())
+            async with asyncio.timeout(20):
+                while await resume_lanes(scene.nc):  # noqa: ASYNC110 - only the consumers know that they are far enough
+                    await asyncio.sleep(0.05)
+            assert [ACKED] * len(later) == await scene.settled(*later)
+        broken = await scene.broken_promises(20)
+        info = await api_request(scene.nc, api_consumer_info(STATUS_STREAM, lane_consumer(3)))
+    assert [] == broken
+    assert (False, None) == (info.get("paused", False), info["config"]["metadata"].get(WAITS_KEY))
 
 
 async def test_lanes_changed_under_a_relay():
