@@ -11,7 +11,7 @@ SBOM_VENV := .venv-sbom
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install clean
+.PHONY: help demo test soak sim rehearse-alerts lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the
 
 sim: $(VENV)/.dev  ## tell one schedule of the simulation line by line (make sim SEED=17)
 	@SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/faults/test_simulation.py -k replay
+
+rehearse-alerts: $(VENV)/.dev  ## make every alert fire and go out with a real Prometheus (some 10 minutes; wants prometheus on the PATH)
+	@$(BIN)/python deploy/rehearsal/alerts.py
 
 lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff check .
@@ -83,10 +86,12 @@ sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.js
 schemas: $(VENV)/.dev  ## write docs/asyncapi.yaml and docs/schemas from the models
 	@$(BIN)/python tests/docs/contract_files.py
 
-lock:  ## pin what the image installs, with hashes and without addresses (PYTHON=the image's python)
+lock:  ## pin what the image installs, with and without OpenTelemetry, with hashes and without addresses (PYTHON=the image's python)
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools>=7.5,<8'
-	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(LOCK_OPTIONS) --output-file requirements.lock pyproject.toml
+	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(LOCK_OPTIONS) --extra server --output-file requirements.lock pyproject.toml
+	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(filter-out --upgrade,$(LOCK_OPTIONS)) --extra server --extra otel \
+		--constraint requirements.lock --output-file requirements-otel.lock pyproject.toml
 	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made

@@ -22,7 +22,7 @@ FEATURES = {
     "namespace",
     "images",
 }
-PODS = {"Deployment", "StatefulSet", "Job"}
+PODS = {"Deployment", "StatefulSet", "Job", "CronJob"}
 
 
 def kustomization(folder: Path) -> Document:
@@ -106,6 +106,8 @@ def _apply(operation: Document, target: Document) -> None:
         case "add":
             assert isinstance(place, dict), operation
             place[key] = operation["value"]
+        case "remove":
+            assert place.pop(key) is not None, operation
         case "replace":
             assert place[key] is not None, operation
             place[key] = operation["value"]
@@ -129,7 +131,8 @@ def find(documents: list[Document], kind: str, name: str) -> Document:
 def pod(document: Document) -> Document:
     """The pod template of a workload."""
     assert document["kind"] in PODS
-    return document["spec"]["template"]
+    spec = document["spec"]["jobTemplate"]["spec"] if document["kind"] == "CronJob" else document["spec"]
+    return spec["template"]
 
 
 def containers(document: Document) -> list[Document]:

@@ -5,20 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kustomized import Document, find, pod, render
+from kustomized import PODS, Document, find, pod, render
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 OVERLAYS = DEPLOY / "kubernetes" / "overlays"
 TLS = DEPLOY / "kubernetes" / "tls"
+COMPONENTS = {
+    name: DEPLOY / "kubernetes" / name
+    for name in ("gitops", "hpa", "keda", "nats-box", "nats-exporter", "tls", "tracing")
+}
+"""What an overlay may add."""
 RENDERED = {
     "dev": render(OVERLAYS / "dev"),
     "production": render(OVERLAYS / "production"),
     "production with TLS": render(OVERLAYS / "production", TLS),
 }
 GIB = 2**30
+WITH_COMPONENTS = {
+    f"production with {name}": render(OVERLAYS / "production", folder)
+    for name, folder in COMPONENTS.items()
+    if name != "tls"
+}
+ALL = [folder for name, folder in COMPONENTS.items() if name != "keda"]  # one autoscaler
+EVERY = RENDERED | {"production with all components": render(OVERLAYS / "production", *ALL)}
 
 overlay = pytest.mark.parametrize("documents", RENDERED.values(), ids=RENDERED)
+every = pytest.mark.parametrize("documents", EVERY.values(), ids=EVERY)
 
 
 def name_of(document: Document) -> str:
@@ -26,7 +39,7 @@ def name_of(document: Document) -> str:
 
 
 def workloads(documents: list[Document]) -> list[Document]:
-    return [each for each in documents if each["kind"] in {"Deployment", "StatefulSet", "Job"}]
+    return [each for each in documents if each["kind"] in PODS]
 
 
 def relay_pods(documents: list[Document]) -> list[Document]:

@@ -14,6 +14,17 @@ from relay.service.worker_probes import WorkerProbes
 
 TARGET_LABELS = {"instance", "job", "namespace", "pod"}
 """The labels that Prometheus adds to every series of a target in Kubernetes; elsewhere some are empty."""
+OF_A_SERVER = dict.fromkeys(("server_id", "server_name", "cluster", "domain", "meta_leader"), frozenset[str]())
+OTHERS = {
+    "up": {},
+    "kube_pod_status_phase": {"phase": {"Pending", "Running", "Succeeded", "Failed", "Unknown"}},
+    "jetstream_server_total_message_bytes": OF_A_SERVER,
+    "jetstream_server_max_storage": OF_A_SERVER,
+    "namespace:relay_lag_to_scale_by:sum": {},
+}
+"""Gauges that the rules use and that others expose: Prometheus itself, kube-state-metrics, NATS' exporter, a rule that
+records. Their labels, with the values if those are known.
+"""
 ON_COUNTERS = {"increase", "irate", "rate"}
 
 
@@ -39,9 +50,9 @@ def worker_metrics() -> Metrics:
 
 @cache
 def exposed() -> dict[str, Series]:
-    """The series in /metrics of a worker and of a parent, by name; and Prometheus' own `up`."""
+    """The series in /metrics of a worker and of a parent, by name; and those of others."""
     parent = asyncio.run(WorkerProbes(2).exposition())
-    found = {"up": Series("gauge")}
+    found = {name: Series("gauge", {**values}) for name, values in OTHERS.items()}
     for family in text_string_to_metric_families((worker_metrics().render() + parent).decode()):
         for sample in family.samples:
             series = found.setdefault(sample.name, Series(family.type))
@@ -101,7 +112,7 @@ def _faults_of_matchers(selector: Any) -> list[str]:
     return found + [
         f"{selector.name} never has {each.name} {each.value}"
         for each in matchers
-        if each.name in series.values and each.op == promql.MatchOp.Equal and each.value not in series.values[each.name]
+        if each.op == promql.MatchOp.Equal and (known := series.values.get(each.name)) and each.value not in known
     ]
 
 

@@ -1,5 +1,6 @@
 """The alerts, compared with the relay's metrics, its runbook, and the limits of JetStream."""
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -14,11 +15,12 @@ from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import STATUS_STREAM
 from relay.topology.provision import topology_of, wanted
 
-RULES = ROOT / "deploy/kubernetes/monitoring/prometheusrule.yaml"
-DOCUMENT: dict[str, Any] = yaml.safe_load(RULES.read_text())
-ALERTS: dict[str, dict[str, Any]] = {
-    rule["alert"]: rule for group in DOCUMENT["spec"]["groups"] for rule in group["rules"]
-}
+FILES = [ROOT / f"deploy/kubernetes/{folder}/prometheusrule.yaml" for folder in ("monitoring", "nats-exporter")]
+DOCUMENTS: list[dict[str, Any]] = [yaml.safe_load(path.read_text()) for path in FILES]
+GROUPS: list[dict[str, Any]] = [group for each in DOCUMENTS for group in each["spec"]["groups"]]
+RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+RECORDS = {rule["record"]: rule for rule in RULES if "record" in rule}
 PAGE = ROOT / "docs/operations.md"
 CASES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "alert_cases.yaml").read_text())
 FUNCTIONS = {"humanize", "humanizeDuration", "humanizePercentage", "printf", "with", "end"}
@@ -33,10 +35,10 @@ def expanded(text: str) -> list[str]:
     return re.findall(r"\{\{(.*?)\}\}", text)
 
 
-@alerts
-def test_expressions_ask_for_what_there_is(alert):
-    """Each alert is PromQL with metrics, labels and label values that the relay exposes."""
-    assert [] == faults(ALERTS[alert]["expr"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_expressions_ask_for_what_there_is(rule):
+    """Each rule is PromQL with metrics, labels and label values that the relay, or the other program, exposes."""
+    assert [] == faults(rule["expr"])
 
 
 @alerts
@@ -70,16 +72,30 @@ def test_there_is_time_left_before_updates_expire():
 
 
 def test_plain_rules():
-    """The page's command that makes plain rules, for a Prometheus without the operator, works."""
-    (line,) = re.findall(r"^\$ (sed -n .+) > relay.rules.yml$", PAGE.read_text(), flags=re.MULTILINE)
-    made = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, check=True, text=True)
-    assert {"groups": DOCUMENT["spec"]["groups"]} == yaml.safe_load(made.stdout)
+    """The page's commands that make plain rules, for a Prometheus without the operator, work."""
+    lines = re.findall(r"^\$ (sed -n .+) > \w+.rules.yml$", PAGE.read_text(), flags=re.MULTILINE)
+    for document, line in zip(DOCUMENTS, lines, strict=True):
+        made = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, check=True, text=True)
+        assert {"groups": document["spec"]["groups"]} == yaml.safe_load(made.stdout)
 
 
 def test_every_alert_has_its_cases():
     """For each alert, promtool has values that make it fire, and values that do not."""
     fires, silent = set(), set()
     for case in CASES["tests"]:
-        for moment in case["alert_rule_test"]:
+        for moment in case.get("alert_rule_test", []):
             (fires if moment.get("exp_alerts") else silent).add(moment["alertname"])
     assert (set(ALERTS), set(ALERTS)) == (fires, silent)
+
+
+def test_every_alert_is_rehearsed():
+    """The rehearsal makes each alert fire by its cause, or says what it would need; its limits are smaller."""
+    spec = importlib.util.spec_from_file_location("rehearsal", ROOT / "deploy/rehearsal/alerts.py")
+    rehearsal = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rehearsal)
+    made = [alert for *_, alerts in rehearsal.REHEARSALS for alert in alerts]
+    assert sorted(ALERTS) == sorted([*made, *rehearsal.NOT_HERE])
+    rules = [rule for group in rehearsal.rehearsed(rehearsal.groups_of("relay")) for rule in group["rules"]]
+    shorter = {rule["alert"]: rule for rule in rules if "alert" in rule}
+    assert set() == {name for name, rule in shorter.items() if rule["for"] not in {"0s", "3s"}}
+    assert set() == {name for name in rehearsal.SMALLER if shorter[name]["expr"] == ALERTS[name]["expr"]}

@@ -1,12 +1,16 @@
 import re
 import tomllib
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pages import ROOT
 
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS = {extra: (ROOT / f"requirements{extra}.lock").read_text() for extra in ("", "-otel")}
+"""What the image installs, by the extra that is in it."""
+
+each_lock = pytest.mark.parametrize("extra", LOCKS)
 
 
 def of_stage(stage: int, keyword: str) -> list[str]:
@@ -16,9 +20,9 @@ def of_stage(stage: int, keyword: str) -> list[str]:
     return [" ".join(line.split()[1:]) for line in lines if line.startswith(f"{keyword} ")]
 
 
-def pins() -> dict[str, tuple[str, list[str]]]:
+def pins(extra: str = "") -> dict[str, tuple[str, list[str]]]:
     """Version and hashes of every pin, by canonical name."""
-    logical = re.sub(r"^\s*#.*\n?", "", LOCK, flags=re.MULTILINE).replace("\\\n", " ")
+    logical = re.sub(r"^\s*#.*\n?", "", LOCKS[extra], flags=re.MULTILINE).replace("\\\n", " ")
     found = {}
     for line in filter(None, map(str.strip, logical.splitlines())):
         requirement = Requirement(line.partition(" --hash")[0])
@@ -36,18 +40,20 @@ def test_dependencies_are_pinned_within_their_ranges():
         assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)][0]), text
 
 
-def test_every_pin_is_hashed():
+@each_lock
+def test_every_pin_is_hashed(extra):
     """Every pin has at least one hash, and every hash is a complete SHA-256."""
-    for name, (_, hashes) in pins().items():
+    for name, (_, hashes) in pins(extra).items():
         assert hashes, name
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), name
 
 
-def test_lock_names_no_address():
+@each_lock
+def test_lock_names_no_address(extra):
     """The lock contains no address, no option that names an index, and no path of the machine that wrote it."""
-    options = [line for line in LOCK.splitlines() if line.startswith("-")]
+    options = [line for line in LOCKS[extra].splitlines() if line.startswith("-")]
     assert options == []
-    assert re.findall(r"http|://|index|find-links|file:|/\w+/", LOCK) == []
+    assert re.findall(r"https?:|://|index|find-links|file:|/\w+/", LOCKS[extra]) == []
 
 
 def test_only_development_tools_are_left_out():
@@ -58,10 +64,19 @@ def test_only_development_tools_are_left_out():
     assert left_out & pins().keys() == set()
 
 
-def test_python_of_the_lock():
+def test_tracing_adds_to_the_lock():
+    """The lock with OpenTelemetry has the same pins, and those of the extra within their ranges."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["otel"]
+    assert pins() == {name: pin for name, pin in pins("-otel").items() if name in pins()}
+    for requirement in map(Requirement, extra):
+        assert requirement.specifier.contains(pins("-otel")[canonicalize_name(requirement.name)][0])
+
+
+@each_lock
+def test_python_of_the_lock(extra):
     """The lock was resolved for the Python of the image."""
     (image,) = re.findall(r"^ARG PYTHON_IMAGE=python:(\d+\.\d+)-slim$", CONTAINERFILE, flags=re.MULTILINE)
-    (resolved,) = re.findall(r"pip-compile with Python (\d+\.\d+)", LOCK)
+    (resolved,) = re.findall(r"pip-compile with Python (\d+\.\d+)", LOCKS[extra])
     assert image == resolved
 
 
@@ -69,13 +84,13 @@ def test_dependencies_only_from_the_lock():
     """Dependencies are installed as wheels with checked hashes; the project is installed without dependencies."""
     lock, project = [run for run in of_stage(0, "RUN") if " install " in run]
     assert {"--require-hashes", "--only-binary"} - set(lock.split()) == set()
-    assert lock.endswith("-r requirements.lock")
+    assert (True, ["LOCK=requirements.lock"]) == (lock.endswith("-r ${LOCK}"), of_stage(0, "ARG"))
     assert "--no-deps" in project.split()
 
 
 def test_what_is_published_as_source_alone_may_be_built():
     """Packages that are published only as source are excepted from the rule that only wheels are installed."""
-    lock = next(run for run in of_stage(0, "RUN") if "requirements.lock" in run)
+    lock = next(run for run in of_stage(0, "RUN") if "${LOCK}" in run)
     excepted = re.findall(r"--no-binary (\S+)", lock)
     assert sorted(name for name, (_, hashed) in pins().items() if len(hashed) == 1) == excepted
 

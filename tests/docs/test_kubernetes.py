@@ -7,12 +7,14 @@ import kubernetes_validate
 import pytest
 from kustomized import Document, containers, find, folders, kustomization, pod
 from manifests import (
+    COMPONENTS,
     DEPLOY,
+    EVERY,
     OVERLAYS,
     RENDERED,
     ROOT,
-    TLS,
     environment,
+    every,
     mounted_files,
     name_of,
     nats_pods,
@@ -31,8 +33,9 @@ PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 KUBERNETES = ("1.30", "1.34")
 """The oldest and the newest release with whose schemas the manifests are checked."""
-OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
-"""Kinds of the Prometheus operator, whose schemas are not Kubernetes' own."""
+OPERATOR_KINDS = {"PodMonitor", "PrometheusRule", "ScaledObject"}
+"""Kinds of the Prometheus operator and of KEDA, whose schemas are not Kubernetes' own."""
+IMAGES = {"nats:2.15.1-alpine", "nats-box:0.19.7", "prometheus-nats-exporter:0.17.3"}
 
 
 def selects(selector: Document, labels: Document) -> bool:
@@ -48,7 +51,7 @@ def block_of(user: str) -> str:
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-@overlay
+@every
 def test_documents_fit_the_schemas(documents, version):
     """Each document fits Kubernetes' own schemas, in the strict form without unknown fields."""
     own = [document for document in documents if document["kind"] not in OPERATOR_KINDS]
@@ -58,8 +61,9 @@ def test_documents_fit_the_schemas(documents, version):
 
 
 def test_no_file_is_left_out():
-    """Every file under deploy/kubernetes and deploy/nats is part of an overlay or of the TLS component."""
-    roots = [folder.resolve() for name in ("dev", "production") for folder in folders(OVERLAYS / name)] + [TLS]
+    """Every file under deploy/kubernetes and deploy/nats is part of an overlay or of a component."""
+    roots = [folder.resolve() for name in ("dev", "production") for folder in folders(OVERLAYS / name)]
+    roots += COMPONENTS.values()
     used = {folder / "kustomization.yaml" for folder in roots}
     for folder in roots:
         wanted = kustomization(folder)
@@ -70,7 +74,7 @@ def test_no_file_is_left_out():
     assert there == used
 
 
-@overlay
+@every
 def test_names_are_unique(documents):
     """No two documents of an overlay have the same kind and name, and all are in one namespace."""
     names = [name_of(document) for document in documents]
@@ -79,12 +83,12 @@ def test_names_are_unique(documents):
     assert {"job-status-relay"} == namespaces
 
 
-@overlay
+@every
 def test_images_are_pinned(documents):
     """Every container has a fixed version of its image; the relay's is the version of this project."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = {each["image"].rsplit("/", 1)[-1] for document in documents for each in containers(document)}
-    assert {f"job-status-relay:{version}", "nats:2.15.1-alpine"} == images
+    assert {f"job-status-relay:{version}", "nats:2.15.1-alpine"} <= images <= {f"job-status-relay:{version}"} | IMAGES
 
 
 @overlay
@@ -253,7 +257,7 @@ def test_only_production_needs_the_prometheus_operator():
 
 def test_the_page_makes_every_secret():
     """The commands of the page make exactly the Secrets and keys to which the manifests refer."""
-    wanted = {found for documents in RENDERED.values() for each in workloads(documents) for found in secret_keys(each)}
+    wanted = {found for documents in EVERY.values() for each in workloads(documents) for found in secret_keys(each)}
     made = set()
     for command in re.findall(r"^\$ (kubectl .*create secret (?:[^\\\n]|\\\n|\\)*)", PAGE, flags=re.MULTILINE):
         (name,) = re.findall(r"create secret generic (\S+)", command)
@@ -265,4 +269,4 @@ def test_the_page_names_what_is_there():
     """Every object that the page names exists."""
     objects = set(re.findall(r"\b((?:deployment|statefulset|job|configmap)/[\w-]+)", PAGE))
     assert objects
-    assert set() == objects - {name_of(document).lower() for documents in RENDERED.values() for document in documents}
+    assert set() == objects - {name_of(document).lower() for documents in EVERY.values() for document in documents}

@@ -1,9 +1,21 @@
 """NATS in the Kubernetes manifests, compared with its configuration files."""
 
+import asyncio
+import contextlib
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+from authority import Authority
 from kustomized import containers, find
 from manifests import DEPLOY, GIB, RENDERED, TLS, environment, nats_pods, overlay, quantity, relay_pods, secret_keys
+
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.settings import NatsSettings
+from relay.local.server import NatsServer
+from relay.nats.connection import close, connect
 
 
 def seconds(setting: str) -> float:
@@ -81,7 +93,9 @@ def test_nats_has_room(documents):
 def test_tls_reaches_everybody():
     """With TLS the server has certificate, key and authority, and the relay's pods have only the authority."""
     documents = RENDERED["production with TLS"]
-    nats = containers(nats_pods(documents))[0]
+    nats, reload = containers(nats_pods(documents))
+    assert nats["image"] == reload["image"]
+    assert nats_pods(documents)["spec"]["template"]["spec"]["shareProcessNamespace"], "a signal to another container"
     variables = {name: value for name, value in environment(documents, nats).items() if name.startswith("NATS_TLS_")}
     folder = "/run/secrets/nats-tls"
     assert {"tls.crt", "tls.key", "ca.crt"} == {value.removeprefix(f"{folder}/") for value in variables.values()}
@@ -89,3 +103,34 @@ def test_tls_reaches_everybody():
     assert find(documents, "ConfigMap", "nats-config")["data"]["tls.conf"] == (TLS / "tls.conf").read_text()
     for workload in relay_pods(documents):
         assert {("nats-tls", "ca.crt")} == {(name, key) for name, key in secret_keys(workload) if name == "nats-tls"}
+
+
+async def test_renewed_certificates_are_loaded(tmp_path: Path):
+    """The second container has the running server load certificates when their files are renewed."""
+    ca, cert, key = (tmp_path / name for name in ("ca.crt", "tls.crt", "tls.key"))
+    pid = tmp_path / "nats.pid"
+
+    def renew(name: str) -> Path:
+        authority = Authority(tmp_path, name)
+        ca.write_bytes(authority.ca.read_bytes())
+        authority.issue(cert, key)
+        return authority.ca
+
+    (reload,) = containers(nats_pods(RENDERED["production with TLS"]))[1:]
+    (script,) = reload["args"]
+    for there, here in (("/run/secrets/nats-tls", tmp_path), ("/run/nats/nats.pid", pid), ("sleep 30", "sleep 0.2")):
+        assert there in script
+        script = script.replace(there, str(here))
+    renew("old")
+    tls = f'tls {{ca_file: "{ca}", cert_file: "{cert}", key_file: "{key}"}}'
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    async with NatsServer(extra_config=f'pid_file: "{pid}"\n{tls}') as server, asyncio.timeout(20):
+        sidecar = await asyncio.create_subprocess_exec(*reload["command"], script, env=path, stdout=subprocess.PIPE)
+        await sidecar.stdout.readline()  # it has seen the old files
+        settings = NatsSettings(urls=(server.url,), ca_file=renew("new"))
+        while True:
+            with contextlib.suppress(BrokerUnavailable):  # until the new certificate is loaded
+                await close(await connect(settings, name="test"))
+                break
+        sidecar.kill()
+        await sidecar.communicate()
