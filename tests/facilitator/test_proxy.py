@@ -22,14 +22,17 @@ class ConnectProxy:
         self.requests: list[list[str]] = []
         self._status = status
         self._silent = silent
+        self._conversations: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def serving(self, **options):
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0, **options) as server:
             yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*self._conversations)  # they end when the other side hangs up
 
     async def _serve(self, reader, writer):
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        self._conversations.add(asyncio.current_task())
+        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
             self.requests.append(head)
             if self._silent:
@@ -38,7 +41,6 @@ class ConnectProxy:
                 writer.write(f"HTTP/1.1 {self._status}\r\nContent-Length: 0\r\n\r\n".encode())
             else:
                 await self._pass_on(head[0].split()[1], reader, writer)
-        writer.close()
 
     async def _pass_on(self, target, reader, writer):
         host, _, port = target.rpartition(":")

@@ -53,7 +53,7 @@ async def test_large_updates_fit_into_the_memory_of_the_pages():
         Scene(server, facilitator, MEMORY_MB=str(MEMORY_MB), LOG_FORMAT="json") as scene,
     ):
         jobs = [new_job(lane) for lane in range(4)]
-        updates = [await scene.publish(job, "accepted", {"text": LARGE}) for job in jobs for _ in range(12)]
+        updates = [await scene.publish(job, "accepted", {"text": LARGE}) for job in jobs for _ in range(5)]
         updates += [
             await scene.publish_body(job, LARGE.encode(), dead_letter=Reason.INVALID_JSON) for job in jobs for _ in "12"
         ]
