@@ -16,7 +16,8 @@ SIZE_BYTES = 900_000
 UPDATES = 60
 MIB = 1 << 20
 TIMEOUT_S = 60
-# ACK_WAIT is long, because on a busy machine the test itself may stand still for longer than the default.
+PATIENT = {"ACK_WAIT": "30", "LEASE_TTL": "30"}
+"""On a busy machine the test itself may stand still for longer than the defaults, which causes deliveries in vain."""
 
 
 def sized(job: str, size_bytes: int) -> bytes:
@@ -43,7 +44,7 @@ async def test_a_backlog_of_large_updates(facilitator):
     """What waited during an outage arrives, each update delivered once, though it is more than the server buffers."""
     async with (
         NatsServer(extra_config="max_pending: 32MB") as server,
-        Scene(server, facilitator, ACK_WAIT="30") as scene,
+        Scene(server, facilitator, **PATIENT) as scene,
         scene.relay() as relay,
     ):
         await facilitator.away()
@@ -62,7 +63,7 @@ async def test_the_largest_update(facilitator, lanes):
     """An update as large as a frame may be arrives, also if it is larger than its lane's share, and so do others."""
     async with (
         NatsServer(max_payload=17 * MIB, extra_config="max_pending: 64MB") as server,
-        Scene(server, facilitator, MEMORY_MB="64", LANES=lanes, ACK_WAIT="30") as scene,
+        Scene(server, facilitator, MEMORY_MB="64", LANES=lanes, **PATIENT) as scene,
         scene.relay(),
     ):
         jobs = [new_job() for _ in range(5)]

@@ -42,6 +42,9 @@ def peak_mib(pid: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA covers all memory of a process only on Linux")
+@pytest.mark.timeout(
+    180
+)  # it takes 10 s, but a process that gets a tenth of a processor needs more than the usual limit
 async def test_large_updates_fit_into_the_memory_of_the_pages():
     """With the memory that the page names, and no more, a backlog of large updates is relayed, large dead letters are
     written, and questions about them are answered, all at the same time.
@@ -50,7 +53,7 @@ async def test_large_updates_fit_into_the_memory_of_the_pages():
     async with (
         NatsServer() as server,
         FacilitatorSimulator() as facilitator,
-        Scene(server, facilitator, MEMORY_MB=str(MEMORY_MB), LOG_FORMAT="json") as scene,
+        Scene(server, facilitator, MEMORY_MB=str(MEMORY_MB), LOG_FORMAT="json", ACK_WAIT="30", LEASE_TTL="30") as scene,
     ):
         jobs = [new_job(lane) for lane in range(4)]
         updates = [await scene.publish(job, "accepted", {"text": LARGE}) for job in jobs for _ in range(5)]
@@ -61,7 +64,7 @@ async def test_large_updates_fit_into_the_memory_of_the_pages():
         async with started(*limited, settings=scene.environment) as relay:
             await relay.says("lane taken", times=4)
             asked = [asyncio.create_task(ask(scene, subject(job))) for job in jobs * 4 for subject in SUBJECTS]
-            await scene.settled(*updates, timeout_s=60)
+            await scene.settled(*updates, timeout_s=150)
             await asyncio.gather(*asked)
             assert limit_mib > peak_mib(relay.process.pid)
             relay.process.send_signal(signal.SIGTERM)
