@@ -17,7 +17,7 @@ import heapq
 import math
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
@@ -316,8 +316,9 @@ class Lane:
         self._at_hand[update.sequence] = update
         self.share.at_hand_bytes += update.size_bytes
         if (job := self._jobs.get(token)) is None:
-            job = self._jobs[token] = _Job()
-        insort(job.queue, update, key=_sequence_of)
+            job = self._jobs[token] = _Job([update])
+        else:
+            insort(job.queue, update, key=_sequence_of)
         self._promote(job)
 
     def _count_up_to(self, sequence: int) -> int:
@@ -362,57 +363,3 @@ class Lane:
         job = self._jobs[update.job]
         job.out = None
         self._promote(job)
-
-
-class Turns:
-    """The lanes of one connection, which take turns, so that a busy lane does not starve the others."""
-
-    def __init__(self) -> None:
-        self.lanes: deque[Lane] = deque()
-        """Those that take part, in the order of their turns."""
-
-    def add(self, lane: Lane) -> None:
-        """From now on it takes part."""
-        self.lanes.append(lane)
-
-    def discard(self, lane: Lane) -> None:
-        """From now on nothing of it is given out."""
-        if lane in self.lanes:
-            self.lanes.remove(lane)
-
-    def take(self, room: int, room_bytes: int, now_s: float) -> list[Update]:
-        """Up to `room` heads to send now, until they have `room_bytes` or more; they are OUT from now on.
-
-        The last one may exceed `room_bytes`: if it had to wait for room, smaller ones could pass it for ever.
-        """
-        taken: list[Update] = []
-        without = 0
-        while len(taken) < room and without < len(self.lanes) and room_bytes > 0:
-            self.lanes.rotate(-1)
-            lane = self.lanes[0]
-            if lane.ready and (update := lane.take(now_s)) is not None:
-                taken.append(update)
-                room_bytes -= update.size_bytes
-                without = 0
-            else:
-                without += 1
-        return taken
-
-    def take_dead_letter(self, now_s: float) -> Update | None:
-        """The next head for the dead-letter stream; it is OUT from now on. None if there is none."""
-        return self._take_in_turn(lambda lane: lane.take_dead_letter(now_s))
-
-    def take_question(self, now_s: float) -> Update | None:
-        """The next head about which the stream must be asked; it is OUT from now on. None if there is none."""
-        return self._take_in_turn(lambda lane: lane.take_question(now_s))
-
-    def _take_in_turn(self, take: Callable[[Lane], Update | None]) -> Update | None:
-        for _ in range(len(self.lanes)):
-            self.lanes.rotate(-1)
-            if (update := take(self.lanes[0])) is not None:
-                return update
-        return None
-
-    def wake(self, now_s: float) -> float | None:
-        """Free the updates whose wait is over; returns when the next one is due, None if no other waits."""
-        return min((due_s for lane in self.lanes if (due_s := lane.wake(now_s)) is not None), default=None)

@@ -47,7 +47,7 @@ _CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
 
 
 class UpdateSupply(Protocol):
-    """Where a connection gets what it sends; see Turns in core/lane.py."""
+    """Where a connection gets what it sends; see core/turns.py."""
 
     def take(self, room: int, room_bytes: int, now_s: float) -> Sequence[Update]:
         """Up to `room` updates, until they have `room_bytes` or more.

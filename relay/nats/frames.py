@@ -355,7 +355,7 @@ class FrameClient(Client):
             data = bytes(unread)
             unread.clear()
         start = 0
-        head = None
+        head = message = None
         try:
             while start < len(data):
                 head = _HEAD(data, start)
@@ -368,29 +368,26 @@ class FrameClient(Client):
                 if head is None:
                     await self._parse_line(data[start:end])
                 else:
-                    await self._give(data, head, end - len(_LINE_END))
+                    sid, message = _message(data, head, end - len(_LINE_END))
+                    if sid in self._take_batches:
+                        self._read_together.setdefault(sid, []).append(message)
+                    else:
+                        await self._give(sid, message)
                 start = end
         finally:
-            del data, head  # large bodies have been copied out of it, and are decoded next
+            del data, head, message  # large bodies have been copied out of it, and are decoded next
             if self._read_together:
                 await self._give_batches()
 
-    async def _give(self, data: bytes, head: re.Match[bytes], end: int) -> None:
-        _, subject, sid, reply, headers_size, _ = head.groups(b"")
-        begin = body = head.end()
-        headers = b""
-        if headers_size:
-            body += int(headers_size)
-            headers = data[begin:body]
-        if sid in self._take_batches:
-            self._read_together.setdefault(sid, []).append((subject, reply, headers, data[body:end]))
-        elif (take := self._takes.get(sid)) is not None:
+    async def _give(self, sid: bytes, message: tuple[bytes, bytes, bytes, bytes]) -> None:
+        if (take := self._takes.get(sid)) is not None:
             try:
-                take(subject, reply, headers, data[body:end])
+                take(*message)
             except Exception as error:  # noqa: BLE001 - neither a bug nor a forged message may end the read loop
                 await self._error_cb(error)
         else:
-            await self._process_msg(int(sid), subject, reply, data[body:end], headers)
+            subject, reply, headers, body = message
+            await self._process_msg(int(sid), subject, reply, body, headers)
 
     async def _give_batches(self) -> None:
         batches, self._read_together = self._read_together, {}
@@ -440,6 +437,14 @@ def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Map
         lines = "".join([_LINE_ENDS.sub(" ", f"{name}: {value}") + "\r\n" for name, value in headers.items()])
     block = f"NATS/1.0\r\n{lines}\r\n".encode()
     return b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(block), len(block) + len(payload), block, payload)
+
+
+def _message(data: bytes, head: re.Match[bytes], end: int) -> tuple[bytes, tuple[bytes, bytes, bytes, bytes]]:
+    """The subscription's number, and the message whose body ends at `end`: subject, reply subject, headers, body."""
+    _, subject, sid, reply, headers_size, _ = head.groups(b"")
+    begin = head.end()
+    body = begin + int(headers_size or 0)
+    return sid, (subject, reply, data[begin:body], data[body:end])
 
 
 def _end_of_line(data: bytes, start: int) -> int:

@@ -9,10 +9,11 @@ from typing import Final
 
 from relay.contract.report import LaneReport
 from relay.contract.subjects import STATUS_STREAM
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.memory import Memory
 from relay.core.ports import OpenSource, WatchAdvisories
 from relay.core.progress import LaneProgress
+from relay.core.turns import Turns
 from relay.core.update import Update
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.observability.metrics import Metrics

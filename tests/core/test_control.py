@@ -10,8 +10,9 @@ from relay.contract.wire import Reply, ReplyError
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.control import CONTROL_MAX_BYTES, Control, shows_storing
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.session import Lost, Opened, Phase, Session, Suspicion
+from relay.core.turns import Turns
 from relay.core.update import DeadLetterHorizon
 from relay.core.verdict import RetryPolicy
 

@@ -8,8 +8,9 @@ from relay.contract.wire import Repair
 from relay.core import lane as lane_module
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.progress import Settled
+from relay.core.turns import Turns
 from relay.core.update import DeadLetterHorizon, State
 from relay.core.verdict import DeadLetter, Outcome, Retry, RetryPolicy
 

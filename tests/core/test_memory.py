@@ -6,10 +6,11 @@ import pytest
 from delivery_kit import FakeDelivery
 
 from relay.core.continuity import Continuity, patience_s
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.memory import LARGEST_BYTES, MAX_ON_REQUEST_BYTES, Memory, Share
 from relay.core.pull import PullWindow, Request, expiry_s
 from relay.core.session import AT_ONCE_BYTES, Session
+from relay.core.turns import Turns
 from relay.core.update import DeadLetterHorizon
 from relay.core.verdict import Outcome
 

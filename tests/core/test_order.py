@@ -17,9 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.repeats import explains
 from relay.core.session import Answered, Broken, Opened, Phase, Session, Suspicion
+from relay.core.turns import Turns
 from relay.core.update import DeadLetterHorizon, Update
 from relay.core.verdict import Ack, Outcome, Repeated, RetryPolicy, judge, judge_repeated
 

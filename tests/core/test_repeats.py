@@ -8,8 +8,9 @@ from delivery_kit import FakeDelivery
 from relay.contract.subjects import Reason
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.repeats import explains, may_be_stored
+from relay.core.turns import Turns
 from relay.core.update import DeadLetterHorizon
 from relay.core.verdict import Retry, RetryPolicy
 

@@ -16,9 +16,10 @@ import relay.path.lanes
 import relay.path.settlement
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.control import Control
-from relay.core.lane import Lane, Turns
+from relay.core.lane import Lane
 from relay.core.memory import Share
 from relay.core.session import Opened, Phase, Session
+from relay.core.turns import Turns
 from relay.core.update import Update
 from relay.core.verdict import Outcome
 from relay.dead_letters.index import DeadLetterIndex
@@ -76,8 +77,8 @@ def acknowledged_before_the_reply() -> Iterator[None]:
     """Updates are acknowledged when they are sent."""
     real = Turns.take
 
-    def take(self: Turns, room: int, now_s: float) -> list[Update]:
-        updates = real(self, room, now_s)
+    def take(self: Turns, *room: Any) -> list[Update]:
+        updates = real(self, *room)
         for update in updates:
             update.delivery.ack()
         return updates
