@@ -2,9 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
+from typing import Final
 
 from relay.core.lane import Lane
 from relay.core.update import Update
+
+_has_ready: Final[Callable[[Lane], object]] = attrgetter("ready")
 
 
 class Turns:
@@ -29,7 +33,7 @@ class Turns:
         The last one may exceed `room_bytes`: if it had to wait for room, smaller ones could pass it for ever.
         """
         taken: list[Update] = []
-        in_turn = deque(lane for lane in self.lanes if lane.ready)
+        in_turn = deque(filter(_has_ready, self.lanes))
         while in_turn and len(taken) < room and room_bytes > 0:
             lane = in_turn.popleft()
             if (update := lane.take(now_s)) is not None:

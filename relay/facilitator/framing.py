@@ -4,7 +4,7 @@
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportUsage] - in C if possible
@@ -22,18 +22,20 @@ _MEDIUM_HEAD: Final = struct.Struct("!BBH4s").pack
 _LONG_HEAD: Final = struct.Struct("!BBQ4s").pack
 
 
-def framed(texts: Sequence[bytes], masks: bytes) -> Iterator[bytes]:
+def framed(texts: Sequence[bytes], masks: bytes) -> list[bytes]:
     """The frames of these text messages, head and body in turn; `masks` has 4 random bytes for each."""
+    frames: list[bytes] = []
     for number, text in enumerate(texts):
         mask = masks[number * MASK_BYTES : (number + 1) * MASK_BYTES]
         size = len(text)
         if size < _TWO_BYTES:
-            yield _SHORT_HEAD(_WHOLE_TEXT, _MASKED | size, mask)
+            head = _SHORT_HEAD(_WHOLE_TEXT, _MASKED | size, mask)
         elif size < 1 << 16:
-            yield _MEDIUM_HEAD(_WHOLE_TEXT, _MASKED | _TWO_BYTES, size, mask)
+            head = _MEDIUM_HEAD(_WHOLE_TEXT, _MASKED | _TWO_BYTES, size, mask)
         else:
-            yield _LONG_HEAD(_WHOLE_TEXT, _MASKED | _EIGHT_BYTES, size, mask)
-        yield apply_mask(text, mask)
+            head = _LONG_HEAD(_WHOLE_TEXT, _MASKED | _EIGHT_BYTES, size, mask)
+        frames += head, apply_mask(text, mask)
+    return frames
 
 
 class ShortTexts:
