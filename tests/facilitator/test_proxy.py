@@ -7,6 +7,7 @@ import socket
 import ssl
 
 import pytest
+from tcp_server import tcp_server
 from websockets.asyncio.server import serve
 
 from relay.facilitator.websocket import CannotConnect, connect
@@ -22,25 +23,20 @@ class ConnectProxy:
         self.requests: list[list[str]] = []
         self._status = status
         self._silent = silent
-        self._conversations: set[asyncio.Task[None]] = set()
 
-    @contextlib.asynccontextmanager
-    async def serving(self, **options):
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0, **options) as server:
-            yield server.sockets[0].getsockname()[1]
-        await asyncio.gather(*self._conversations)  # they end when the other side hangs up
+    def serving(self, **options):
+        """Its port, while it serves."""
+        return tcp_server(self._serve, **options)
 
     async def _serve(self, reader, writer):
-        self._conversations.add(asyncio.current_task())
-        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-            self.requests.append(head)
-            if self._silent:
-                await reader.read()
-            elif self._status:
-                writer.write(f"HTTP/1.1 {self._status}\r\nContent-Length: 0\r\n\r\n".encode())
-            else:
-                await self._pass_on(head[0].split()[1], reader, writer)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        self.requests.append(head)
+        if self._silent:
+            await reader.read()
+        elif self._status:
+            writer.write(f"HTTP/1.1 {self._status}\r\nContent-Length: 0\r\n\r\n".encode())
+        else:
+            await self._pass_on(head[0].split()[1], reader, writer)
 
     async def _pass_on(self, target, reader, writer):
         host, _, port = target.rpartition(":")
@@ -128,12 +124,12 @@ async def test_no_answer(unused_port):
 async def test_hangs_up():
     """A proxy that hangs up without an answer is named."""
 
-    async def hang_up(_reader, writer):
-        writer.close()
+    async def hang_up(_reader, _writer):
+        pass
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+    async with tcp_server(hang_up) as port:
         with pytest.raises(CannotConnect, match="the proxy hung up without an answer"):
-            await opened("ws://facilitator.example/ws/v0/", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            await opened("ws://facilitator.example/ws/v0/", f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture

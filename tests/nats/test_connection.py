@@ -8,6 +8,7 @@ import ssl
 import pytest
 from nats.errors import NoServersError, StaleConnectionError
 from structlog.testing import capture_logs
+from tcp_server import tcp_server
 
 from relay.contract.errors import (
     BrokerUnavailable,
@@ -50,11 +51,9 @@ async def says(info):
         while line := await reader.readline():
             if line == b"PING\r\n":
                 writer.write(b"PONG\r\n")
-        writer.close()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    async with server:
-        yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with tcp_server(talk) as port:
+        yield f"nats://127.0.0.1:{port}"
 
 
 async def test_no_server_is_an_error_at_once(connect):
@@ -67,13 +66,12 @@ async def test_no_server_is_an_error_at_once(connect):
 async def test_silent_server(connect, monkeypatch):
     """If a server accepts the connection and says nothing, the error says for how long it was waited."""
 
-    async def say_nothing(reader, writer):
+    async def say_nothing(reader, _writer):
         await reader.read()
-        writer.close()
 
     monkeypatch.setitem(connection._TIMING, "connect_timeout", 0.2)
-    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
-        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with tcp_server(say_nothing) as port:
+        url = f"nats://127.0.0.1:{port}"
         with pytest.raises(
             BrokerUnavailable, match=rf"^no NATS connection to {url}: no answer within 0\.2 s; it may expect TLS"
         ):

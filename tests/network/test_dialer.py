@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from namespaces import black_hole
+from tcp_server import tcp_server
 
 from relay.network.dialer import Dialer
 
@@ -34,14 +35,13 @@ def resolver(monkeypatch):
 async def listening(*hosts):
     """The port on which somebody listens at each of these addresses."""
 
-    async def take(_reader, writer):
-        writer.close()
+    async def hang_up(_reader, _writer):
+        pass
 
     async with contextlib.AsyncExitStack() as servers:
         port = 0
         for host in hosts:
-            server = await servers.enter_async_context(await asyncio.start_server(take, host, port))
-            port = server.sockets[0].getsockname()[1]
+            port = await servers.enter_async_context(tcp_server(hang_up, host, port))
         yield port
 
 

@@ -1,0 +1,34 @@
+"""TCP servers of a test, which leave no connection behind when it ends."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def tcp_server(converse: Converse, host: str = "127.0.0.1", port: int = 0, **options: Any) -> AsyncIterator[int]:
+    """The port of a server that runs `converse` for each connection, and then closes it.
+
+    At the end conversations that still go on are cancelled. `options` are those of `asyncio.start_server`.
+    """
+    conversations: set[asyncio.Task[Any] | None] = set()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversations.add(asyncio.current_task())
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await converse(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async with await asyncio.start_server(take, host, port, **options) as server:
+        yield server.sockets[0].getsockname()[1]
+    going_on = [each for each in conversations if each is not None]
+    for each in going_on:
+        each.cancel()
+    await asyncio.gather(*going_on, return_exceptions=True)
