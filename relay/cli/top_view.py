@@ -64,6 +64,7 @@ def _worker(worker: str, snapshot: Snapshot, interval: Interval | None) -> dict[
         "missing": report.missing,
         "lanes": [lane.lane for lane in report.lanes],
         "held": [lane.lane for lane in report.lanes if lane.held],
+        "full": [lane.lane for lane in report.lanes if lane.full],
         "at_hand": sum(lane.at_hand for lane in report.lanes),
         "settled_per_s": _rounded(interval and interval.settled_by.get(worker)),
         "connections": [

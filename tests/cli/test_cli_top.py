@@ -104,6 +104,14 @@ def test_state_of_a_lane(changes, words):
     assert words == line.split(WORKER)[1].split("  ")[0].strip()
 
 
+@pytest.mark.parametrize("state", ["held", "full"])
+def test_states_of_lanes_in_the_document(state):
+    """The JSON output lists the lanes that take or send nothing for one of these reasons, and no others."""
+    lanes = [msgspec.structs.replace(lane, **{state: lane.lane in {1, 3}}) for lane in LANES]
+    [worker] = document(replace(VIEW, snapshot=replace(SNAPSHOT, reports={WORKER: report(lanes=lanes)})))["workers"]
+    assert {"held": [], "full": []} | {state: [1, 3]} == {name: worker[name] for name in ("held", "full")}
+
+
 def test_view_without_rates():
     """Before the second snapshot rates are unknown, not zero; the rest is shown."""
     lines = drawn(replace(VIEW, interval=None))
