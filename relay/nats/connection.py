@@ -413,7 +413,7 @@ async def _has_jetstream(client: Requester) -> bool:
 def _without_jetstream(servers: Sequence[str]) -> UnsuitableServer:
     return UnsuitableServer(
         f"JetStream is not enabled on the nats-server{_at(servers)}, or not for this account",
-        "start the server with `nats-server -js` or a `jetstream` block in its configuration",
+        "start the server with `nats-server -js` or a `jetstream` block in its configuration, and for this account",
     )
 
 

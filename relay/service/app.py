@@ -11,7 +11,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final
 
-from relay.contract.errors import BrokerUnavailable, ConfigurationError, NotProvisioned
+from relay.contract.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    JetStreamError,
+    NotProvisioned,
+    UnsafeChange,
+    UnsuitableServer,
+)
 from relay.contract.settings import Settings
 from relay.contract.subjects import safe_token
 from relay.core.backoff import Backoff
@@ -48,11 +55,13 @@ from relay.service.lifecycle import background, unless
 from relay.service.line import Line, LineSettings, for_lane
 from relay.service.worker_status import WorkerStatus
 from relay.topology.intake import Intake
-from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of
+from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of, wanted
 from relay.topology.watch import TopologyWatch
 
 _NATS_RETRIES: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
 """The waits while NATS is away, or refuses to store: short, because a long outage is no reason to be late after it."""
+_PASSING: Final = (BrokerUnavailable, UnsuitableServer, JetStreamError, UnsafeChange)
+"""What may be mended on the side of NATS while the relay waits: a server is upgraded, an account gets JetStream."""
 _log = get_logger(__name__)
 
 
@@ -111,8 +120,8 @@ class Relay:
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, then drain. What is started first is stopped last.
 
-        Raises UnsuitableServer, UnsafeChange or JetStreamError if NATS cannot be used, and ConfigurationError if its
-        credentials cannot. Waits while NATS or the Facilitator is away, or refuses it. Cancelling it loses no update.
+        Raises ConfigurationError if the credentials for NATS cannot be used. Waits while NATS or the Facilitator is
+        away, refuses it, or cannot be used, such as without JetStream. Cancelling it loses no update.
         """
         async with contextlib.AsyncExitStack() as started:
             await started.enter_async_context(background(self._health.serve()))
@@ -179,7 +188,7 @@ class Relay:
         while True:
             try:
                 return await self._connect_once()
-            except (BrokerUnavailable, ConfigurationError) as error:
+            except (*_PASSING, ConfigurationError) as error:
                 if isinstance(error, ConfigurationError) and not attempt:
                     raise  # later a file may be just about to be renewed
                 self._wait_for(str(error))
@@ -194,6 +203,8 @@ class Relay:
         )
         try:
             await require_server(client)
+            # Looked at here, because only a new connection learns of another `max_payload`.
+            wanted(topology_of(self._settings.delivery), client.max_payload)
         except BaseException:
             await close(client)
             raise
@@ -209,7 +220,7 @@ class Relay:
                         _log.info(line)
                     return True
                 plan = await check(client, topology)
-            except BrokerUnavailable as error:
+            except _PASSING as error:
                 self._wait_for(str(error))
             else:
                 if plan.suffices:

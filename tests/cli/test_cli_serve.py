@@ -16,7 +16,6 @@ from cli_kit import TIMEOUT_S, Ended, hotkey_file, start_command
 from relay.contract.model import JobStatusUpdate
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import answer_late, stall
-from relay.local.server import NatsServer
 from relay.producer import publish_update
 from relay.topology.consumer_state import find_consumer_state
 
@@ -176,11 +175,12 @@ async def test_can_provision(serve, simulator, relay, nc, nats_server):
 
 
 async def test_permanent_problem_is_one_line(tmp_path):
-    """For a server without JetStream the relay prints one line and ends, although the error comes from a task."""
-    async with NatsServer(jetstream=False) as server:
-        given = {"NATS_URL": server.url, "FACILITATOR_URL": NOWHERE, "FACILITATOR_AUTH": "none", "LOG_LEVEL": "error"}
-        process = await start_command(tmp_path, "serve", HTTP_PORT="0", **given)
-        async with asyncio.timeout(TIMEOUT_S):
-            _, err = await process.communicate()
-    assert (1, 1) == (process.returncode, err.count(b"\n"))
-    assert err.startswith(b"relay: JetStream is not enabled on the nats-server at ")
+    """For credentials that cannot be used it prints one line and ends, although the error comes from a task."""
+    creds = tmp_path / "relay.creds"
+    creds.write_text("not credentials")
+    given = {"NATS_CREDS": str(creds), "FACILITATOR_URL": NOWHERE, "FACILITATOR_AUTH": "none", "LOG_LEVEL": "error"}
+    process = await start_command(tmp_path, "serve", HTTP_PORT="0", **given)
+    async with asyncio.timeout(TIMEOUT_S):
+        _, err = await process.communicate()
+    assert (2, 1) == (process.returncode, err.count(b"\n"))
+    assert err.startswith(b"relay: RELAY_NATS_CREDS=")

@@ -1,15 +1,18 @@
 """NATS refuses a relay that was connected, for a while: credentials expire, are withdrawn, an account is disabled."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 
 import pytest
 from decentralized import Decentralized
-from relay_kit import ACKED, Scene, new_job
+from relay_kit import ACKED, Scene, new_job, running, said
 
 from relay.local.server import NatsServer
 from relay.nats.frames import FrameClient
+from relay.service.app import Relay
+from relay.service.intervals import Intervals
 
 USERS = """
 accounts {{
@@ -48,8 +51,8 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "server.conf"
 
 
-def configure(config: Path, *users: str, jetstream: str = "enabled") -> None:
-    store = f'jetstream: {{store_dir: "{config.parent}/store"}}\n'
+def configure(config: Path, *users: str, jetstream: str = "enabled", server: str = "") -> None:
+    store = f'jetstream: {{store_dir: "{config.parent}/store"}}\n{server}\n'
     config.write_text(store + USERS.format(users=", ".join((ANYBODY, *users)), jetstream=jetstream))
 
 
@@ -97,3 +100,31 @@ async def test_account_without_jetstream_for_a_while(config, facilitator, after)
         await until(lambda: relay.worker_status.missing() == [])
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))
         assert [] == await scene.broken_promises()
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ({"jetstream": "disabled"}, "JetStream is not enabled on the nats-server"),
+        ({"server": "max_payload: 20000"}, "nats-server has max_payload 20000; the relay needs more than"),
+        ({"jetstream": "{max_streams: 2}"}, "maximum number of streams reached"),
+    ],
+    ids=["no JetStream", "max_payload", "few streams"],
+)
+async def test_what_is_waited_out_at_the_start(config, facilitator, limits, problem):
+    """A relay that meets a server or an account that it cannot use is not ready, says why, and goes on by itself when
+    that is mended.
+    """
+    configure(config, **limits)
+    async with NatsServer(config_file=config) as server:
+        scene = Scene(server, facilitator, NATS_USER="anybody", NATS_PASSWORD="anybody")
+        relay = Relay(scene.settings, None, provision_first=True, intervals=Intervals(provision_check_s=0.1))
+        async with running(relay) as (_, ended):
+            told = await said(relay, lambda told: problem in str(told["missing"]) or ended.done())
+            assert (False, False) == (ended.done(), told["ready"])
+            configure(config)
+            reload(server)
+            async with asyncio.timeout(10):
+                await relay.ready.wait()
+            async with scene:
+                assert [ACKED] == await scene.settled(await scene.publish(new_job()))

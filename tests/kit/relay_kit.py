@@ -148,18 +148,13 @@ class Scene:
 
         `variables` are settings of this relay alone.
         """
-        relay = Relay(load_settings(self._changed(variables), None), authentication, intervals=intervals)
-        stop = asyncio.Event()
-        running = asyncio.create_task(relay.run(stop))
-        ready = asyncio.create_task(relay.ready.wait())
-        try:
-            await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                yield relay
-        finally:
+        settings = load_settings(self._changed(variables), None)
+        async with running(Relay(settings, authentication, intervals=intervals)) as (relay, ended):
+            ready = asyncio.create_task(relay.ready.wait())
+            await asyncio.wait({ended, ready}, return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
-            stop.set()
-            await running
+            if not ended.done():
+                yield relay
 
     @contextlib.asynccontextmanager
     async def relay_process(self, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -310,6 +305,18 @@ class Scene:
 
     def _settlement(self, sequence: int) -> asyncio.Future[str]:
         return self._settled.setdefault(sequence, asyncio.get_running_loop().create_future())
+
+
+@contextlib.asynccontextmanager
+async def running(relay: Relay) -> AsyncIterator[tuple[Relay, asyncio.Task[None]]]:
+    """The relay, told to run, and the task in which it does; drained and stopped at the end."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(relay.run(stop))
+    try:
+        yield relay, task
+    finally:
+        stop.set()
+        await task
 
 
 @contextlib.asynccontextmanager
