@@ -99,9 +99,12 @@ class Memory:
     Args:
         memory_bytes: RELAY_MEMORY_MB in bytes.
         ack_wait_s: how long the server waits before it delivers an update again.
+        lanes: how many lanes there are, of all workers. What a lane may have on request is divided by these, not by
+            those that are driven here: a request that was made while they were few would go on when they are many, and
+            what it asks for would keep the room for updates that go alone.
     """
 
-    def __init__(self, memory_bytes: int = _UNBOUNDED, ack_wait_s: float = 1.0) -> None:
+    def __init__(self, memory_bytes: int = _UNBOUNDED, ack_wait_s: float = 1.0, lanes: int = 1) -> None:
         self.alone: set[Share] = set()
         """The lanes that have requested an update of any size."""
         self.arriving_bytes_per_s: float | None = None
@@ -110,6 +113,7 @@ class Memory:
         self.waiting: dict[Share, None] = {}
         """The lanes that wait until they may go alone, the longest first."""
         self._at_hand_bytes = memory_bytes // _PER_BYTE_AT_HAND
+        self._lanes = lanes
         self._shares: dict[Share, None] = {}
 
     def expect_ack_wait(self, ack_wait_s: float) -> None:
@@ -138,7 +142,7 @@ class Memory:
         """How much each lane may have on request."""
         arriving_bytes_per_s = self.arriving_bytes_per_s or _UNKNOWN_BYTES_PER_S
         in_time = arriving_bytes_per_s * self.ack_wait_s * _OF_ACK_WAIT
-        lanes = max(1, len(self._shares))
+        lanes = max(self._lanes, len(self._shares))
         return max(LEAST_REQUEST_BYTES, int(min(in_time, MAX_ON_REQUEST_BYTES) / lanes))
 
     @property

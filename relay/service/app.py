@@ -103,7 +103,8 @@ class Relay:
         self._tracing = open_tracing(settings.tracing, worker=self._worker, version=self._version)
         self.worker_status = WorkerStatus(settings, self.metrics, worker=self._worker, version=self._version)
         """What keeps updates from flowing, the metrics, and the report."""
-        self._memory = Memory(settings.delivery.memory_bytes, settings.delivery.ack_wait_s)
+        delivery = settings.delivery
+        self._memory = Memory(delivery.memory_bytes, delivery.ack_wait_s, delivery.lanes)
         self._floors = Floors()
         self._lines: list[Line] = []
         self._ownership: Ownership | None = None

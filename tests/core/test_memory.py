@@ -116,6 +116,18 @@ def test_an_update_that_is_too_large_goes_alone():
     assert (Request(1, None), usual) == (alone, window.wanted(512))
 
 
+@pytest.mark.parametrize("count", [2, 4, 32, 256])
+def test_requests_of_the_first_lanes_leave_room_to_go_alone(count):
+    """A worker takes one lane after the other, and each asks at once for as much as it may; one may still go alone."""
+    memory = Memory(64 * MIB, 30.0, count)
+    shares: list[Share] = []
+    for _ in range(count):
+        shares.append(memory.join())
+        shares[-1].asked_bytes = max(0, shares[-1].free_bytes)
+    shares[-1].nothing_on_request()
+    assert shares[-1].may_go_alone()
+
+
 def test_others_wait_for_their_turn_to_go_alone():
     """Two lanes at a time have an update of any size on request; a third one goes on when one of them has come."""
     memory, shares = lanes(3)

@@ -68,7 +68,7 @@ class Worker:
         self._leave = asyncio.Event()
         self._held_bytes: dict[Lane, int] = {}
         """The most that each lane had at hand while it was held: that it takes in whatever its share is."""
-        self._memory = Memory(around.schedule.memory_bytes, around.schedule.ack_wait_s)
+        self._memory = Memory(around.schedule.memory_bytes, around.schedule.ack_wait_s, around.schedule.lanes)
         self._client: Any = Client(self.link, around.jetstream, self._swallowed)
         self._lines = [self._make_line(number) for number in range(self._connections)]
         leases = WorkerLeases(around.clock, around.bucket, self.link, name, around.schedule.lease_ttl_s)
