@@ -1,15 +1,22 @@
 """NATS refuses a relay that was connected, for a while: credentials expire, are withdrawn, an account is disabled."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from decentralized import Decentralized
+from decentralized import STORAGE, Decentralized
 from relay_kit import ACKED, Scene, new_job, running, said
 
+from relay.contract.environment import load_settings
+from relay.contract.settings import NatsSettings
 from relay.local.server import NatsServer
+from relay.nats import connection
 from relay.nats.frames import FrameClient
 from relay.service.app import Relay
 from relay.service.intervals import Intervals
@@ -44,6 +51,58 @@ async def test_credentials_expire(tmp_path, facilitator, after):
             await failed(lambda: "user authentication expired" in str(client.failures))
             assert [ACKED] == await scene.settled(await scene.publish(new_job()))
             assert [] == await scene.broken_promises()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "problem"),
+    [
+        (lambda _: {"limits": {"conn": 0, "leaf": 0}}, "maximum account active connections exceeded"),
+        (lambda _: {"lifetime_s": 2}, "Authorization Violation"),
+        (lambda user: {"revocations": {user: int(time.time()) + 60}}, "Authorization Violation"),
+        (lambda _: {"limits": dict.fromkeys(STORAGE, 0)}, "JetStream"),
+    ],
+    ids=["disabled", "expires", "user revoked", "without storage"],
+)
+async def test_the_operator_refuses_the_account(tmp_path, facilitator, refusal, problem):
+    """If the account gets a token with which it may not connect, or not store, neither a relay that is connected nor
+    one that starts is ready; both say why, and go on when the account gets a good token.
+    """
+    realm = Decentralized()
+    creds, admin = realm.credentials(tmp_path, "relay"), realm.credentials(tmp_path, "admin", system=True)
+    others = realm.credentials(tmp_path, "test")
+    async with (
+        NatsServer(extra_config=realm.config) as server,
+        operating(server, admin) as push,
+        Scene(server, facilitator, NATS_CREDS=str(others), LEASE_TTL="1") as scene,
+        scene.relay(NATS_CREDS=str(creds)) as relay,
+    ):
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        await push(realm.account(**refusal(realm.user("relay"))))
+        await said(relay, lambda told: problem in str(told["missing"]))
+        settings = load_settings(scene.environment | {"RELAY_NATS_CREDS": str(creds)}, None)
+        async with running(Relay(settings, None, intervals=Intervals(provision_check_s=0.1))) as (second, _):
+            await said(second, lambda told: problem in str(told["missing"]))
+            await push(realm.account())
+            for each in (relay, second):
+                await said(each, lambda told: told["ready"])
+            await scene.nc.flush()
+            assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+            assert [] == await scene.broken_promises()
+
+
+@contextlib.asynccontextmanager
+async def operating(server: NatsServer, admin: Path) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """`await push(token)`: give the server another token of an account, as `nsc push` does."""
+    client = await connection.connect(NatsSettings(urls=(server.url,), creds=admin), name="operator")
+
+    async def push(token: str) -> None:
+        answer = await client.request("$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=5)
+        assert 200 == json.loads(answer.data).get("data", {}).get("code"), answer.data
+
+    try:
+        yield push
+    finally:
+        await connection.close(client)
 
 
 @pytest.fixture
