@@ -3,12 +3,22 @@
 import asyncio
 import json
 import urllib.request
+from typing import Any
 
 import pytest
-from relay_kit import ACKED, Scene, counters, new_job, update
+from oracle import Published
+from relay_kit import ACKED, STATUSES, Scene, counters, new_job, update
 
-from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer
+from relay.contract.subjects import (
+    LEASE_STREAM,
+    STATUS_STREAM,
+    api_consumer_info,
+    api_stream_purge,
+    lane_consumer,
+    lane_of,
+)
 from relay.contract.wire import MAX_FRAME_BYTES
+from relay.local.faults import Fault
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request
 
@@ -34,10 +44,37 @@ def disconnected(server: NatsServer) -> int:
         return json.load(answer)["slow_consumers"]
 
 
-async def deliveries(scene: Scene) -> int:
+async def lane_infos(scene: Scene) -> list[dict[str, Any]]:
     lanes = range(scene.settings.delivery.lanes)
-    infos = [await api_request(scene.nc, api_consumer_info(STATUS_STREAM, lane_consumer(lane))) for lane in lanes]
-    return sum(info["delivered"]["consumer_seq"] for info in infos)
+    return [await api_request(scene.nc, api_consumer_info(STATUS_STREAM, lane_consumer(lane))) for lane in lanes]
+
+
+async def deliveries(scene: Scene) -> int:
+    return sum(info["delivered"]["consumer_seq"] for info in await lane_infos(scene))
+
+
+async def lanes_have(scene: Scene, field: str, count: int) -> None:
+    """Wait until the consumers of all lanes together have so many `num_ack_pending`, or whatever `field` names."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while sum(info[field] for info in await lane_infos(scene)) != count:  # noqa: ASYNC110 - the server does not tell
+            await asyncio.sleep(0.01)
+
+
+async def taken_for_dead(scene: Scene, at_hand: list[Published]) -> None:
+    """Let the server do at once what it does when leases and `ack_wait` of a dead worker are over.
+
+    So the times can be long, and a test that a busy machine holds up for seconds causes no deliveries in vain.
+    """
+    await lanes_have(scene, "num_waiting", 0)  # it has noticed that nobody listens to the worker's pulls any more
+    await api_request(scene.nc, api_stream_purge(LEASE_STREAM))
+    for each in reversed(at_hand):
+        consumer = lane_consumer(lane_of(each.job, scene.settings.delivery.lanes))
+        await scene.nc.request(f"$JS.ACK.{STATUS_STREAM}.{consumer}.1.{each.sequence}.1.0.0", b"-NAK", timeout=5)
+
+
+async def publish_sized(scene: Scene, job: str, status: str) -> Published:
+    """Publish an update of 3 MB."""
+    return await scene.publish(job, status, {"text": "." * 3_000_000})
 
 
 async def test_a_backlog_of_large_updates(facilitator):
@@ -73,3 +110,26 @@ async def test_the_largest_update(facilitator, lanes):
         assert [ACKED] * len(jobs) == await scene.settled(*published, timeout_s=TIMEOUT_S)
         assert [] == await scene.broken_promises()
         assert await deliveries(scene) == len(jobs)
+
+
+async def test_a_worker_dies_with_large_updates_at_hand(facilitator):
+    """The next owner of its lanes gets them once more, although they exceed its shares, and all arrive in order."""
+    async with (
+        NatsServer(extra_config="max_pending: 64MB") as server,
+        Scene(server, facilitator, LANES="2", LEASE_TTL="60", ACK_WAIT="60") as scene,
+    ):
+        jobs = [new_job(lane, lanes=2) for lane in (0, 1)]
+        discarding = facilitator.inject(Fault(store=False), times=None)
+        async with scene.relay_process(MEMORY_MB="256") as worker:
+            at_hand = [await publish_sized(scene, job, status) for status in STATUSES[:5] for job in jobs]
+            await facilitator.wait_for(lambda _: discarding.hits == len(jobs), TIMEOUT_S)
+            await lanes_have(scene, "num_ack_pending", len(at_hand))
+            worker.kill()
+        discarding.lift()
+        await taken_for_dead(scene, at_hand)
+        published = [*at_hand, *[await publish_sized(scene, job, STATUSES[5]) for job in jobs]]
+        async with scene.relay(MEMORY_MB="64") as relay:
+            assert [ACKED] * len(published) == await scene.settled(*published, timeout_s=TIMEOUT_S)
+            assert [] == await scene.broken_promises()
+            assert (0, 0) == (await asyncio.to_thread(disconnected, server), counters(relay)["relay_nats_reconnects"])
+            assert await deliveries(scene) == len(published) + len(at_hand)
