@@ -63,6 +63,11 @@ class StoredDeadLetter:
         return cls(message.sequence, message.stored_at, message.headers, b"")
 
     @property
+    def size_bytes(self) -> int:
+        """About how many bytes it has: the body, and the headers, of which the server takes up to 64 KiB."""
+        return len(self.body) + sum(map(len, self.headers)) + sum(map(len, self.headers.values()))
+
+    @property
     def reason(self) -> str:
         return self.headers.get(REASON_HEADER, "")
 

@@ -10,9 +10,9 @@ from relay.dead_letters.stored import StoredDeadLetter
 WINDOW: Final = 1024
 """How many dead letters may be under way at a time."""
 WINDOW_BYTES: Final = 8 * 1024 * 1024
-"""How many bytes their bodies may have together. A larger one is worked on alone.
+"""How many bytes they may have together, headers included. A larger one is worked on alone.
 
-Each body is in memory three times at most: as it was read, in its request, and on its way to the socket.
+Each is in memory three times at most: as it was read, in its request, and on its way to the socket.
 """
 
 Work = Callable[[StoredDeadLetter], Coroutine[Any, Any, None]]
@@ -51,13 +51,13 @@ class _Window:
         self._finished = asyncio.Event()
 
     async def wait_for_room(self, letter: StoredDeadLetter) -> None:
-        while self._count >= self._most or (self._count and self._bytes + len(letter.body) > self._most_bytes):
+        while self._count >= self._most or (self._count and self._bytes + letter.size_bytes > self._most_bytes):
             self._finished.clear()
             await self._finished.wait()
 
     def start(self, letter: StoredDeadLetter, key: Hashable) -> None:
         self._count += 1
-        self._bytes += len(letter.body)
+        self._bytes += letter.size_bytes
         if (waiting := self._waiting.get(key)) is not None:
             waiting.append(letter)
         else:
@@ -70,6 +70,6 @@ class _Window:
             letter = waiting.popleft()
             await self._work(letter)
             self._count -= 1
-            self._bytes -= len(letter.body)
+            self._bytes -= letter.size_bytes
             self._finished.set()
         del self._waiting[key]

@@ -1,6 +1,7 @@
 """Replays of many dead letters at a time: how many, in which order, and what stops them."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ from relay.nats.pipeline import Pipeline
 
 def made_up(sequence: int, job: str = JOB, body: bytes = b"") -> StoredDeadLetter:
     return StoredDeadLetter(sequence, moment_of_us(0), {"Relay-Source-Subject": status_subject(job)}, body)
+
+
+SIZE_BYTES = made_up(10, "job-10", b"x" * 10).size_bytes
 
 
 def job_of(letter: StoredDeadLetter) -> str:
@@ -110,7 +114,9 @@ async def test_rate():
 
 
 @pytest.mark.parametrize(
-    ("window", "window_bytes", "most"), [(3, 1000, 3), (100, 40, 4), (100, 9, 1)], ids=["count", "bytes", "too large"]
+    ("window", "window_bytes", "most"),
+    [(3, 10_000, 3), (100, SIZE_BYTES * 4, 4), (100, SIZE_BYTES - 1, 1)],
+    ids=["count", "bytes", "too large"],
 )
 async def test_the_window_is_bounded(window, window_bytes, most):
     """At most as many are in progress as fit into the window, in number and in bytes; a larger one is alone."""
@@ -126,6 +132,29 @@ async def test_the_window_is_bounded(window, window_bytes, most):
     letters = each(*(made_up(count, f"job-{count}", b"x" * 10) for count in range(1, 20)))
     await for_each(letters, work, key=job_of, window=window, window_bytes=window_bytes)
     assert (19, most) == (len(seen), max(seen))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "most"),
+    [(b"", {}, 200), (b"x" * 3_000_000, {}, 2), (b"x" * 9_000_000, {}, 1), (b"", {"Large": "x" * 60_000}, 139)],
+    ids=["small", "large", "larger than the window", "large headers"],
+)
+async def test_a_replay_is_bounded_in_bytes(body, headers, most):
+    """A replay has 8 MiB of dead letters under way at a time, headers included, or a single larger one."""
+    under_way, seen = set(), []
+
+    async def replay(letter: StoredDeadLetter) -> ReplayResult:
+        under_way.add(letter.sequence)
+        seen.append(len(under_way))
+        for _ in range(5):
+            await asyncio.sleep(0)  # so that other tasks run
+        under_way.discard(letter.sequence)
+        return ReplayResult(letter)
+
+    letters = [made_up(count, f"job-{count}", body) for count in range(200)]
+    letters = [dataclasses.replace(letter, headers={**letter.headers, **headers}) for letter in letters]
+    summary, _ = await replayed_with(each(*letters), replay)
+    assert (ReplaySummary(replayed=200), most) == (summary, max(seen))
 
 
 async def test_job_that_outgrows_the_window():
