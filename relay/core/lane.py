@@ -162,8 +162,12 @@ class Lane:
     def resolve(self, state: ConsumerState, now_s: float) -> int:
         """Check a held lane against the consumer's `state`; returns how many updates are missing.
 
-        The lane is released if none is missing, or if it has waited long enough.
+        The lane is released if none is missing, or if it has waited long enough. It is not if the consumer was made
+        anew since pulling started: that one knows nothing of earlier deliveries, and delivers everything again, which
+        only a lane that begins anew can tell from new updates.
         """
+        if state.made_at_s > self._consumer_made_at_s:
+            return 0
         missing = self.continuity.resolve(state, self._count_up_to, now_s)
         if not self.held:
             at_hand = {job: tuple(update.sequence for update in found.queue) for job, found in self._jobs.items()}

@@ -126,6 +126,7 @@ class PullConsumer:
         if state.made_at_s != self._made_at_s and not self._replaced:
             _log.warning("the consumer was made anew: its lane begins anew as well", consumer=self.name)
             self._replaced = True
+            self._wake.set()
         return state
 
     async def confirm(self) -> None:

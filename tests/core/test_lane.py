@@ -135,6 +135,15 @@ def test_a_consumer_made_before_the_newest_dead_letter_delivered_it():
     assert ([1], [2]) == (dead_letters(lane), taken(lane))
 
 
+def test_a_consumer_that_was_made_anew_releases_nothing():
+    """What it delivered looks new, but may have been delivered before: only a lane that begins anew can tell."""
+    lane = Lane(0, Continuity(1.0), DeadLetterHorizon(-math.inf, -math.inf))
+    lane.began(ConsumerState(0, 0, 0, made_at_s=60.0), 0.0)
+    admit(lane, FakeDelivery(1, stored_at_s=50.0))
+    lane.resolve(ConsumerState(0, 1, 1, made_at_s=70.0), 9.0)
+    assert (True, []) == (lane.held, taken(lane))
+
+
 # --- the order
 
 

@@ -20,6 +20,7 @@ class TcpProxy:
         self.connections = 0
         self._upstream: set[asyncio.Task[None]] = set()
         self._connections: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
@@ -41,9 +42,13 @@ class TcpProxy:
             for task in self._connections:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
+            for client in self._clients:  # also one whose task was cancelled before it began
+                client.transport.abort()
+            await asyncio.sleep(0)  # the event loop closes what was aborted
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._clients.add(writer)
         self._connections.add(asyncio.create_task(self._join(reader, writer)))
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 from load_kit import steadily_published
-from relay_kit import Scene, lane_changes
+from relay_kit import Scene, lane_changes, said
 
 from relay.topology.lease_ttl import steps_down
 
@@ -49,8 +49,7 @@ async def test_other_settings(nats_server, facilitator):
             sent = await scene.publish_life("0b5f8c1e-5d3a-4e7b-8f60-1c2d3e4f5a6b")
             await scene.settled(*sent)
             await scene.owned(lambda: len(scene.owners) == 4)
-            readiness = await relay.worker_status.readiness()
+            readiness = await said(relay, lambda told: told["ready"])
             memory_s = relay._memory.ack_wait_s
-    assert readiness["ready"]
     assert {f"RELAY_{name}" for name in other} == {text.split()[0] for text in readiness["warnings"]}
     assert 2.0 == memory_s
