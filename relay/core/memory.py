@@ -24,7 +24,11 @@ _PER_BYTE_AT_HAND: Final = 2
 _ALONE: Final = 0.25
 """The part of the memory that is kept for updates that go alone."""
 _OF_ACK_WAIT: Final = 0.25
-"""The part of `ack_wait` in which everything that is on request must be able to arrive."""
+"""The part of `ack_wait` in which everything that is on request must be able to arrive.
+
+So no delivery waits for longer than `ack_wait` in a buffer, where no `+WPI` is sent for it, unless the link became four
+times as slow, or a single update takes that long: see docs/failures.md.
+"""
 _UNKNOWN_BYTES_PER_S: Final = 4_000_000
 """How fast deliveries are taken to arrive until that has been seen."""
 LEAST_REQUEST_BYTES: Final = 16 * 1024
