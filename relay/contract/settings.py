@@ -137,6 +137,7 @@ PROXY: Final = "http://host:port or https://host:port of an HTTP proxy, with use
 _WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
 _MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
 _MEMORY: Final = f"MiB (1,048,576 bytes), {_WHOLE} 64 to 1048576"
+_STORAGE: Final = f"MiB (1,048,576 bytes), {_WHOLE} 256 to 1073741824"
 _BACKOFF_MAX: Final = f"{_SECONDS}, and not below RELAY_BACKOFF_INITIAL"
 
 
@@ -342,6 +343,16 @@ class DeliverySettings(SettingsGroup):
         BeforeValidator(_whole),
         Variable("RELAY_REPLICAS", "1, 3 or 5", "Copies of each stream in the NATS cluster; 3 in production."),
     ] = 1
+    storage_mib: Annotated[
+        int | None,
+        Field(ge=256, le=1_073_741_824),
+        Variable(
+            "RELAY_STORAGE_MB",
+            _STORAGE,
+            "Limit of what all streams store, per copy, for NATS accounts that demand one; if unset, `max_bytes` of"
+            " each stream is left as it is.",
+        ),
+    ] = None
     receipts: Annotated[
         bool,
         Variable("RELAY_RECEIPTS", "true or false", "Whether to publish a receipt of each settled update."),
@@ -360,6 +371,11 @@ class DeliverySettings(SettingsGroup):
         Field(ge=64, le=1_048_576),
         Variable("RELAY_MEMORY_MB", _MEMORY, "Memory for updates, per worker, beyond what it needs without any."),
     ] = 256
+
+    @property
+    def storage_bytes(self) -> int | None:
+        """`storage_mib` in bytes."""
+        return None if self.storage_mib is None else self.storage_mib << 20
 
     @property
     def memory_bytes(self) -> int:

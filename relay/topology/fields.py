@@ -88,7 +88,7 @@ STREAM_FIELDS: Final[Mapping[str, Field]] = {
     "retention": _ours("with another retention updates go away before they are delivered, or cannot be asked for"),
     "max_consumers": _yours("if it leaves no room for the lanes, provisioning fails with the server's error"),
     "max_msgs": _ours("a number would fill the stream with settled messages long before the disk is full"),
-    "max_bytes": _yours("when it is reached, publishers get an error, and nothing is removed"),
+    "max_bytes": _yours("RELAY_STORAGE_MB, if it is set; at the limit publishers get an error, and nothing is removed"),
     "max_age": _ours("a shorter one removes what is not relayed yet; a longer one of the status stream is kept"),
     "max_msgs_per_subject": _ours("it would remove a job's older updates, relayed or not"),
     "max_msg_size": _ours("an update must fit into a dead letter, and a message of any other stream must fit"),
@@ -171,7 +171,9 @@ CONSUMER_FIELDS: Final[Mapping[str, Field]] = {
     "priority_timeout": _harmful("it belongs to priority_groups"),
 }
 
-_FOLLOWING: Final = frozenset({"num_replicas", "subject_transform", "max_msg_size", "ack_wait", "max_deliver"})
+_FOLLOWING: Final = frozenset(
+    {"num_replicas", "subject_transform", "max_msg_size", "ack_wait", "max_deliver", "max_bytes"}
+)
 _FOLLOWING_IN_LEASES: Final = frozenset({"max_age", "duplicate_window"})
 
 

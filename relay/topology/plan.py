@@ -17,6 +17,7 @@ from relay.topology.downgrade import find_downgrades
 from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, is_vital
 from relay.topology.lane_growth import WAITS_KEY, is_growth
 from relay.topology.options import Options, judge_options
+from relay.topology.storage import find_overfull
 
 LANE_CAPACITY: Final = 512
 """How many updates of a lane may be delivered and unacknowledged at a time: its consumer's `max_ack_pending`."""
@@ -179,7 +180,7 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
     surplus = [Step(Verb.DELETED, Kind.CONSUMER, name) for name in actual.consumers if name not in wanted.consumers]
     refusals = (*_stream_refusals(wanted, actual), *_consumer_refusals(wanted, actual), *_lane_refusals(wanted, actual))
     found = {name: info["config"] for name, info in actual.streams.items()}
-    downgrades = tuple(find_downgrades(wanted.streams, found))
+    downgrades = (*find_downgrades(wanted.streams, found), *find_overfull(wanted.streams, actual.streams))
     lost = tuple(find_lost(actual.streams, actual.consumers))
     return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades, lost)
 

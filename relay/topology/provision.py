@@ -19,6 +19,7 @@ from relay.topology.lane_change import intake_closed
 from relay.topology.lane_growth import is_growth, paused, resume_ready
 from relay.topology.lease_ttl import lower_ttl
 from relay.topology.plan import LANE_CAPACITY, Actual, Kind, Plan, Step, Verb, Wanted, make_plan
+from relay.topology.storage import find_storage_refusals, max_bytes_of
 
 DEAD_LETTER_ROOM: Final = 16 * 1024
 """Bytes that a dead letter may need in addition to its update, for the relay's headers with the error's text."""
@@ -38,6 +39,8 @@ class Topology:
     ack_wait_s: float
     max_deliver: int
     lease_ttl_s: float
+    storage_bytes: int | None = None
+    """What all streams together may store, per copy; None: `max_bytes` of each stream is left as it is."""
 
 
 def topology_of(settings: DeliverySettings) -> Topology:
@@ -48,6 +51,7 @@ def topology_of(settings: DeliverySettings) -> Topology:
         ack_wait_s=settings.ack_wait_s,
         max_deliver=settings.max_deliver,
         lease_ttl_s=settings.lease_ttl_s,
+        storage_bytes=settings.storage_bytes,
     )
 
 
@@ -57,8 +61,11 @@ async def check(client: FrameClient, topology: Topology) -> Plan:
     Raises UnsuitableServer, JetStreamError and BrokerUnavailable, as `require_server` and `api_request` do.
     """
     await require_server(client)
+    account = await api_request(client, subjects.api_account_info())
     wanted_now = wanted(topology, client.max_payload)
-    return make_plan(wanted_now, await _read(client, wanted_now))
+    plan = make_plan(wanted_now, await _read(client, wanted_now))
+    refusals = find_storage_refusals(plan.steps, account, topology.replicas)
+    return replace(plan, refusals=(*plan.refusals, *refusals))
 
 
 async def look(client: FrameClient, topology: Topology) -> Drift:
@@ -132,6 +139,9 @@ def wanted(topology: Topology, max_payload: int) -> Wanted:
         _request_stream(topology),
         _lease_stream(topology),
     )
+    if (storage_bytes := topology.storage_bytes) is not None:
+        for stream in streams:
+            stream["max_bytes"] = max_bytes_of(storage_bytes)[stream["name"]]
     consumers = (_lane_consumer(topology, lane) for lane in range(topology.lanes))
     return Wanted(
         topology.lanes,
