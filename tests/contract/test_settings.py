@@ -71,7 +71,8 @@ def test_every_variable_reaches_its_field(tmp_path):
         " FACILITATOR_HOTKEY_PASSWORD=q FACILITATOR_WINDOW=8 FACILITATOR_CONNECTIONS=2"
         " FACILITATOR_REPLY_TIMEOUT=1.5 FACILITATOR_HEADERS=A: b FACILITATOR_PROXY=http://p LANES=7 MAX_ATTEMPTS=3"
         " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3 RECEIPTS=true"
-        " OTHER_SENDERS=true MEMORY_MB=64 HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console TRACING=Otel"
+        " OTHER_SENDERS=true MEMORY_MB=64 STORAGE_MB=256 HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console"
+        " TRACING=Otel"
     )
     variables = dict(re.findall(r"([A-Z_]+)=(.*?)(?= [A-Z_]+=|$)", texts)) | files
     assert set(CONTRACT.split()) == set(variables)
@@ -112,6 +113,7 @@ def test_every_variable_reaches_its_field(tmp_path):
             backoff_initial_s=1,
             backoff_max_s=2,
             replicas=3,
+            storage_mib=256,
             receipts=True,
             other_senders=True,
             memory_mib=64,
