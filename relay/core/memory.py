@@ -26,8 +26,8 @@ _ALONE: Final = 0.25
 _OF_ACK_WAIT: Final = 0.25
 """The part of `ack_wait` in which everything that is on request must be able to arrive.
 
-So no delivery waits for longer than `ack_wait` in a buffer, where no `+WPI` is sent for it, unless the link became four
-times as slow, or a single update takes that long: see docs/failures.md.
+So no delivery waits for longer than `ack_wait` in a buffer, where no `+WPI` is sent for it, unless the link is four
+times as slow as it was taken to be, or a single update takes that long: see docs/failures.md.
 """
 _UNKNOWN_BYTES_PER_S: Final = 4_000_000
 """How fast deliveries are taken to arrive until that has been seen."""
