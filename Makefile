@@ -20,7 +20,7 @@ demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a
 	@$(BIN)/relay demo
 
 test: $(VENV)/.dev  ## run the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 3
+	@$(BIN)/python -m pytest --numprocesses 4
 
 soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the simulation, a rough minute, long outages (some 45 minutes)
 	@$(BIN)/python -m tests.faults.soak --updates 1000000 --minutes 20 --json soak.json
