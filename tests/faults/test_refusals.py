@@ -57,7 +57,7 @@ async def test_credentials_expire(tmp_path, facilitator, after):
     ("refusal", "problem"),
     [
         (lambda _: {"limits": {"conn": 0, "leaf": 0}}, "maximum account active connections exceeded"),
-        (lambda _: {"lifetime_s": 2}, "Authorization Violation"),
+        (lambda _: {"lifetime_s": 3}, "Authorization Violation"),
         (lambda user: {"revocations": {user: int(time.time()) + 60}}, "Authorization Violation"),
         (lambda _: {"limits": dict.fromkeys(STORAGE, 0)}, "JetStream"),
     ],
