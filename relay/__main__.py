@@ -3,8 +3,8 @@
 import gc
 import sys
 
-from relay.contract.process_1 import leave_process_1
-from relay.contract.surroundings import prepare
+from relay.service.process_1 import leave_process_1
+from relay.service.surroundings import prepare
 
 
 def main() -> None:

@@ -12,17 +12,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from namespaces import as_process_1
 from process_kit import TIMEOUT_S, RelayProcess, started
 from relay_kit import new_job
 
 from relay.local.faults import stall
 
-AS_PROCESS_1 = (
-    *("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"),
-    # The orphan is there before the command, and is its child from its first moment on. SIGCHLD, which tells of the end
-    # of a child, is ignored as after a careless start script.
-    *("bash", "-c", "(sleep 600 >/dev/null 2>&1 &); trap '' CHLD; exec \"$@\"", "sh"),
-)
+# The orphan is there before the command, and is its child from its first moment on. SIGCHLD, which tells of the end
+# of a child, is ignored as after a careless start script.
+AS_PROCESS_1 = as_process_1("bash", "-c", "(sleep 600 >/dev/null 2>&1 &); trap '' CHLD; exec \"$@\"", "sh")
 WITH_BLOCKED_SIGNALS = (
     sys.executable,
     "-c",

@@ -13,7 +13,7 @@ from dead_letter_kit import JOB, change_stream
 from process_kit import started
 
 from relay.contract.subjects import STATUS_STREAM
-from relay.contract.surroundings import forget_variables
+from relay.service.surroundings import forget_variables
 
 NOISE = ("Traceback", "Exception ignored", "Error in sys", "Aborted", "never awaited")
 FOR_LIBRARIES = {
@@ -222,7 +222,7 @@ async def test_modules_in_the_working_folder(scene, tmp_path):
 
 
 def printed_by(code: str) -> str:
-    command = [sys.executable, "-c", f"import sys; from relay.contract.surroundings import prepare; prepare(); {code}"]
+    command = [sys.executable, "-c", f"import sys; from relay.service.surroundings import prepare; prepare(); {code}"]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S).stdout
 
 
