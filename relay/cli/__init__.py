@@ -13,7 +13,7 @@ from typing import Annotated, Final, TextIO, cast
 
 import typer
 
-from relay.cli.console import complain
+from relay.cli.common import complain
 from relay.cli.output import NOBODY_READS, Output, OutputLost
 from relay.cli.stdin import InputUnreadable
 from relay.contract.errors import ConfigurationError, IdentityError, RelayError

@@ -15,7 +15,7 @@ from typing import Annotated, Final, TextIO, cast
 import typer
 from rich.console import Console
 
-from relay.cli.console import complain, run
+from relay.cli.common import complain, run
 from relay.cli.output import Output
 from relay.facilitator.identity import Signer
 from relay.local.demo import Demo, Load, make_hotkey, open_demo

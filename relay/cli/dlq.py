@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.console import complain, nats_client, read_settings, run, tell
+from relay.cli.common import complain, nats_client, read_settings, run, tell
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
 from relay.cli.dlq_purge import PurgePlan, plan_purge, remove
 from relay.cli.dlq_replay import ReplayOptions, replay_selected

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from relay.cli.console import complain
+from relay.cli.common import complain
 from relay.cli.stdin import without_mark
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.console import run
+from relay.cli.common import run
 from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import Settings

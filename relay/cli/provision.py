@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.console import complain, nats_client, read_settings, run
+from relay.cli.common import complain, nats_client, read_settings, run
 from relay.contract.errors import UnsafeChange
 from relay.contract.settings import Settings
 from relay.nats.connection import require_server

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from relay.cli.console import nats_client, read_settings, run
+from relay.cli.common import nats_client, read_settings, run
 from relay.cli.publish_lines import problems_of, publish_lines, stored_at
 from relay.cli.stdin import read_stdin
 from relay.contract.model import JobStatusUpdate

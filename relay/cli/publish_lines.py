@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from relay.cli.console import complain, tell
+from relay.cli.common import complain, tell
 from relay.cli.stdin import stdin_lines
 from relay.contract.errors import RelayError
 from relay.contract.model import JobStatusUpdate

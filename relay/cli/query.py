@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.console import complain, nats_client, read_settings, run
+from relay.cli.common import complain, nats_client, read_settings, run
 from relay.cli.query_display import as_json, details, row
 from relay.client.follower import JobFollower, follow
 from relay.client.questions import ask_latest, ask_updates

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.console import run
+from relay.cli.common import run
 from relay.contract.environment import load_settings
 from relay.contract.settings import FacilitatorSettings, Settings
 from relay.contract.wire import authentication_request

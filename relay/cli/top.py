@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from relay.cli.console import read_settings, run
+from relay.cli.common import read_settings, run
 from relay.cli.top_display import render
 from relay.cli.top_view import TopView, document
 from relay.contract.errors import RelayError

@@ -128,7 +128,7 @@ def command(monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(serve, "_stop_on_signals", stop_soon)
     # uvloop looks names up without Python's `socket`.
-    monkeypatch.setattr("relay.cli.console.new_event_loop", asyncio.new_event_loop)
+    monkeypatch.setattr("relay.cli.common.new_event_loop", asyncio.new_event_loop)
     return make_command(monkeypatch, tmp_path)
 
 
