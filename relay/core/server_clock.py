@@ -17,6 +17,8 @@ class ServerClock:
     def __init__(self) -> None:
         self.ahead_s = 0.0
         """How far the clock of NATS is ahead of this one, as it was last seen; negative if it is behind."""
+        self.correction_s = 0.0
+        """What to add to the time of this machine before it is compared with times of the server."""
         self._error_s = float("inf")
         self._seen_s = 0.0
 
@@ -30,8 +32,4 @@ class ServerClock:
         contradicts = abs(ahead_s - self.ahead_s) > error_s + self._error_s
         if error_s <= self._error_s or contradicts or now_s >= self._seen_s + _KNOWN_FOR_S:
             self.ahead_s, self._error_s, self._seen_s = ahead_s, error_s, now_s
-
-    @property
-    def correction_s(self) -> float:
-        """What to add to the time of this machine before it is compared with times of the server."""
-        return self.ahead_s if abs(self.ahead_s) >= _NOTABLE_S else 0.0
+            self.correction_s = ahead_s if abs(ahead_s) >= _NOTABLE_S else 0.0

@@ -47,6 +47,8 @@ class Lanes:
         self.outlets = outlets
         self.turns = Turns()
         """The lanes from which updates may be sent; a lane that is being drained is not among them."""
+        self.clock = limits.clock
+        """That of NATS: it says when updates were stored."""
         self._open_source = open_source
         self._dead_letters = dead_letters
         self._watch_advisories = watch_advisories
@@ -169,10 +171,6 @@ class Lanes:
             run.source.restart()
 
     # --- what is asked about them
-
-    def server_time_s(self) -> float:
-        """The time by the clock of NATS, to be compared with when updates were stored: Unix time in seconds."""
-        return time.time() + self._limits.clock.correction_s
 
     @property
     def memory(self) -> Memory:

@@ -75,7 +75,7 @@ class Settlement:
 
     def answered(self, answers: Sequence[Answered[Update]]) -> None:
         """Settle what was answered together, or let it wait for its next attempt."""
-        now_s, wall_s = time.monotonic(), self._lanes.server_time_s()
+        now_s, wall_s = time.monotonic(), time.time() + self._lanes.clock.correction_s
         lanes: set[Lane] = set()
         acknowledged: list[DeliveryLike] = []
         hot_path_s: list[float] = []
@@ -132,9 +132,8 @@ class Settlement:
             update.lane.settle(update, verdict.outcome)
             update.delivery.ack()
             hot_path_s = [] if update.sent_s is None else [update.sent_s - update.delivered_s]
-            self._metrics.answered(
-                hot_path_s, [], {verdict.outcome: [self._lanes.server_time_s() - update.delivery.stored_at_s]}
-            )
+            end_to_end_s = time.time() + self._lanes.clock.correction_s - update.delivery.stored_at_s
+            self._metrics.answered(hot_path_s, [], {verdict.outcome: [end_to_end_s]})
             self._tell(update, verdict.outcome)
         else:
             self._fail(update, verdict, time.monotonic())
