@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from oracle import Published
 from relay_kit import Scene, new_job
 
+from relay.contract.model import JobStatus, JobStatusUpdate
 from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, lane_consumer
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
@@ -48,12 +49,7 @@ async def load(scene: Scene) -> AsyncIterator[None]:
         while not enough.is_set():
             yield [status_message(update) for update in job_updates(rng, job_uuid(rng))]
 
-    source = TrafficSource(scene.nc, jobs(), rate_per_s=200, rng=rng)
-    publishing = asyncio.create_task(
-        source.run(
-            lambda each: scene.published.append(Published(each.sequence, each.message.uuid, each.message.status))
-        )
-    )
+    publishing = asyncio.create_task(_publish(scene, jobs(), rng, scene.published.append))
     try:
         await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200, ELECTION_S)
         yield
@@ -63,6 +59,17 @@ async def load(scene: Scene) -> AsyncIterator[None]:
 
 
 async def flows(scene: Scene) -> list[str]:
-    """Publish an update in each lane, and return how each is settled."""
-    probes = await asyncio.gather(*(scene.publish(new_job(lane, LANES)) for lane in range(LANES)))
+    """Publish an update in each lane, until it is stored, and return how each is settled."""
+    probes: list[Published] = []
+    jobs = (JobStatusUpdate(uuid=new_job(lane, LANES), status=JobStatus.ACCEPTED) for lane in range(LANES))
+    await _publish(scene, ([status_message(update)] for update in jobs), random.Random(1), probes.append)
+    scene.published += probes
     return await scene.settled(*probes, timeout_s=ELECTION_S)
+
+
+async def _publish(
+    scene: Scene, jobs: Iterable[list[StatusMessage]], rng: random.Random, on_stored: Callable[[Published], None]
+) -> None:
+    """Publish each update again until it is stored: while a leader is elected, a publish finds no responders."""
+    source = TrafficSource(scene.nc, jobs, rate_per_s=200, rng=rng)
+    await source.run(lambda each: on_stored(Published(each.sequence, each.message.uuid, each.message.status)))
