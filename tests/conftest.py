@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from dead_letter_kit import Dlq
 from nats.aio.client import Client
@@ -22,6 +23,10 @@ from relay.nats.frames import FrameClient
 from relay.topology.provision import Topology, provision
 
 WATCH_TIMEOUT_S = 15
+
+# On a busy machine any example may take longer than the 200 ms that Hypothesis allows by default.
+hypothesis.settings.register_profile("relay", deadline=None)
+hypothesis.settings.load_profile("relay")
 
 # A shell script starts background commands with SIGINT ignored, and `nohup` starts its command with SIGHUP ignored.
 # Every process that they start inherits that.

@@ -114,7 +114,7 @@ def _wire_accepts(body):
     return isinstance(outcome, Frame) or outcome.reason is Reason.UUID_MISMATCH
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(document=documents(), ensure_ascii=st.booleans())
 def test_the_model_and_the_wire_accept_and_refuse_the_same_documents(document, ensure_ascii):
     """If members of an update are dropped, mistyped or added, either both accept it or both refuse it."""
@@ -206,7 +206,7 @@ updates = st.builds(JobStatusUpdate, uuid=st.uuids(), status=st.sampled_from(Job
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(update=updates)
 def test_what_the_model_builds_is_forwarded_untouched(update):
     """The bytes of `to_json` need no repair: the decoder returns the same object."""

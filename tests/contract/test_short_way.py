@@ -62,7 +62,7 @@ members = st.builds(
 bodies = spliced() | st.lists(members, max_size=4).map(lambda some: update(*some))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(body=bodies)
 def test_what_is_read_in_the_short_way_is_read_alike_in_the_long_one(body):
     short = wire._plain(body)

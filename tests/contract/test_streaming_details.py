@@ -72,7 +72,7 @@ updates = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(update=updates, exclude_none=st.booleans())
 def test_the_decoder_fills_what_the_model_leaves_open(update, exclude_none):
     """What is sent of any update that the model builds is that update again, with values for all that was missing."""

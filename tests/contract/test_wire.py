@@ -312,7 +312,7 @@ def has_colliding_keys(value):
     return False
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(value=json_values.filter(lambda value: not has_colliding_keys(value)), ensure_ascii=st.booleans())
 def test_every_nul_and_nothing_else_becomes_the_replacement_character(value, ensure_ascii):
     """A reader of the frame gets what the producer wrote, with U+FFFD for each NUL."""
@@ -358,7 +358,7 @@ def mutated_bodies(draw):
     return body
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(body=st.binary(max_size=60) | mutated_bodies(), token=st.just(JOB) | st.text(max_size=40))
 def test_decode_never_raises_and_what_it_lets_through_needs_nothing_more(body, token):
     """For any bytes and any token, the outcome is a fault in one line, or a frame that decodes to itself."""

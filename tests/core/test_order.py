@@ -551,7 +551,6 @@ TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(
     max_examples=80,
     stateful_step_count=40,
-    deadline=None,
     phases=[phase for phase in Phases if phase is not Phases.explain],  # it takes a minute, and says little
 )
 TestInterleavings.__doc__ = "In any interleaving each job's updates go in stream order, and each settles exactly once."

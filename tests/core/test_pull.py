@@ -214,5 +214,5 @@ class Pulls(RuleBasedStateMachine):
 
 
 TestPulls = Pulls.TestCase
-TestPulls.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestPulls.settings = settings(max_examples=50, stateful_step_count=30)
 TestPulls.__doc__ = "Whatever comes, ends and is settled, no more is on request than a batch or than there is room for."

@@ -222,7 +222,7 @@ def test_there_is_room_only_while_open(phase):
 
 
 @given(st.lists(st.sampled_from(["send", "answer", "push"]), max_size=60), st.integers(1, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_replies_answer_first_in_first_out_within_the_window(steps, window):
     """In any mix of sends, replies and pushes, each reply answers the oldest, and at most `window` are unanswered."""
     session = new_session(window)
@@ -305,7 +305,7 @@ def test_each_connection_starts_with_a_heartbeat():
     st.lists(st.tuples(st.sampled_from(["send", "answer", "connect", "drop"]), st.floats(0, 40)), max_size=30),
     st.floats(1, 3 * HEARTBEAT_INTERVAL_S),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_deadline_is_never_later_than_what_is_due(steps, reply_timeout_s):
     """A caller that sleeps from one deadline to the next never misses a heartbeat or a timeout."""
     session = new_session(reply_timeout_s=reply_timeout_s)

@@ -45,7 +45,6 @@ def bounded(share=1.0):
         max_examples=max(1, round(EXAMPLES * share)),
         derandomize="EXAMPLES" not in os.environ,
         database=None,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
