@@ -11,7 +11,7 @@ SBOM_VENV := .venv-sbom
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim rehearse-alerts lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install clean
+.PHONY: help demo test soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ sim: $(VENV)/.dev  ## tell one schedule of the simulation line by line (make sim
 
 rehearse-alerts: $(VENV)/.dev  ## make every alert fire and go out with a real Prometheus (some 10 minutes; wants prometheus on the PATH)
 	@$(BIN)/python deploy/rehearsal/alerts.py
+
+rehearse-incident: $(VENV)/.dev  ## break one of eight things without saying which, to find it with relay doctor
+	@$(BIN)/python deploy/rehearsal/incidents.py
+
+rehearse-incidents: $(VENV)/.dev  ## break each of them, and let relay doctor find it (some 2 minutes)
+	@$(BIN)/python deploy/rehearsal/incidents.py --all
 
 lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff check .

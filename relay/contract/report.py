@@ -79,3 +79,5 @@ class Report(Struct, frozen=True):
     """Of the lane that this worker took last after another's lease had ended; None if there was none."""
     slow_consumer: int = 0
     """How often nats-server probably dropped its connection because more than max_pending waited to be read."""
+    settings: dict[str, float] = {}
+    """Those of its settings that streams and consumers follow, by variable: `RELAY_REPLICAS` and the like."""

@@ -373,6 +373,17 @@ class DeliverySettings(SettingsGroup):
     ] = 256
 
     @property
+    def followed(self) -> dict[str, float]:
+        """The settings that streams and consumers follow, by variable. They should be the same everywhere."""
+        return {
+            "RELAY_LANES": self.lanes,
+            "RELAY_REPLICAS": self.replicas,
+            "RELAY_ACK_WAIT": self.ack_wait_s,
+            "RELAY_MAX_DELIVER": self.max_deliver,
+            "RELAY_LEASE_TTL": self.lease_ttl_s,
+        }
+
+    @property
     def storage_bytes(self) -> int | None:
         """`storage_mib` in bytes."""
         return None if self.storage_mib is None else self.storage_mib << 20

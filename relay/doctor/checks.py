@@ -81,7 +81,7 @@ async def _check_relay(client: FrameClient, settings: Settings, timeout_s: float
     permissions = await _isolated(PERMISSIONS, _check_permissions(client, reader), timeout_s)
     found = await asyncio.gather(
         _isolated(TOPOLOGY, check_topology(client, settings.delivery), timeout_s),
-        _isolated(_STATE, _check_state(reader), timeout_s),
+        _isolated(_STATE, _check_state(reader, settings), timeout_s),
         _isolated(ACCOUNT, check_account(client), timeout_s),
     )
     return [*permissions, *itertools.chain(*found)]
@@ -93,9 +93,9 @@ async def _check_permissions(client: FrameClient, reader: SnapshotReader) -> Fin
     return finding
 
 
-async def _check_state(reader: SnapshotReader) -> list[Finding]:
+async def _check_state(reader: SnapshotReader, settings: Settings) -> list[Finding]:
     try:
-        return check_state(await reader.read())
+        return check_state(await reader.read(), settings.delivery.followed)
     except NotProvisioned as error:
         return [unchecked(name, "; ".join(error.differences)) for name in STATE_CHECKS]
 

@@ -87,6 +87,11 @@ async def check_topology(client: FrameClient, settings: DeliverySettings) -> Fin
     if plan.in_place:
         return ok(TOPOLOGY, "streams, consumers and the lease bucket are as these settings ask")
     found, remedy = "; ".join(plan.differences), "run `relay provision` with the settings of the relays"
+    if (lanes := plan.lane_change) is not None:
+        remedy = (
+            f"if {lanes.old} lanes are right, start the relays and this with RELAY_LANES={lanes.old}; to have "
+            f"{lanes.new}, see docs/operations.md, Changing the number of lanes"
+        )
     if not plan.suffices:
         return fail(TOPOLOGY, found, remedy)
     if not plan.is_done:

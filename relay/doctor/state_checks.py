@@ -1,13 +1,15 @@
 """The checks of a snapshot, without I/O: is every lane driven, how long do updates wait, is anything full?"""
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from relay.contract.report import ConnectionReport, LostOwner
-from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_BUCKET, STATUS_STREAM
+from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_BUCKET, LEASE_STREAM, STATUS_STREAM
 from relay.contract.text import format_counts, format_duration, format_size
+from relay.dead_letters.runbook import ADVICE
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
+from relay.overview.reports import find_disagreements
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 from relay.topology.copies import REMEDY
 
@@ -21,17 +23,25 @@ LOST_FOR_S: Final = 3600.0
 UNTRIED_S: Final = 60.0
 """Workers try after 20 seconds."""
 PAGE: Final = "docs/debugging.md"
+_CONSUMER_ANEW: Final = (
+    "leave the relays running, and run `relay provision` now: it makes the consumer again where the lane was "
+    "(docs/operations.md, A lane's consumer)"
+)
+_UNKNOWN: Final[Mapping[str, float]] = {}
 STATE_CHECKS: Final = (
     *("workers", "lanes", "intake", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),
 )
 """The checks that `check_state` makes, in the order of its findings."""
 
 
-def check_state(snapshot: Snapshot) -> list[Finding]:
-    """The findings about the state of the relay: at least one for each of STATE_CHECKS."""
+def check_state(snapshot: Snapshot, ours: Mapping[str, float] = _UNKNOWN) -> list[Finding]:
+    """The findings about the state of the relay: at least one for each of STATE_CHECKS.
+
+    `ours` are the settings here that those of the workers are compared with, by variable.
+    """
     streams = snapshot.streams.values()
     return [
-        *(_worker_problems(snapshot) or [_workers_ok(snapshot)]),
+        *([*_worker_problems(snapshot), *_disagreements(snapshot, ours)] or [_workers_ok(snapshot)]),
         *(_lane_problems(snapshot) or [_lanes_ok(snapshot.lanes)]),
         _intake(snapshot),
         _backlog(snapshot),
@@ -80,10 +90,26 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
         for worker, report in sorted(snapshot.reports.items())
         if (lost := report.lost_owner) is not None and lost.ago_s < LOST_FOR_S and lost.worker not in snapshot.reports
     ]
-    if silent := sorted(snapshot.workers - snapshot.reports.keys()):
+    return findings + [_silent(snapshot, worker) for worker in sorted(snapshot.workers - snapshot.reports.keys())]
+
+
+def _silent(snapshot: Snapshot, worker: str) -> Finding:
+    lanes = [lane.lane for lane in snapshot.lanes if lane.owner == worker]
+    silent_s, ttl_s = snapshot.silent_s.get(worker, 0.0), snapshot.streams[LEASE_STREAM].max_age_s
+    if silent_s <= ttl_s / 2:  # it announces itself every third of that time
         remedy = "if it is not just starting or stopping, look at its log; a worker of an older version never answers"
-        findings.append(warn("workers", f"no report from {', '.join(silent)}", remedy))
-    return findings
+        return warn("workers", f"no report from {worker}", remedy)
+    found = f"no sign of life of {worker} for {format_duration(silent_s)}: it died, hangs, or is cut off from NATS"
+    remedy = "look for its process (id in its name) and its last log lines"
+    if not lanes:
+        return warn("workers", found, remedy)
+    remedy += f"; another worker, if there is one, takes its lanes {ttl_s:g} s (RELAY_LEASE_TTL) after that sign"
+    return fail("workers", f"{found}; {_numbered(lanes)} stand still meanwhile", remedy)
+
+
+def _disagreements(snapshot: Snapshot, ours: Mapping[str, float]) -> list[Finding]:
+    remedy = "find out which is right; give it to the relays, to `relay provision` and to this, and restart the relays"
+    return [warn("workers", found, remedy) for found in find_disagreements(ours, snapshot.reports.values())]
 
 
 def _unanswered(worker: str, connection: ConnectionReport) -> Finding:
@@ -114,7 +140,9 @@ def _workers_ok(snapshot: Snapshot) -> Finding:
 
 
 def _lane_problems(snapshot: Snapshot) -> list[Finding]:
-    findings = [fail("lanes", f"lane {lane.lane}: {lane.trouble}", "run it") for lane in snapshot.lanes if lane.trouble]
+    findings = [
+        fail("lanes", f"lane {lane.lane}: {lane.trouble}", _CONSUMER_ANEW) for lane in snapshot.lanes if lane.trouble
+    ]
     if free := [lane.lane for lane in snapshot.lanes if lane.owner is None]:
         remedy = "start `relay serve`; if workers are alive, wait for RELAY_LEASE_TTL, then look at their logs"
         findings.append(fail("lanes", f"nobody drives {_numbered(free)}: updates wait there", remedy))
@@ -204,10 +232,16 @@ def _dead_letters(snapshot: Snapshot) -> Finding:
     if not counts.total:
         return ok("dead letters", f"none in {DLQ_STREAM}")
     newest = f"of the newest {counts.counted}: " if counts.counted < counts.total else ""
-    detail = " (this NATS user may not count them by reason)"
-    if counts.reasons:
-        detail = f": {newest}{format_counts(counts.reasons)}"
-    remedy = "`relay dlq list` and `relay dlq show SEQ` say why; docs/dead-letters.md says what to do about each reason"
+    if reasons := Counter(counts.reasons):
+        detail = f": {newest}{format_counts(reasons)}"
+    else:
+        reasons = sum((Counter(report.dead_letters) for report in snapshot.reports.values()), Counter[str]())
+        written = f"; the workers have written {format_counts(dict(reasons.most_common()))}" if reasons else ""
+        detail = f" (this NATS user may not count them by reason{written})"
+    remedy = "`relay dlq list` and `relay dlq show SEQ` say more, docs/dead-letters.md what to do about each reason"
+    for reason, _ in reasons.most_common(1):
+        if advice := ADVICE.get(reason):
+            remedy = f"{reason} means that {advice.meaning}: {advice.remedy}; {remedy}"
     return warn("dead letters", f"{counts.total} in {DLQ_STREAM}{detail}", remedy)
 
 

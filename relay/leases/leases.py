@@ -9,6 +9,7 @@ worker can get one.
 """
 
 import asyncio
+import datetime as dt
 import re
 import time
 from collections.abc import Mapping
@@ -64,6 +65,8 @@ class LeaseTable:
     """The bucket's time to live."""
     floors: Mapping[int, str | None] = field(default_factory=dict[int, str | None])
     """The header FLOOR_HEADER of each lane's key, if it has one."""
+    silent_s: Mapping[str, float] = field(default_factory=dict[str, float])
+    """How long ago each worker last announced itself, on the server's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class _Entry:
     value: str | None
     """None if it was deleted."""
     revision: int
-    floor: str | None = None
+    floor: str | None
+    stored_at_s: float
 
 
 class Leases:
@@ -117,21 +121,22 @@ class Leases:
         self._last_values = {
             subject: self._last_values[subject] for subject in subjects if subject in self._last_values
         }
-        workers: set[str] = set()
+        told_at_s = dt.datetime.fromisoformat(info["ts"]).timestamp()
+        workers: dict[str, float] = {}
         owners: dict[int, str] = {}
         for entry in entries:
             match entry.key.split("."), entry.value:
                 case _, None:
                     pass  # deleted
                 case ["worker", worker], _:
-                    workers.add(worker)
+                    workers[worker] = max(0.0, told_at_s - entry.stored_at_s)
                 case ["lane", lane], str(owner) if _LANE.fullmatch(lane):
                     owners[int(lane)] = owner
                 case _:
                     pass  # not a key of the relay
         revisions = {entry.key: entry.revision for entry in entries}
         floors = {int(entry.key[5:]): entry.floor for entry in entries if entry.floor and entry.key[:5] == "lane."}
-        return LeaseTable(frozenset(workers), owners, revisions, info["config"]["max_age"] / _NS_PER_S, floors)
+        return LeaseTable(frozenset(workers), owners, revisions, info["config"]["max_age"] / _NS_PER_S, floors, workers)
 
     async def announce(self) -> None:
         """Say that this worker is alive. Raises RelayError."""
@@ -199,7 +204,7 @@ class Leases:
         headers, body = message.headers, message.body
         deleted = _OPERATION in headers or is_marker(headers, body)
         value = None if deleted else body.decode(errors="replace")
-        return _Entry(_key(subject), value, message.sequence, headers.get(FLOOR_HEADER))
+        return _Entry(_key(subject), value, message.sequence, headers.get(FLOOR_HEADER), message.stored_at_s)
 
     async def _on_write(self, message: Msg) -> None:
         """Set `changed`, unless the write only renewed an entry."""

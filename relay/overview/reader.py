@@ -96,6 +96,7 @@ class SnapshotReader:
             streams=streams,
             workers=leases.workers,
             reports=reports,
+            silent_s=leases.silent_s,
             may_ask_workers=permissions.ask_workers,
             dead_letters=dead_letters,
         )
@@ -125,9 +126,7 @@ class SnapshotReader:
     async def _lane(self, lane: int, owner: str | None) -> LaneSnapshot:
         state = await find_consumer_state(self._client, lane, timeout_s=_TIMEOUT_S)
         if state is None:
-            return LaneSnapshot(
-                lane, owner, trouble=f"consumer {lane_consumer(lane)} is missing: run `relay provision`"
-            )
+            return LaneSnapshot(lane, owner, trouble=f"consumer {lane_consumer(lane)} is missing")
         oldest_s = await self._oldest.age_s(lane, state)
         return LaneSnapshot(lane, owner, state.waiting, state.pending, state.delivered_count, oldest_s)
 

@@ -2,21 +2,33 @@
 
 import asyncio
 import contextlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from relay.contract.errors import BrokerUnavailable
+from relay.contract.errors import BrokerUnavailable, JetStreamError
 from relay.contract.report import Report
 from relay.contract.subjects import REPORT_SUBJECT
 from relay.contract.text import describe
+from relay.leases.leases import Leases
 from relay.nats.frames import FrameClient
 from relay.timing.waiting import set_within
 
 REPORT_TIMEOUT_S: Final = 1.0
 _NO_RESPONDERS: Final = "503"
+
+
+async def gather_all_reports(client: FrameClient) -> dict[str, Report]:
+    """The reports of all workers that the lease bucket names. None without a bucket. Raises and cancels likewise."""
+    try:
+        table = await Leases(client, "", 3 * REPORT_TIMEOUT_S).read()
+    except JetStreamError:
+        return {}
+    return await gather_reports(client, len(table.workers))
 
 
 async def gather_reports(client: FrameClient, expected: int, timeout_s: float = REPORT_TIMEOUT_S) -> dict[str, Report]:
@@ -40,6 +52,19 @@ async def gather_reports(client: FrameClient, expected: int, timeout_s: float = 
     except (nats.errors.Error, OSError) as error:
         raise BrokerUnavailable([], f"{REPORT_SUBJECT}: {describe(error)}") from error
     return collector.reports
+
+
+def find_disagreements(ours: Mapping[str, float], reports: Iterable[Report]) -> list[str]:
+    """A text for each setting in which workers that run differ from `ours`, both by variable."""
+    others: dict[tuple[str, float], list[str]] = defaultdict(list)
+    for report in reports:
+        for variable, value in report.settings.items():
+            if ours.get(variable, value) != value:
+                others[variable, value].append(report.worker)
+    return [
+        f"{variable} is {ours[variable]:g} here, and {value:g} where {', '.join(sorted(workers))} runs"
+        for (variable, value), workers in sorted(others.items())
+    ]
 
 
 class _ReportCollector:

@@ -80,6 +80,8 @@ class Snapshot:
     """Workers that are alive, according to the lease bucket."""
     reports: Mapping[str, Report]
     """By worker; a worker that did not answer is missing."""
+    silent_s: Mapping[str, float]
+    """How long ago each worker that is alive last announced itself."""
     may_ask_workers: bool
     """Whether the NATS user may ask for reports; if not, `reports` is empty."""
     dead_letters: ReasonCounts

@@ -135,6 +135,7 @@ class WorkerStatus:
             dead_letters=self._metrics.dead_letters(),
             retries=self._metrics.retries(),
             timings=self._metrics.timings(),
+            settings=self._settings.delivery.followed,
             slow_consumer=self._metrics.slow_consumer(),
             intake=self._intake_trouble,
             server_ahead_s=self.server_clock.ahead_s,

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from cli_kit import Ended
+from relay_kit import Scene
 
 from relay.cli import COMMANDS
 from relay.contract.model import JobStatusUpdate
@@ -82,6 +83,20 @@ async def test_provision_asks_about_a_downgrade(relay, nats_server):
     assert (1, 0) == (refused.code, told.code)
     assert "RELAY_LEASE_TTL 15 -> 5 (max_age of KV_RELAY_LEASES)" in refused.err
     assert "changed stream KV_RELAY_LEASES: max_age 15s -> 5s" in told.out
+
+
+async def test_provision_compares_workers(relay, nats_server, facilitator):
+    """It says in which settings the workers that run differ: when it refuses, compares, and changes."""
+    given = {"NATS_URL": nats_server.url}
+    async with Scene(nats_server, facilitator, LEASE_TTL="15", MAX_DELIVER="60") as scene, scene.relay():
+        await scene.owned(lambda: len(scene.owners) == 4)
+        refused, checked = await relay("provision", **given), await relay("provision", "--check", **given)
+        agreed = await relay("provision", **given, LEASE_TTL="15", MAX_DELIVER="60")
+        changed = await relay("provision", **given, LEASE_TTL="15")
+    assert [True] * 4 == ["RELAY_LEASE_TTL is 5 here, and 15 where " in each.err for each in (refused, checked)] + [
+        "RELAY_MAX_DELIVER is 50 here, and 60 where " in each.err for each in (refused, changed)
+    ]
+    assert (1, 1, "", 0) == (refused.code, checked.code, agreed.err, changed.code)
 
 
 async def test_provision_spells_out_what_it_refuses(relay, nats_server, nc):

@@ -45,6 +45,9 @@ def test_well():
         (snapshot(workers=frozenset(), reports={}), {"workers": "fail", "lanes": "warn"}),
         (snapshot(workers=frozenset()), {"workers": "fail", "lanes": "warn"}),
         (snapshot(workers=frozenset({WORKER, OTHER})), {"workers": "warn"}),
+        (snapshot(reports={}, silent_s={WORKER: 3.1}), {"workers": "fail"}),
+        (snapshot(workers=frozenset({WORKER, OTHER}), silent_s={OTHER: 3.1}), {"workers": "warn"}),
+        (snapshot(reports={}), {"workers": "warn"}),
         (snapshot(report(missing=["stores nothing; x"], intake="stores nothing; x")), {"intake": "fail"}),
         (snapshot(stream={"idle_s": 61.0}), {"intake": "warn"}),
         (snapshot(report(missing=["the Facilitator is away"])), {"workers": "fail"}),
@@ -96,6 +99,21 @@ def test_remedies(seen):
     assert [] == [finding for finding in check_state(seen) if (finding.level == "ok") != (finding.remedy == "")]
 
 
+def test_a_silent_owner_in_words():
+    """A worker that neither answers nor renews its leases is named with its lanes, and what happens to them."""
+    [silent] = [each for each in check_state(snapshot(reports={}, silent_s={WORKER: 4.0})) if each.check == "workers"]
+    assert silent.found.startswith(f"no sign of life of {WORKER} for 4.0 s: it died, hangs, or is cut off from NATS; ")
+    assert silent.found.endswith("lanes 0, 1, 2, 3 stand still meanwhile")
+    assert silent.remedy.endswith("takes its lanes 6 s (RELAY_LEASE_TTL) after that sign")
+
+
+def test_other_settings_in_words():
+    """Settings with which workers run, and that are others here, are warnings, each with those workers."""
+    seen = snapshot(report(settings={"RELAY_REPLICAS": 3, "RELAY_LANES": 4}), report(OTHER, settings={}))
+    found = [each.found for each in check_state(seen, {"RELAY_REPLICAS": 1, "RELAY_LANES": 4}) if each.level != "ok"]
+    assert [f"RELAY_REPLICAS is 1 here, and 3 where {WORKER} runs"] == found
+
+
 def test_no_quorum():
     """If most servers of a cluster cannot be used, the way out is that of a lost quorum, not to look after each."""
     away, here = fail("nats", "refused", "check it"), ok("nats", "fine")
@@ -114,6 +132,14 @@ def test_backlog_in_words():
     """Unsettled updates are counted, with the age of the oldest, its lane, and when JetStream will remove it."""
     expected = "5 not settled, the oldest for 6 d (lane 0); JetStream removes it in 24 h, relayed or not"
     assert expected == found(oldest(6 * 86_400.0), "backlog")
+
+
+def test_most_frequent_reason():
+    """The advice is for the most frequent reason; without permission to count, the workers' own counts are used."""
+    seen = snapshot(report(dead_letters={"refused": 1, "invalid_json": 2}), dead_letters=ReasonCounts(3))
+    [finding] = [each for each in check_state(seen) if each.check == "dead letters"]
+    expected = "by reason; the workers have written invalid_json 2, refused 1)"
+    assert (True, True) == (finding.found.endswith(expected), finding.remedy.startswith("invalid_json means that "))
 
 
 def test_full_lanes_in_words():

@@ -134,6 +134,10 @@ class Scene:
     def settings(self) -> Settings:
         return load_settings(self.environment, None)
 
+    def settings_of(self, **variables: str) -> Settings:
+        """The settings of a relay or a command with `variables` of its own."""
+        return load_settings(self._changed(variables), None)
+
     async def provision(self, *, downgrade: bool = False) -> None:
         """Create or update streams and consumers as they should be, with `downgrade` also for shorter leases."""
         await provision(self.nc, topology_of(self.settings.delivery), downgrade=downgrade)
@@ -148,8 +152,7 @@ class Scene:
 
         `variables` are settings of this relay alone.
         """
-        settings = load_settings(self._changed(variables), None)
-        async with running(Relay(settings, authentication, intervals=intervals)) as (relay, ended):
+        async with running(Relay(self.settings_of(**variables), authentication, intervals=intervals)) as (relay, ended):
             ready = asyncio.create_task(relay.ready.wait())
             await asyncio.wait({ended, ready}, return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from relay.contract.report import ConnectionReport, LaneReport, Report
-from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, STATUS_STREAM
+from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_STREAM, STATUS_STREAM
 from relay.dead_letters.reasons import ReasonCounts
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 
@@ -16,7 +16,7 @@ _REPORT = Report(WORKER, "1.0", 300.0, [], LANES, [ConnectionReport(32, 3, None)
 _STREAMS = {
     name: StreamSnapshot(name, messages, 4096, 10, -1, -1, 7 * 86_400, replicas=3)
     for name, messages in ((STATUS_STREAM, 10), (DLQ_STREAM, 0), (ADVISORY_STREAM, 0))
-}
+} | {LEASE_STREAM: StreamSnapshot(LEASE_STREAM, 5, 1024, 10, -1, -1, 6.0, replicas=3)}
 _SNAPSHOT = Snapshot(
     taken_s=0.0,
     server_ahead_s=0.002,
@@ -25,6 +25,7 @@ _SNAPSHOT = Snapshot(
     streams=_STREAMS,
     workers=frozenset({WORKER}),
     reports={WORKER: _REPORT},
+    silent_s={WORKER: 1.0},
     may_ask_workers=True,
     dead_letters=ReasonCounts(),
 )

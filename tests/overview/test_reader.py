@@ -8,6 +8,7 @@ from relay_kit import Scene, new_job
 
 from relay.contract.subjects import STATUS_STREAM, status_subject
 from relay.dead_letters.reasons import ReasonCounts
+from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import publish_confirmed
@@ -72,6 +73,17 @@ async def test_no_worker_answers(provisioned):
     """If no worker subscribes to the question, the reader does not wait for answers."""
     async with asyncio.timeout(TIMEOUT_S):
         assert {} == await gather_reports(provisioned, expected=3, timeout_s=2 * TIMEOUT_S)
+
+
+async def test_how_long_workers_are_silent(provisioned):
+    """A worker that does not renew its announcement is silent for longer and longer."""
+    reader, leases = SnapshotReader(provisioned), Leases(provisioned, "vm-1-frozen", 5)
+    await leases.announce()
+    first, second = [(await reader.read()).silent_s["vm-1-frozen"] for _ in range(2)]
+    await leases.announce()
+    renewed = (await reader.read()).silent_s["vm-1-frozen"]
+    assert 0 <= first < second < 5
+    assert renewed < second
 
 
 async def test_user_who_may_not_ask(connect, topology):
