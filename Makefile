@@ -8,10 +8,11 @@ INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python in
 LOCK_VENV := .venv-lock
 AUDIT_VENV := .venv-audit
 SBOM_VENV := .venv-sbom
+INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install clean
+.PHONY: help demo test soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -82,6 +83,9 @@ audit:  ## look what the image installs up in the OSV database of known vulnerab
 check-install:  ## install what publishers need, on its lowest versions and beside the pins of others (needs the package index)
 	@$(PYTHON) tests/install/check.py
 
+check-integration: $(VENV)/.dev $(INTEGRATION_VENV)/.made  ## run the code of docs/migration.md in a Django and Celery project with a validator's pins
+	@$(BIN)/python -m pytest -q -rs tests/integration/validator.py
+
 sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.json)
 	@$(PYTHON) -m venv --clear $(SBOM_VENV)
 	@$(SBOM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'cyclonedx-bom>=7,<8'
@@ -101,7 +105,7 @@ lock:  ## pin what the image installs, with and without OpenTelemetry, with hash
 	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made
-	rm -rf $(VENV) $(AUDIT_VENV) $(SBOM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(AUDIT_VENV) $(SBOM_VENV) $(INTEGRATION_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "job-status-relay needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0] or 0)'
@@ -121,3 +125,10 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the relay and what it is compared with into $(VENV) (once) ..."
 	@$(INSTALL) '.[bench]'
 	@touch $@ $(VENV)/.local
+
+$(INTEGRATION_VENV)/.made: pyproject.toml tests/integration/validator.txt
+	@echo "Installing the publisher beside a validator's pins into $(INTEGRATION_VENV) (once) ..."
+	@$(PYTHON) -m venv --clear --without-pip $(INTEGRATION_VENV)
+	@$(PYTHON) -m pip --disable-pip-version-check --python $(INTEGRATION_VENV)/bin/python install --quiet --editable . \
+		--requirement tests/integration/validator.txt
+	@touch $@

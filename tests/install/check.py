@@ -19,10 +19,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 OTHERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "validators": (
-        *("Django==4.2.19", "celery==5.3.6", "channels-redis==4.2.0", "bittensor==9.9.0"),
-        *("bittensor-wallet==4.0.0", "pydantic==2.10.6", "websockets==14.2"),
-    ),
+    "validators": ("--requirement", "tests/integration/validator.txt", "bittensor==9.9.0", "bittensor-wallet==4.0.0"),
     "FastAPI 0.110": ("fastapi==0.110.0",),
     "FastAPI 0.119": ("fastapi==0.119.0",),
     "the lowest": ("pydantic==2.8.0", "msgspec==0.19.0", "nats-py==2.12.0"),
