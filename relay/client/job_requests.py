@@ -19,7 +19,8 @@ from relay.nats.err_codes import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
 from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
-from relay.producer.options import DEFAULT_SERVER, Credentials, from_environment, nats_settings
+from relay.producer.options import DEFAULT_SERVER, Credentials
+from relay.producer.sign_in import from_environment, nats_settings
 from relay.timing.waiting import set_within
 
 Deliver = Literal["new", "all"]

@@ -26,7 +26,8 @@ from relay.nats.connection import not_permitted
 from relay.nats.frames import FrameClient
 from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
-from relay.producer.options import DEFAULT_SERVER, Credentials, from_environment, nats_settings, time_of_call
+from relay.producer.options import DEFAULT_SERVER, Credentials, time_of_call
+from relay.producer.sign_in import from_environment, nats_settings
 from relay.query.replies import UpdateProgress, UpdateReply
 from relay.timing.waiting import set_within
 

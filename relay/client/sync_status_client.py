@@ -11,8 +11,9 @@ from relay.client.errors import ClientClosed
 from relay.client.status_client import DEFAULT_TIMEOUT_S, StatusClient
 from relay.contract.model import JobStatus
 from relay.core.receipt import Receipt
-from relay.producer.options import DEFAULT_SERVER, Credentials, from_environment
+from relay.producer.options import DEFAULT_SERVER, Credentials
 from relay.producer.publisher_thread import PublisherThread, fork_lock
+from relay.producer.sign_in import from_environment
 from relay.query.replies import UpdateReply
 
 R = TypeVar("R")

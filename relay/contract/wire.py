@@ -18,11 +18,10 @@ from pydantic_core import from_json
 from pydantic_core.core_schema import ErrorType
 
 from relay.contract.model import INT32_MAX, INT32_MIN, MESSAGE_TYPE, UNKNOWN_STATUS, WHY_NOT_UNKNOWN, JobStatus
+from relay.contract.sizes import MAX_FRAME_BYTES
 from relay.contract.subjects import JOB_UUID, Reason
 from relay.contract.text import ascii_line
 
-MAX_FRAME_BYTES: Final = 16_777_216
-"""The largest frame that the Facilitator takes; it closes the connection with 1009 on a larger one."""
 HEARTBEAT: Final = '{"message_type":"V0Heartbeat"}'
 PYDANTIC_ERROR_TYPES: Final = frozenset[str](get_args(ErrorType))
 """The error types with which the Facilitator refuses a message that does not fit its schema."""

@@ -12,7 +12,7 @@ itself, without a limit of bytes, by at most two lanes at a time.
 from collections.abc import Callable
 from typing import Final
 
-from relay.contract.wire import MAX_FRAME_BYTES
+from relay.contract.sizes import MAX_FRAME_BYTES
 
 MAX_ON_REQUEST_BYTES: Final = 24 * 1024 * 1024
 """On request at a time, all lanes together. With two updates that go alone, or once more after pulls were made anew,

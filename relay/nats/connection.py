@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import ParseResult
 
 import msgspec
@@ -19,7 +19,6 @@ from relay.contract.errors import (
     RelayError,
     UnsuitableServer,
 )
-from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_account_info
 from relay.contract.text import describe, redact_url
 from relay.nats.credentials import connect_options
@@ -27,6 +26,9 @@ from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
 from relay.nats.frames import FrameClient
 from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
 from relay.observability.logs import get_logger
+
+if TYPE_CHECKING:  # see relay/producer/__init__.py
+    from relay.contract.settings import NatsSettings
 
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with per-message TTLs, which the lease bucket needs."""
@@ -109,7 +111,7 @@ class Requester(Protocol):
 
 
 async def connect(
-    settings: NatsSettings,
+    settings: "NatsSettings",
     *,
     name: str,
     on_disconnected: Callable[[], None] | None = None,

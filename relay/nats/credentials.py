@@ -8,12 +8,14 @@ import importlib.util
 import re
 import ssl
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nats.aio.client import RawCredentials
 
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import NatsSettings
+
+if TYPE_CHECKING:  # see relay/producer/__init__.py
+    from relay.contract.settings import NatsSettings
 
 _USER_SEED: Final = re.compile(rb"SUA[A-Z2-7]{55}")
 _CREDENTIALS: Final = re.compile(
@@ -21,7 +23,7 @@ _CREDENTIALS: Final = re.compile(
 )
 
 
-def connect_options(settings: NatsSettings) -> dict[str, Any]:
+def connect_options(settings: "NatsSettings") -> dict[str, Any]:
     """The options of nats-py's `Client.connect` for these settings and what is in their files now.
 
     Raises ConfigurationError for credentials or certificates that cannot be used.
@@ -74,7 +76,7 @@ def _seed(path: Path) -> str:
     return seed.decode()
 
 
-def _tls(settings: NatsSettings) -> ssl.SSLContext:
+def _tls(settings: "NatsSettings") -> ssl.SSLContext:
     variable, path = "RELAY_NATS_CA_FILE", settings.ca_file
     try:
         context = ssl.create_default_context(cafile=path)

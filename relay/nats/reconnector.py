@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from relay.contract.errors import BrokerUnavailable, ConfigurationError
-from relay.contract.settings import NatsSettings
 from relay.core.backoff import Backoff
 from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
 from relay.nats.pipeline import Pipeline, pipelined
+
+if TYPE_CHECKING:  # see relay/producer/__init__.py
+    from relay.contract.settings import NatsSettings
 
 _BACKOFF: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
 _CLOSE_TIMEOUT_S: Final = 2.5
@@ -24,7 +26,7 @@ class Reconnector:
     The client reconnects by itself after a loss. This class makes the first connection, however long NATS is away.
     """
 
-    def __init__(self, settings: NatsSettings, *, name: str) -> None:
+    def __init__(self, settings: "NatsSettings", *, name: str) -> None:
         self._problem = "there is no connection to NATS yet"
         self._settings = settings
         self._name = name

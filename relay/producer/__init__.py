@@ -6,25 +6,16 @@
         await publisher.publish(JobStatusUpdate(uuid=job, status=JobStatus.ACCEPTED))
 
 This does not import the relay's server parts. Every error is a `RelayError`.
+
+Nor does it import pydantic, which takes longer to import than all else: that is imported with the first model or
+publisher. So what is imported here must name models and settings for type checkers only.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from relay.contract.errors import ConfigurationError, JetStreamError, PublishUnconfirmed, RelayError
-from relay.contract.model import (
-    FailureReason,
-    FailureStage,
-    HordeFailureDetails,
-    JobFailureDetails,
-    JobParticipant,
-    JobRejectionDetails,
-    JobStatus,
-    JobStatusMetadata,
-    JobStatusUpdate,
-    MinerResponse,
-    RejectionReason,
-    StreamingDetails,
-)
 from relay.nats.connection import PubAck
-from relay.producer.confirmed import message_id, publish_body, publish_update, update_of
+from relay.producer.confirmed import message_id, publish_body, publish_update
 from relay.producer.errors import (
     FlushIncomplete,
     InvalidUpdate,
@@ -40,6 +31,23 @@ from relay.producer.errors import (
 from relay.producer.options import Credentials, Limits, OnError, OnTooLarge
 from relay.producer.publisher import StatusPublisher
 from relay.producer.sync_publisher import SyncStatusPublisher
+
+if TYPE_CHECKING:
+    from relay.contract.model import (
+        FailureReason,
+        FailureStage,
+        HordeFailureDetails,
+        JobFailureDetails,
+        JobParticipant,
+        JobRejectionDetails,
+        JobStatus,
+        JobStatusMetadata,
+        JobStatusUpdate,
+        MinerResponse,
+        RejectionReason,
+        StreamingDetails,
+    )
+    from relay.producer.channel_layer import update_of
 
 __all__ = [
     "ConfigurationError",
@@ -80,3 +88,19 @@ __all__ = [
     "publish_update",
     "update_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__` that needs pydantic."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from relay.contract import model  # noqa: PLC0415
+    from relay.producer import channel_layer  # noqa: PLC0415
+
+    found = channel_layer.update_of if name == "update_of" else getattr(model, name)
+    globals()[name] = found  # so that this is called once for each
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

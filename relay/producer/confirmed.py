@@ -1,26 +1,23 @@
-"""Publishing once and waiting for the PubAck; making message ids; reading updates from channel layer messages."""
+"""Publishing once and waiting for the PubAck; making message ids."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from nats.aio.client import Client
-from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_json
 
-from relay.contract.model import JobStatusUpdate
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
-from relay.contract.text import describe
 from relay.nats.connection import PubAck, publish_confirmed
 from relay.nats.nats_py import stay_cancelled
-from relay.producer.errors import InvalidUpdate
+
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 PUBLISH_TIMEOUT_S: Final = 5.0
 _ID_BYTES: Final = 16
 
 
-def message_id(update: JobStatusUpdate) -> str:
+def message_id(update: "JobStatusUpdate") -> str:
     """The `Nats-Msg-Id` of an update: 32 hexadecimal digits, the same for the same job, status and metadata.
 
     Differences in writing the metadata do not matter: the order of its keys, and whether optional members are left out
@@ -31,7 +28,7 @@ def message_id(update: JobStatusUpdate) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=_ID_BYTES).hexdigest()
 
 
-async def publish_update(client: Client, update: JobStatusUpdate, *, timeout_s: float = PUBLISH_TIMEOUT_S) -> PubAck:
+async def publish_update(client: Client, update: "JobStatusUpdate", *, timeout_s: float = PUBLISH_TIMEOUT_S) -> PubAck:
     """Publish one update once, over the caller's own connection, and wait until JetStream has stored it.
 
     Call it for a job's next update only after it has returned; otherwise they may be stored in the wrong order. If
@@ -57,25 +54,6 @@ async def publish_body(
     return ack
 
 
-def update_of(message: Mapping[str, Any]) -> JobStatusUpdate:
-    """The update in a channel layer message: `{"type": "job_status_update", "payload": {...}}`, or only the payload.
-
-    Raises InvalidUpdate, which names each wrong field.
-    """
-    try:
-        payload = message.get("payload", message) if message.get("type") == "job_status_update" else message
-        return JobStatusUpdate.model_validate_json(to_json(payload))
-    except ValidationError as error:
-        problems = "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in error.errors(include_url=False))
-        raise InvalidUpdate(problems) from None
-    except (PydanticSerializationError, AttributeError, ValueError) as error:
-        raise InvalidUpdate(f"the message cannot be read: {describe(error)}") from None
-
-
-def name_of(update: JobStatusUpdate) -> str:
+def name_of(update: "JobStatusUpdate") -> str:
     """What errors and log lines call an update: `completed of job <uuid>`."""
     return f"{update.status} of job {update.uuid}"
-
-
-def _place(path: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, path)) or "the update"

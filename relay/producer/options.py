@@ -1,27 +1,22 @@
 """The options of a publisher: where NATS is, how to sign in there, and how many updates may wait."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, get_args
 
-from pydantic import SecretStr, ValidationError
-
-from relay.contract.contradictions import find_contradiction, variable_of
-from relay.contract.environment import concerns, load_settings, without_line_ends
 from relay.contract.errors import ConfigurationError, RelayError
-from relay.contract.model import JobStatusUpdate
-from relay.contract.settings import NatsSettings
-from relay.observability.logs import get_logger
 
-_PREFIX: Final = "RELAY_NATS_"
+if TYPE_CHECKING:  # see __init__.py
+    from pydantic import SecretStr
+
+    from relay.contract.model import JobStatusUpdate
+    from relay.contract.settings import NatsSettings
+
 _INTERRUPTED_S: Final = 1.0
-_SECRETS: Final = frozenset({"user", "password", "token"})
-_log = get_logger(__name__, guest=True)
 
 
-OnError = Callable[[JobStatusUpdate, RelayError], object]
+OnError = Callable[["JobStatusUpdate", RelayError], object]
 """Called with an update that was not published, and why."""
 OnTooLarge = Literal["error", "truncate"]
 
@@ -66,10 +61,24 @@ class Limits:
 class PublisherOptions:
     """All that a publisher was made with. Raises ConfigurationError for what is not allowed."""
 
-    settings: NatsSettings
+    settings: "NatsSettings"
     limits: Limits
     on_error: OnError | None
     on_too_large: OnTooLarge
+
+    @classmethod
+    def of(
+        cls,
+        servers: str | Sequence[str],
+        credentials: "Credentials",
+        limits: Limits,
+        on_error: OnError | None,
+        on_too_large: OnTooLarge,
+    ) -> Self:
+        """The options from the arguments of a publisher."""
+        from relay.producer.sign_in import nats_settings  # noqa: PLC0415 - see __init__.py
+
+        return cls(nats_settings(servers, credentials), limits, on_error, on_too_large)
 
     def __post_init__(self) -> None:
         if self.on_too_large not in get_args(OnTooLarge):
@@ -118,8 +127,8 @@ class Credentials(TypedDict, total=False):
     """How to sign in to NATS. Each key is the relay's setting of that name: `password` is `RELAY_NATS_PASSWORD`."""
 
     user: str
-    password: str | SecretStr
-    token: str | SecretStr
+    password: "str | SecretStr"
+    token: "str | SecretStr"
     creds: str | Path
     nkey_file: str | Path
     tls_first: bool
@@ -129,52 +138,3 @@ class Credentials(TypedDict, total=False):
     ca_file: str | Path
     cert_file: str | Path
     key_file: str | Path
-
-
-def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> NatsSettings:
-    """The settings of a connection to `servers`: a sequence of addresses, or one string with commas between them.
-
-    Raises ConfigurationError for the first argument that is not allowed, and for arguments that do not go together.
-    """
-    addresses = servers if isinstance(servers, str) else tuple(servers)
-    try:
-        settings = NatsSettings.model_validate({"urls": addresses, **_as_meant(credentials)})
-    except ValidationError as error:
-        # The value is not shown, because an address, or a file's content given instead of its path, may hold a secret.
-        raise _refusal(str(error.errors(include_context=False, include_input=False)[0]["loc"][0])) from None
-    if found := find_contradiction(settings):
-        given = found.field == "urls" or found.field in credentials
-        raise ConfigurationError(_argument(found.field), "***" if given else "", found.allowed)
-    return settings
-
-
-def from_environment(environ: Mapping[str, str] | None) -> tuple[Sequence[str], Credentials]:
-    """Servers and credentials from the RELAY_NATS_* variables in `environ`; if None, in the process's environment.
-
-    Raises ConfigurationError for the first of these variables that is not allowed, or does not go with the others.
-    """
-    variables = os.environ if environ is None else environ
-    ours = {name: value for name, value in variables.items() if concerns(name, _PREFIX)}
-    nats = load_settings(ours, None, notice=_log.warning).nats
-    return nats.urls, cast("Credentials", nats.model_dump(exclude={"urls"}, exclude_none=True))
-
-
-def _as_meant(credentials: Credentials) -> dict[str, Any]:
-    """The credentials; texts that were read from a file, without the line end of that file."""
-    notices: list[str] = []
-    meant = {
-        name: without_line_ends(name, value, notices) if name in _SECRETS and isinstance(value, str) else value
-        for name, value in credentials.items()
-    }
-    for each in notices:
-        _log.warning(each)
-    return meant
-
-
-def _refusal(field: str) -> ConfigurationError:
-    allowed = variable_of(field).allowed if field in NatsSettings.model_fields else "there is no such argument"
-    return ConfigurationError(_argument(field), "***", allowed)
-
-
-def _argument(field: str) -> str:
-    return "servers" if field == "urls" else field

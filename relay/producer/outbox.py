@@ -4,9 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from relay.contract.model import JobStatusUpdate
 from relay.nats.connection import PubAck
+
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +28,7 @@ class PendingUpdate:
         size: bytes of the body when it was taken. Headers do not count, because they are small and all about the same.
     """
 
-    update: JobStatusUpdate
+    update: "JobStatusUpdate"
     name: str
     job: str
     subject: str

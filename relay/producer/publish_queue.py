@@ -4,16 +4,14 @@ import asyncio
 import random
 from collections.abc import Iterable, Mapping
 from itertools import count
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from nats.errors import NoRespondersError
-from pydantic_core import PydanticSerializationError
 
 from relay.contract.errors import ConfigurationError, JetStreamError, PublishUnconfirmed, RelayError
-from relay.contract.model import JobStatusUpdate
+from relay.contract.sizes import MAX_FRAME_BYTES
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.contract.text import describe
-from relay.contract.wire import MAX_FRAME_BYTES
 from relay.core.backoff import Backoff
 from relay.nats.connection import PubAck, headers_size, publish_confirmed
 from relay.nats.err_codes import NO_LEADER, TOO_LARGE, WRONG_STREAM
@@ -34,6 +32,9 @@ from relay.producer.errors import (
 from relay.producer.options import PublisherOptions
 from relay.producer.outbox import Outbox, PendingUpdate
 from relay.producer.shortening import largest_parts, shortened
+
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 _TRY_TIMEOUT_S: Final = 5.0
 """How long one try waits for its PubAck while the connection is up."""
@@ -56,7 +57,7 @@ class PublishQueue:
         self._closed = False
 
     def add(
-        self, update: JobStatusUpdate, headers: Mapping[str, str], timeout_s: float, *, awaited: bool
+        self, update: "JobStatusUpdate", headers: Mapping[str, str], timeout_s: float, *, awaited: bool
     ) -> PendingUpdate:
         """Take an update. It is published in its turn, whether or not a caller waits for its PubAck.
 
@@ -129,7 +130,7 @@ class PublishQueue:
         return unpublished
 
     def _pending(
-        self, update: JobStatusUpdate, headers: Mapping[str, str], timeout_s: float, *, awaited: bool
+        self, update: "JobStatusUpdate", headers: Mapping[str, str], timeout_s: float, *, awaited: bool
     ) -> PendingUpdate:
         loop = asyncio.get_running_loop()
         body, identity = _written(update)
@@ -288,13 +289,15 @@ class PublishQueue:
             raise PublishUnconfirmed(pending.subject, "the connection was lost before the PubAck came") from error
 
 
-def _written(update: JobStatusUpdate) -> tuple[bytes, str]:
+def _written(update: "JobStatusUpdate") -> tuple[bytes, str]:
     """The update as JSON, and its message id. Raises InvalidUpdate for anything that is no update, or not JSON."""
+    from relay.contract.model import JobStatusUpdate  # noqa: PLC0415 - see __init__.py
+
     if not isinstance(cast("Any", update), JobStatusUpdate):
         problem = f"this is a {type(update).__name__}, not a JobStatusUpdate of relay.producer"
         raise InvalidUpdate(f"{problem}: make one of it with `update_of`, or `JobStatusUpdate(uuid=..., status=...)`")
     try:
         return update.to_json(), message_id(update)
-    except (PydanticSerializationError, UnicodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         problem = describe(error)
         raise InvalidUpdate(f"{name_of(update)} cannot be written as JSON: {problem}; correct its metadata") from None

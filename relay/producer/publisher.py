@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from relay.contract.model import JobStatusUpdate
 from relay.nats.connection import PubAck
 from relay.observability.logs import get_logger
 from relay.producer.errors import NotInEventLoop, PublisherClosed
@@ -19,13 +18,14 @@ from relay.producer.options import (
     OnTooLarge,
     PublisherOptions,
     close_time,
-    from_environment,
-    nats_settings,
     time_of_call,
 )
 from relay.producer.publish_queue import PublishQueue
 from relay.producer.threaded_queue import ThreadedQueue
 from relay.producer.tracing import trace_headers
+
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 R = TypeVar("R")
 _log = get_logger(__name__, guest=True)
@@ -67,7 +67,7 @@ class StatusPublisher:
         on_too_large: OnTooLarge = "error",
         **credentials: Unpack[Credentials],
     ) -> None:
-        self._options = PublisherOptions(nats_settings(servers, credentials), limits, on_error, on_too_large)
+        self._options = PublisherOptions.of(servers, credentials, limits, on_error, on_too_large)
         self._home = _running_loop()
         self._queue = PublishQueue(self._options)
         self._elsewhere = ThreadedQueue(self._options)
@@ -87,11 +87,13 @@ class StatusPublisher:
         `environ` replaces the process's environment. Raises ConfigurationError for the first of these variables that is
         not allowed.
         """
+        from relay.producer.sign_in import from_environment  # noqa: PLC0415 - see __init__.py
+
         servers, credentials = from_environment(environ)
         return cls(servers, limits=limits, on_error=on_error, on_too_large=on_too_large, **credentials)
 
     async def publish(
-        self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
+        self, update: "JobStatusUpdate", *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> PubAck:
         """Publish an update and wait for its PubAck, which has its sequence and says whether it was stored before.
 
@@ -112,7 +114,7 @@ class StatusPublisher:
         return await asyncio.wrap_future(self._elsewhere.publish(update, time_s, traceparent))
 
     def submit(
-        self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
+        self, update: "JobStatusUpdate", *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> asyncio.Future[PubAck]:
         """As `publish`, without waiting. The future gets the PubAck or the error; `on_error` or the log as well.
 

@@ -4,12 +4,12 @@ Outputs of processes and messages are cut first, in the middle. If that is not e
 last every member that the Facilitator does not need. The member `shortened` of the metadata says what was left out.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from pydantic_core import to_json
-
-from relay.contract.model import JobStatusUpdate
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 _OUTPUTS: Final = ("docker_process_stdout", "docker_process_stderr")
 _CUT: Final = (*_OUTPUTS, "message", "reason")
@@ -32,7 +32,7 @@ _Text = tuple[dict[str, Any], str]
 """A member of an object."""
 
 
-def shortened(update: JobStatusUpdate, max_bytes: int) -> bytes | None:
+def shortened(update: "JobStatusUpdate", max_bytes: int) -> bytes | None:
     """The update as JSON of at most `max_bytes`, shortened as little as is needed; None if that cannot be done."""
     content = update.model_dump(mode="json")
     metadata: dict[str, Any] = content["metadata"] or {}
@@ -45,11 +45,11 @@ def shortened(update: JobStatusUpdate, max_bytes: int) -> bytes | None:
         if (limit := _fair_limit(sizes, room)) >= _LEAST_BYTES:
             for members, name in texts:
                 members[name] = _cut(members[name], limit)
-            return to_json(content)
+            return _json(content)
     return None
 
 
-def largest_parts(update: JobStatusUpdate) -> str:
+def largest_parts(update: "JobStatusUpdate") -> str:
     """The members of an update that have most of its bytes, for error texts: `miner_response.artifacts 812 bytes`."""
     metadata: dict[str, Any] = update.model_dump(mode="json")["metadata"] or {}
     parts: list[tuple[int, str]] = []
@@ -133,4 +133,8 @@ def _longest(most: int, part: Callable[[int], str], max_bytes: int) -> int:
 
 
 def _size(value: Any) -> int:
-    return len(to_json(value))
+    return len(_json(value))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -3,9 +3,8 @@
 import concurrent.futures
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
-from relay.contract.model import JobStatusUpdate
 from relay.nats.connection import PubAck
 from relay.observability.logs import get_logger
 from relay.producer.errors import PublisherClosed
@@ -19,11 +18,12 @@ from relay.producer.options import (
     OnTooLarge,
     PublisherOptions,
     close_time,
-    from_environment,
-    nats_settings,
     time_of_call,
 )
 from relay.producer.threaded_queue import ThreadedQueue, outcome_of, result_of
+
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 _log = get_logger(__name__, guest=True)
 
@@ -56,7 +56,7 @@ class SyncStatusPublisher:
         on_too_large: OnTooLarge = "error",
         **credentials: Unpack[Credentials],
     ) -> None:
-        self._options = PublisherOptions(nats_settings(servers, credentials), limits, on_error, on_too_large)
+        self._options = PublisherOptions.of(servers, credentials, limits, on_error, on_too_large)
         self._queue = ThreadedQueue(self._options)
 
     @classmethod
@@ -69,18 +69,20 @@ class SyncStatusPublisher:
         on_too_large: OnTooLarge = "error",
     ) -> Self:
         """As StatusPublisher.from_environment."""
+        from relay.producer.sign_in import from_environment  # noqa: PLC0415 - see __init__.py
+
         servers, credentials = from_environment(environ)
         return cls(servers, limits=limits, on_error=on_error, on_too_large=on_too_large, **credentials)
 
     def publish(
-        self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
+        self, update: "JobStatusUpdate", *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> PubAck:
         """As StatusPublisher.publish; blocks until there is a PubAck or an error."""
         time_s = time_of_call(timeout_s, self._options.limits.timeout_s)
         return result_of(self._queue.publish(update, time_s, traceparent), update, time_s)
 
     def submit(
-        self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
+        self, update: "JobStatusUpdate", *, timeout_s: float | None = None, traceparent: str | None = None
     ) -> concurrent.futures.Future[PubAck]:
         """As StatusPublisher.submit; blocks only until the publisher's thread has taken the update.
 

@@ -3,9 +3,8 @@
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from relay.contract.model import JobStatusUpdate
 from relay.contract.subjects import status_subject
 from relay.nats.connection import PubAck
 from relay.producer.confirmed import name_of
@@ -15,6 +14,9 @@ from relay.producer.outbox import PendingUpdate
 from relay.producer.publish_queue import PublishQueue
 from relay.producer.publisher_thread import PublisherThread, fork_lock
 from relay.producer.tracing import trace_headers
+
+if TYPE_CHECKING:  # see __init__.py
+    from relay.contract.model import JobStatusUpdate
 
 R = TypeVar("R")
 
@@ -32,7 +34,7 @@ class ThreadedQueue:
         self._closed = False
 
     def publish(
-        self, update: JobStatusUpdate, timeout_s: float, traceparent: str | None
+        self, update: "JobStatusUpdate", timeout_s: float, traceparent: str | None
     ) -> concurrent.futures.Future[PubAck]:
         """Publish an update, after a wait for room if there is none. The future gets the PubAck or the error.
 
@@ -41,7 +43,7 @@ class ThreadedQueue:
         return self._add(update, timeout_s, traceparent, awaited=True)[1]
 
     def submit(
-        self, update: JobStatusUpdate, timeout_s: float, traceparent: str | None
+        self, update: "JobStatusUpdate", timeout_s: float, traceparent: str | None
     ) -> concurrent.futures.Future[PubAck]:
         """The same without a wait for room. Blocks until the thread has taken the update.
 
@@ -71,7 +73,7 @@ class ThreadedQueue:
         return [] if thread is None or thread.is_of_parent else thread.close(timeout_s)
 
     def _add(
-        self, update: JobStatusUpdate, timeout_s: float, traceparent: str | None, *, awaited: bool
+        self, update: "JobStatusUpdate", timeout_s: float, traceparent: str | None, *, awaited: bool
     ) -> tuple[concurrent.futures.Future[None], concurrent.futures.Future[PubAck]]:
         headers = trace_headers(traceparent)
         pub_ack: concurrent.futures.Future[PubAck] = concurrent.futures.Future()
@@ -98,7 +100,7 @@ class ThreadedQueue:
         return self._thread
 
 
-def result_of(pub_ack: concurrent.futures.Future[PubAck], update: JobStatusUpdate, timeout_s: float) -> PubAck:
+def result_of(pub_ack: concurrent.futures.Future[PubAck], update: "JobStatusUpdate", timeout_s: float) -> PubAck:
     """The PubAck of `ThreadedQueue.publish`; blocks. Raises PublishTimedOut also if the thread does not run."""
     try:
         return pub_ack.result(timeout_s + _GRACE_S)
@@ -114,7 +116,7 @@ def outcome_of(outcome: concurrent.futures.Future[R], timeout_s: float) -> R:
         raise NotReady(_NOT_RUNNING) from None
 
 
-def not_running(update: JobStatusUpdate, timeout_s: float) -> PublishTimedOut:
+def not_running(update: "JobStatusUpdate", timeout_s: float) -> PublishTimedOut:
     """The error for an update that the thread did not end in time."""
     return PublishTimedOut(
         status_subject(update.uuid),

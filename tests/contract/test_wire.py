@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.contract.model import JobStatus
+from relay.contract.sizes import MAX_FRAME_BYTES
 from relay.contract.subjects import Reason
 from relay.contract.wire import (
     HEARTBEAT,
-    MAX_FRAME_BYTES,
     PYDANTIC_ERROR_TYPES,
     Frame,
     Push,

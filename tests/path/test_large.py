@@ -9,6 +9,7 @@ import pytest
 from oracle import Published
 from relay_kit import ACKED, STATUSES, Scene, counters, new_job, update
 
+from relay.contract.sizes import MAX_FRAME_BYTES
 from relay.contract.subjects import (
     LEASE_STREAM,
     STATUS_STREAM,
@@ -17,7 +18,6 @@ from relay.contract.subjects import (
     lane_consumer,
     lane_of,
 )
-from relay.contract.wire import MAX_FRAME_BYTES
 from relay.local.faults import Fault
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request

@@ -7,6 +7,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from process_kit import SERVER_PARTS, in_a_program
 
+from relay import producer
 from relay.contract.errors import ConfigurationError
 from relay.producer import (
     InvalidUpdate,
@@ -37,6 +38,27 @@ SyncStatusPublisher.from_environment({{'RELAY_NATS_URL': 'nats://127.0.0.1:1'}})
 print(sorted(set(sys.modules) & set({SERVER_PARTS})))
 """
     assert ["[]"] == in_a_program(script)
+
+
+def test_pydantic_comes_later():
+    """Importing publishers, limits and errors does not import pydantic; making the first model does."""
+    script = """
+import sys
+from relay.producer import Limits, PublishRefused, StatusPublisher, SyncStatusPublisher
+print('pydantic' in sys.modules)
+from relay.producer import JobStatusUpdate, update_of
+print('pydantic' in sys.modules, update_of({'uuid': '123e4567-e89b-42d3-a456-426614174000', 'status': 'sent'}).status)
+"""
+    assert ["False", "True sent"] == in_a_program(script)
+
+
+def test_every_name_is_there():
+    """Each exported name can be imported, and no other."""
+    for name in producer.__all__:
+        assert getattr(producer, name) is not None
+    assert set(producer.__all__) <= set(dir(producer))
+    with pytest.raises(AttributeError, match="has no attribute 'JobUpdate'"):
+        _ = producer.JobUpdate
 
 
 def test_never_used():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.contract.wire import Frame, decode
-from relay.producer.confirmed import update_of
+from relay.producer.channel_layer import update_of
 from relay.producer.shortening import largest_parts, shortened
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
