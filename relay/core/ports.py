@@ -7,8 +7,7 @@ from relay.core.continuity import ConsumerState
 from relay.core.lane import Lane
 from relay.core.memory import Share
 from relay.core.session import Pushed
-from relay.core.update import DeliveryLike, Update
-from relay.core.verdict import Outcome
+from relay.core.update import DeliveryLike, Settled
 
 
 class Source(Protocol):
@@ -45,7 +44,7 @@ class OpenSource(Protocol):
 class SettlementObserver(Protocol):
     """Is told of every settled update; see path/receipts.py, observability/tracing.py. It neither waits nor raises."""
 
-    def settled(self, update: Update, outcome: Outcome) -> None: ...
+    def settled(self, settled: Settled) -> None: ...
 
 
 class PushQueue(Protocol):

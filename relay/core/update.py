@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from relay.contract.subjects import Reason
 from relay.contract.wire import Repair
 from relay.core.verdict import DeadLetter, Outcome
 
@@ -95,6 +96,49 @@ class Update:
     state: State = State.QUEUED
     unwritten: str | None = None
     """Why its dead letter could not be written at the last try, in words; None if it was not tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How an update ended: what those who watch are told."""
+
+    job: str
+    status: str | None
+    """None if the body could not be read."""
+    sequence: int
+    lane: int
+    outcome: Outcome
+    reason: Reason | None
+    """Why it was dead-lettered. None if it was not, or if an earlier worker wrote its dead letter."""
+    error: str | None
+    """The same in words."""
+    attempts: int
+    """As in its dead letter: answers or drops of the connection that were its own fault."""
+    deliveries: int
+    headers: Mapping[str, str]
+    stored_at_s: float
+    delivered_s: float
+    """When it was first delivered to this worker, or, if it never was, when its end was decided."""
+
+    @classmethod
+    def of(cls, update: Update, outcome: Outcome) -> "Settled":
+        """An update at hand that was settled just now."""
+        letter = update.dead_letter if outcome is Outcome.DEAD_LETTERED else None
+        delivery = update.delivery
+        return cls(
+            job=update.job,
+            status=update.status,
+            sequence=update.sequence,
+            lane=update.lane.number,
+            outcome=outcome,
+            reason=letter.reason if letter is not None else None,
+            error=letter.error if letter is not None else None,
+            attempts=update.attempts,
+            deliveries=delivery.deliveries,
+            headers=delivery.headers,
+            stored_at_s=delivery.stored_at_s,
+            delivered_s=update.delivered_s,
+        )
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import TracingSettings
 from relay.contract.subjects import STATUS_STREAM
-from relay.core.trace import TraceContext, parse_traceparent, traceparent_of
-from relay.core.update import Update
+from relay.core.trace import TraceContext, parse_traceparent, traceparent_of, tracestate_of
+from relay.core.update import Settled
 from relay.core.verdict import Outcome
 from relay.observability.logs import get_logger
 from relay.timing.waiting import set_within
@@ -66,23 +66,21 @@ class Tracing:
         self._last_spans_s = last_spans_s
         self._tracer = provider.get_tracer("relay", version)
 
-    def settled(self, update: Update, outcome: Outcome) -> None:
+    def settled(self, settled: Settled) -> None:
         """Make the span of an update that was just settled: its attributes are not known earlier."""
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - where tracing is on, it is there
 
         ended_ns = time.time_ns()
-        text = traceparent_of(update.delivery.headers)
+        text = traceparent_of(settled.headers)
         span = self._tracer.start_span(
             _SPAN_NAME,
-            context=_context(parse_traceparent(text) if text is not None else None),
+            context=_context(parse_traceparent(text) if text is not None else None, tracestate_of(settled.headers)),
             kind=SpanKind.CONSUMER,
-            attributes=_attributes(update, outcome),
-            start_time=ended_ns - int((time.monotonic() - update.delivered_s) * _NS_PER_S),
+            attributes=_attributes(settled),
+            start_time=ended_ns - int((time.monotonic() - settled.delivered_s) * _NS_PER_S),
         )
-        if outcome is Outcome.DEAD_LETTERED:
-            span.set_status(
-                Status(StatusCode.ERROR, update.dead_letter.error if update.dead_letter else "dead-lettered before")
-            )
+        if settled.outcome is Outcome.DEAD_LETTERED:
+            span.set_status(Status(StatusCode.ERROR, settled.error or "dead-lettered before"))
         span.end(ended_ns)
 
     async def close(self) -> None:
@@ -117,29 +115,36 @@ def _provider(worker: str, version: str) -> "TracerProvider":
     return provider
 
 
-def _context(parent: TraceContext | None) -> "Context":
+def _context(parent: TraceContext | None, state: str | None) -> "Context":
+    from opentelemetry import trace  # noqa: PLC0415
     from opentelemetry.context import Context  # noqa: PLC0415
     from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context  # noqa: PLC0415
 
     if parent is None:
         return Context()
-    span = SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=TraceFlags(parent.flags))
+    span = SpanContext(
+        parent.trace_id,
+        parent.span_id,
+        is_remote=True,
+        trace_flags=TraceFlags(parent.flags),
+        trace_state=trace.TraceState.from_header([state]) if state else None,
+    )
     return set_span_in_context(NonRecordingSpan(span), Context())
 
 
-def _attributes(update: Update, outcome: Outcome) -> dict[str, str | int]:
+def _attributes(settled: Settled) -> dict[str, str | int]:
     told: dict[str, str | int] = {
         "messaging.system": "nats",
         "messaging.destination.name": STATUS_STREAM,
-        "relay.job.uuid": update.job,
-        "relay.sequence": update.sequence,
-        "relay.lane": update.lane.number,
-        "relay.outcome": outcome.value,
-        "relay.attempts": update.attempts,
-        "relay.deliveries": update.delivery.deliveries,
+        "relay.job.uuid": settled.job,
+        "relay.sequence": settled.sequence,
+        "relay.lane": settled.lane,
+        "relay.outcome": settled.outcome.value,
+        "relay.attempts": settled.attempts,
+        "relay.deliveries": settled.deliveries,
     }
-    if update.status is not None:
-        told["relay.status"] = update.status
-    if update.dead_letter is not None and outcome is Outcome.DEAD_LETTERED:
-        told["relay.reason"] = update.dead_letter.reason.value
+    if settled.status is not None:
+        told["relay.status"] = settled.status
+    if settled.reason is not None:
+        told["relay.reason"] = settled.reason.value
     return told

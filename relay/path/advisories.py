@@ -12,6 +12,8 @@ The Facilitator may have stored the update as well, if a worker sent it before i
 """
 
 import asyncio
+import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -20,14 +22,19 @@ from nats.aio.msg import Msg
 from relay.contract.errors import RelayError
 from relay.contract.subjects import (
     ADVISORY_STREAM,
+    REPLAYED_FROM_HEADER,
     STATUS_STREAM,
     Reason,
     advisory_subject,
     lane_consumer,
+    token_of_stored,
 )
+from relay.contract.wire import Unsendable, decode
 from relay.core.lane import Lane
+from relay.core.ports import SettlementObserver
 from relay.core.trace import traced
-from relay.core.verdict import DeadLetter
+from relay.core.update import Settled
+from relay.core.verdict import DeadLetter, Outcome
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.nats.frames import FrameClient
 from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
@@ -51,6 +58,7 @@ class Advisories:
 
     Args:
         lane: tells which updates are at hand, and how recent ones were settled.
+        observers: are told of each update that is dead-lettered.
         look_every_s: how often to look without a hint, because a hint can be missed, and a try can fail.
     """
 
@@ -62,6 +70,7 @@ class Advisories:
         metrics: Metrics,
         room: Room,
         *,
+        observers: Sequence[SettlementObserver] = (),
         look_every_s: float = 5.0,
     ) -> None:
         self._client = client
@@ -69,6 +78,7 @@ class Advisories:
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._room = room
+        self._observers = observers
         self._look_every_s = look_every_s
         self._subject = advisory_subject(lane_consumer(lane.number))
         self._hint = asyncio.Event()
@@ -144,8 +154,31 @@ class Advisories:
             _log.error("the dead letters cannot be reached; the advisory is kept", **where, error=str(error))
             return False
         self._metrics.dead_lettered(Reason.MAX_DELIVER)
+        self._tell(update, advisory, told)
         _log.warning("dead-lettered", subject=update.subject, **where, attempts=advisory.deliveries, error=told)
         return True
+
+    def _tell(self, update: StoredMessage, advisory: _Advisory, error: str) -> None:
+        if REPLAYED_FROM_HEADER in update.headers:
+            self._metrics.replayed(Outcome.DEAD_LETTERED)
+        job = token_of_stored(update.subject)
+        content = decode(update.body, job)
+        settled = Settled(
+            job=job,
+            status=None if isinstance(content, Unsendable) else content.status,
+            sequence=update.sequence,
+            lane=self._lane.number,
+            outcome=Outcome.DEAD_LETTERED,
+            reason=Reason.MAX_DELIVER,
+            error=error,
+            attempts=advisory.deliveries,
+            deliveries=advisory.deliveries,
+            headers=update.headers,
+            stored_at_s=update.stored_at_s,
+            delivered_s=time.monotonic(),
+        )
+        for observer in self._observers:
+            observer.settled(settled)
 
     async def _delete(self, message: StoredMessage) -> None:
         await delete_message(self._client, ADVISORY_STREAM, message.sequence)  # or another worker did

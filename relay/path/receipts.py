@@ -10,9 +10,9 @@ import nats.errors
 
 from relay.contract.subjects import receipt_subject
 from relay.core.receipt import Receipt
-from relay.core.trace import traced
-from relay.core.update import Update
-from relay.core.verdict import Outcome
+from relay.core.server_clock import ServerClock
+from relay.core.trace import trace_headers_of
+from relay.core.update import Settled
 from relay.nats.frames import FrameClient, publication
 from relay.observability.metrics import Metrics
 
@@ -24,31 +24,34 @@ _MOST_BUFFERED_BYTES: Final = 1024 * 1024
 
 
 class Receipts:
-    """Publishes receipts while the connection keeps up; drops and counts them while it does not."""
+    """Publishes receipts while the connection keeps up; drops and counts them while it does not.
 
-    def __init__(self, client: FrameClient, metrics: Metrics) -> None:
+    `clock` knows how far the clock of NATS, which stored the updates, is from this machine's.
+    """
+
+    def __init__(self, client: FrameClient, metrics: Metrics, clock: ServerClock) -> None:
         self._client = client
+        self._clock = clock
         self._metrics = metrics
         self._queue: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
         self._filled = asyncio.Event()
 
-    def settled(self, update: Update, outcome: Outcome) -> None:
+    def settled(self, settled: Settled) -> None:
         """Queue the receipt of an update that was just settled; never waits, never raises."""
         if len(self._queue) >= _QUEUE_SIZE:
             self._metrics.receipt_dropped()
             return
-        delivery = update.delivery
         receipt = Receipt(
-            uuid=update.job,
-            status=update.status,
-            sequence=update.sequence,
-            outcome=outcome,
-            reason=update.dead_letter.reason if update.dead_letter and outcome is Outcome.DEAD_LETTERED else None,
-            attempts=update.attempts,
-            relayed_ms=round(1e3 * (time.time() - delivery.stored_at_s), 3),
+            uuid=settled.job,
+            status=settled.status,
+            sequence=settled.sequence,
+            outcome=settled.outcome,
+            reason=settled.reason,
+            attempts=settled.attempts,
+            relayed_ms=round(1e3 * (time.time() + self._clock.correction_s - settled.stored_at_s), 3),
         )
-        headers = traced(delivery.headers) or None
-        self._queue.append((receipt_subject(update.job), msgspec.json.encode(receipt), headers))
+        headers = trace_headers_of(settled.headers) or None
+        self._queue.append((receipt_subject(settled.job), msgspec.json.encode(receipt), headers))
         self._filled.set()
 
     async def run(self) -> None:

@@ -11,7 +11,7 @@ from relay.core.ports import SettlementObserver
 from relay.core.repeats import explains
 from relay.core.session import Answered, Lost, Suspicion
 from relay.core.trace import traced
-from relay.core.update import DeliveryLike, Update
+from relay.core.update import DeliveryLike, Settled, Update
 from relay.core.verdict import (
     Ack,
     DeadLetter,
@@ -174,8 +174,10 @@ class Settlement:
             )
 
     def _tell(self, update: Update, outcome: Outcome) -> None:
-        for observer in self._observers:
-            observer.settled(update, outcome)
+        if self._observers:
+            settled = Settled.of(update, outcome)
+            for observer in self._observers:
+                observer.settled(settled)
         if REPLAYED_FROM_HEADER in update.delivery.headers:
             self._metrics.replayed(outcome)
 

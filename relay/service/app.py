@@ -138,7 +138,8 @@ class Relay:
 
     async def _relay(self, client: FrameClient, stop: asyncio.Event) -> None:
         """Likewise for all that needs NATS: pushes, the Facilitator, answers to requests, and at last the lanes."""
-        pushes, receipts = PushPublisher(client, _NATS_RETRIES, self.metrics), Receipts(client, self.metrics)
+        pushes = PushPublisher(client, _NATS_RETRIES, self.metrics)
+        receipts = Receipts(client, self.metrics, self.worker_status.server_clock)
         lanes = self._settings.delivery.lanes
         self._lines = self._make_lines(client, pushes, receipts)
         self._ownership, lane_count = self._make_ownership(client), LaneCount(client, lanes)

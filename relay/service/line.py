@@ -100,6 +100,7 @@ class Line:
         self._settings = settings
         self._pushes = pushes
         self._metrics = metrics
+        self._observers = observers
         self._dead_letters = DeadLetterWriter(client, write_timeout_s=settings.intervals.dead_letter_write_s)
         self.lanes = Lanes(
             Outlets(self.connection.send),
@@ -144,7 +145,7 @@ class Line:
 
     async def _watch_advisories(self, lane: Lane) -> None:
         room = self._settings.dead_letter_room
-        await Advisories(self._client, lane, self._dead_letters, self._metrics, room).run()
+        await Advisories(self._client, lane, self._dead_letters, self._metrics, room, observers=self._observers).run()
 
 
 def for_lane(lines: Sequence[Line], lane: int) -> Lanes:

@@ -25,7 +25,7 @@ from relay.observability.tracing import Tracing, open_tracing
 
 TIMEOUT_S = 10
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-TRACED = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+TRACED = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "rojo=1,congo=2"}
 NOT_SAMPLED = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
 
 
@@ -113,6 +113,7 @@ async def test_span_of_an_update(tracing, collector):
         ended_ns = time.time_ns()
     assert (TRACE, SPAN) == (span.trace_id.hex(), span.parent_span_id.hex())
     assert ("relay job.status", Span.SPAN_KIND_CONSUMER) == (span.name, span.kind)
+    assert TRACED["tracestate"] == span.trace_state
     assert began_ns < span.start_time_unix_nano < span.end_time_unix_nano < ended_ns
     assert {
         "messaging.system": "nats",
@@ -144,7 +145,7 @@ async def test_span_of_a_dead_letter(tracing, collector, facilitator, capsys):
     assert ("dead_lettered", "job_not_found", 2) == tuple(
         told[f"relay.{name}"] for name in ("outcome", "reason", "attempts")
     )
-    assert TRACED["traceparent"] == letter.headers["traceparent"]
+    assert TRACED.items() <= letter.headers.items()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "dead-lettered" in line]
     assert f"traceparent={TRACED['traceparent']}" in line
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from delivery_kit import FakeDelivery
@@ -20,6 +21,7 @@ from relay.contract.subjects import (
     DLQ_SUBJECTS,
     MSG_ID_HEADER,
     REASON_HEADER,
+    REPLAYED_FROM_HEADER,
     SOURCE_SEQUENCE_HEADER,
     SOURCE_SUBJECT_HEADER,
     STATUS_STREAM,
@@ -31,6 +33,7 @@ from relay.contract.subjects import (
     api_stream_update,
     dlq_subject,
     lane_consumer,
+    receipt_subject,
     status_subject,
 )
 from relay.core.continuity import ConsumerState, Continuity
@@ -86,10 +89,13 @@ async def doomed_worker(scene: Scene, deliveries: int) -> AsyncIterator[None]:
         yield
 
 
-async def exhaust(scene: Scene, job: str, *, count: int = 1) -> list[Published]:
-    """Publish updates and take them without settling until the server gives up on them."""
+async def exhaust(scene: Scene, job: str, *, count: int = 1, **headers: str) -> list[Published]:
+    """Publish updates and take them without settling until the server gives up on them. Write a header's `-` as `_`."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()} or None
     async with heard(scene, ADVISORY_SUBJECTS) as given_up:
-        dead_lettered = [await scene.publish(job, dead_letter=Reason.MAX_DELIVER) for _ in range(count)]
+        dead_lettered = [
+            await scene.publish_body(job, update(job), given, dead_letter=Reason.MAX_DELIVER) for _ in range(count)
+        ]
         async with doomed_worker(scene, count * MAX_DELIVER):
             await next_of(given_up, count)
     return dead_lettered
@@ -137,6 +143,10 @@ async def watching(scene: Scene, *lanes: Lane, look_every_s: float = 5.0) -> Asy
             watch.cancel()
 
 
+def receipt_of(message: Msg) -> dict[str, Any]:
+    return json.loads(message.data)
+
+
 def new_lane() -> Lane:
     return Lane(LANE, Continuity(patience_s=0), DeadLetterHorizon(-math.inf, -math.inf))
 
@@ -149,9 +159,18 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
     async with heard(scene, ADVISORY_SUBJECTS) as given_up, doomed_worker(scene, MAX_DELIVER):
         await next_of(given_up)
     await scene.publish(job, "accepted")
-    async with deletions(scene) as until_deleted, scene.relay() as relay:
+    async with (
+        deletions(scene) as until_deleted,
+        heard(scene, receipt_subject(job)) as receipts,
+        scene.relay(RECEIPTS="true") as relay,
+    ):
         await scene.publish(job, "completed", {})
         await until_deleted(1)
+        told = {receipt["sequence"]: receipt for receipt in map(receipt_of, await next_of(receipts, 3))}
+    receipt = told[dead_lettered.sequence]
+    assert ("dead_lettered", "max_deliver", "received", 2) == tuple(
+        receipt[name] for name in ("outcome", "reason", "status", "attempts")
+    )
     assert [] == await scene.broken_promises()
     (letter,) = await scene.dead_letters(f"job.dlq.{job}")
     assert [(dead_lettered.sequence, "max_deliver", "2")] == summary([letter])
@@ -162,10 +181,13 @@ async def test_exhausted_update_becomes_a_dead_letter(scene):
 
 
 async def test_given_up_while_the_lane_is_driven(scene):
-    """If the server gives up on an update of a driven lane, it is dead-lettered when the advisory comes."""
-    async with watching(scene, new_lane(), look_every_s=3600), deletions(scene) as until_deleted:
-        (dead_lettered,) = await exhaust(scene, new_job(LANE))
+    """If the server gives up on an update of a driven lane, it is dead-lettered when the advisory comes; if it was a
+    replayed one, that is counted.
+    """
+    async with watching(scene, new_lane(), look_every_s=3600) as metrics, deletions(scene) as until_deleted:
+        (dead_lettered,) = await exhaust(scene, new_job(LANE), **{REPLAYED_FROM_HEADER: "1"})
         await until_deleted(1)
+    assert b'relay_replayed_updates_total{outcome="dead_lettered"} 1.0' in metrics.render()
     assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 

@@ -94,12 +94,21 @@ async def test_attempts(scene, facilitator):
     assert ("dead_lettered", "refused", 3) == tuple(never[name] for name in ("outcome", "reason", "attempts"))
 
 
-@pytest.mark.parametrize(("sent", "carried"), [(TRACE, {"traceparent": TRACE}), ("no trace", None), (None, None)])
+@pytest.mark.parametrize(
+    ("sent", "carried"),
+    [
+        ({"traceparent": TRACE}, {"traceparent": TRACE}),
+        ({"traceparent": TRACE, "tracestate": "a=1,b=2"}, {"traceparent": TRACE, "tracestate": "a=1,b=2"}),
+        ({"traceparent": "no trace", "tracestate": "a=1"}, None),
+        (None, None),
+    ],
+    ids=["trace", "with state", "malformed", "none"],
+)
 async def test_trace(scene, sent, carried):
-    """A receipt carries its update's trace, if the header is well-formed."""
+    """A receipt carries its update's trace and the state of that, if the header is well-formed."""
     job = new_job()
     async with serving(scene), heard(scene, job) as receipts:
-        await scene.publish_body(job, update(job), {"traceparent": sent} if sent else None)
+        await scene.publish_body(job, update(job), sent)
         async with asyncio.timeout(5):
             message = await receipts.get()
     assert carried == message.headers

@@ -187,11 +187,17 @@ for each in (
 
 
 def test_active_trace():
-    """The header is OpenTelemetry's active trace, unless another is given; without a trace there is no header."""
+    """The headers are OpenTelemetry's active trace, unless another is given; without a trace there is no header."""
     other = TRACEPARENT.replace("0af7", "0bf7")
     with trace.use_span(NonRecordingSpan(SPAN)):
         assert {"traceparent": TRACEPARENT} == trace_headers(None)
         assert {"traceparent": other} == trace_headers(other)
+    state = trace.TraceState.from_header(["a=1,b=2"])
+    stateful = trace.SpanContext(
+        SPAN.trace_id, SPAN.span_id, is_remote=False, trace_flags=SPAN.trace_flags, trace_state=state
+    )
+    with trace.use_span(NonRecordingSpan(stateful)):
+        assert {"traceparent": TRACEPARENT, "tracestate": "a=1,b=2"} == trace_headers(None)
     with trace.use_span(trace.INVALID_SPAN):
         assert {} == trace_headers(None)
     assert {} == trace_headers(None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -94,7 +95,9 @@ async def test_clock_hours_off(nats_server, facilitator, after, monkeypatch, ahe
     """With this machine's clock two hours off, ages and latencies are right, and the difference is reported."""
     real_s, told = time.time, after(ServerClock, "told")
     monkeypatch.setattr(time, "time", lambda: real_s() + ahead_s)
-    async with Scene(nats_server, facilitator, MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:
+    quick = {"MAX_ATTEMPTS": "1000", "RECEIPTS": "true"}
+    async with Scene(nats_server, facilitator, **quick) as scene, scene.relay() as relay:
+        receipts = await scene.nc.subscribe("job.relayed.*")
         until = looking_at_backlog(scene, relay)
         await told(lambda: relay.worker_status.server_clock.ahead_s != 0)
         stuck = new_job(2)
@@ -106,6 +109,8 @@ async def test_clock_hours_off(nats_server, facilitator, after, monkeypatch, ahe
         await scene.settled(update)
         assert -ahead_s == round(gauges(relay)["relay_nats_clock_ahead_seconds"])
         assert 0 < relay.metrics.timings()["end_to_end"].sum_s < 2 * TIMEOUT_S
+        relayed_ms = json.loads((await receipts.next_msg(timeout=TIMEOUT_S)).data)["relayed_ms"]
+        assert 0 < relayed_ms < 2000 * TIMEOUT_S
 
 
 async def test_age_while_nats_is_away(nats_server, facilitator):
