@@ -90,15 +90,17 @@ class UnsafeChange(RelayError):  # noqa: N818
 class JetStreamError(RelayError):
     """The server answered a JetStream request with an error.
 
-    `err_code` tells errors apart, see err_codes.py; the text may change between server versions.
+    `err_code` tells errors apart, see err_codes.py; the text may change between server versions. `remedy` is what to
+    do; empty if nobody knows.
     """
 
-    def __init__(self, request: str, code: int, err_code: int, description: str) -> None:
+    def __init__(self, request: str, code: int, err_code: int, description: str, remedy: str = "") -> None:
         self.request = request
         self.code = code
         self.err_code = err_code
         self.description = description
-        super().__init__(f"{request}: {description} (err_code {err_code})")
+        self.remedy = remedy
+        super().__init__(f"{request}: {description} (err_code {err_code})" + (f"; {remedy}" if remedy else ""))
 
 
 class PublishUnconfirmed(RelayError):  # noqa: N818

@@ -81,3 +81,5 @@ class Report(Struct, frozen=True):
     """How often nats-server probably dropped its connection because more than max_pending waited to be read."""
     settings: dict[str, float] = {}
     """Those of its settings that streams and consumers follow, by variable: `RELAY_REPLICAS` and the like."""
+    warnings: list[str] = []
+    """What does not keep updates from flowing, and should be looked at: permissions, and what it cannot see."""

@@ -80,6 +80,11 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
         if report.slow_consumer
     ]
     findings += [
+        warn("workers", f"{worker}: {each}", "fix that; updates flow meanwhile")
+        for worker, report in sorted(snapshot.reports.items())
+        for each in report.warnings
+    ]
+    findings += [
         _unanswered(worker, connection)
         for worker, report in sorted(snapshot.reports.items())
         for connection in report.connections

@@ -22,9 +22,10 @@ from relay.contract.errors import (
 from relay.contract.subjects import api_account_info
 from relay.contract.text import describe, redact_url
 from relay.nats.credentials import connect_options
-from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, TOO_LARGE
+from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, REMEDIES, TOO_LARGE
 from relay.nats.frames import FrameClient
 from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
+from relay.nats.refusals import Refusals
 from relay.observability.logs import get_logger
 
 if TYPE_CHECKING:  # see relay/producer/__init__.py
@@ -101,8 +102,6 @@ class Requester(Protocol):
     def connected_url(self) -> ParseResult | None: ...
     @property
     def max_payload(self) -> int: ...
-    @property
-    def last_error(self) -> Exception | None: ...
 
     def new_inbox(self) -> str: ...
     def request(
@@ -277,7 +276,7 @@ async def publish_confirmed(
     if ack.error is not None and ack.error.err_code == IN_PROCESS:
         raise PublishUnconfirmed(subject, f"{ack.error.description} (err_code {IN_PROCESS})")
     if ack.error is not None:
-        raise JetStreamError(f"publish on {subject}", ack.error.code, ack.error.err_code, ack.error.description)
+        raise _answered(f"publish on {subject}", ack.error)
     if not ack.stream:
         raise PublishUnconfirmed(subject, f"the answer is not a PubAck: {answer.data[:80]!r}")
     return PubAck(ack.stream, ack.seq, ack.duplicate)
@@ -362,15 +361,10 @@ class _Callbacks:
 
 
 def not_permitted(client: Requester, subject: str) -> str | None:
-    """The last error of the server, if it says that `subject`, or the answer to a request, is not permitted."""
-    said = str(client.last_error).removeprefix("nats: ")
-    if not said.startswith("permissions violation"):
-        return None
+    """What the server said, if it does not permit to publish on `subject`, or to hear the answer to a request."""
+    refusals: Refusals | None = getattr(client, "refusals", None)  # nats-py's own client has none
     inbox = client.new_inbox().rpartition(".")[0]
-    refusals = (f'for {each} to "{subject}"' for each in ("publish", "subscription"))
-    inbox_refusal = f'for subscription to "{inbox}.'
-    # nats-py gives the error in lower case
-    return said if any(each.lower() in said for each in (*refusals, inbox_refusal)) else None
+    return refusals.why_unanswered(subject, f"{inbox}.") if refusals is not None else None
 
 
 def _on_wire(client: Requester, subject: str) -> str:
@@ -392,7 +386,12 @@ def _refused(client: Requester, subject: str, error: ErrorAnswer) -> RelayError:
         return _without_jetstream(servers)
     if error.err_code == NO_LEADER:
         return BrokerUnavailable(servers, f"{subject}: {error.description}")
-    return JetStreamError(subject, error.code, error.err_code, error.description)
+    return _answered(subject, error)
+
+
+def _answered(request: str, error: ErrorAnswer) -> JetStreamError:
+    remedy = REMEDIES.get(error.err_code, "")
+    return JetStreamError(request, error.code, error.err_code, error.description, remedy)
 
 
 def _servers(url: ParseResult | None) -> list[str]:

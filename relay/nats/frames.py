@@ -34,7 +34,9 @@ from relay.nats.nats_py import (
     in_address,
     sign_in_with,
     stay_cancelled,
+    subscribe_again,
 )
+from relay.nats.refusals import Refusals
 from relay.network.dialer import Dialer
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
@@ -79,8 +81,7 @@ _NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "
 """The reasons that OpenSSL gives if what it reads is not TLS."""
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
-_KEPT_AFTER: Final = (STALE_CONNECTION, PERMISSIONS_ERR)
-"""Errors of the server with which nats-py deals well: after the first it reconnects, after the second it goes on."""
+_SUBSCRIBE_AGAIN_S: Final = 5.0
 _LEAST_BYTES: Final = 128 * 1024
 _MOST_BYTES: Final = 4 * 1024 * 1024
 """How many bytes tell how fast they arrive: at least, so that it is known, and at most, so that it is recent."""
@@ -112,6 +113,10 @@ class FrameClient(Client):
         """The size of the last large message before the last connection was lost, if the same server runs on and gave
         no reason; else None. It probably dropped this client as a slow consumer, which it tells only its own log. Known
         when the connection is made again."""
+        self.refusals = Refusals()
+        """What the server does not permit on the present connection."""
+        self._again: asyncio.TimerHandle | None = None
+        self._asking_again: asyncio.Task[None] | None = None
         self._lost_at: tuple[int, str] | None = None
         """When the connection was lost without a reason: that size, and the server's id."""
         self._sign_in = sign_in
@@ -233,6 +238,7 @@ class FrameClient(Client):
 
     async def _process_connect_init(self) -> None:
         self._greeted = False
+        self.refusals.forget()
         try:
             sign_in_with(self, self._sign_in())
             await super()._process_connect_init()
@@ -287,13 +293,29 @@ class FrameClient(Client):
         nats-py would close the client for good. But most of these errors pass: credentials that expired are renewed, a
         password is put right, an account is enabled again, the server has room for one more connection.
         """
-        if any(kept in err_msg for kept in _KEPT_AFTER):
+        if PERMISSIONS_ERR in err_msg:
+            await self._refused(err_msg)
+            return
+        if STALE_CONNECTION in err_msg:
             await super()._process_err(err_msg)
             return
         problem = err_msg.strip("'")
         self._err = nats.errors.Error(f"nats: {problem}")
         await self._process_op_err(self._err)
         await self._error_cb(self._err)
+
+    async def _refused(self, err_msg: str) -> None:
+        """The server permits something not, and goes on. It is reported once: updates could bring one at a time."""
+        self._err = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        if self.refusals.told(err_msg, time.monotonic()):
+            await self._error_cb(self._err)
+        if self.refusals.subscriptions and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(_SUBSCRIBE_AGAIN_S, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._again = None
+        if self.is_connected:
+            self._asking_again = asyncio.create_task(subscribe_again(self, self.refusals))
 
     def know_dropped(self) -> None:
         """Set `dropped_at_bytes`, now that the connection is made again."""

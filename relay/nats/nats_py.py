@@ -5,6 +5,8 @@ goes wrong without it.
 """
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import ParseResult, unquote
@@ -13,6 +15,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
+from relay.nats.refusals import Refusals
 from relay.network.dialer import Dialer
 from relay.observability.logs import get_logger
 
@@ -157,6 +160,22 @@ def abort(client: Client) -> None:
         writer.transport.abort()
     elif (session := getattr(transport, "_client", None)) is not None:  # of a WebSocket
         session.detach()  # otherwise aiohttp complains about it when it is collected
+
+
+async def subscribe_again(client: Client, refusals: Refusals) -> None:
+    """Ask again for the subscriptions that the server refuses: it may permit them now, after a reload.
+
+    Without it, they are not made before the next connection, because the server forgets them. If it refuses them again,
+    `refusals` is told. Cancelling is safe.
+    """
+    asked_s, refused = time.monotonic(), set(refusals.subscriptions)
+    subscriptions: dict[int, Any] = client._subs  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):  # the connection is lost
+        for subscription in list(subscriptions.values()):
+            if subscription.subject.lower() in refused:
+                await client._send_subscribe(subscription)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        await client.flush()  # the server sends its refusals before its PONG
+        refusals.drop_subscriptions(asked_s)
 
 
 async def end_reconnect(client: Client) -> None:

@@ -17,6 +17,7 @@ import msgspec
 import nats.errors
 
 from relay.nats.frames import FrameClient, publication
+from relay.nats.refusals import Refusals
 
 _MANY: Final = 64
 """With more unanswered requests than this, answers are gathered; otherwise each is given out at once."""
@@ -84,8 +85,8 @@ class Pipeline:
         return self._client.max_payload
 
     @property
-    def last_error(self) -> Exception | None:
-        return self._client.last_error
+    def refusals(self) -> Refusals:
+        return self._client.refusals
 
     def on_wire(self, subject: str) -> str:
         return self._client.on_wire(subject)

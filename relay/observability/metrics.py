@@ -180,6 +180,10 @@ class Metrics:
         )
         self._repairs = self._counters("relay_repairs", "Repairs made to updates, by rule.", "rule", Repair)
         self._pushes = self._counters("relay_pushes", "Messages pushed by the Facilitator.", "kind", PushKind)
+        self._pushes_up = self._gauge(
+            "relay_pushes_up", "0 if a push of the Facilitator cannot be stored in JOB_REQUESTS, else 1."
+        )
+        self._pushes_up.set(1)
         self._receipts_dropped = self._counter(
             "relay_receipts_dropped", "Receipts that were not published, because NATS was away or slow."
         )
@@ -218,6 +222,10 @@ class Metrics:
     def pushed(self, kind: PushKind) -> None:
         self._pushes[kind].inc()
 
+    def pushes_state(self, *, up: bool) -> None:
+        """Whether the last push could be stored."""
+        self._pushes_up.set(up)
+
     def receipt_dropped(self) -> None:
         """A receipt could not be published at once."""
         self._receipts_dropped.inc()
@@ -251,6 +259,9 @@ class Metrics:
         build.labels(version("job-status-relay"), python_version()).set(1)
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
         self._intake = self._gauge("relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1.")
+        self._not_permitted = self._gauge(
+            "relay_not_permitted", "Subjects on which NATS does not let this worker publish or listen."
+        )
         self._server_ahead = self._gauge(
             "relay_nats_clock_ahead_seconds", "How far the clock of NATS is ahead of this machine's; negative: behind."
         )
@@ -280,6 +291,10 @@ class Metrics:
     def clock(self, server_ahead_s: float) -> None:
         """The clock of NATS is so far ahead of that of this machine."""
         self._server_ahead.set(server_ahead_s)
+
+    def not_permitted(self, subjects: int) -> None:
+        """The permissions of the NATS user lack so many subjects, as far as they were tried lately."""
+        self._not_permitted.set(subjects)
 
     def copies(self, missing: int) -> None:
         """So many copies of streams and consumers are lost, away or behind."""

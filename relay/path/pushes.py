@@ -23,6 +23,10 @@ _QUEUE_BYTES: Final = 16 * 1024 * 1024
 """Room for 1,000 pushes of 16 KB. A larger push is queued alone.
 
 While the queue is full nothing is read from the Facilitator: it has to wait, because a dropped push is lost."""
+_WAITING: Final = (
+    "job requests of the Facilitator cannot be stored, so jobs do not start, and when 1,000 of them wait, updates do "
+    "not flow either"
+)
 
 
 class PushPublisher:
@@ -34,6 +38,8 @@ class PushPublisher:
         self._metrics = metrics
         self._queue: asyncio.Queue[Pushed] = asyncio.Queue(_QUEUE_SIZE)
         self._room = Room(_QUEUE_BYTES)
+        self.trouble: str | None = None
+        """Why the first of the pushes that wait cannot be stored, and what that means; None if it can."""
         metrics.hold("pushes", lambda: self._room.held_bytes)
 
     async def put(self, pushed: Pushed) -> None:
@@ -85,12 +91,23 @@ class PushPublisher:
                         subject=subject,
                         error=str(error),
                     )
+                    self._tell(subject, None)
                     return
                 attempt += 1
-                _log.error("a push of the Facilitator cannot be published yet", subject=subject, error=str(error))
+                self._tell(subject, error)
                 await asyncio.sleep(self._backoff.delay_s(attempt))
             else:
+                self._tell(subject, None)
                 return
+
+    def _tell(self, subject: str, error: RelayError | None) -> None:
+        """The push on `subject` was stored, or cannot be because of `error`, which is logged once."""
+        trouble = None if error is None else f"{_WAITING}: {error}"
+        if trouble is not None and trouble != self.trouble:
+            _log.error("a push of the Facilitator cannot be published yet", subject=subject, error=str(error))
+        elif trouble is None and self.trouble is not None:
+            _log.info("pushes of the Facilitator are stored again")
+        self.trouble = trouble
 
 
 def _subject_of(pushed: Pushed) -> str:

@@ -53,7 +53,8 @@ from relay.service.health import HealthServer, listen
 from relay.service.intervals import DEFAULTS, Intervals
 from relay.service.lifecycle import background, unless
 from relay.service.line import Line, LineSettings, for_lane
-from relay.service.worker_status import WorkerStatus
+from relay.service.permission_watch import PermissionWatch
+from relay.service.worker_status import Parts, WorkerStatus
 from relay.topology.intake import Intake
 from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of, wanted
 from relay.topology.watch import TopologyWatch
@@ -170,7 +171,10 @@ class Relay:
                 )
             )
             await started.enter_async_context(self._owning(self._ownership))
-            self.worker_status.relaying(self._lines, self._ownership, lane_count, topology, intake)
+            permissions = PermissionWatch(client)
+            self.worker_status.relaying(
+                Parts(self._lines, self._ownership, lane_count, topology, intake, pushes, permissions)
+            )
             self.ready.set()
             await stop.wait()
             self.worker_status.waiting_for = "stopping"

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.contract.report import ConnectionReport, LaneReport, Report
@@ -13,9 +14,25 @@ from relay.leases.lane_count import LaneCount
 from relay.leases.ownership import Ownership
 from relay.nats.frames import FrameClient
 from relay.observability.metrics import Metrics
+from relay.path.pushes import PushPublisher
 from relay.service.line import Line
+from relay.service.permission_watch import PermissionWatch
 from relay.topology.intake import Intake
 from relay.topology.watch import TopologyWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a worker that relays, as far as they can be asked."""
+
+    lines: Sequence[Line]
+    ownership: Ownership
+    lane_count: LaneCount
+    topology: TopologyWatch
+    intake: Intake
+    pushes: PushPublisher
+    permissions: PermissionWatch
+
 
 _BETWEEN_PIECES_S: Final = 0.002
 """The pause between two pieces of a scrape. Updates use it, so that they wait for one piece at most."""
@@ -39,26 +56,11 @@ class WorkerStatus:
         self._worker = worker
         self._version = version
         self._began_s = time.monotonic()
-        self._lines: Sequence[Line] = ()
-        self._ownership: Ownership | None = None
-        self._lane_count: LaneCount | None = None
-        self._topology: TopologyWatch | None = None
-        self._intake: Intake | None = None
+        self._parts: Parts | None = None
 
-    def relaying(
-        self,
-        lines: Sequence[Line],
-        ownership: Ownership,
-        lane_count: LaneCount,
-        topology: TopologyWatch,
-        intake: Intake,
-    ) -> None:
-        """The worker relays from now on: these are the parts to ask about."""
-        self._lines = lines
-        self._ownership = ownership
-        self._lane_count = lane_count
-        self._topology = topology
-        self._intake = intake
+    def relaying(self, parts: Parts) -> None:
+        """The worker relays from now on: these are the parts to ask."""
+        self._parts = parts
         self.waiting_for = None
 
     def missing(self) -> list[str]:
@@ -77,9 +79,7 @@ class WorkerStatus:
 
     async def readiness(self) -> Mapping[str, Any]:
         missing = self.missing()
-        warnings = list(self._topology.warnings) if self._topology is not None else []
-        if self._intake is not None and self._intake.warning is not None:
-            warnings.append(self._intake.warning)
+        warnings = [*self._parts.topology.warnings, *self._own_warnings] if self._parts is not None else []
         return {"ready": not missing, "missing": missing} | ({"warnings": warnings} if warnings else {})
 
     async def exposition(self) -> bytes:
@@ -99,8 +99,10 @@ class WorkerStatus:
         for line in self._lines[:1]:  # all lines share the memory
             self._metrics.memory(line.lanes.memory.at_hand_bytes, line.lanes.memory.on_request_bytes)
         self._metrics.clock(self.server_clock.ahead_s)
-        if self._topology is not None:
-            self._metrics.copies(self._topology.missing_copies)
+        if (parts := self._parts) is not None:
+            self._metrics.copies(parts.topology.missing_copies)
+            self._metrics.pushes_state(up=parts.pushes.trouble is None)
+            self._metrics.not_permitted(len(parts.permissions.troubles) + len(parts.permissions.warnings))
         connections = [line.connection for line in self._lines]
         places = len(connections) * self._settings.facilitator.window
         unanswered_bytes = sum(each.unanswered_bytes for each in connections)
@@ -139,12 +141,25 @@ class WorkerStatus:
             slow_consumer=self._metrics.slow_consumer(),
             intake=self._intake_trouble,
             server_ahead_s=self.server_clock.ahead_s,
-            lost_owner=self._ownership.lost_owner if self._ownership is not None else None,
+            lost_owner=self._parts.ownership.lost_owner if self._parts is not None else None,
+            warnings=self._own_warnings,
         )
 
     @property
+    def _lines(self) -> Sequence[Line]:
+        return self._parts.lines if self._parts is not None else ()
+
+    @property
     def _intake_trouble(self) -> str | None:
-        return self._intake.trouble if self._intake is not None else None
+        return self._parts.intake.trouble if self._parts is not None else None
+
+    @property
+    def _own_warnings(self) -> list[str]:
+        """What only this worker can see, and what does not keep updates from flowing; empty while NATS is away."""
+        if (parts := self._parts) is None or not self._nats_connected:
+            return []
+        unseen = [each for each in (parts.topology.unseen, parts.intake.warning) if each is not None]
+        return unseen + parts.permissions.warnings
 
     @property
     def _nats_connected(self) -> bool:
@@ -157,7 +172,9 @@ class WorkerStatus:
         return f"the connection to NATS at {servers} is lost; trying to reconnect{why}"
 
     def _lane_troubles(self) -> list[str]:
-        of_all = [each.trouble for each in (self._ownership, self._lane_count, self._intake) if each is not None]
-        of_some = [trouble for line in self._lines for trouble in line.lanes.troubles()]
-        of_topology = list(self._topology.troubles) if self._topology is not None else []
-        return [trouble for trouble in of_all if trouble is not None] + of_topology + of_some
+        if (parts := self._parts) is None:
+            return []
+        of_all = [each.trouble for each in (parts.ownership, parts.lane_count, parts.intake, parts.pushes)]
+        of_some = [trouble for line in parts.lines for trouble in line.lanes.troubles()]
+        told = [trouble for trouble in of_all if trouble is not None]
+        return [*told, *parts.permissions.troubles, *parts.topology.troubles, *of_some]

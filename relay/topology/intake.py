@@ -15,7 +15,7 @@ from relay.contract.errors import JetStreamError, PublishUnconfirmed, RelayError
 from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info
 from relay.core.server_clock import ServerClock
 from relay.nats.connection import Requester, api_request, not_permitted, publish_confirmed
-from relay.nats.err_codes import STREAM_FULL, STREAM_NOT_FOUND
+from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)
@@ -69,8 +69,10 @@ class Intake:
             info = await api_request(self._client, api_stream_info(STATUS_STREAM), timeout_s=self._look_every_s)
         except RelayError as error:
             if isinstance(error, JetStreamError) and error.err_code == STREAM_NOT_FOUND:
-                self._tell(None)
-            return  # the lanes' consumers report what is wrong with the stream
+                self._tell(None)  # the lanes' consumers report it
+            else:
+                self.warning = f"{_UNSEEN}: {error}"
+            return
         told_at_s = dt.datetime.fromisoformat(info["ts"]).timestamp()
         self._clock.told(told_at_s, asked_s, time.time(), time.monotonic())
         self._tell(info)
@@ -107,13 +109,10 @@ class Intake:
 
 
 def _in_words(error: RelayError) -> str:
+    remedy = ""
     if isinstance(error, PublishUnconfirmed):
         remedy = (
-            "if its disk was full or failed, nats-server stores nothing in this stream until it is restarted, even "
+            "; if its disk was full or failed, nats-server stores nothing in this stream until it is restarted, even "
             "with room again: look for 'write error' in its log and on its /healthz, make room, and restart it"
         )
-    elif getattr(error, "err_code", None) == STREAM_FULL:
-        remedy = f"raise its limit (`nats stream edit {STATUS_STREAM}`), or make room"
-    else:
-        remedy = "give the server's store (`max_file_store`), the account or the disk more room"
-    return f"stream {STATUS_STREAM} stores nothing, so producers get errors: {error}; {remedy}"
+    return f"stream {STATUS_STREAM} stores nothing, so producers get errors: {error}{remedy}"

@@ -32,6 +32,8 @@ class TopologyWatch:
         """What `relay provision` would mend or refuse, in words for an operator; empty if there is nothing."""
         self.warnings: Sequence[str] = ()
         """What `relay provision` leaves as it is, lost copies, and other values of settings, with what they mean."""
+        self.unseen: str | None = None
+        """Why `troubles` and `warnings` are not of now, in words for an operator; None if they are."""
         self.missing_copies = 0
         """How many copies of streams and lane consumers are lost, away or behind."""
         self._client = client
@@ -49,8 +51,12 @@ class TopologyWatch:
         try:
             drift = await look(self._client, self._topology)
         except RelayError as error:
-            _log.debug("streams and consumers cannot be looked at", error=str(error))
-            return  # others report that NATS does not answer
+            unseen = f"nobody sees whether streams and consumers are as the relay needs them: {error}"
+            if unseen != self.unseen and self._client.is_connected:
+                _log.warning(unseen)
+            self.unseen = unseen
+            return
+        self.unseen = None
         self._tell(drift)
         self.troubles, self.warnings = drift.troubles, drift.warnings
         self.missing_copies = drift.missing_copies

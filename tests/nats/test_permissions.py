@@ -224,7 +224,7 @@ async def test_what_is_not_permitted_is_in_the_error(server):
         await anybody.subscribe("relay.report")
         await until_heard(anybody)
         relay = await connect(settings(server, "relay"), name="test")
-        with pytest.raises(NotPermitted, match=rf'for publish to "\$js\.api\.stream\.delete\.job_status"{remedy}'):
+        with pytest.raises(NotPermitted, match=rf'for publish to "\$JS\.API\.STREAM\.DELETE\.JOB_STATUS"{remedy}'):
             await api_request(relay, "$JS.API.STREAM.DELETE.JOB_STATUS", timeout_s=0.2)
         with pytest.raises(BrokerUnavailable, match=r"no answer to relay\.report within 0\.2 s"):
             await api_request(relay, "relay.report", timeout_s=0.2)

@@ -90,6 +90,6 @@ async def test_stream_full(nats_server, facilitator, after):
         await scene.settled(await scene.publish(new_job()))
         await change_stream(scene.nc, STATUS_STREAM, max_msgs=1)
         await looked(lambda: relay.worker_status.missing() != [])
-        assert "maximum messages exceeded (err_code 10077); raise its limit" in relay.worker_status.missing()[0]
+        assert "maximum messages exceeded (err_code 10077); raise the limit" in relay.worker_status.missing()[0]
         await change_stream(scene.nc, STATUS_STREAM, max_msgs=-1)
         await looked(lambda: relay.worker_status.missing() == [])

@@ -27,7 +27,7 @@ class Client:
     """The parts of a NATS client that pulls and dead letters use. It is never closed: its process ends first."""
 
     max_payload = 1 << 20
-    connected_url = last_error = None
+    connected_url = None
     is_closed = is_draining = False
     arriving_bytes_per_s = None
 
