@@ -29,6 +29,9 @@ class _Served:
         await self.client.close()
         return []
 
+    def waiting(self) -> list[str]:
+        return []
+
 
 class SyncStatusClient:
     """Asks the relays for the status of jobs, for programs without an event loop: Celery, Django, threads.

@@ -36,6 +36,7 @@ class Reconnector:
         """Set when the client is connected, and when the task that connects has ended."""
         self._timeouts: set[asyncio.Timeout] = set()
         self._connecting: asyncio.Task[None] | None = None
+        self._close_timeout_s = _CLOSE_TIMEOUT_S
 
     @property
     def pipeline(self) -> Pipeline:
@@ -88,8 +89,9 @@ class Reconnector:
             finally:
                 self._timeouts.discard(timeout)
 
-    async def close(self) -> None:
-        """Close the connection, within about 5 seconds. If this is cancelled, closing goes on."""
+    async def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
+        """Close the connection, within about twice `timeout_s`. If this is cancelled, closing goes on."""
+        self._close_timeout_s = timeout_s
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
@@ -102,7 +104,7 @@ class Reconnector:
                 self._changed.set()
                 await asyncio.Event().wait()  # until `close` cancels it
         finally:
-            await close(client, timeout_s=_CLOSE_TIMEOUT_S)
+            await close(client, timeout_s=self._close_timeout_s)
 
     async def _connect(self) -> FrameClient:
         failures = 0

@@ -45,7 +45,10 @@ class Dialer:
 
 async def _look_up(host: str, port: int) -> list[_AddressInfo]:
     try:
-        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except RuntimeError:  # the program ends, so that no thread can look it up any more; this blocks the event loop
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
         raise OSError(f"{host!r} cannot be a host name: {error}") from error
 

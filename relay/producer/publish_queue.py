@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # see __init__.py
 
 _TRY_TIMEOUT_S: Final = 5.0
 """How long one try waits for its PubAck while the connection is up."""
+_LEFT_CLOSE_S: Final = 0.25
+"""For each of the two steps of closing, if updates are left unpublished: then NATS is away, or does not answer."""
 _BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0, random=random.random)
 _NIL_JOB: Final = "00000000-0000-0000-0000-000000000000"
 _log = get_logger(__name__, guest=True)
@@ -121,13 +123,17 @@ class PublishQueue:
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while self._tasks and (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
             await asyncio.wait(self._tasks, timeout=left_s)  # their end may let others begin
-        unpublished = [pending.name for pending in self._outbox]
+        unpublished = self.waiting()
         late = list(self._tasks)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        await self._connection.close()
+        await (self._connection.close(_LEFT_CLOSE_S) if unpublished else self._connection.close())
         return unpublished
+
+    def waiting(self) -> list[str]:
+        """The names of the updates that have no PubAck yet, job by job."""
+        return [pending.name for pending in self._outbox]
 
     def _pending(
         self, update: "JobStatusUpdate", headers: Mapping[str, str], timeout_s: float, *, awaited: bool

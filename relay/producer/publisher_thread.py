@@ -17,6 +17,8 @@ S = TypeVar("S", bound="Served")
 Select = Callable[[float | None], list[tuple[selectors.SelectorKey, int]]]
 
 _FLUSH_AT_EXIT_S: Final = 1.0
+_CLOSE_AT_EXIT_S: Final = 1.0
+"""How much longer the end of the program waits for the thread, which blocks while it looks up a name."""
 _NAMED: Final = 100
 """How many updates a log line names at the end of the program."""
 _SHARED: Final = tuple(
@@ -36,6 +38,10 @@ class Served(Protocol):
 
     async def close(self, timeout_s: float) -> list[str]:
         """End it within `timeout_s` and a little more. Returns the names of updates that were not published."""
+        ...
+
+    def waiting(self) -> list[str]:
+        """The names of the updates that are not published yet. Called from another thread while this one hangs."""
         ...
 
 
@@ -81,22 +87,27 @@ class PublisherThread(Generic[S]):
             raise PublisherClosed
         return asyncio.run_coroutine_threadsafe(make(), self._loop)
 
-    def close(self, timeout_s: float) -> list[str]:
+    def close(self, timeout_s: float, *, at_most_s: float | None = None) -> list[str]:
         """Go on publishing for at most `timeout_s`, then end the thread. Blocks. Returns what was not published.
 
-        If this is interrupted, as by Ctrl-C, the thread ends later, by itself.
+        If this is interrupted, as by Ctrl-C, the thread ends later, by itself. A thread that hangs is given up after
+        `at_most_s`.
         """
         with fork_lock:
             if self._ended:
                 return []
             self._ended = True
             _running.discard(self)
+        closed = asyncio.run_coroutine_threadsafe(self.queue.close(timeout_s), self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(self.queue.close(timeout_s), self._loop).result()
+            unpublished = closed.result(at_most_s)
+        except TimeoutError:
+            return self.queue.waiting()
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        self._thread.join()
+        self._loop.close()
+        return unpublished
 
     def detach_in_child(self) -> None:
         """In the child of a fork: detach from the parent's sockets without sending anything.
@@ -146,7 +157,7 @@ def _after_fork_in_child() -> None:
 
 def _close_at_exit() -> None:
     for thread in list(_running):
-        if unpublished := thread.close(_FLUSH_AT_EXIT_S):
+        if unpublished := thread.close(_FLUSH_AT_EXIT_S, at_most_s=_FLUSH_AT_EXIT_S + _CLOSE_AT_EXIT_S):
             _log.warning(
                 f"the program ended with {len(unpublished)} updates unpublished: close the publisher before",
                 updates=unpublished[:_NAMED],

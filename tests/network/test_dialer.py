@@ -104,3 +104,15 @@ async def test_no_host_name(host):
     """What cannot be a host name is an error like any other of the network."""
     with pytest.raises(OSError, match="cannot be a host name"):
         await Dialer().dial(host, 80, TIMEOUT_S)
+
+
+async def test_no_thread_can_be_started(monkeypatch):
+    """At the end of a program, when no thread can look the name up any more, it is looked up nevertheless."""
+
+    async def refuse(*_arguments, **_options):
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", refuse)
+    async with listening(LAST) as port:
+        with await Dialer().dial("localhost", port, TIMEOUT_S) as connected:
+            assert port == connected.getpeername()[1]

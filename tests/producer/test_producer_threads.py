@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 import textwrap
 import threading
@@ -14,6 +16,7 @@ from relay_kit import new_job
 
 from relay.contract.model import JobStatusUpdate
 from relay.producer import Limits, PublisherClosed, PublisherFull, PublishHeldBack, PublishTimedOut, SyncStatusPublisher
+from relay.producer.publisher_thread import PublisherThread
 
 A, B = new_job(), new_job()
 THREADS, UPDATES = 8, 100
@@ -206,11 +209,31 @@ async def test_child_leaves_the_parents_updates_alone(nats_server, run_script):
 
 
 @pytest.mark.usefixtures("provisioned")
-async def test_forgotten_close(nats_server, run_script):
-    """What a program submits without waiting is stored when it ends, even without `close`."""
-    code, _, err = await run_script("for number in range(20): submit(A, number)")
+@pytest.mark.parametrize("count", [1, 20])
+async def test_forgotten_close(nats_server, run_script, count):
+    """What a program submits without waiting is stored when it ends, even without `close` and a connection so far."""
+    code, _, err = await run_script(f"for number in range({count}): submit(A, number)")
     assert (0, "") == (code, err)
-    assert 20 == len((await stored(nats_server))[A])
+    assert count == len((await stored(nats_server))[A])
+
+
+@pytest.mark.usefixtures("provisioned")
+async def test_forgotten_close_with_a_silent_server(nats_server, run_script):
+    """A program without `close` whose server does not answer any more ends, and says how many updates are lost."""
+    try:
+        code, _, err = await run_script(
+            """
+            import signal
+            publish(A, 'accepted')
+            os.kill(SERVER, signal.SIGSTOP)
+            for _ in range(500):
+                submit(A, 1), submit(B, 1)
+            """.replace("SERVER", str(nats_server.pid))
+        )
+    finally:
+        os.kill(nats_server.pid, signal.SIGCONT)
+    assert 0 == code
+    assert "the program ended with 1000 updates unpublished" in err
 
 
 async def test_forgotten_close_without_a_server(nats_server, run_script):
@@ -222,3 +245,22 @@ async def test_forgotten_close_without_a_server(nats_server, run_script):
     assert time.monotonic() - began_s < 8
     assert "the program ended with 2 updates unpublished" in err
     assert A in err
+
+
+def test_thread_hangs_at_the_end():
+    """A thread that hangs, as in looking up a name, is given up after the time, with the names of what it has left."""
+    go_on = threading.Event()
+
+    class Hanging:
+        async def close(self, _timeout_s: float) -> list[str]:
+            go_on.wait()
+            return []
+
+        def waiting(self) -> list[str]:
+            return ["failed of a job"]
+
+    thread = PublisherThread(Hanging())
+    try:
+        assert ["failed of a job"] == thread.close(0, at_most_s=0.05)
+    finally:
+        go_on.set()
