@@ -264,3 +264,5 @@ def test_thread_hangs_at_the_end():
         assert ["failed of a job"] == thread.close(0, at_most_s=0.05)
     finally:
         go_on.set()
+        thread._thread.join()
+        thread._loop.close()
