@@ -12,7 +12,7 @@ INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
+.PHONY: help demo test soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-peers: $(VENV)/.bench  ## the same beside every peer; wants redis-server o
 
 bench-scale: $(VENV)/.bench  ## memory, recovery, start-up and durability of the relay (some 25 minutes)
 	@$(BIN)/python -m bench scale --rounds 5 --json bench-scale.json
+
+bench-fleet: $(VENV)/.bench  ## 4 to 256 lanes and 1 to 4 workers on a cluster of three servers (some 20 minutes)
+	@$(BIN)/python -m bench all --fleet --rates 1000 --rounds 3 --json bench-fleet.json
 
 bench-workers: $(VENV)/.dev  ## measure hand-overs and what more workers carry (some 5 minutes)
 	@$(BIN)/python -m bench.workers

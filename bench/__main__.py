@@ -11,8 +11,10 @@ from typing import Any, Final
 from bench import machine, report
 from bench.ending import end_in_order
 from bench.harness import RATES, Latency, Plan, Saturation, measure
+from bench.processes import BenchError
 from bench.scale import Durability, Memory, Recovery, StartUp, measure_scale
-from bench.systems import FLOORS_AND_RELAY, SYSTEMS
+from bench.scene import cluster, single_server
+from bench.systems import FLEETS, FLOORS_AND_RELAY, PEERS, SYSTEMS
 from relay.observability.logs import configure
 
 _SECTIONS: Final = {
@@ -42,6 +44,8 @@ def main() -> None:
             result = asyncio.run(_measure(options))
         except KeyboardInterrupt:
             sys.exit(f"interrupted{f'; what was measured before is in {options.json}' if options.json else ''}")
+        except BenchError as error:
+            sys.exit(str(error))
     _print(result)
     if options.charts:
         from bench.charts import draw  # noqa: PLC0415 - matplotlib is slow to import, and most runs draw nothing
@@ -65,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=_HELP)
     parser.add_argument("what", choices=("latency", "saturation", "all", "scale", "render"))
     parser.add_argument("--systems", default="", help=f"comma-separated, of {', '.join(SYSTEMS)}")
-    parser.add_argument("--peers", action="store_true", help="every system; without it the floors and the relay")
+    parser.add_argument("--peers", action="store_true", help="the peers, too; without it the floors and the relay")
+    parser.add_argument(
+        "--fleet", action="store_true", help="relays with more lanes and workers, on a cluster of three servers"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rates", default=",".join(map(str, RATES)), help="updates a second (%(default)s)")
     parser.add_argument(
@@ -74,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1000, help="that updates belong to (%(default)s)")
     parser.add_argument(
         "--backlog", type=float, default=1.0, help="multiplies backlogs, and the jobs of scale (%(default)s)"
+    )
+    parser.add_argument(
+        "--stall", type=float, default=0.0, help="milliseconds for which all cores are taken away, 4 times a second"
     )
     parser.add_argument("--json", type=Path, help="where the results go, or come from")
     parser.add_argument("--charts", type=Path, help="the folder for charts")
@@ -92,9 +102,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    chosen = tuple(SYSTEMS[name] for name in options.names) or (
-        tuple(SYSTEMS.values()) if options.peers else FLOORS_AND_RELAY
-    )
+    usual = FLEETS if options.fleet else FLOORS_AND_RELAY + (PEERS if options.peers else ())
+    chosen = tuple(SYSTEMS[name] for name in options.names) or usual
     return Plan(
         chosen,
         latency=options.what != "saturation",
@@ -104,6 +113,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         rates=tuple(int(rate) for rate in options.rates.split(",")),
         seconds=options.seconds,
         backlog=options.backlog,
+        stall_ms=options.stall,
+        servers=cluster if options.fleet else single_server,
     )
 
 

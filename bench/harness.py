@@ -7,12 +7,14 @@ the machine does besides affects all of them alike.
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bench.figures import QUANTILES, SKIPPED, quantiles
 from bench.processes import BenchError, cpu_s, resident_mib
-from bench.scene import Published, Running, Scene, note, scene
+from bench.scene import Broker, Published, Running, Scene, note, scene, single_server
+from bench.stall import stalls
 from bench.systems import System
 from relay.contract.errors import RelayError
 
@@ -58,7 +60,10 @@ class Saturation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `backlog` is a factor on the size of each system's backlog."""
+    """What to measure, and on which servers.
+
+    `backlog` is a factor on the size of each system's backlog; see `bench.stall` for `stall_ms`.
+    """
 
     systems: tuple[System, ...]
     latency: bool = True
@@ -68,18 +73,21 @@ class Plan:
     rates: tuple[int, ...] = RATES
     seconds: float = 4.0
     backlog: float = 1.0
+    stall_ms: float = 0.0
+    servers: Callable[[], AbstractAsyncContextManager[Broker]] = single_server
 
 
 async def measure(plan: Plan) -> AsyncIterator[Latency | Saturation]:
     """Yield each measurement as it is taken. One that failed has its `problem` instead of figures."""
-    for number in range(plan.rounds):
-        for system in rotated(plan.systems, number):
-            note(f"round {number + 1} of {plan.rounds}: {system.title}")
-            if plan.latency:
-                for result in await latencies(system, number, plan):
-                    yield result
-            if plan.saturation:
-                yield await saturation(system, number, plan)
+    async with stalls(plan.stall_ms):
+        for number in range(plan.rounds):
+            for system in rotated(plan.systems, number):
+                note(f"round {number + 1} of {plan.rounds}: {system.title}")
+                if plan.latency:
+                    for result in await latencies(system, number, plan):
+                        yield result
+                if plan.saturation:
+                    yield await saturation(system, number, plan)
 
 
 def rotated(systems: Sequence[System], by: int) -> list[System]:
@@ -93,7 +101,7 @@ async def latencies(system: System, number: int, plan: Plan) -> list[Latency]:
     results: list[Latency] = []
 
     async def measure_rates() -> None:
-        async with scene(system, plan.jobs) as place, place.running() as running:
+        async with scene(system, plan.jobs, plan.servers()) as place, place.running() as running:
             await warm_up(place, running)
             for rate in plan.rates:
                 seconds = max(plan.seconds, _LEAST_UPDATES / rate)
@@ -155,7 +163,7 @@ async def saturation(system: System, number: int, plan: Plan) -> Saturation:
     results: list[Saturation] = []
 
     async def measure_backlog() -> None:
-        async with scene(system, plan.jobs) as place:
+        async with scene(system, plan.jobs, plan.servers()) as place:
             updates = round(system.backlog * plan.backlog)
             filled = None if system.keeps_nothing else await place.fill(updates)
             async with place.running() as running:

@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ class Scene:
 
     @property
     def environment(self) -> dict[str, str]:
-        return relay_environment(self.broker, self._sink_url) | {
+        return relay_environment(self.broker, self._sink_url, self.system.settings) | {
             "BENCH_NATS_URL": ",".join(self.broker.urls),
             "BENCH_FACILITATOR_URL": self._sink_url,
             "BENCH_REDIS_URL": self.redis.urls[0] if self.redis else "",
@@ -158,7 +158,7 @@ async def scene(
         sink = await stack.enter_async_context(Child("sink", ("-m", "bench.sink"), {}, folder))
         sink_url = (await sink.says(START_S))["url"]
         if system.transport != "core":  # else nothing may store what is published
-            await provision_for(servers, sink_url)
+            await provision_for(servers, sink_url, system.settings)
         yield Scene(system, system.jobs or jobs, servers, (sink, sink_url), redis)
 
 
@@ -215,8 +215,8 @@ async def _until_redis_is_ready(process: asyncio.subprocess.Process) -> None:
     raise BenchError("redis-server did not come up")
 
 
-async def provision_for(broker: Broker, sink_url: str) -> None:
-    settings = load_settings(relay_environment(broker, sink_url), None)
+async def provision_for(broker: Broker, sink_url: str, more: Mapping[str, str] | None = None) -> None:
+    settings = load_settings(relay_environment(broker, sink_url, more), None)
     nc = await connect(settings.nats, name="bench")
     try:
         await provision(nc, topology_of(settings.delivery))
@@ -224,7 +224,8 @@ async def provision_for(broker: Broker, sink_url: str) -> None:
         await close(nc)
 
 
-def relay_environment(broker: Broker, sink_url: str) -> dict[str, str]:
+def relay_environment(broker: Broker, sink_url: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The settings of a relay, and `more` of them."""
     return {
         "RELAY_NATS_URL": ",".join(broker.urls),
         "RELAY_FACILITATOR_URL": sink_url,
@@ -232,6 +233,7 @@ def relay_environment(broker: Broker, sink_url: str) -> dict[str, str]:
         "RELAY_HTTP_PORT": "0",
         "RELAY_REPLICAS": str(broker.replicas),
         "RELAY_LOG_LEVEL": "error",
+        **(more or {}),
     }
 
 

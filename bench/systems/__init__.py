@@ -6,8 +6,10 @@ BENCH_NATS_URL, BENCH_FACILITATOR_URL, BENCH_REDIS_URL and BENCH_JOBS in its env
 """
 
 import importlib.util
+import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 
@@ -17,6 +19,7 @@ class System:
 
     `backlog` is how many updates a measurement of throughput takes: enough for some seconds of work. `jobs` is for a
     system that cannot work with as many as the others. With `keeps_nothing` the backlog is published while it runs.
+    `executables`, `modules` and `variables` (of the environment) must be there. `settings` are those of the relay.
     """
 
     name: str
@@ -30,6 +33,8 @@ class System:
     jobs: int | None = None
     executables: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def on_redis(self) -> bool:
@@ -42,6 +47,7 @@ class System:
         modules = [name for name in self.modules if importlib.util.find_spec(name) is None]
         lacking = [f"there is no {name} on PATH" for name in programs]
         lacking += [f"the package {name} is not installed" for name in modules]
+        lacking += [f"{name} is not set" for name in self.variables if name not in os.environ]
         return "; ".join(lacking) or None
 
 
@@ -53,7 +59,7 @@ _REDIS: Final = ("redis-server",)
 
 FLOOR_CORE: Final = System(
     "floor_core",
-    "floor: core NATS subscriber",
+    "core NATS subscriber",
     _module("floor_core"),
     transport="core",
     forwards=False,
@@ -62,18 +68,27 @@ FLOOR_CORE: Final = System(
 )
 FLOOR_PULL: Final = System(
     "floor_pull",
-    "floor: JetStream pull loop, nothing forwarded",
+    "pull loop, nothing forwarded",
     _module("floor_pull"),
     forwards=False,
     backlog=200_000,
 )
 FLOOR_FORWARD: Final = System(
     "floor_forward",
-    "floor: JetStream pull loop, each body forwarded as it is",
+    "forwarding floor: pull loop, each body forwarded as it is",
     _module("floor_forward"),
     backlog=150_000,
 )
 RELAY: Final = System("relay", "relay", ("-m", "relay", "serve"), announces=False, backlog=100_000)
+
+EARLIER_RELAY: Final = System(
+    "earlier_relay",
+    "relay, an earlier state",
+    _module("earlier_relay"),
+    announces=False,
+    backlog=100_000,
+    variables=("BENCH_EARLIER_RELAY",),
+)
 
 FLOORS_AND_RELAY: Final = (FLOOR_CORE, FLOOR_PULL, FLOOR_FORWARD, RELAY)
 PEERS: Final = (
@@ -131,4 +146,16 @@ PEERS: Final = (
         modules=("taskiq_nats",),
     ),
 )
-SYSTEMS: Final = {system.name: system for system in (*FLOORS_AND_RELAY, *PEERS)}
+FLEETS: Final = tuple(
+    System(
+        f"fleet_{lanes}_{workers}",
+        f"{lanes} lanes, {workers} worker{'s' if workers > 1 else ''}",
+        ("-m", "relay", "serve", "--workers", str(workers)),
+        announces=False,
+        backlog=60_000,
+        settings={"RELAY_LANES": str(lanes)},
+    )
+    for lanes in (4, 64, 256)
+    for workers in (1, 2, 4)
+)
+SYSTEMS: Final = {system.name: system for system in (*FLOORS_AND_RELAY, EARLIER_RELAY, *PEERS, *FLEETS)}

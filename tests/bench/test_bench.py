@@ -130,7 +130,7 @@ def row(system: str, *, round_: int, per_s: float, problem: str | None = None) -
 def test_a_system_that_could_not_be_measured_keeps_its_row():
     """A failed round stays in the table, with the reason; the median is that of the rounds with a figure."""
     rows = [
-        row("floor_pull", round_=0, per_s=40_000.0),
+        row("floor_forward", round_=0, per_s=40_000.0),
         row("relay", round_=0, per_s=20_000.0),
         row("relay", round_=1, per_s=24_000.0),
         row("relay", round_=2, per_s=0.0, problem="it caught fire"),
@@ -139,7 +139,7 @@ def test_a_system_that_could_not_be_measured_keeps_its_row():
 
     table = report.saturation_table(rows)
 
-    assert [SYSTEMS[name].title for name in ("floor_pull", "relay", "celery")] == [line[0] for line in table[1:]]
+    assert [SYSTEMS[name].title for name in ("floor_forward", "relay", "celery")] == [line[0] for line in table[1:]]
     assert ["22,000 (20,000-24,000)", "0.55"] == table[2][1:3]
     assert "" == table[1][-1]
     assert "it caught fire (this or the like in 1 of 3 rounds)" == table[2][-1]
