@@ -12,7 +12,7 @@ INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
+.PHONY: help demo test browser soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -20,8 +20,12 @@ help:  ## list the targets
 demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a simulated Facilitator
 	@$(BIN)/relay demo
 
-test: $(VENV)/.dev  ## run the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 4
+test: $(VENV)/.dev  ## run the whole test suite; wants chromium on the PATH (make browser)
+	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
+
+browser:  ## install Debian's chromium, for the tests of the console, unless there is one
+	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --no-install-recommends chromium >/dev/null; } \
+		|| { echo 'make browser: chromium could not be installed; install it as root: apt-get install chromium'; exit 1; }
 
 soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the simulation, a rough minute, long outages (some 45 minutes)
 	@$(BIN)/python -m tests.faults.soak --updates 1000000 --minutes 20 --json soak.json

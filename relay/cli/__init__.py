@@ -19,7 +19,7 @@ from relay.cli.stdin import InputUnreadable
 from relay.contract.errors import ConfigurationError, IdentityError, RelayError
 from relay.observability.log_stream import replaced_stderr
 
-COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq")
+COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq", "console")
 """Each is defined in the module of its name in this package."""
 
 

@@ -12,12 +12,13 @@ import typer
 
 from relay.cli.common import complain, nats_client, read_settings, run, tell
 from relay.cli.dlq_display import count_line, details, heading, json_row, row
-from relay.cli.dlq_purge import PurgePlan, plan_purge, remove
+from relay.cli.dlq_purge import plan_purge
 from relay.cli.dlq_replay import ReplayOptions, replay_selected
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import DLQ_STREAM, Reason
 from relay.dead_letters import stream
 from relay.dead_letters.moments import parse_since
+from relay.dead_letters.purge import PurgePlan, remove
 from relay.dead_letters.selection import Selection
 
 dlq = typer.Typer(name="dlq", help="List dead letters, publish them again, or remove them.", no_args_is_help=True)

@@ -16,9 +16,9 @@ from relay.cli.common import complain
 from relay.cli.stdin import without_mark
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape
-from relay.contract.wire import Unsendable, decode
 from relay.dead_letters import stream
 from relay.dead_letters.export import from_line
+from relay.dead_letters.rehearsal import rehearse
 from relay.dead_letters.replay import Replayer, ReplayResult
 from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.selection import Selection
@@ -48,7 +48,7 @@ async def replay_selected(client: FrameClient, options: ReplayOptions) -> bool:
     given = _Input(client, options)
     if options.dry_run:
         async with contextlib.aclosing(given.letters(complain)) as letters:
-            return await _rehearse(letters)
+            return await _rehearse(client, letters)
     total = await given.total()
     summary = ReplaySummary()
     try:
@@ -145,15 +145,16 @@ def _progress() -> Progress:
     )
 
 
-async def _rehearse(letters: AsyncGenerator[StoredDeadLetter]) -> bool:
+async def _rehearse(client: FrameClient, letters: AsyncGenerator[StoredDeadLetter]) -> bool:
     count = invalid = 0
-    async for letter in letters:
-        count += 1
-        typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
-        fault = decode(letter.body, letter.job)
-        if isinstance(fault, Unsendable):
-            invalid += 1
-            typer.echo(escape(f"  it would fail again, with {fault.reason}: {fault.error}"))
+    async with contextlib.aclosing(rehearse(client, letters)) as rehearsals:
+        async for each in rehearsals:
+            count += 1
+            invalid += each.fault is not None
+            letter = each.letter
+            typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
+            for warning in each.warnings:
+                typer.echo(escape(f"  {warning}"))
     typer.echo(f"{count} would be replayed" + (f", of which {invalid} would fail again as they are" if invalid else ""))
     return True
 

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import datetime as dt
 import json
 import math
 import signal
-import time
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -18,14 +16,13 @@ from rich.live import Live
 from relay.cli.common import read_settings, run
 from relay.cli.top_display import render
 from relay.cli.top_view import TopView, document
-from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.text import redact_url
 from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
 from relay.observability import logs
 from relay.overview.reader import SnapshotReader
-from relay.overview.snapshot import Snapshot, between
+from relay.overview.watch import watch
 
 _CLOSE_TIMEOUT_S: Final = 1.0
 
@@ -110,25 +107,13 @@ async def _watch(settings: NatsSettings, display: _Display) -> None:
 
 
 async def _show_views(reader: SnapshotReader, display: _Display, servers: str) -> None:
-    """Read a snapshot, compare it with the one before, and show both; until cancelled, or once."""
-    before: Snapshot | None = None
-    latest: Snapshot | None = None
-    last_success_s = time.monotonic()
-    while True:
-        interval, trouble = None, None
-        try:
-            snapshot = await reader.read()
-        except RelayError as error:
-            if display.once:
-                raise
-            trouble = f"for {time.monotonic() - last_success_s:.0f} s now: {error}"
-            before = None  # rates must not cover the time without news
-        else:
-            interval = between(before, snapshot) if before is not None else None
-            before = latest = snapshot
-            last_success_s = time.monotonic()
-        if interval is not None or trouble is not None or not display.needs_rates:
-            display.show(TopView(servers, dt.datetime.now(dt.UTC), display.every_s, latest, interval, trouble))
-        if display.once and interval is not None:
-            return
-        await asyncio.sleep(display.every_s)
+    """Show one view after another; until cancelled, or once."""
+    async with contextlib.aclosing(watch(reader, display.every_s)) as views:
+        async for view in views:
+            if display.once and view.error is not None:
+                raise view.error
+            if view.interval is not None or view.trouble is not None or not display.needs_rates:
+                shown = TopView(servers, view.at, display.every_s, view.snapshot, view.interval, view.trouble)
+                display.show(shown)
+            if display.once and view.interval is not None:
+                return

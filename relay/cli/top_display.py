@@ -1,7 +1,7 @@
 """A view of `relay top` as text, fitted to a terminal."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -9,10 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from relay.cli.top_view import TopView
-from relay.contract.report import LaneReport, Report
 from relay.contract.text import escape, format_counts, format_duration
-from relay.doctor.state_checks import OLD_S, TOO_OLD_S
-from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval, LaneSnapshot, Snapshot
+from relay.overview.rows import LaneRow, Urgency, WorkerRow, lane_rows, worker_rows
+from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval, Snapshot
 
 _OTHER_LINES: Final = 14
 """How many lines a view has besides the rows of lanes and workers."""
@@ -21,6 +20,7 @@ _LATENCY_LINES: Final = 4
 _MIN_ROWS: Final = 2
 _TIMING_NAMES: Final = ("received to sent", "stored to acknowledged", "sent to answered")
 _UNKNOWN: Final = "-"
+_STYLES: Final = {Urgency.NONE: "", Urgency.LOOK: "yellow", Urgency.BROKEN: "red"}
 
 
 class _Row(NamedTuple):
@@ -44,15 +44,15 @@ def _body(snapshot: Snapshot, interval: Interval | None, rows: float) -> list[Re
     latencies: list[RenderableType] = [_latencies(interval), Text()]
     if rows < 2 * _MIN_ROWS:
         latencies, rows = [], rows + _LATENCY_LINES
-    workers = list(_worker_rows(snapshot, interval)) or [_Row(("none",), "red")]
-    worker_rows = min(len(workers), max(_MIN_ROWS, rows - max(_MIN_ROWS, len(snapshot.lanes))))
+    workers = [*map(_worker_row, worker_rows(snapshot, interval))] or [_Row(("none",), "red")]
+    worker_lines = min(len(workers), max(_MIN_ROWS, rows - max(_MIN_ROWS, len(snapshot.lanes))))
     return [
         _rates(snapshot, interval),
         Text(),
         *latencies,
-        _lanes(snapshot, interval, rows - worker_rows),
+        _lanes(snapshot, interval, rows - worker_lines),
         Text(),
-        _workers(workers, worker_rows),
+        _workers(workers, worker_lines),
         Text(),
         _line(_dead_letters(snapshot), "yellow" if snapshot.dead_letters.total or snapshot.advisories else ""),
     ]
@@ -94,40 +94,26 @@ def _latencies(interval: Interval | None) -> Table:
 
 
 def _lanes(snapshot: Snapshot, interval: Interval | None, max_rows: float) -> Table:
-    shown = list(snapshot.lanes)
+    shown = lane_rows(snapshot, interval)
     if len(shown) > max_rows:
         most_urgent = sorted(shown, key=_urgency, reverse=True)[: max(1, int(max_rows) - 1)]
-        shown = sorted(most_urgent, key=lambda lane: lane.lane)
-    reported = {lane.lane: lane for report in snapshot.reports.values() for lane in report.lanes}
-    rows = [
-        _lane_row(lane, _rate(interval and interval.deliveries.get(lane.lane)), reported.get(lane.lane))
-        for lane in shown
-    ]
+        shown = sorted(most_urgent, key=lambda row: row.lane.lane)
+    rows = [_lane_row(row) for row in shown]
     if left_out := len(snapshot.lanes) - len(shown):
         rows.append(_Row(("", f"and {left_out} more lanes, none older"), "dim"))
     return _table(("lane", "owner", "waiting", "delivered", "deliveries/s", "oldest"), rows, left=("owner",))
 
 
-def _urgency(lane: LaneSnapshot) -> tuple[bool, float, int]:
+def _urgency(row: LaneRow) -> tuple[bool, float, int]:
+    lane = row.lane
     return lane.owner is None or lane.trouble is not None, lane.oldest_s or 0.0, lane.unsettled
 
 
-def _lane_row(lane: LaneSnapshot, rate: str, reported: LaneReport | None) -> _Row:
-    state = ""
-    if reported is not None and reported.held:
-        state = " (waits for what an earlier owner had)"
-    elif reported is not None and reported.full:
-        state = " (its memory is full)"
-    owner = lane.trouble or (lane.owner or "nobody") + state
+def _lane_row(row: LaneRow) -> _Row:
+    lane, rate = row.lane, _rate(row.deliveries_per_s)
     oldest = "" if lane.oldest_s is None else format_duration(lane.oldest_s)
-    return _Row((str(lane.lane), owner, str(lane.waiting), str(lane.delivered), rate, oldest), _lane_style(lane))
-
-
-def _lane_style(lane: LaneSnapshot) -> str:
-    age_s = lane.oldest_s or 0.0
-    if lane.owner is None or lane.trouble is not None or age_s >= TOO_OLD_S:
-        return "red"
-    return "yellow" if age_s >= OLD_S else ""
+    cells = (str(lane.lane), row.owner, str(lane.waiting), str(lane.delivered), rate, oldest)
+    return _Row(cells, _STYLES[row.urgency])
 
 
 def _workers(rows: list[_Row], max_rows: float) -> Table:
@@ -137,26 +123,14 @@ def _workers(rows: list[_Row], max_rows: float) -> Table:
     return _table(columns, [*shown, *more], left=("worker", "lanes", "Facilitator"))
 
 
-def _worker_rows(snapshot: Snapshot, interval: Interval | None) -> Iterator[_Row]:
-    """One row for each connection to the Facilitator, and for each worker without any."""
-    for worker in sorted(snapshot.workers | snapshot.reports.keys()):
-        report = snapshot.reports.get(worker)
-        if report is None:
-            state = "does not answer" if snapshot.may_ask_workers else "may not be asked"
-            yield _Row((worker, "", "", "", "", state), "yellow")
-        else:
-            yield from _connection_rows(report, _rate(interval and interval.settled_by.get(worker)))
-
-
-def _connection_rows(report: Report, settled: str) -> Iterator[_Row]:
-    lanes = ",".join(str(lane.lane) for lane in report.lanes)
-    first = (report.worker, lanes, format_duration(report.uptime_s), settled)
-    if not report.connections:
-        yield _Row((*first, "", "; ".join(report.missing) or "not connected yet"), "red")
-    for connection in report.connections:
-        in_flight = f"{connection.unanswered}/{connection.window}"
-        yield _Row((*first, in_flight, connection.trouble or "signed in"), "red" if connection.trouble else "")
-        first = ("",) * len(first)
+def _worker_row(row: WorkerRow) -> _Row:
+    if row.report is None:
+        return _Row((row.worker, "", "", "", "", row.state), _STYLES[row.urgency])
+    lanes = ",".join(str(lane.lane) for lane in row.report.lanes)
+    first = (row.worker, lanes, format_duration(row.report.uptime_s), _rate(row.settled_per_s))
+    in_flight = "" if row.window is None else f"{row.unanswered}/{row.window}"
+    shown = first if row.is_first else ("",) * len(first)
+    return _Row((*shown, in_flight, row.state), _STYLES[row.urgency])
 
 
 def _dead_letters(snapshot: Snapshot) -> str:

@@ -46,7 +46,11 @@ def document(view: TopView) -> dict[str, Any]:
         "settled_per_s": {name: _rounded(interval and interval.settled.get(name)) for name in OUTCOMES},
         "retries_per_s": _rounded(interval and interval.retries),
         "latencies": {name: _quantiles(interval and interval.latencies.get(name)) for name in TIMINGS},
-        "dead_letters": asdict(snapshot.dead_letters),
+        "dead_letters": {
+            "total": snapshot.dead_letters.total,
+            "counted": snapshot.dead_letters.counted,
+            "reasons": dict(snapshot.dead_letters.reasons),
+        },
         "advisories": snapshot.advisories,
         "interval_s": _rounded(interval and interval.seconds),
     }

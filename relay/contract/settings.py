@@ -4,6 +4,7 @@ Settings are frozen groups of values. Constructing a group reads nothing from ou
 from environment variables, settings_table.py lists them for people.
 """
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,19 @@ def _existing_file(path: Path) -> Path:
     return path
 
 
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
+def _web_address(url: str | None) -> str | None:
+    if url is not None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not _host(parts):
+            raise ValueError(url)
+    return url
+
+
 def _upgrade_headers(headers: SecretStr) -> SecretStr:
     parse_upgrade_headers(headers.get_secret_value())
     return headers
@@ -134,6 +148,10 @@ _FACILITATOR_URL: Final = (
     " (without the slash the Facilitator answers HTTP 500)"
 )
 PROXY: Final = "http://host:port or https://host:port of an HTTP proxy, with user:password@ before the host if it asks"
+_CONSOLE_HOST: Final = (
+    "an address or a host name; other than loopback only with RELAY_CONSOLE_PASSWORD, or with RELAY_CONSOLE_USER_HEADER"
+    " and RELAY_CONSOLE_PROXIES"
+)
 _WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
 _MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
 _MEMORY: Final = f"MiB (1,048,576 bytes), {_WHOLE} 64 to 1048576"
@@ -410,6 +428,61 @@ class HttpSettings(SettingsGroup):
     ] = 8080
 
 
+class ConsoleSettings(SettingsGroup):
+    """Where the web page of `relay console` is served, and who may see it.
+
+    On loopback nobody is asked who he is. Any other address needs `password`, or a proxy that says who the user is.
+    """
+
+    host: Annotated[str, Variable("RELAY_CONSOLE_HOST", _CONSOLE_HOST, "Where `relay console` listens.")] = "127.0.0.1"
+    port: Annotated[
+        int,
+        Field(ge=0, le=65535),
+        Variable("RELAY_CONSOLE_PORT", f"{_WHOLE} 0 to 65535 (0: any free port)", "Port of `relay console`."),
+    ] = 8090
+    password: Annotated[
+        _Secret,
+        Field(min_length=8),
+        Variable("RELAY_CONSOLE_PASSWORD", "at least 8 characters", "What `relay console` asks everybody for."),
+    ] = None
+    user_header: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9A-Za-z-]+$"),
+        Variable(
+            "RELAY_CONSOLE_USER_HEADER",
+            "the name of an HTTP header, together with RELAY_CONSOLE_PROXIES",
+            "The header in which a trusted proxy names the user that it has let in; then no password is asked for.",
+        ),
+    ] = None
+    proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...],
+        BeforeValidator(_split_at_commas),
+        Variable(
+            "RELAY_CONSOLE_PROXIES",
+            "addresses or networks such as 10.1.2.0/24, separated by commas, together with RELAY_CONSOLE_USER_HEADER",
+            "Where trusted proxies connect from. From elsewhere the header does not count.",
+        ),
+    ] = ()
+    path_prefix: Annotated[
+        str,
+        Field(pattern=r"^(/[0-9A-Za-z._~-]+)*$"),
+        Variable("RELAY_CONSOLE_PATH_PREFIX", "a path such as /relay", "The path behind which a proxy shows the page."),
+    ] = ""
+    dashboard_url: Annotated[
+        str | None,
+        AfterValidator(_web_address),
+        Variable("RELAY_CONSOLE_DASHBOARD_URL", "an http:// or https:// address", "The dashboard to link to."),
+    ] = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches `host`."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
 class LogSettings(SettingsGroup):
     """What is logged and how; `format` None means json unless standard error is a terminal."""
 
@@ -444,6 +517,7 @@ class Settings(SettingsGroup):
     facilitator: FacilitatorSettings = FacilitatorSettings()
     delivery: DeliverySettings = DeliverySettings()
     http: HttpSettings = HttpSettings()
+    console: ConsoleSettings = ConsoleSettings()
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
 
@@ -456,4 +530,14 @@ class Settings(SettingsGroup):
             raise ConfigurationError("RELAY_FACILITATOR_URL", "", _FACILITATOR_URL)
         if self.facilitator.auth == "hotkey" and self.facilitator.hotkey_file is None:
             raise ConfigurationError("RELAY_FACILITATOR_HOTKEY_FILE", "", _HOTKEY_FILE)
+        return self
+
+    def require_guarded_console(self) -> Self:
+        """Return these settings if the console may listen where they say. Raises ConfigurationError."""
+        console = self.console
+        if bool(console.user_header) != bool(console.proxies):
+            name = "RELAY_CONSOLE_PROXIES" if console.user_header else "RELAY_CONSOLE_USER_HEADER"
+            raise ConfigurationError(name, "", "RELAY_CONSOLE_USER_HEADER and RELAY_CONSOLE_PROXIES go together")
+        if not (console.is_loopback or console.password or console.user_header):
+            raise ConfigurationError("RELAY_CONSOLE_HOST", console.host, _CONSOLE_HOST)
         return self

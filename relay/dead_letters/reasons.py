@@ -18,6 +18,7 @@ from relay.nats.frames import FrameClient
 
 NEWEST: Final = 10_000
 """At most this many dead letters are counted: the newest."""
+_MINUTE_S: Final = 60
 _CONSUMER_PREFIX: Final = "relay-count-"
 SUBJECTS_TO_COUNT: Final = (
     api_consumer_create(DLQ_STREAM, f"{_CONSUMER_PREFIX}x", DLQ_SUBJECTS),
@@ -34,6 +35,8 @@ class ReasonCounts:
     total: int = 0
     counted: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])
+    per_minute: Mapping[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
+    """Of the same ones: how many were stored in each minute of Unix time, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class ReasonCounter:
     def __init__(self, client: FrameClient) -> None:
         self._client = client
         self._counted = _StreamState(0, 0)
-        self._reasons: Counter[str] = Counter()
+        self._minutes: Counter[tuple[int, str]] = Counter()
 
     async def count(self) -> ReasonCounts:
         """The counts now. Raises NotProvisioned without a dead-letter stream, and RelayError. Cancelling is safe."""
@@ -57,20 +60,23 @@ class ReasonCounter:
             # Both figures grow by the same number unless dead letters were removed; the stream does not say which.
             grown = now.messages - self._counted.messages == now.last_sequence - self._counted.last_sequence
             if grown and now.messages <= NEWEST:
-                self._reasons += await self._read(self._counted.last_sequence + 1, now.last_sequence)
+                self._minutes += await self._read(self._counted.last_sequence + 1, now.last_sequence)
             else:
-                self._reasons = await self._read(max(1, now.last_sequence - NEWEST + 1), now.last_sequence)
+                self._minutes = await self._read(max(1, now.last_sequence - NEWEST + 1), now.last_sequence)
         self._counted = now
-        return ReasonCounts(now.messages, self._reasons.total(), dict(self._reasons.most_common()))
+        reasons: Counter[str] = Counter()
+        for (_, reason), count in self._minutes.items():
+            reasons[reason] += count
+        return ReasonCounts(now.messages, reasons.total(), dict(reasons.most_common()), dict(self._minutes))
 
     async def _state(self) -> _StreamState:
         state = await stream.state(self._client)
         return _StreamState(state["messages"], state["last_seq"])
 
-    async def _read(self, start: int, end: int) -> Counter[str]:
-        reasons: Counter[str] = Counter()
+    async def _read(self, start: int, end: int) -> Counter[tuple[int, str]]:
+        minutes: Counter[tuple[int, str]] = Counter()
         letters = stream.read_headers(self._client, start, end, consumer_prefix=_CONSUMER_PREFIX)
         async with contextlib.aclosing(letters):
             async for letter in letters:
-                reasons[letter.reason] += 1
-        return reasons
+                minutes[int(letter.stored_at.timestamp() // _MINUTE_S), letter.reason] += 1
+        return minutes

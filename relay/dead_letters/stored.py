@@ -106,12 +106,7 @@ class StoredDeadLetter:
     @property
     def status(self) -> str:
         """The job's status in the body; empty if there is none."""
-        try:
-            content = _PEEK(self.body)
-        except (ValueError, RecursionError):
-            return ""
-        status = content.status if content.payload is None else content.payload.status
-        return status if isinstance(status, str) else ""
+        return status_in(self.body)
 
     @property
     def history(self) -> tuple[PastFailure, ...]:
@@ -137,6 +132,16 @@ class StoredDeadLetter:
         differ; `skew_s` is the allowance for this. The caller decides which error would be worse.
         """
         return self.stored_at.timestamp() < stored_at_s - skew_s
+
+
+def status_in(body: bytes) -> str:
+    """The job's status in the body of an update; empty if there is none."""
+    try:
+        content = _PEEK(body)
+    except (ValueError, RecursionError):
+        return ""
+    status = content.status if content.payload is None else content.payload.status
+    return status if isinstance(status, str) else ""
 
 
 def source_subject_of(update: UpdateLike) -> str:

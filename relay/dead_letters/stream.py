@@ -103,10 +103,10 @@ async def read(
 
 
 async def read_headers(
-    client: FrameClient, start: int, up_to: int, *, consumer_prefix: str
+    client: FrameClient, start: int, up_to: int, *, consumer_prefix: str, subject: str = DLQ_SUBJECTS
 ) -> AsyncGenerator[StoredDeadLetter]:
-    """The dead letters from one sequence to another, oldest first, without their bodies."""
-    reading = _Reading(DLQ_SUBJECTS, up_to, start, consumer_prefix=consumer_prefix, headers_only=True, silence_s=1.0)
+    """The dead letters on `subject` from one sequence to another, oldest first, without their bodies."""
+    reading = _Reading(subject, up_to, start, consumer_prefix=consumer_prefix, headers_only=True, silence_s=1.0)
     async with contextlib.aclosing(_read(client, reading)) as letters:
         async for letter in letters:
             yield letter

@@ -56,6 +56,18 @@ async def run_checks(
     return [*on_nats, *at_facilitator]
 
 
+async def check_broker(
+    client: FrameClient, settings: Settings, *, timeout_s: float = 4.0, connect_timeout_s: float = 3.0
+) -> list[Finding]:
+    """What a snapshot does not show of NATS: its servers, the topology, the account. Cancelling is safe."""
+    found = await asyncio.gather(
+        _check_servers(settings.nats, timeout_s, connect_timeout_s),
+        _isolated(TOPOLOGY, check_topology(client, settings.delivery), timeout_s),
+        _isolated(ACCOUNT, check_account(client), timeout_s),
+    )
+    return [*itertools.chain(*found)]
+
+
 async def _check_nats(settings: Settings, timeout_s: float, connect_timeout_s: float) -> list[Finding]:
     servers = await _check_servers(settings.nats, timeout_s, connect_timeout_s)
     if all(server.level is Level.FAIL for server in servers):

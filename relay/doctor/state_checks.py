@@ -10,11 +10,10 @@ from relay.contract.text import format_counts, format_duration, format_size
 from relay.dead_letters.runbook import ADVICE
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
 from relay.overview.reports import find_disagreements
+from relay.overview.rows import OLD_S, TOO_OLD_S
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 from relay.topology.copies import REMEDY
 
-OLD_S: Final = 60.0
-TOO_OLD_S: Final = 600.0
 NEARLY_FULL: Final = 0.8
 FULL: Final = 0.95
 CLOCK_S: Final = 1.0

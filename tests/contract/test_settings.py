@@ -25,6 +25,8 @@ CONTRACT = """
     LANES MAX_ATTEMPTS MAX_DELIVER ACK_WAIT
     LEASE_TTL BACKOFF_INITIAL BACKOFF_MAX REPLICAS RECEIPTS OTHER_SENDERS MEMORY_MB HTTP_HOST HTTP_PORT LOG_LEVEL
     LOG_FORMAT TRACING STORAGE_MB
+    CONSOLE_HOST CONSOLE_PORT CONSOLE_PASSWORD CONSOLE_USER_HEADER CONSOLE_PROXIES CONSOLE_PATH_PREFIX
+    CONSOLE_DASHBOARD_URL
 """
 
 
@@ -360,3 +362,48 @@ def test_domain_or_prefix():
 def test_tls_first_over_websocket(url):
     """WebSockets have no such order, so the setting is refused with them."""
     assert "RELAY_NATS_TLS_FIRST" == refusal(NATS_URL=url, NATS_TLS_FIRST="true").variable
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({}, None),
+        ({"CONSOLE_HOST": "localhost"}, None),
+        ({"CONSOLE_HOST": "::1"}, None),
+        ({"CONSOLE_HOST": "127.8.8.8"}, None),
+        ({"CONSOLE_HOST": "0.0.0.0"}, "RELAY_CONSOLE_HOST"),
+        ({"CONSOLE_HOST": "::"}, "RELAY_CONSOLE_HOST"),
+        ({"CONSOLE_HOST": "console.example"}, "RELAY_CONSOLE_HOST"),
+        ({"CONSOLE_HOST": "0.0.0.0", "CONSOLE_PASSWORD": "correct horse"}, None),
+        ({"CONSOLE_HOST": "::", "CONSOLE_USER_HEADER": "X-User", "CONSOLE_PROXIES": "10.0.0.0/8, fd00::1"}, None),
+        ({"CONSOLE_USER_HEADER": "X-User"}, "RELAY_CONSOLE_PROXIES"),
+        ({"CONSOLE_PROXIES": "10.0.0.1"}, "RELAY_CONSOLE_USER_HEADER"),
+    ],
+)
+def test_console_listens_elsewhere_only_if_guarded(variables, problem):
+    """The console may listen on loopback; elsewhere only with a password, or with a proxy that signs people in."""
+    settings = load(**variables)
+    if problem is None:
+        assert settings == settings.require_guarded_console()
+    else:
+        with pytest.raises(ConfigurationError, match=f"^{problem}="):
+            settings.require_guarded_console()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONSOLE_PASSWORD", "short"),
+        ("CONSOLE_PROXIES", "10.0.0.1/8"),
+        ("CONSOLE_PROXIES", "proxy.example"),
+        ("CONSOLE_USER_HEADER", "X User"),
+        ("CONSOLE_PATH_PREFIX", "relay"),
+        ("CONSOLE_PATH_PREFIX", "/relay/"),
+        ("CONSOLE_PATH_PREFIX", '/"><script>'),
+        ("CONSOLE_DASHBOARD_URL", "javascript:alert(1)"),
+        ("CONSOLE_DASHBOARD_URL", "https://"),
+    ],
+)
+def test_console_values(name, value):
+    """Values that the console cannot use, or that could do harm in a page, are refused."""
+    assert f"RELAY_{name}" in str(refusal(**{name: value}))

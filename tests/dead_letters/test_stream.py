@@ -7,7 +7,7 @@ import pytest
 from dead_letter_kit import JOB, OTHER, change_stream
 from relay_kit import new_job
 
-from relay.cli.dlq_purge import plan_purge, remove
+from relay.cli.dlq_purge import plan_purge
 from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.contract.subjects import (
     DLQ_STREAM,
@@ -18,6 +18,7 @@ from relay.contract.subjects import (
     api_message_delete,
 )
 from relay.dead_letters import stream
+from relay.dead_letters.purge import remove
 from relay.dead_letters.selection import Selection
 from relay.nats.connection import api_request
 

@@ -40,7 +40,7 @@ OTHERS_OPTIONS = {
     *("--build-arg", "--config", "--from-literal", "--inbox-prefix", "--jetstream", "--max-age", "--preload"),
 }
 """Options of nats, kubectl, podman and gunicorn that the pages mention without a command."""
-ENDPOINTS = {"/livez", "/readyz", "/metrics", "/healthz", "/ws/v0/"}
+ENDPOINTS = {"/livez", "/readyz", "/metrics", "/healthz", "/ws/v0/", "/relay", "/jobs", "/dead-letters"}
 
 
 @every_page

@@ -10,7 +10,6 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 from update_kit import GivenUpdate
 
-from relay.cli.dlq_purge import remove
 from relay.contract.subjects import (
     STATUS_STREAM,
     STATUS_SUBJECTS,
@@ -22,6 +21,7 @@ from relay.contract.subjects import (
 )
 from relay.core.verdict import DeadLetter
 from relay.dead_letters import stream
+from relay.dead_letters.purge import remove
 from relay.dead_letters.replay import Replayer, ReplayResult
 from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.selection import Selection

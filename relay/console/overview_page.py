@@ -1,0 +1,244 @@
+"""The first page: is the promise being kept, what flows, who does it, and what to do."""
+
+from typing import Any, Final, cast
+
+from nicegui import ui
+
+from relay.console.frame import SHAPES, WORDS, badge, card, follow, frame
+from relay.console.recent import SHOWN_S, series
+from relay.console.watching import Watching
+from relay.contract.text import format_duration
+from relay.doctor.findings import Finding, Level
+from relay.overview.rows import LaneRow, WorkerRow, lane_rows, worker_rows
+
+_MS: Final = 1000
+_GREY: Final = "#8a949e"
+_RATES: Final = (
+    ("published", "published", "#6b7785", "dashed", "circle"),
+    ("acknowledged", "acknowledged", "#0072b2", "solid", "rect"),
+    ("dead_lettered", "dead-lettered", "#d55e00", "solid", "triangle"),
+)
+_TIMINGS: Final = (
+    ("end_to_end", "stored to acknowledged", "#0072b2", "solid", "rect"),
+    ("round_trip", "sent to answered", "#009e73", "dashed", "circle"),
+    ("hot_path", "received to sent", "#cc79a7", "dotted", "diamond"),
+)
+_Lines = tuple[tuple[str, str, str, str, str], ...]
+"""Of each line of a chart: the name of its figures, what it is called, its colour, its dashes, its symbol."""
+_LEFT: Final = {"align": "left"}
+
+
+def show_overview(watching: Watching) -> None:
+    """Build the page; it moves by itself."""
+    with frame(watching, "Overview", "/"):
+        _banner(watching)
+        _figures(watching)
+        with ui.element("div").classes("two"):
+            _chart(watching, "Updates per second", _RATES, {"type": "value", "min": 0})
+            _chart(watching, "Milliseconds, 99 of 100 are faster", _TIMINGS, {"type": "log"})
+        _findings(watching)
+        with ui.element("div").classes("two"):
+            _lanes(watching)
+            _workers(watching)
+
+
+def _banner(watching: Watching) -> None:
+    box = ui.element("section").classes("banner").props('aria-live="polite"')
+    with box:
+        icon = ui.icon("pending").props('aria-hidden="true"')
+        headline = ui.label().classes("headline")
+        reason = ui.label().classes("reason")
+
+    def show() -> None:
+        found = watching.verdict
+        box.classes(replace=f"banner {found.level}")
+        icon.name = SHAPES[found.level]
+        headline.text, reason.text = found.headline, found.reason
+
+    follow(watching, show)
+
+
+def _figures(watching: Watching) -> None:
+    labels: dict[str, ui.label] = {}
+    with ui.element("section").classes("figures"):
+        for name in ("published/s", "acknowledged/s", "dead-lettered/s", "waiting", "oldest", "dead letters"):
+            with ui.column().classes("figure"):
+                labels[name] = ui.label("-").classes("value")
+                ui.label(name).classes("name")
+
+    def show() -> None:
+        view = watching.view
+        interval, snapshot = view.interval, view.snapshot
+        if interval is not None:
+            labels["published/s"].text = f"{interval.published:.1f}"
+            labels["acknowledged/s"].text = f"{interval.settled.get('acknowledged', 0.0):.1f}"
+            labels["dead-lettered/s"].text = f"{interval.settled.get('dead_lettered', 0.0):.1f}"
+        elif view.trouble is not None:
+            for name in ("published/s", "acknowledged/s", "dead-lettered/s"):
+                labels[name].text = "-"
+        if snapshot is not None:
+            labels["waiting"].text = f"{sum(lane.unsettled for lane in snapshot.lanes):,}"
+            labels["oldest"].text = format_duration(max((lane.oldest_s or 0.0 for lane in snapshot.lanes), default=0.0))
+            labels["dead letters"].text = f"{snapshot.dead_letters.total:,}"
+
+    follow(watching, show)
+
+
+def _chart(watching: Watching, title: str, lines: _Lines, axis: dict[str, Any]) -> None:
+    with card(title):
+        chart = ui.echart(_options(lines, axis), renderer="svg").classes("chart")
+        options = cast("dict[str, Any]", chart.options)  # pyright: ignore[reportUnknownMemberType] - a copy
+
+    def show() -> None:
+        points = watching.recent.points
+        for line, (name, *_) in zip(options["series"], lines, strict=True):
+            line["data"] = series(points, name)
+        end = watching.view.at.timestamp()
+        options["xAxis"]["min"] = (end - SHOWN_S) * _MS
+        options["xAxis"]["max"] = end * _MS
+        chart.update()
+
+    follow(watching, show)
+
+
+def _options(lines: _Lines, axis: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "animation": False,
+        "textStyle": {"color": _GREY},
+        "legend": {"bottom": 0, "textStyle": {"color": _GREY}, "itemWidth": 30},
+        "grid": {"left": 8, "right": 12, "top": 12, "bottom": 34, "containLabel": True},
+        "tooltip": {"trigger": "axis", "renderMode": "richText"},
+        "xAxis": {"type": "time", "axisLabel": {"color": _GREY, "hideOverlap": True}},
+        "yAxis": {
+            **axis,
+            "axisLabel": {"color": _GREY},
+            "splitLine": {"lineStyle": {"opacity": 0.2}},
+        },
+        "series": [
+            {
+                "name": name,
+                "type": "line",
+                "showSymbol": False,
+                "symbol": symbol,
+                "lineStyle": {"width": 2.5, "type": style, "color": color},
+                "itemStyle": {"color": color},
+                "data": [],
+            }
+            for _, name, color, style, symbol in lines
+        ],
+    }
+
+
+def _findings(watching: Watching) -> None:
+    with card("What the doctor finds"):
+        box = ui.column().classes("w-full gap-0")
+    shown: list[Finding] = []
+
+    def show() -> None:
+        found = sorted(watching.findings, key=lambda finding: -list(Level).index(finding.level))
+        if found == shown:
+            return
+        shown[:] = found
+        box.clear()
+        with box:
+            for finding in found:
+                _finding(finding)
+
+    follow(watching, show)
+
+
+def _finding(finding: Finding) -> None:
+    with ui.element("div").classes("finding"):
+        badge(finding.level, WORDS[finding.level])
+        ui.label(f"{finding.check}: {finding.found}")
+        if finding.remedy:
+            ui.label(f"To do: {finding.remedy}").classes("todo")
+
+
+def _lanes(watching: Watching) -> None:
+    columns = [
+        {"name": "lane", "label": "lane", "field": "lane"},
+        {"name": "state", "label": "state", "field": "state", **_LEFT},
+        {"name": "owner", "label": "owner", "field": "owner", **_LEFT},
+        {"name": "waiting", "label": "waiting", "field": "waiting"},
+        {"name": "delivered", "label": "delivered", "field": "delivered"},
+        {"name": "rate", "label": "deliveries/s", "field": "rate"},
+        {"name": "oldest", "label": "oldest", "field": "oldest"},
+    ]
+    table = _table("Lanes", columns)
+
+    def show() -> None:
+        view = watching.view
+        table.rows = [_lane(row) for row in lane_rows(view.snapshot, view.interval)] if view.snapshot else []
+
+    follow(watching, show)
+
+
+def _lane(row: LaneRow) -> dict[str, Any]:
+    lane, level = row.lane, Level(row.urgency.value)
+    return {
+        "id": lane.lane,
+        "lane": lane.lane,
+        "state": WORDS[level],
+        "level": level.value,
+        "shape": SHAPES[level],
+        "owner": row.owner,
+        "waiting": lane.waiting,
+        "delivered": lane.delivered,
+        "rate": _rate(row.deliveries_per_s),
+        "oldest": "" if lane.oldest_s is None else format_duration(lane.oldest_s),
+    }
+
+
+def _workers(watching: Watching) -> None:
+    columns = [
+        {"name": "worker", "label": "worker", "field": "worker", **_LEFT},
+        {"name": "state", "label": "state", "field": "state", **_LEFT},
+        {"name": "facilitator", "label": "Facilitator", "field": "facilitator", **_LEFT},
+        {"name": "window", "label": "in flight", "field": "window"},
+        {"name": "rate", "label": "settled/s", "field": "rate"},
+        {"name": "lanes", "label": "lanes", "field": "lanes", **_LEFT},
+        {"name": "version", "label": "version", "field": "version", **_LEFT},
+        {"name": "up", "label": "up", "field": "up"},
+    ]
+    table = _table("Workers", columns)
+
+    def show() -> None:
+        view = watching.view
+        rows = worker_rows(view.snapshot, view.interval) if view.snapshot else ()
+        table.rows = [_worker(number, row) for number, row in enumerate(rows)]
+
+    follow(watching, show)
+
+
+def _worker(number: int, row: WorkerRow) -> dict[str, Any]:
+    level, report = Level(row.urgency.value), row.report
+    return {
+        "id": number,
+        "worker": row.worker,
+        "state": WORDS[level],
+        "level": level.value,
+        "shape": SHAPES[level],
+        "facilitator": row.state,
+        "window": "" if row.window is None else f"{row.unanswered}/{row.window}",
+        "rate": _rate(row.settled_per_s),
+        "lanes": "" if report is None else ", ".join(str(lane.lane) for lane in report.lanes),
+        "version": "" if report is None else report.version,
+        "up": "" if report is None else format_duration(report.uptime_s),
+    }
+
+
+def _table(title: str, columns: list[dict[str, Any]]) -> ui.table:
+    with card(title):
+        table = ui.table(rows=[], columns=columns, row_key="id", pagination=0)
+        table.props('flat dense :grid="Quasar.Screen.lt.sm" hide-pagination no-data-label="none"')
+        table.add_slot(
+            "body-cell-state",
+            '<q-td :props="props"><span class="level" :class="props.row.level">'
+            '<q-icon :name="props.row.shape" aria-hidden="true" /> {{ props.value }}</span></q-td>',
+        )
+    return table
+
+
+def _rate(per_s: float | None) -> str:
+    return "-" if per_s is None else f"{per_s:.1f}"

@@ -1,0 +1,56 @@
+"""What the charts show: the figures of the last 15 minutes. Without I/O."""
+
+import datetime as dt
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval
+from relay.overview.watch import View
+
+SHOWN_S: Final = 15 * 60.0
+RATES: Final = ("published", *OUTCOMES)
+_LONGEST_MS: Final = 60_000.0
+"""What stands for a duration above the histogram's last bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The figures of one interval; None is a gap in the chart."""
+
+    at: dt.datetime
+    per_s: dict[str, float | None]
+    """By name of RATES."""
+    p99_ms: dict[str, float | None]
+    """By name of TIMINGS."""
+
+
+class Recent:
+    """Remembers the points of the last SHOWN_S seconds, of views that are `every_s` apart."""
+
+    def __init__(self, every_s: float) -> None:
+        self.points: deque[Point] = deque(maxlen=math.ceil(SHOWN_S / every_s))
+
+    def add(self, view: View) -> None:
+        """A view without an interval is a gap."""
+        interval = view.interval
+        latencies = {name: _p99_ms(interval, name) for name in TIMINGS}
+        self.points.append(Point(view.at, {name: _rate(interval, name) for name in RATES}, latencies))
+
+
+def _rate(interval: Interval | None, name: str) -> float | None:
+    if interval is None:
+        return None
+    return round(interval.published if name == "published" else interval.settled.get(name, 0.0), 1)
+
+
+def _p99_ms(interval: Interval | None, name: str) -> float | None:
+    found = interval.latencies.get(name) if interval else None
+    return None if found is None else round(min(found.p99_s * 1000, _LONGEST_MS), 2)
+
+
+def series(points: Iterable[Point], name: str) -> list[tuple[str, float | None]]:
+    """The pairs of time and value that a chart draws; the name is one of RATES or of TIMINGS."""
+    return [(each.at.isoformat(timespec="seconds"), (each.per_s | each.p99_ms)[name]) for each in points]

@@ -1,0 +1,56 @@
+"""One browser, one relay and one console for all tests of the pages: they run in one event loop, in one worker."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cli_kit import make_command
+from console_kit import Console, chromium, console_process, tab
+from playwright.async_api import Browser, Page, expect
+from relay_kit import Scene, serving
+
+from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
+
+expect.set_options(timeout=20_000)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stage() -> AsyncIterator[Scene]:
+    """A relay at work between a real nats-server and the simulated Facilitator, with receipts."""
+    async with (
+        NatsServer() as server,
+        FacilitatorSimulator() as facilitator,
+        Scene(server, facilitator, RECEIPTS="true", MAX_ATTEMPTS="1") as scene,
+        serving(scene),
+    ):
+        yield scene
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def console(stage: Scene, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Console]:
+    """The console of `stage`."""
+    folder: Path = tmp_path_factory.mktemp("console")
+    async with console_process(folder, NATS_URL=stage.server.url) as console:
+        yield console
+
+
+@pytest.fixture
+def relay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """`await relay("console", CONSOLE_HOST=...)`: runs a command in this process, see cli_kit.py."""
+    return make_command(monkeypatch, tmp_path)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A page of the browser that has opened nothing yet."""
+    async with tab(browser) as page:
+        yield page

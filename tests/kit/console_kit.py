@@ -1,0 +1,92 @@
+"""`relay console` as a process, and a real browser that looks at it."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+
+TIMEOUT_S = 30
+CHROMIUM = "chromium"
+"""Debian's: `apt-get install chromium`, or `make browser`."""
+
+
+@dataclass
+class Console:
+    """A running console."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    """Its address, with the slash at the end."""
+
+
+@contextlib.asynccontextmanager
+async def console_process(folder: Path, **settings: str) -> AsyncIterator[Console]:
+    """`relay console` with these settings, on a free port; ended by SIGTERM. It must leave no file in `folder`."""
+    environment = {"CONSOLE_PORT": "0"} | settings
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "relay", "console"),
+        cwd=folder,
+        env={"PATH": os.environ["PATH"]} | {f"RELAY_{name}": value for name, value in environment.items()},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            line = (await process.stdout.readline()).decode()
+        yield Console(process, line.removeprefix("relay console: ").strip())
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+    assert process.returncode == 0
+    assert [] == os.listdir(folder)  # noqa: PTH208 - in a coroutine
+
+
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """Debian's Chromium, without a screen."""
+    if (path := shutil.which(CHROMIUM)) is None:
+        pytest.fail("these tests need Chromium: `make browser`, or apt-get install chromium")
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@dataclass
+class Tab:
+    """A page of the browser, and what went wrong in it."""
+
+    page: Page
+    errors: list[str] = field(default_factory=list)
+
+    def hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+
+@contextlib.asynccontextmanager
+async def tab(browser: Browser, *, allowed: tuple[str, ...] = (), **options: Any) -> AsyncIterator[Page]:
+    """A page of a new context, whose scripts must report no error, such as a breach of the Content-Security-Policy.
+
+    `allowed`: parts of the errors that the test makes by itself.
+    """
+    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    context.set_default_timeout(TIMEOUT_S * 1000)
+    try:
+        opened = Tab(await context.new_page())
+        opened.page.on("console", opened.hear)
+        opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
+        yield opened.page
+        assert [] == [each for each in opened.errors if not any(part in each for part in allowed)]
+    finally:
+        await context.close()
