@@ -35,7 +35,7 @@ class ReasonCounts:
     total: int = 0
     counted: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])
-    per_minute: Mapping[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
+    per_minute: Mapping[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int], compare=False)
     """Of the same ones: how many were stored in each minute of Unix time, by reason."""
 
 

@@ -7,6 +7,7 @@ from pydantic import SecretStr, ValidationError
 from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import (
+    ConsoleSettings,
     DeliverySettings,
     FacilitatorSettings,
     HttpSettings,
@@ -74,7 +75,8 @@ def test_every_variable_reaches_its_field(tmp_path):
         " FACILITATOR_REPLY_TIMEOUT=1.5 FACILITATOR_HEADERS=A: b FACILITATOR_PROXY=http://p LANES=7 MAX_ATTEMPTS=3"
         " MAX_DELIVER=9 ACK_WAIT=0.5 LEASE_TTL=2 BACKOFF_INITIAL=1 BACKOFF_MAX=2 REPLICAS=3 RECEIPTS=true"
         " OTHER_SENDERS=true MEMORY_MB=64 STORAGE_MB=256 HTTP_HOST=::1 HTTP_PORT=0 LOG_LEVEL=WARNING LOG_FORMAT=console"
-        " TRACING=Otel"
+        " TRACING=Otel CONSOLE_HOST=::1 CONSOLE_PORT=0 CONSOLE_PASSWORD=12345678 CONSOLE_USER_HEADER=X-User"
+        " CONSOLE_PROXIES=10.0.0.1, ::1 CONSOLE_PATH_PREFIX=/relay CONSOLE_DASHBOARD_URL=https://g/d"
     )
     variables = dict(re.findall(r"([A-Z_]+)=(.*?)(?= [A-Z_]+=|$)", texts)) | files
     assert set(CONTRACT.split()) == set(variables)
@@ -121,6 +123,15 @@ def test_every_variable_reaches_its_field(tmp_path):
             memory_mib=64,
         ),
         http=HttpSettings(host="::1", port=0),
+        console=ConsoleSettings(
+            host="::1",
+            port=0,
+            password=SecretStr("12345678"),
+            user_header="X-User",
+            proxies=("10.0.0.1", "::1"),
+            path_prefix="/relay",
+            dashboard_url="https://g/d",
+        ),
         log=LogSettings(level="warning", format="console"),
         tracing=TracingSettings(backend="otel"),
     )
