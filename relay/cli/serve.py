@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
@@ -41,7 +42,7 @@ def serve(
         ),
     ] = 1,
 ) -> None:
-    """Relay updates until SIGTERM or SIGINT.
+    """Relay updates until SIGTERM, SIGINT, or SIGHUP, which comes when the terminal is closed (not under nohup).
 
     The signal lets the updates in progress finish, and the exit code is 0; a second signal ends the process at once.
     Losing NATS or the Facilitator does not end the process, nor do missing streams and consumers: /readyz says what is
@@ -67,7 +68,7 @@ def serve(
 
 async def _serve(settings: Settings, authentication: str | None, *, provision_first: bool) -> None:
     stop = asyncio.Event()
-    _stop_on_signals(stop)
+    _stop_on_signals(stop.set)
     descriptor = os.environ.get(LISTENER_VARIABLE)
     listener = socket.socket(fileno=int(descriptor)) if descriptor else None
     relay = Relay(settings, authentication, provision_first=provision_first, listener=listener)
@@ -87,8 +88,7 @@ async def _supervise(settings: Settings, workers: int, *, provision_first: bool)
     supervisor = Supervisor(command, workers, probes, backoff)
     health = HealthServer(listen(settings.http.host, settings.http.port), probes)
     _log.info("probes and metrics", host=settings.http.host, port=health.port)
-    for number in _STOPPING:
-        asyncio.get_running_loop().add_signal_handler(number, supervisor.stop)
+    _stop_on_signals(supervisor.stop, again=supervisor.stop)
     async with asyncio.TaskGroup() as group:
         answering = group.create_task(health.serve())
         status = await supervisor.run()
@@ -96,18 +96,32 @@ async def _supervise(settings: Settings, workers: int, *, provision_first: bool)
     return status
 
 
-def _stop_on_signals(stop: asyncio.Event) -> None:
+def _stop_on_signals(stop: Callable[[], None], *, again: Callable[[], None] | None = None) -> None:
+    """Call `stop` at the first signal, and `again` at each further one. Without `again`, that ends the process at once.
+
+    That is always safe: what is not acknowledged is redelivered. A terminal that is closed sends SIGHUP twice, from the
+    kernel and from the shell, so further ones mean nothing. Under nohup SIGHUP is ignored, and stays so.
+    """
     loop = asyncio.get_running_loop()
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
     def begin() -> None:
-        stop.set()
+        if hangs_up:
+            loop.add_signal_handler(signal.SIGHUP, _ignore)
         for number in _STOPPING:
-            loop.remove_signal_handler(number)
-            # A second signal ends the process at once. This is always safe: what is not acknowledged is redelivered.
-            signal.signal(number, signal.SIG_DFL)
+            if again is None:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            else:
+                loop.add_signal_handler(number, again)
+        stop()
 
-    for number in _STOPPING:
+    for number in (*_STOPPING, *((signal.SIGHUP,) if hangs_up else ())):
         loop.add_signal_handler(number, begin)
+
+
+def _ignore() -> None:
+    """Do nothing. Unlike SIG_IGN, this leaves no moment in which a signal ends the process."""
 
 
 def _authentication(settings: FacilitatorSettings) -> str | None:

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import os
 import signal
+import termios
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -54,13 +57,16 @@ async def simulator() -> AsyncIterator[FacilitatorSimulator]:
 
 @pytest.fixture
 def serve(nats_server, simulator, tmp_path) -> Callable[..., Any]:
-    """`async with serve("--provision") as serving`: uses the hotkey; killed at the end if it still runs."""
+    """`async with serve("--provision") as serving`: uses the hotkey; killed at the end if it still runs.
+
+    `before` is called in the new process before the command starts.
+    """
 
     @contextlib.asynccontextmanager
-    async def serve(*arguments: str) -> AsyncIterator[Serving]:
+    async def serve(*arguments: str, before: Callable[[], None] | None = None) -> AsyncIterator[Serving]:
         addresses = {"NATS_URL": nats_server.url, "FACILITATOR_URL": simulator.url, "HTTP_PORT": "0"}
         given = {"LOG_FORMAT": "json", "FACILITATOR_HOTKEY_FILE": hotkey_file(tmp_path, HOTKEY)}
-        process = await start_command(tmp_path, "serve", *arguments, **addresses, **given)
+        process = await start_command(tmp_path, "serve", *arguments, before=before, **addresses, **given)
         try:
             yield Serving(process)
         finally:
@@ -129,11 +135,34 @@ async def test_relays_and_drains(serve, simulator, provisioned):
     assert 0 == await unsettled(provisioned)
 
 
+async def test_terminal_is_closed(serve, simulator, provisioned):
+    """A relay whose terminal is closed drains. The kernel sends SIGHUP to it, and the shell does so once more."""
+    simulator.inject(answer_late(0.5), status="accepted")
+    master, terminal = os.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    async with serve(before=take_terminal) as serving:
+        os.close(terminal)
+        await publish(provisioned, "received", "accepted")
+        await simulator.wait_for(lambda _: len(simulator.rows) == 2, TIMEOUT_S)
+        os.close(master)
+        await serving.logged("draining")
+        serving.process.send_signal(signal.SIGHUP)
+        assert 0 == await serving.ended()
+    assert 0 == await unsettled(provisioned)
+
+
 @pytest.mark.usefixtures("provisioned")
 async def test_ends_on_sigint(serve):
-    """Ctrl-C gives exit code 0, without a traceback."""
-    async with serve() as serving:
+    """Ctrl-C gives exit code 0, without a traceback. Under nohup, the end of the terminal means nothing."""
+    async with serve(before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as serving:
+        port = (await serving.logged("probes and metrics"))["port"]
         await serving.logged("connected to the Facilitator")
+        serving.process.send_signal(signal.SIGHUP)
+        await readyz(port)  # answered after the signal
         serving.process.send_signal(signal.SIGINT)
         await serving.logged("stopped")
         assert 0 == await serving.ended()

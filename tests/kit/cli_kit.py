@@ -85,12 +85,18 @@ def _run() -> Ended:
         return Ended(code, out.getvalue(), err.read())
 
 
-async def start_command(folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
-    """`relay ...` as a process of its own, with pipes: to send signals, and to read output while it runs."""
+async def start_command(
+    folder: Path, *arguments: str, before: Callable[[], None] | None = None, **settings: str
+) -> asyncio.subprocess.Process:
+    """`relay ...` as a process of its own, with pipes: to send signals, and to read output while it runs.
+
+    `before` is called in the new process before the command starts.
+    """
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "relay", *arguments),
         cwd=folder,
         env=environment(**settings),
+        preexec_fn=before,
         **dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE),
     )
 

@@ -74,9 +74,17 @@ async def probe(parent: RelayProcess, path: str) -> tuple[int, str]:
     return answer.status, answer.body
 
 
-@pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
+def hang_up(group: int, number: int) -> None:
+    """As when a terminal is closed: from the kernel and from the shell."""
+    os.killpg(group, number)
+    os.killpg(group, number)
+
+
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (hang_up, signal.SIGHUP)]
+)
 async def test_signal_drains_all(send, number):
-    """SIGTERM, or Ctrl-C in a terminal, lets all workers drain and exit with 0: nothing is sent a second time."""
+    """SIGTERM, Ctrl-C in a terminal or its end lets all workers drain and exit with 0: nothing is sent twice."""
     async with relayed() as (scene, parent, workers):
         # Otherwise Ctrl-C would reach a worker twice, and the second signal stops it at once.
         assert parent.process.pid not in {os.getpgid(worker["pid"]) for worker in workers}
