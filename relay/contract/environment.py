@@ -9,10 +9,11 @@ from typing import Final
 
 from pydantic import SecretStr, ValidationError
 
+from relay.contract.addresses import Unusable, parse_proxy, problem_of
 from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.env_file import read_env_file
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import PROXY, Settings, SettingsGroup, parse_proxy
+from relay.contract.settings import PROXY, Settings, SettingsGroup
 from relay.contract.settings_table import BY_VARIABLE, GROUPS, as_text
 from relay.contract.usual_proxy import usual_proxy
 
@@ -58,9 +59,9 @@ def _with_usual_proxy(settings: Settings, environ: Mapping[str, str]) -> Setting
         return settings
     try:
         parse_proxy(usual.url)
-    except ValueError:
+    except Unusable as error:
         allowed = f"{PROXY}; set RELAY_FACILITATOR_PROXY, or exclude the Facilitator with NO_PROXY"
-        raise ConfigurationError(usual.variable, f"***@{usual.url.rpartition('@')[2]}", allowed) from None
+        raise ConfigurationError(usual.variable, f"***@{usual.url.rpartition('@')[2]}", allowed, str(error)) from None
     with_proxy = facilitator.model_copy(update={"proxy": SecretStr(usual.url)})
     return settings.model_copy(update={"facilitator": with_proxy})
 
@@ -126,7 +127,7 @@ def _fill(group: str, given: Mapping[str, str]) -> SettingsGroup:
         return GROUPS[group].model_validate(texts)
     except ValidationError as error:
         name = variables[str(error.errors(include_context=False)[0]["loc"][0])]
-        raise _refusal(name, given[name]) from None
+        raise _refusal(name, given[name], problem_of(error)) from None
 
 
 def _is_utf8(value: str) -> bool:
@@ -147,8 +148,8 @@ def _refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None
         raise _refusal("RELAY_BACKOFF_MAX", as_text(delivery.backoff_max_s))
 
 
-def _refusal(name: str, value: str) -> ConfigurationError:
-    return ConfigurationError(name, _shown(name, value), BY_VARIABLE[name].variable.allowed)
+def _refusal(name: str, value: str, problem: str = "") -> ConfigurationError:
+    return ConfigurationError(name, _shown(name, value), BY_VARIABLE[name].variable.allowed, problem)
 
 
 def _shown(name: str, value: str) -> str:

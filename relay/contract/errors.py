@@ -24,13 +24,14 @@ class RelayError(Exception):
 
 
 class ConfigurationError(RelayError):
-    """A setting is missing or has a value that is not allowed."""
+    """A setting is missing or has a value that is not allowed. `problem` is what is wrong with it, if that is known."""
 
-    def __init__(self, variable: str, value: str, allowed: str) -> None:
+    def __init__(self, variable: str, value: str, allowed: str, problem: str = "") -> None:
         self.variable = variable
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{variable}={value!r} is not allowed: {allowed}")
+        self.problem = problem
+        super().__init__(f"{variable}={value!r} is not allowed: {f'{problem}; give ' if problem else ''}{allowed}")
 
 
 class IdentityError(RelayError):

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from relay.contract.addresses import existing_file, facilitator_address, nats_address, parse_proxy, web_address
 from relay.contract.errors import ConfigurationError
 from relay.contract.subjects import API, domain_api
 from relay.contract.text import redact_url
 from relay.contract.upgrade_headers import ALLOWED as UPGRADE_HEADERS
 from relay.contract.upgrade_headers import parse_upgrade_headers
 
-_NATS_SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
 _ENCRYPTED_SCHEMES: Final = frozenset({"tls", "wss"})
 
 
@@ -44,38 +44,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) else value
 
 
-def _host(parts: SplitResult) -> str:
-    """The host of an address; empty if there is none. Raises ValueError if no host can have that name."""
-    host = parts.hostname or ""
-    host.encode("idna")  # refuses empty and overlong labels, as looking it up would
-    if any(char.isspace() or not char.isprintable() for char in host):
-        raise ValueError(host)
-    return host
-
-
-def _nats_address(url: str) -> str:
-    parts = urlsplit(url)
-    has_path = parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}  # likely a password with a "/" in it
-    if parts.scheme not in _NATS_SCHEMES or not _host(parts) or parts.port == 0 or has_path:
-        raise ValueError(url)
-    return url
-
-
 def _api_prefix(prefix: str) -> str:
     if prefix.startswith(f"{API}.") or (prefix.startswith("$") and not prefix.startswith("$JS.")):
         raise ValueError(prefix)
     return prefix
-
-
-def _existing_file(path: Path) -> Path:
-    # Not pydantic's FilePath: it raises OSError if the name is too long or the folder may not be read.
-    try:
-        exists = path.is_file()
-    except OSError as error:
-        raise ValueError(str(path)) from error
-    if not exists:
-        raise ValueError(str(path))
-    return path
 
 
 def _network(text: str) -> str:
@@ -83,30 +55,9 @@ def _network(text: str) -> str:
     return text
 
 
-def _web_address(url: str | None) -> str | None:
-    if url is not None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not _host(parts):
-            raise ValueError(url)
-    return url
-
-
 def _upgrade_headers(headers: SecretStr) -> SecretStr:
     parse_upgrade_headers(headers.get_secret_value())
     return headers
-
-
-def _facilitator_address(url: str) -> str:
-    parts = urlsplit(url)
-    has_endpoint = parts.path.endswith("/") and parts.path != "/"
-    if parts.scheme not in {"ws", "wss"} or not _host(parts) or parts.port == 0 or not has_endpoint or parts.fragment:
-        raise ValueError(url)
-    if parts.username is not None:  # for HTTP's Basic authentication, which needs both
-        unquote(parts.username, errors="strict")
-        if parts.password is None:
-            raise ValueError(url)
-        unquote(parts.password, errors="strict")
-    return url
 
 
 def _proxy_address(proxy: SecretStr) -> SecretStr:
@@ -114,18 +65,8 @@ def _proxy_address(proxy: SecretStr) -> SecretStr:
     return proxy
 
 
-def parse_proxy(url: str) -> SplitResult:
-    """The parts of a proxy's address. Raises ValueError if it is not allowed."""
-    parts = urlsplit(url)
-    more = parts.path not in {"", "/"} or parts.query or parts.fragment
-    half = (parts.username is None) != (parts.password is None)
-    if parts.scheme not in {"http", "https"} or not _host(parts) or parts.port == 0 or more or half:
-        raise ValueError("not a proxy")
-    return parts
-
-
 _Seconds = Annotated[float, Field(ge=0.05, le=3600)]
-_File = Annotated[Path, AfterValidator(_existing_file)] | None
+_File = Annotated[Path, AfterValidator(existing_file)] | None
 _Secret = SecretStr | None
 _Proxy = Annotated[SecretStr, AfterValidator(_proxy_address)] | None
 _Headers = Annotated[SecretStr, AfterValidator(_upgrade_headers)] | None
@@ -177,7 +118,7 @@ class NatsSettings(SettingsGroup):
             yield name, tuple(map(redact_url, value)) if name == "urls" else value
 
     urls: Annotated[
-        tuple[Annotated[str, AfterValidator(_nats_address)], ...],
+        tuple[Annotated[str, AfterValidator(nats_address)], ...],
         BeforeValidator(_split_at_commas),
         Field(min_length=1),
         Variable("RELAY_NATS_URL", _NATS_URLS, "The servers of one NATS cluster."),
@@ -267,7 +208,7 @@ class FacilitatorSettings(SettingsGroup):
 
     url: Annotated[
         str,
-        AfterValidator(_facilitator_address),
+        AfterValidator(facilitator_address),
         Variable("RELAY_FACILITATOR_URL", _FACILITATOR_URL, "The Facilitator's WebSocket endpoint."),
     ] = ""
     auth: Annotated[
@@ -470,7 +411,7 @@ class ConsoleSettings(SettingsGroup):
     ] = ""
     dashboard_url: Annotated[
         str | None,
-        AfterValidator(_web_address),
+        AfterValidator(web_address),
         Variable("RELAY_CONSOLE_DASHBOARD_URL", "an http:// or https:// address", "The dashboard to link to."),
     ] = None
 

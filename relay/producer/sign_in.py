@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 
 from pydantic import ValidationError
 
+from relay.contract.addresses import problem_of
 from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.environment import concerns, load_settings, without_line_ends
 from relay.contract.errors import ConfigurationError
@@ -28,7 +29,8 @@ def nats_settings(servers: str | Sequence[str], credentials: Credentials) -> Nat
         settings = NatsSettings.model_validate({"urls": addresses, **_as_meant(credentials)})
     except ValidationError as error:
         # The value is not shown, because an address, or a file's content given instead of its path, may hold a secret.
-        raise _refusal(str(error.errors(include_context=False, include_input=False)[0]["loc"][0])) from None
+        field = str(error.errors(include_context=False, include_input=False)[0]["loc"][0])
+        raise _refusal(field, problem_of(error)) from None
     if found := find_contradiction(settings):
         given = found.field == "urls" or found.field in credentials
         raise ConfigurationError(_argument(found.field), "***" if given else "", found.allowed)
@@ -58,9 +60,9 @@ def _as_meant(credentials: Credentials) -> dict[str, Any]:
     return meant
 
 
-def _refusal(field: str) -> ConfigurationError:
+def _refusal(field: str, problem: str) -> ConfigurationError:
     allowed = variable_of(field).allowed if field in NatsSettings.model_fields else "there is no such argument"
-    return ConfigurationError(_argument(field), "***", allowed)
+    return ConfigurationError(_argument(field), "***", allowed, problem)
 
 
 def _argument(field: str) -> str:

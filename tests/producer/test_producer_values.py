@@ -125,12 +125,12 @@ def test_message_id():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"servers": "http://user:hunter2@h"}, "servers='***' is not allowed: addresses nats://host:port"),
-        ({"servers": ["nats://h", ""]}, "servers='***' is not allowed: addresses nats://host:port"),
+        ({"servers": "http://user:hunter2@h"}, "servers='***' is not allowed: it begins with none of nats://, tls://"),
+        ({"servers": ["nats://h", ""]}, "servers='***' is not allowed: it begins with none of nats://, tls://"),
         ({"servers": []}, "servers='***' is not allowed: addresses nats://host:port"),
         ({"user": "a"}, "password='' is not allowed: any text, together with RELAY_NATS_USER"),
         ({"password": "hunter2"}, "user='' is not allowed: any text, together with RELAY_NATS_PASSWORD"),
-        ({"creds": "hunter2"}, "creds='***' is not allowed: the path of a file that exists"),
+        ({"creds": "hunter2"}, "creds='***' is not allowed: there is no such file; give the path of a file"),
         ({"cert_file": __file__}, "key_file='' is not allowed: the path of a file that exists"),
         ({"port": 4222}, "port='***' is not allowed: there is no such argument"),
     ],
