@@ -12,7 +12,7 @@ INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test browser soak sim rehearse-alerts rehearse-incident rehearse-incidents lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
+.PHONY: help demo test browser soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ rehearse-incident: $(VENV)/.dev  ## break one of eight things without saying whi
 
 rehearse-incidents: $(VENV)/.dev  ## break each of them, and let relay doctor find it (some 2 minutes)
 	@$(BIN)/python deploy/rehearsal/incidents.py --all
+
+rehearse-commands: $(VENV)/.dev  ## run every nats command of the pages on a real cluster (some 2 minutes; wants nats 0.5.0 on the PATH)
+	@$(BIN)/python deploy/rehearsal/commands.py
 
 lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff check .

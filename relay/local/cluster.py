@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import msgspec
 from nats.aio.msg import Msg
+from pydantic import SecretStr
 
 from relay.contract.errors import LocalServerError, RelayError
 from relay.contract.settings import NatsSettings
@@ -27,6 +28,7 @@ _ANSWER_TIMEOUT_S: Final = 0.5
 _AGAIN_AFTER_S: Final = 0.1
 ADMIN: Final = "admin"
 """User and password of the system account; everybody else needs none."""
+_ACCOUNTS: Final = f"accounts: {{$SYS: {{users: [{{user: {ADMIN}, password: {ADMIN}}}]}}}}"
 _HOST: Final = "127.0.0.1"
 _ELECTIONS: Final = "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"
 _MONITOR_REQUEST: Final = b"GET /jsz?streams=1&consumers=1 HTTP/1.0\r\n\r\n"
@@ -42,16 +44,22 @@ class NatsCluster:
             leader = await cluster.leader_of_stream("JOB_STATUS")
             await cluster.kill(leader)
 
+    Args:
+        accounts: the accounts and users, in nats-server's own syntax. By default nobody needs credentials, and the user
+            ADMIN has the system account.
+        user, password: of this object's own connection, if the accounts ask for them.
+
     Methods that need a leader wait for its election; they raise LocalServerError if none is elected within
     ELECTION_TIMEOUT_S.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accounts: str = _ACCOUNTS, user: str | None = None, password: str | None = None) -> None:
         self._routes = [_reserve_port() for _ in range(NODES)]
         ports = [reserved.getsockname()[1] for reserved in self._routes]
         if sys.platform != "linux":
             self._release_routes()
-        self._nodes = {_name(i): NatsServer(extra_config=_config(i, ports)) for i in range(NODES)}
+        self._nodes = {_name(i): NatsServer(extra_config=_config(i, ports, accounts)) for i in range(NODES)}
+        self._sign_in = NatsSettings(user=user, password=SecretStr(password) if password else None)
         self._running: set[str] = set()
         self._observer: FrameClient | None = None
         self._elected = asyncio.Event()
@@ -113,7 +121,9 @@ class NatsCluster:
             for node in self.nodes:
                 await self.start(node)
             await self.until_current()
-            self._observer = await connect(NatsSettings(urls=self.urls), name="cluster-observer")
+            self._observer = await connect(
+                self._sign_in.model_copy(update={"urls": self.urls}), name="cluster-observer"
+            )
             await self._observer.subscribe(_ELECTIONS, cb=self._on_election)
         except BaseException:
             await self._close()
@@ -195,11 +205,10 @@ def _name(number: int) -> str:
     return f"node-{number}"
 
 
-def _config(number: int, ports: list[int]) -> str:
+def _config(number: int, ports: list[int], accounts: str) -> str:
     routes = ", ".join(f'"nats://{_HOST}:{port}"' for port in ports)
     cluster = f'{{name: local, listen: "{_HOST}:{ports[number]}", routes: [{routes}]}}'
-    system = f"accounts: {{$SYS: {{users: [{{user: {ADMIN}, password: {ADMIN}}}]}}}}"
-    return f"server_name: {_name(number)}\ncluster: {cluster}\n{system}"
+    return f"server_name: {_name(number)}\ncluster: {cluster}\n{accounts}"
 
 
 def _reserve_port() -> socket.socket:

@@ -1,0 +1,192 @@
+"""What rehearsals share: a cluster with the users of deploy/nats/users.conf, relays as processes, a steady flow."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from relay.contract.errors import RelayError
+from relay.contract.settings import NatsSettings
+from relay.contract.subjects import status_subject
+from relay.local.cluster import NatsCluster
+from relay.local.facilitator import FacilitatorSimulator
+from relay.nats.connection import close, connect, publish_confirmed
+from relay.nats.frames import FrameClient
+
+ROOT: Final = Path(__file__).parents[2]
+ROLES: Final = ("producer", "runner", "relay", "operator", "observer", "admin")
+ANYBODY: Final = "anybody"
+"""A user of the relay's account who may do everything; password likewise."""
+STATUSES: Final = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
+
+
+def password(role: str) -> str:
+    return ANYBODY if role == ANYBODY else f"secret-of-{role}"
+
+
+def give_passwords() -> None:
+    """Put the passwords that users.conf needs into the environment."""
+    os.environ.update({f"NATS_{role.upper()}_PASSWORD": password(role) for role in ROLES})
+
+
+def users() -> str:
+    """users.conf, with the user who may do everything."""
+    text = (ROOT / "deploy/nats/users.conf").read_text()
+    return text.replace("users: [", f"users: [\n{{user: {ANYBODY}, password: {ANYBODY}}}", 1)
+
+
+def sign_in(role: str) -> dict[str, str]:
+    """The relay's settings for a user."""
+    inbox = "_INBOX_relay" if role == "relay" else "_INBOX"
+    return {"RELAY_NATS_USER": role, "RELAY_NATS_PASSWORD": password(role), "RELAY_NATS_INBOX_PREFIX": inbox}
+
+
+class Site:
+    """A cluster, a Facilitator, relays and a producer. `settings` are those of every relay and command."""
+
+    def __init__(self, cluster: NatsCluster, facilitator: FacilitatorSimulator, nats: FrameClient) -> None:
+        self.cluster, self.facilitator, self.nats = cluster, facilitator, nats
+        self.settings = {
+            "RELAY_NATS_URL": ",".join(cluster.urls),
+            "RELAY_FACILITATOR_URL": facilitator.url,
+            "RELAY_FACILITATOR_AUTH": "none",
+            "RELAY_HTTP_PORT": "0",
+            "RELAY_RECEIPTS": "true",
+            "RELAY_REPLICAS": "3",
+            "RELAY_LEASE_TTL": "15",
+        }
+        self.published: list[tuple[str, str, bytes]] = []
+        """Job, status and body of each update whose publish was confirmed, in order."""
+        self.pause_s = 0.02
+        """Between two updates of the producer."""
+        self.longest_s = 0.0
+        """The longest time that a publish took to be confirmed, tries included."""
+        self.relays: list[asyncio.subprocess.Process] = []
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+
+    # Relays and commands.
+
+    async def start_relay(self, **settings: str) -> None:
+        """Start a relay, and wait until it is connected to the Facilitator."""
+        connections = self.facilitator.accepted
+        log = asyncio.subprocess.DEVNULL
+        self.relays.append(await self._run("serve", role="relay", stderr=log, **settings))
+        await self.facilitator.wait_for(lambda facilitator: facilitator.accepted > connections, 60)
+
+    async def stop_relay(self) -> None:
+        """Stop the oldest relay as a supervisor does."""
+        relay = self.relays.pop(0)
+        relay.terminate()
+        await relay.wait()
+
+    async def relay(self, *arguments: str, role: str = "operator", **settings: str) -> tuple[int, str]:
+        """Run a command of the relay; returns its exit code and what it printed."""
+        process = await self._run(*arguments, role=role, stdout=-1, stderr=asyncio.subprocess.STDOUT, **settings)
+        out, _ = await process.communicate()
+        return process.returncode or 0, out.decode()
+
+    async def _run(
+        self, *arguments: str, role: str, stdout: int | None = None, stderr: int | None = None, **settings: str
+    ) -> asyncio.subprocess.Process:
+        own = {f"RELAY_{name}": value for name, value in settings.items()}
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "relay", *arguments),
+            env={**self._environment, **self.settings, **sign_in(role), **own},
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+    async def nats_cli(self, *arguments: str, role: str = "operator", stdin: int | None = None) -> tuple[int, str]:
+        """Run `nats` as a user; returns its exit code and what it printed."""
+        process = await asyncio.create_subprocess_exec(
+            *("nats", "--server", ",".join(self.cluster.urls), "--user", role, "--password", password(role)),
+            *("--timeout", "20s", *arguments),
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        out, _ = await process.communicate()
+        return process.returncode or 0, out.decode()
+
+    # The producer, and what became of its updates.
+
+    async def publish(self, job: str, status: str, output: str = "") -> None:
+        """Publish an update until it is confirmed."""
+        body = json.dumps({"uuid": job, "status": status, "metadata": {"output": output}}).encode()
+        headers, began_s = {"Nats-Msg-Id": str(uuid4())}, time.monotonic()
+        while True:
+            with contextlib.suppress(RelayError):
+                await publish_confirmed(self.nats, status_subject(job), body, headers, timeout_s=2)
+                self.published.append((job, status, body))
+                self.longest_s = max(self.longest_s, time.monotonic() - began_s)
+                return
+            await asyncio.sleep(0.05)
+
+    async def publish_jobs(self) -> None:
+        """Publish the lives of jobs, one after another, until cancelled."""
+        while True:
+            job = str(uuid4())
+            for status in STATUSES:
+                await self.publish(job, status)
+                await asyncio.sleep(self.pause_s)
+
+    async def outcome(self, within_s: float = 90) -> str:
+        """Wait until every update has arrived, and say what became of them: lost, reordered, repeated."""
+        published = list(self.published)
+        until_s = time.monotonic() + within_s
+        while (missing := self._missing(published)) and time.monotonic() < until_s:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.2)
+        rows = Counter((row.job, row.status) for row in self.facilitator.rows)
+        repeated = self.facilitator.replies["job.integrity_error"]
+        return f"{len(published):6} {len(missing):5} {self._reordered():5} {repeated:6}" + (
+            "" if max(rows.values(), default=1) == 1 else " stored twice!"
+        )
+
+    def _missing(self, published: list[tuple[str, str, bytes]]) -> list[tuple[str, str]]:
+        arrived = {(row.job, row.status) for row in self.facilitator.rows}
+        return [(job, status) for job, status, _ in published if (job, status) not in arrived]
+
+    def _reordered(self) -> int:
+        place, last, count = {status: i for i, status in enumerate(STATUSES)}, dict[str, int](), 0
+        for row in self.facilitator.rows:
+            if row.status in place:
+                count += place[row.status] < last.get(row.job, -1)
+                last[row.job] = place[row.status]
+        return count
+
+
+@contextlib.asynccontextmanager
+async def site(**settings: str) -> AsyncIterator[Site]:
+    """A cluster of three, provisioned; with a producer that publishes, and no relay yet."""
+    give_passwords()
+    async with (
+        NatsCluster(users(), ANYBODY, ANYBODY) as cluster,
+        FacilitatorSimulator() as facilitator,
+    ):
+        nats = await connect(NatsSettings(urls=cluster.urls, user=ANYBODY, password=ANYBODY), name="rehearsal")
+        site = Site(cluster, facilitator, nats)
+        site.settings |= settings
+        code, out = await site.relay("provision")
+        assert code == 0, out
+        publishing = asyncio.create_task(site.publish_jobs())
+        try:
+            yield site
+        finally:
+            publishing.cancel()
+            while site.relays:
+                await site.stop_relay()
+            await close(nats)
+
+
+def require(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            sys.exit(f"{program} is not on PATH (docs/operations.md says which version, and how to get it)")
