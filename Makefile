@@ -12,7 +12,7 @@ INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test browser soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-install check-integration clean
+.PHONY: help demo test browser soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -90,11 +90,8 @@ audit:  ## look what the image installs up in the OSV database of known vulnerab
 		--requirement requirements.lock || { echo 'make audit: not passed. Either a pinned version has a known' \
 		'vulnerability (named above: raise it in pyproject.toml and run make lock), or OSV cannot be reached from here.'; exit 1; }
 
-check-install:  ## install what publishers need, on its lowest versions and beside the pins of others (needs the package index)
-	@$(PYTHON) tests/install/check.py
-
-check-integration: $(VENV)/.dev $(INTEGRATION_VENV)/.made  ## run the code of docs/migration.md in a Django and Celery project with a validator's pins
-	@$(BIN)/python -m pytest -q -rs tests/integration/validator.py
+check-integration: $(VENV)/.dev $(INTEGRATION_VENV)/.made  ## install the publisher beside the pins of others, and run the pages' code there (needs the package indexes)
+	@$(BIN)/python -m pytest -q -rs --numprocesses 4 tests/integration/*.py
 
 sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.json)
 	@$(PYTHON) -m venv --clear $(SBOM_VENV)
@@ -115,7 +112,7 @@ lock:  ## pin what the image installs, with and without OpenTelemetry, with hash
 	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made
-	rm -rf $(VENV) $(AUDIT_VENV) $(SBOM_VENV) $(INTEGRATION_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(AUDIT_VENV) $(SBOM_VENV) $(INTEGRATION_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .mypy_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "job-status-relay needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0] or 0)'
@@ -136,9 +133,10 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	@$(INSTALL) '.[bench]'
 	@touch $@ $(VENV)/.local
 
-$(INTEGRATION_VENV)/.made: pyproject.toml tests/integration/validator.txt
+$(INTEGRATION_VENV)/.made: pyproject.toml tests/integration/validator.txt tests/integration/tools.txt
 	@echo "Installing the publisher beside a validator's pins into $(INTEGRATION_VENV) (once) ..."
 	@$(PYTHON) -m venv --clear --without-pip $(INTEGRATION_VENV)
-	@$(PYTHON) -m pip --disable-pip-version-check --python $(INTEGRATION_VENV)/bin/python install --quiet --editable . \
-		--requirement tests/integration/validator.txt
+	@$(PYTHON) -m pip --disable-pip-version-check --python $(INTEGRATION_VENV)/bin/python install --quiet 'uv>=0.8'
+	@$(INTEGRATION_VENV)/bin/uv pip install --quiet --python $(INTEGRATION_VENV)/bin/python --editable . \
+		--requirement tests/integration/validator.txt --requirement tests/integration/tools.txt
 	@touch $@

@@ -226,6 +226,8 @@ async def test_forgotten_close_with_a_silent_server(nats_server, run_script):
             import signal
             publish(A, 'accepted')
             os.kill(SERVER, signal.SIGSTOP)
+            while ' T ' not in open('/proc/SERVER/stat').read():
+                pass
             for _ in range(500):
                 submit(A, 1), submit(B, 1)
             """.replace("SERVER", str(nats_server.pid))
