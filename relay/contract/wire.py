@@ -180,7 +180,7 @@ def _decode(body: bytes, token: str) -> Frame:
     if JOB_UUID.fullmatch(token) is None:
         wanted = "a UUID in lower case with hyphens, as in job.status.123e4567-e89b-42d3-a456-426614174000"
         raise _Unfit(Reason.INVALID_UUID, f"the subject ends in {_echo(token)}, but must end in {wanted}")
-    text, nuls = _ESCAPED_NUL.subn(rb"\1\\ufffd", body) if b"\\u0000" in body else (body, 0)
+    text, nuls = _ESCAPED_NUL.subn(rb"\1\\ufffd", body) if b"\\" in body and b"\\u0000" in body else (body, 0)
     update, text = _typed(text)
     if not isinstance(update.status, str) or update.status not in _STATUSES:
         raise _unknown_status(update.status)
@@ -221,8 +221,9 @@ def _plain(text: bytes) -> _Update | None:
     What msgspec reads and writes again to the very same bytes has nothing that `_parse` refuses: of duplicate keys one
     would be missing, and msgspec reads no invalid UTF-8 and no number that is too large for a float.
     """
-    spaced = b'": ' in text[:_FIRST_KEY_BYTES]  # msgspec writes no blanks; this saves the attempt for large updates
-    if spaced or text.count(b"{") + text.count(b"[") > _MAX_DEPTH:
+    if text.find(b'": ', 0, _FIRST_KEY_BYTES) >= 0:
+        return None  # msgspec writes no blanks; this saves the attempt for large updates
+    if len(text) > 2 * _MAX_DEPTH and text.count(b"{") + text.count(b"[") > _MAX_DEPTH:  # each bracket has a partner
         return None
     try:
         document = _DOCUMENT.decode(text)

@@ -7,6 +7,7 @@ numbers: the last delivery that was asked for, and the last one that came (or go
 Each request also has a limit of bytes, `max_bytes`. The server counts subject, reply subject, headers and body of each
 message. It ends a request, with a status that says how many bytes were left, if the next message does not fit. So a
 message that is larger than a whole request would never come: it is requested alone, without a limit (see memory.py).
+If a message uses up the limit to the last byte, the server ends the request without a status.
 """
 
 import enum
@@ -79,7 +80,7 @@ class PullWindow:
         self._most_bytes = math.inf
         self._serve_for(expires_s)
         self.delivered_up_to = 0
-        """The consumer's number of the latest delivery that came; the pull loop sets it."""
+        """The consumer's number of the latest delivery that came."""
         self.low_at = 0
         """From this delivery on, half a batch or less is on request: it is time to ask for more."""
         self._asked_up_to = 0
@@ -111,9 +112,9 @@ class PullWindow:
 
     def wanted(self, room: int) -> Request | None:
         """What to request now, None for nothing; `room` is how many more updates can be held."""
+        if not self.outstanding and self.share.asked_bytes:
+            self.share.nothing_on_request()  # lanes that waited for that may request something now, even this one
         outstanding = self.outstanding
-        if not outstanding and self.share.asked_bytes:
-            self.share.nothing_on_request()
         if outstanding > self.batch // 2:
             return None
         count = min(self.batch, room) - outstanding
@@ -139,6 +140,13 @@ class PullWindow:
         else:
             self.share.asked_bytes += request.max_bytes
 
+    def came(self, delivered_up_to: int, size_bytes: int) -> None:
+        """Deliveries came, up to this number in the consumer's count, with so many bytes as the server counts them."""
+        self.delivered_up_to = delivered_up_to
+        self.share.came_bytes += size_bytes
+        if self.share.came_bytes >= self.share.asked_bytes:  # of every request that is under way some bytes are left
+            self._ask_up_to(delivered_up_to)
+
     def status(self, code: int, description: str, pending: int | None, pending_bytes: int = 0) -> Signal:
         """Take note of a status message: its code and text, and how many updates and bytes it gives back.
 
@@ -159,10 +167,10 @@ class PullWindow:
             return Signal.START_OVER
         self._ask_up_to(self._asked_up_to - pending)
         self.share.asked_bytes -= pending_bytes
-        if not self.outstanding:
-            self.share.nothing_on_request()
         if _TOO_LARGE in text:
             self._refused_bytes, self._refused_at = pending_bytes, self.delivered_up_to
+        if not self.outstanding:
+            self.share.nothing_on_request()
         return Signal.ASK_AGAIN
 
     def _keep_within(self, limit: PullLimit) -> None:

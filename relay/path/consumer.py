@@ -7,11 +7,11 @@ deliveries could not be told from those of new requests.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
+import msgspec
 import nats.errors
 from nats.aio.subscription import Subscription
 
@@ -88,12 +88,14 @@ class PullConsumer:
         """It would ask for more if there were room: call `top_up` when there is."""
         self._client = client
         self._stream = stream
+        self._requests_on = client.on_wire(api_pull(stream, name)).encode()
         self._room = room
         self._on_deliveries = on_deliveries
         self._on_start = on_start
         self._window = PullWindow(batch, expires_s, share)
         self._subscription: Subscription | None = None
-        self._inbox = ""
+        self._inbox = b""
+        """Where deliveries come; empty while there are none to ask for."""
         self._wake = asyncio.Event()
         self._draining = asyncio.Event()
         self._signal = Signal.ASK_AGAIN
@@ -111,12 +113,11 @@ class PullConsumer:
 
     def top_up(self) -> None:
         """Ask for more updates, if there is room for them again."""
-        if self._window.wanted(self._room()) is not None:
-            self._wake.set()
+        self._ask()
 
     def restart(self) -> None:
         """The connection was lost and made again: the server has forgotten our requests."""
-        self._note(Signal.START_OVER)
+        self._end_pulling(Signal.START_OVER)
 
     async def state(self) -> ConsumerState:
         """Ask the server for the consumer's state. Raises RelayError if it cannot be had. Cancelling it is safe."""
@@ -162,6 +163,7 @@ class PullConsumer:
                 self._complain(error)
                 await self._pause(_RETRY_S)
             finally:
+                self._inbox = b""
                 self._window.share.nothing_on_request()  # other lanes must not wait for what this one had asked for
                 await self._close_inbox()
 
@@ -176,11 +178,11 @@ class PullConsumer:
             return
         self._window.start(state.delivered_count)
         self._signal = Signal.ASK_AGAIN
-        self._inbox = self._client.new_inbox()
-        self._subscription = await self._client.listen_in_batches(self._inbox, self._take)
+        inbox = self._client.new_inbox()
+        self._subscription = await self._client.listen_in_batches(inbox, self._take)
         self._on_start(state)
-        self._wake.set()
         self._trouble = None
+        self._inbox = inbox.encode()
 
     async def _watch(self) -> None:
         """Notice, until cancelled, that nothing is given of what waits."""
@@ -223,9 +225,9 @@ class PullConsumer:
 
     async def _pull(self) -> None:
         """Keep pull requests under way until they have to be made again from a fresh inbox."""
+        self._ask()
         while self._signal is Signal.ASK_AGAIN and not self._draining.is_set() and not self._replaced:
             self._wake.clear()
-            await self._request()
             if not await self._woken():
                 _log.warning("no heartbeat for the pulls of a lane: starting over", consumer=self.name)
                 return
@@ -235,36 +237,39 @@ class PullConsumer:
             raise JetStreamError(self.name, _NOT_FOUND, CONSUMER_NOT_FOUND, "consumer deleted")
 
     async def _woken(self) -> bool:
-        """Wait for something to do; False if requests are under way and no server serves them."""
-        loop = asyncio.get_running_loop()
+        """Wait for an end of pulling; False if requests are under way and no server serves them."""
+        window, loop = self._window, asyncio.get_running_loop()
         while True:
-            dead_at_s = self._heard_s + self._window.dead_after_s if self._window.outstanding else None
+            heard_s = self._heard_s if window.outstanding else loop.time()
             try:
-                async with asyncio.timeout_at(dead_at_s):
+                async with asyncio.timeout_at(heard_s + window.dead_after_s):
                     return await self._wake.wait()
             except TimeoutError:
-                if loop.time() >= self._heard_s + self._window.dead_after_s:
+                if window.outstanding and loop.time() >= self._heard_s + window.dead_after_s:
                     return False
 
-    async def _request(self) -> None:
-        self._window.share.memory.arriving_bytes_per_s = self._client.arriving_bytes_per_s
-        wanted = self._window.wanted(self._room()) if self._client.is_connected else None
+    def _ask(self) -> None:
+        """Request what there is room for, unless enough is on request."""
+        if not self._inbox or self._signal is not Signal.ASK_AGAIN or self._draining.is_set():
+            return
+        window = self._window
+        window.share.memory.arriving_bytes_per_s = self._client.arriving_bytes_per_s
+        wanted = window.wanted(self._room()) if self._client.is_connected else None
         if wanted is None:
-            self.starved = self._window.is_low
+            self.starved = window.is_low
             return
         self.starved = False
-        if not self._window.outstanding:
+        if not window.outstanding:
             self._heard_s = asyncio.get_running_loop().time()
-        self._window.requested(wanted)
+        window.requested(wanted)
         request = {
             "batch": wanted.count,
-            "expires": int(self._window.expires_s * _NS_PER_S),
-            "idle_heartbeat": int(self._window.idle_heartbeat_s * _NS_PER_S),
+            "expires": int(window.expires_s * _NS_PER_S),
+            "idle_heartbeat": int(window.idle_heartbeat_s * _NS_PER_S),
         }
         if wanted.max_bytes is not None:
             request["max_bytes"] = wanted.max_bytes
-        subject = self._client.on_wire(api_pull(self._stream, self.name)).encode()
-        self._client.write(publication(subject, json.dumps(request).encode(), self._inbox.encode()))
+        self._client.write(publication(self._requests_on, msgspec.json.encode(request), self._inbox))
 
     def _take(self, messages: list[tuple[bytes, bytes, bytes, bytes]]) -> None:
         """Take what was read together: deliveries, and statuses, which have no subject to reply to."""
@@ -279,22 +284,24 @@ class PullConsumer:
                 deliveries.append(Delivery(self._client, subject, reply, headers, body))
             except ValueError:
                 _log.warning("a message that is no delivery came to the inbox of a lane's pulls", consumer=self.name)
-        if not deliveries:
-            return
+        if deliveries:
+            self._take_deliveries(deliveries)
+        if window.delivered_up_to >= window.low_at:
+            self._ask()
+
+    def _take_deliveries(self, deliveries: list[Delivery]) -> None:
+        window = self._window
         if deliveries[0].consumer_sequence <= window.delivered_up_to:
-            self._note(Signal.START_OVER)  # the consumer's count went back: its new leader missed some deliveries
-        window.delivered_up_to = deliveries[-1].consumer_sequence
+            self._end_pulling(Signal.START_OVER)  # the count went back: the new leader missed some deliveries
+        window.came(deliveries[-1].consumer_sequence, sum(map(_size_of, deliveries)))
         self._last_reply = deliveries[-1].reply
         self._last_status = ""
-        window.share.came_bytes += sum(map(_size_of, deliveries))
         if window.goes_alone:
             self._came_alone(deliveries[-1])
         try:
             self._on_deliveries(deliveries)
         except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
             self._failure = error
-            self._wake.set()
-        if window.delivered_up_to >= window.low_at:
             self._wake.set()
 
     def _came_alone(self, delivery: Delivery) -> None:
@@ -316,9 +323,10 @@ class PullConsumer:
         if signal is not Signal.ALIVE:
             self._last_status = f"{headers.get(STATUS, '')} {headers.get(DESCRIPTION, '')}".strip()
             _log.debug("a pull request ended", consumer=self.name, signal=signal.name, headers=headers)
-            self._note(signal)
+            if signal is not Signal.ASK_AGAIN:
+                self._end_pulling(signal)
 
-    def _note(self, signal: Signal) -> None:
+    def _end_pulling(self, signal: Signal) -> None:
         if self._signal is Signal.ASK_AGAIN:
             self._signal = signal
         self._wake.set()

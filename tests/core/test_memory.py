@@ -111,8 +111,7 @@ def test_an_update_that_is_too_large_goes_alone():
     refused(window, usual)
     alone = window.wanted(512)
     window.requested(alone)
-    window.delivered_up_to += 1
-    share.came_bytes += 16 * MIB
+    window.came(window.delivered_up_to + 1, 16 * MIB)
     assert (Request(1, None), usual) == (alone, window.wanted(512))
 
 

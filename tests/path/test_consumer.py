@@ -1,6 +1,7 @@
 """The pull loop and its deliveries, where other tests do not show their behaviour."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -14,15 +15,18 @@ from relay.path.consumer import PullConsumer
 from relay.path.delivery import Delivery
 
 TIMEOUT_S = 10
+UPDATES = 6
 
 
-def pulls(client: FrameClient, lane: int, share: Share, take: Callable[[Sequence[Delivery]], None]) -> PullConsumer:
+def pulls(
+    client: FrameClient, lane: int, share: Share, take: Callable[[Sequence[Delivery]], None], expires_s: float = 5.0
+) -> PullConsumer:
     return PullConsumer(
         client,
         STATUS_STREAM,
         lane_consumer(lane),
         batch=10,
-        expires_s=5.0,
+        expires_s=expires_s,
         share=share,
         room=lambda: 10,
         on_deliveries=take,
@@ -59,6 +63,31 @@ async def test_who_takes_deliveries_fails(provisioned):
     with pytest.raises(RuntimeError, match=job):
         async with asyncio.timeout(TIMEOUT_S):
             await consumer.run()
+
+
+async def test_the_limit_of_bytes_is_used_up_exactly(provisioned):
+    """Then the server ends a request without a status, and the rest is requested anew all the same."""
+    share = Memory(ack_wait_s=0.016).join()
+    sizes: list[int] = []
+    complete = asyncio.Event()
+
+    def take(deliveries: Sequence[Delivery]) -> None:
+        sizes.extend(delivery.size_bytes for delivery in deliveries)
+        if len(sizes) == UPDATES:
+            complete.set()
+
+    job = new_job(lane=0)
+    plain = update(job, metadata={"filler": ""})
+    around = len(f"job.status.0.{job}$JS.ACK.{STATUS_STREAM}.{lane_consumer(0)}.1.1.1.{time.time_ns()}.1")
+    filler = "." * (share.request_bytes // 2 - len(plain) - around)
+    for _ in range(UPDATES):
+        await publish_confirmed(provisioned, status_subject(job), update(job, metadata={"filler": filler}))
+    running = asyncio.create_task(pulls(provisioned, 0, share, take, expires_s=30.0).run())
+    async with asyncio.timeout(TIMEOUT_S):
+        await complete.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert [share.request_bytes // 2] * UPDATES == sizes
 
 
 def test_what_is_kept_while_nats_is_away():

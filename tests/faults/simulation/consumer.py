@@ -150,9 +150,11 @@ class Consumer:
             self._clock.at(pending.deadline_s, self._time_out, pending, pending.deliveries)
             pull.left -= 1
             self._deliver(pull.inbox, pending)
-            if pull.left == 0:
+            if pull.left_bytes == 0:  # such a request ends without a status
                 pull.over = True
-                if 0 < pull.left_bytes < math.inf:
+            elif pull.left == 0:
+                pull.over = True
+                if pull.left_bytes < math.inf:
                     _end(pull, 409, "Batch Completed")
 
     def _deliver(self, inbox: Inbox, pending: _Pending) -> None:
