@@ -31,6 +31,7 @@ from relay.facilitator.websocket import CannotConnect, ConnectionClosed, WebSock
 from relay.network.dialer import Dialer
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
+from relay.timing.clock import monotonic
 
 _log = get_logger(__name__)
 
@@ -144,7 +145,7 @@ class FacilitatorConnection:
         """
         socket, supply = self._socket, self._supply
         while socket is not None and supply is not None and socket.writable:
-            now_s = time.monotonic()
+            now_s = monotonic()
             updates = self._session.fill(supply.take, now_s)
             if not updates:
                 return
@@ -204,7 +205,7 @@ class FacilitatorConnection:
                 group.create_task(socket.keep_alive(self._ping_interval_s, self._ping_timeout_s)),
             ]
             try:
-                socket.send(self._session.opened(time.monotonic()).encode())
+                socket.send(self._session.opened(monotonic()).encode())
                 while True:
                     await self._take_in(await socket.receive(), socket, answers, pushes)
             except ConnectionClosed as closed:
@@ -217,7 +218,7 @@ class FacilitatorConnection:
         self, messages: Sequence[bytes], socket: WebSocket, answers: AnswerSink, pushes: PushQueue
     ) -> None:
         """Act on what was read together, in its order: answers that follow each other are passed on together."""
-        now_s = time.monotonic()
+        now_s = monotonic()
         answered: list[Answered[Update]] = []
         for message in messages:
             event = self._session.received(message, now_s)
@@ -267,7 +268,7 @@ class FacilitatorConnection:
 
     def _judge(self, suspicion: Suspicion[Update], socket: WebSocket, answers: AnswerSink) -> None:
         if answers.suspected(suspicion):
-            self._session.probe(time.monotonic())
+            self._session.probe(monotonic())
             socket.send(suspicion.suspect.text)
         else:
             self._session.clear_suspect()
@@ -276,14 +277,14 @@ class FacilitatorConnection:
         """Send heartbeats when they are due, and break the connection when an answer is overdue."""
         with contextlib.suppress(ConnectionClosed):
             while True:
-                await asyncio.sleep(self._session.deadline(time.monotonic()) - time.monotonic())
-                if (broken := self._session.overdue(time.monotonic())) is not None:
+                await asyncio.sleep(self._session.deadline(monotonic()) - monotonic())
+                if (broken := self._session.overdue(monotonic())) is not None:
                     await self._break(socket, broken)
                     return
                 self._beat(socket)
 
     def _beat(self, socket: WebSocket) -> None:
-        if (heartbeat := self._session.heartbeat(time.monotonic())) is not None:
+        if (heartbeat := self._session.heartbeat(monotonic())) is not None:
             socket.send(heartbeat.encode())
 
     async def _break(self, socket: WebSocket, broken: Broken) -> None:

@@ -11,7 +11,6 @@ worker can get one.
 import asyncio
 import datetime as dt
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,6 +33,7 @@ from relay.nats.err_codes import WRONG_LAST_SEQUENCE
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.observability.logs import get_logger
+from relay.timing.clock import monotonic
 
 _log = get_logger(__name__)
 
@@ -178,7 +178,7 @@ class Leases:
     async def _write_lease(self, lane: int, after: int) -> Lease | None:
         # Not the event loop's clock: uvloop reads it once per turn, so a process that was stopped for a while would
         # still believe that its leases are valid.
-        good_until_s = time.monotonic() + self.ttl_s
+        good_until_s = monotonic() + self.ttl_s
         try:
             revision = await self._put(lane_key(lane), after=after, lane=lane)
         except JetStreamError as error:

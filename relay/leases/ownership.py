@@ -7,7 +7,6 @@ free, and our share ──acquire──► driven ──renew, every third of th
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -20,6 +19,7 @@ from relay.leases.leases import Lease, Leases, LeaseTable
 from relay.leases.share import share_out
 from relay.observability.logs import get_logger
 from relay.observability.metrics import HowLeft, HowTaken, Metrics
+from relay.timing.clock import monotonic
 from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
@@ -89,7 +89,7 @@ class Ownership:
         self._lost: tuple[str, int, float] | None = None
         """The last owner whose lease ended, its lane, and when that was taken here, on the monotonic clock."""
         self._election_s = election_s
-        self._answered_s = time.monotonic()
+        self._answered_s = monotonic()
         """When the bucket last answered, or another server was tried."""
 
     @property
@@ -103,7 +103,7 @@ class Ownership:
         if self._lost is None:
             return None
         worker, lane, taken_s = self._lost
-        return LostOwner(worker, lane, time.monotonic() - taken_s)
+        return LostOwner(worker, lane, monotonic() - taken_s)
 
     @property
     def _renewal_s(self) -> float:
@@ -141,14 +141,14 @@ class Ownership:
             if trouble != self.trouble:
                 _log.error(trouble)
             self.trouble = trouble
-            if not isinstance(error, JetStreamError) and time.monotonic() >= self._answered_s + max(
+            if not isinstance(error, JetStreamError) and monotonic() >= self._answered_s + max(
                 self._election_s, 3 * self._leases.ttl_s
             ):
-                self._answered_s = time.monotonic()
+                self._answered_s = monotonic()
                 await self._leases.try_elsewhere()
         else:
             self.trouble = None
-            self._answered_s = time.monotonic()
+            self._answered_s = monotonic()
 
     async def _move_towards_shares(self, holdings: asyncio.TaskGroup) -> None:
         table = await self._leases.read()
@@ -178,7 +178,7 @@ class Ownership:
         _log.info("lane taken", lane=lease.lane, worker=self._leases.worker, how=how)
         self._metrics.lane_taken(lease.lane, how)
         if how == "expired":
-            self._lost = (self._seen_driven[lease.lane], lease.lane, time.monotonic())
+            self._lost = (self._seen_driven[lease.lane], lease.lane, monotonic())
         leaving = asyncio.Event()
         driving = holdings.create_task(self._driver_of(lease.lane).drive(lease.lane, lease.good_until_s, leaving))
         holding = self._held[lease.lane] = _Holding(lease, leaving, driving)
@@ -224,7 +224,7 @@ class Ownership:
             renewed: Lease | None = holding.lease
             with contextlib.suppress(RelayError):  # the lease is still valid for a while
                 renewed = await self._leases.renew(holding.lease)
-            if renewed is not None and time.monotonic() < renewed.good_until_s:
+            if renewed is not None and monotonic() < renewed.good_until_s:
                 holding.lease = renewed
                 self._driver_of(lane).extend(lane, renewed.good_until_s)
             else:

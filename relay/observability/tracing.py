@@ -19,6 +19,7 @@ from relay.core.trace import TraceContext, parse_traceparent, traceparent_of, tr
 from relay.core.update import Settled
 from relay.core.verdict import Outcome
 from relay.observability.logs import get_logger
+from relay.timing.clock import monotonic
 from relay.timing.waiting import set_within
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Tracing:
             context=_context(parse_traceparent(text) if text is not None else None, tracestate_of(settled.headers)),
             kind=SpanKind.CONSUMER,
             attributes=_attributes(settled),
-            start_time=ended_ns - int((time.monotonic() - settled.delivered_s) * _NS_PER_S),
+            start_time=ended_ns - int((monotonic() - settled.delivered_s) * _NS_PER_S),
         )
         if settled.outcome is Outcome.DEAD_LETTERED:
             span.set_status(Status(StatusCode.ERROR, settled.error or "dead-lettered before"))

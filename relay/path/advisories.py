@@ -12,7 +12,6 @@ The Facilitator may have stored the update as well, if a worker sent it before i
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -40,6 +39,7 @@ from relay.nats.frames import FrameClient
 from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
+from relay.timing.clock import monotonic
 from relay.timing.room import Room
 from relay.timing.waiting import set_within
 
@@ -175,7 +175,7 @@ class Advisories:
             deliveries=advisory.deliveries,
             headers=update.headers,
             stored_at_s=update.stored_at_s,
-            delivered_s=time.monotonic(),
+            delivered_s=monotonic(),
         )
         for observer in self._observers:
             observer.settled(settled)

@@ -1,7 +1,6 @@
 """Measuring how far the lanes are behind: what is stored and not settled, as the server counts it."""
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +10,7 @@ from nats.aio.client import Client
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.report import LaneReport
 from relay.observability.metrics import Metrics
+from relay.timing.clock import monotonic
 from relay.topology.consumer_state import OldestUpdates, find_consumer_state
 
 _LOOK_EVERY_S: Final = 5.0
@@ -86,7 +86,7 @@ class Backlog:
         except RelayError as error:
             # The owner of the lane reports what is wrong with it.
             return not isinstance(error, BrokerUnavailable)
-        self._samples[lane.lane] = _LagSample(state.unsettled, oldest_s, time.monotonic())
+        self._samples[lane.lane] = _LagSample(state.unsettled, oldest_s, monotonic())
         return True
 
     def _report(self, lane: int) -> None:
@@ -94,5 +94,5 @@ class Backlog:
         if sample is None or all(lane != driven.lane for driven in self._lanes()):  # released meanwhile
             return
         # While the server cannot be reached, nothing is settled there either, so the oldest update gets older.
-        grown_s = time.monotonic() - sample.taken_s if sample.unsettled else 0.0
+        grown_s = monotonic() - sample.taken_s if sample.unsettled else 0.0
         self._metrics.backlog(lane, sample.unsettled, sample.oldest_s + grown_s)

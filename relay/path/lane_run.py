@@ -16,6 +16,7 @@ from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 from relay.path.limits import LaneLimits
 from relay.path.outlets import Outlets
+from relay.timing.clock import monotonic
 from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
@@ -62,7 +63,7 @@ class LaneRun:
 
     def connection_opened(self) -> None:
         """The session with the Facilitator may be used: pull, and start to wait for what can come back only now."""
-        self.lane.continuity.be_patient(time.monotonic())
+        self.lane.continuity.be_patient(monotonic())
         self._recheck.set()
         self.source.top_up()
 
@@ -131,13 +132,13 @@ class LaneRun:
         return free if self._opened.is_set() and worth_it else 0
 
     def _began(self, state: ConsumerState) -> None:
-        self.lane.began(state, time.monotonic())
+        self.lane.began(state, monotonic())
         self._recheck.set()
 
     def _admit(self, deliveries: Sequence[DeliveryLike]) -> None:
         """Take in together what was read together, then send together what may go."""
         lane = self.lane
-        admission = lane.admit(deliveries, time.monotonic())
+        admission = lane.admit(deliveries, monotonic())
         if admission.held:
             self._recheck.set()
         self._outlets.send()
@@ -159,9 +160,9 @@ class LaneRun:
             state = await self.source.state()
         except RelayError as error:
             _log.debug("cannot look at a held lane's consumer", lane=lane.number, error=str(error))
-            lane.continuity.be_patient(time.monotonic())  # while no server answers, nothing comes back either
+            lane.continuity.be_patient(monotonic())  # while no server answers, nothing comes back either
             return 0
-        return lane.resolve(state, time.monotonic())
+        return lane.resolve(state, monotonic())
 
 
 def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Final
@@ -20,6 +19,7 @@ from relay.observability.metrics import Metrics
 from relay.path.lane_run import LaneRun
 from relay.path.limits import LaneLimits
 from relay.path.outlets import Outlets
+from relay.timing.clock import monotonic
 from relay.timing.waiting import set_within
 
 _BEATS_PER_ACK_WAIT: Final = 3
@@ -140,7 +140,7 @@ class Lanes:
 
     def retry(self, update: Update, delay_s: float) -> None:
         """The update may go again after `delay_s` seconds; its job's later updates wait behind it."""
-        update.lane.retry(update, time.monotonic() + delay_s)
+        update.lane.retry(update, monotonic() + delay_s)
         self.backoff_began()
         self.progressed([update.lane])
 
@@ -208,8 +208,8 @@ class Lanes:
             beat_s = self.memory.ack_wait_s / _BEATS_PER_ACK_WAIT
             await asyncio.sleep(beat_s)
             # Only what has waited for a whole beat is reported, so a lane that flows costs nothing.
-            for update in list(self._untouched_since(time.monotonic() - beat_s)):
-                update.touched_s = time.monotonic()
+            for update in list(self._untouched_since(monotonic() - beat_s)):
+                update.touched_s = monotonic()
                 update.delivery.in_progress()
 
     def _untouched_since(self, then_s: float) -> Iterator[Update]:
@@ -220,9 +220,9 @@ class Lanes:
         """Let updates go again when their backoff is over."""
         while True:
             self._retry_added.clear()
-            due_s = self.turns.wake(time.monotonic())
+            due_s = self.turns.wake(monotonic())
             self.open()
-            await set_within(self._retry_added, None if due_s is None else due_s - time.monotonic())
+            await set_within(self._retry_added, None if due_s is None else due_s - monotonic())
 
 
 def _unwritten(lane: Lane) -> str | None:

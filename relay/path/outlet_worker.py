@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable
 
 from relay.contract.errors import RelayError
@@ -10,6 +9,7 @@ from relay.core.trace import traced
 from relay.core.update import Update
 from relay.observability.logs import get_logger
 from relay.path.lanes import Lanes
+from relay.timing.clock import monotonic
 
 _log = get_logger(__name__)
 
@@ -51,14 +51,14 @@ class OutletWorker:
     async def _keep_handling(self, handle: Callable[[Update], Awaitable[None]]) -> None:
         while True:
             update = await self._next()
-            if (pause_s := self._unanswered_until_s - time.monotonic()) > 0:
+            if (pause_s := self._unanswered_until_s - monotonic()) > 0:
                 self._lanes.retry(update, pause_s)
                 continue
             await handle(update)
             self._lanes.open()
 
     async def _next(self) -> Update:
-        while (update := self._take(time.monotonic())) is None:
+        while (update := self._take(monotonic())) is None:
             self._outlet.clear()
             await self._outlet.wait()
         return update
@@ -78,4 +78,4 @@ class OutletWorker:
         )
         self._lanes.retry(update, self._retry_s)
         if concerns_all:
-            self._unanswered_until_s = time.monotonic() + self._retry_s
+            self._unanswered_until_s = monotonic() + self._retry_s

@@ -26,6 +26,7 @@ from relay.core.verdict import (
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 from relay.path.lanes import Lanes
+from relay.timing.clock import monotonic
 
 _log = get_logger(__name__)
 
@@ -62,7 +63,7 @@ class Settlement:
     def suspected(self, suspicion: Suspicion[Update]) -> bool:
         """Judge the suspect of a dropped connection. Returns whether to send it, alone and before anything else."""
         suspect, lane = suspicion.suspect, suspicion.suspect.lane
-        goes = lane.may_go_again(suspicion, self._policy, time.monotonic())
+        goes = lane.may_go_again(suspicion, self._policy, monotonic())
         self._metrics.controlled("passed" if suspicion.sound else "missing")
         if suspect.undecided == 1:  # it may happen twice a second for hours
             _log.warning("dropped the connection; no repeat of an earlier update tells why", **_names(suspect))
@@ -75,7 +76,7 @@ class Settlement:
 
     def answered(self, answers: Sequence[Answered[Update]]) -> None:
         """Settle what was answered together, or let it wait for its next attempt."""
-        now_s, wall_s = time.monotonic(), time.time() + self._lanes.clock.correction_s
+        now_s, wall_s = monotonic(), time.time() + self._lanes.clock.correction_s
         lanes: set[Lane] = set()
         acknowledged: list[DeliveryLike] = []
         hot_path_s: list[float] = []
@@ -136,7 +137,7 @@ class Settlement:
             self._metrics.answered(hot_path_s, [], {verdict.outcome: [end_to_end_s]})
             self._tell(update, verdict.outcome)
         else:
-            self._fail(update, verdict, time.monotonic())
+            self._fail(update, verdict, monotonic())
         self._lanes.progressed([update.lane])
 
     def dead_lettered(self, update: Update, reason: str) -> None:

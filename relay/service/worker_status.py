@@ -1,7 +1,6 @@
 """What a worker says about itself: what is missing, to probes; its metrics, to scrapes; its report, to `relay top`."""
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +16,7 @@ from relay.observability.metrics import Metrics
 from relay.path.pushes import PushPublisher
 from relay.service.line import Line
 from relay.service.permission_watch import PermissionWatch
+from relay.timing.clock import monotonic
 from relay.topology.intake import Intake
 from relay.topology.watch import TopologyWatch
 
@@ -55,7 +55,7 @@ class WorkerStatus:
         self._metrics = metrics
         self._worker = worker
         self._version = version
-        self._began_s = time.monotonic()
+        self._began_s = monotonic()
         self._parts: Parts | None = None
 
     def relaying(self, parts: Parts) -> None:
@@ -120,11 +120,11 @@ class WorkerStatus:
 
     def report(self) -> Report:
         """All of it, for requests over NATS."""
-        window, now_s = self._settings.facilitator.window, time.monotonic()
+        window, now_s = self._settings.facilitator.window, monotonic()
         return Report(
             worker=self._worker,
             version=self._version,
-            uptime_s=time.monotonic() - self._began_s,
+            uptime_s=monotonic() - self._began_s,
             missing=self.missing(),
             lanes=self.lanes(),
             connections=[

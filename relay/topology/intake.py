@@ -17,6 +17,7 @@ from relay.core.server_clock import ServerClock
 from relay.nats.connection import Requester, api_request, not_permitted, publish_confirmed
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.observability.logs import get_logger
+from relay.timing.clock import monotonic
 
 _log = get_logger(__name__)
 
@@ -74,7 +75,7 @@ class Intake:
                 self.warning = f"{_UNSEEN}: {error}"
             return
         told_at_s = dt.datetime.fromisoformat(info["ts"]).timestamp()
-        self._clock.told(told_at_s, asked_s, time.time(), time.monotonic())
+        self._clock.told(told_at_s, asked_s, time.time(), monotonic())
         self._tell(info)
         if idle_s(info) < self._canary_after_s:
             self._know(None)

@@ -1,4 +1,4 @@
-"""Commands in Linux namespaces of their own: with another hosts file, or as process 1."""
+"""Commands in Linux namespaces of their own: with another hosts file, as process 1, or after a suspension."""
 
 import contextlib
 import os
@@ -18,6 +18,11 @@ def with_hosts(file: Path, *command: str) -> tuple[str, ...]:
 def as_process_1(*command: str) -> tuple[str, ...]:
     """The command, as process 1 of its own."""
     return ("unshare", *_ROOT, "--pid", "--fork", "--kill-child", "--mount-proc", *command)
+
+
+def after_a_suspension(seconds: int, *command: str) -> tuple[str, ...]:
+    """The command, as on a machine that was suspended for that long since its start."""
+    return ("unshare", *_ROOT, "--time", "--boottime", str(seconds), "--fork", *command)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from relay.dead_letters.index import DeadLetterIndex
 from relay.path.consumer import PullConsumer
 from relay.path.dead_letter_worker import DeadLetterWorker
 from relay.path.settlement import Settlement
+from simulation.clock import Clock, Process
 from simulation.leases import Bucket
 from simulation.schedule import MISFORTUNES, Kind, Schedule, make_schedule
 
@@ -92,7 +93,7 @@ def retried_by_a_delayed_nak() -> Iterator[None]:
     """An update that is retried goes back to the server, and its job's later ones do not wait for it."""
 
     def retry(self: Lane, update: Any, due_s: float) -> None:
-        update.delivery._answer(b'-NAK {"delay":%d}' % ((due_s - relay.path.lanes.time.monotonic()) * 1e9))
+        update.delivery._answer(b'-NAK {"delay":%d}' % ((due_s - relay.path.lanes.monotonic()) * 1e9))
         self.settle(update, Outcome.ACKNOWLEDGED)
         del self._settled[update.sequence]
 
@@ -117,6 +118,31 @@ def answers_paired_last_in_first_out() -> Iterator[None]:
 def lease_not_checked() -> Iterator[None]:
     """A worker sends what it has, even if its lease on the lane has expired."""
     with mock.patch.object(Lane, "_flows", lambda self, _now: not self.continuity.held):
+        yield
+
+
+@bug(Kind.STOP)
+def a_clock_that_stands_still_too() -> Iterator[None]:
+    """While a machine is suspended, so is its clock: afterwards its worker believes that its leases are valid."""
+    stood_still: dict[Process, float] = {}
+    stop, resume = Process.stop, Process.resume
+
+    def stop_clock(self: Process) -> None:
+        stood_still[self] = stood_still.get(self, 0.0) - self._clock.now
+        stop(self)
+
+    def resume_clock(self: Process) -> None:
+        stood_still[self] += self._clock.now
+        resume(self)
+
+    def monotonic(self: Clock) -> float:
+        return self.now - stood_still.get(self.running, 0.0) if self.running is not None else self.now
+
+    with (
+        mock.patch.object(Process, "stop", stop_clock),
+        mock.patch.object(Process, "resume", resume_clock),
+        mock.patch.object(Clock, "monotonic", monotonic),
+    ):
         yield
 
 

@@ -129,7 +129,9 @@ def installed(clock: Clock, log: Log, connect: Callable[..., Any]) -> Iterator[N
     """Let the modules under test run in the simulation during the block."""
     with contextlib.ExitStack() as stack:
         for module in _TIMED:
-            stack.enter_context(mock.patch.object(module, "time", clock))
+            stack.enter_context(mock.patch.object(module, "monotonic", clock.monotonic))
+            if hasattr(module, "time"):
+                stack.enter_context(mock.patch.object(module, "time", clock))
         for module in _LOGGING:
             stack.enter_context(mock.patch.object(module, "_log", log))
         stack.enter_context(mock.patch.object(relay.facilitator.connection, "connect", connect))
