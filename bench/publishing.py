@@ -27,7 +27,7 @@ JOBS: Final = 1000
 THREADS: Final = 32
 UPDATES: Final = 5
 ONE_BY_ONE: Final = 1000
-_STATUSES: Final = [status for status in JobStatus if status is not JobStatus.UNKNOWN][:UPDATES]
+_STATUSES: Final = [*JobStatus][:UPDATES]
 
 Publish = Callable[[JobStatusUpdate], Awaitable[object]]
 PublishNow = Callable[[JobStatusUpdate], object]

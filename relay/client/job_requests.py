@@ -5,7 +5,6 @@ import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack
 
 import nats.errors
@@ -138,9 +137,7 @@ class JobRequests:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def _look_for_durable(self, client: FrameClient) -> None:

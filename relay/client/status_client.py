@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from functools import partial
 from itertools import count
-from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar, Unpack
 from uuid import UUID
 
@@ -197,9 +196,7 @@ class StatusClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def _ask(self, question: _Question[R], timeout_s: float | None) -> R:

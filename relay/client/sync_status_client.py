@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 from uuid import UUID
 
@@ -106,9 +105,7 @@ class SyncStatusClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _run(self, ask: Callable[[StatusClient], Coroutine[Any, Any, R]]) -> R:

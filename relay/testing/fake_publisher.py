@@ -3,7 +3,7 @@
 import asyncio
 import concurrent.futures
 from collections import deque
-from typing import Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.model import JobStatusUpdate
@@ -11,7 +11,26 @@ from relay.contract.subjects import STATUS_STREAM, status_subject
 from relay.nats.connection import PubAck
 from relay.nats.err_codes import STREAM_FULL
 from relay.producer.confirmed import message_id, name_of
-from relay.producer.errors import InvalidUpdate, PublisherClosed, PublishRefused, PublishTimedOut
+from relay.producer.errors import (
+    InvalidUpdate,
+    PublisherClosed,
+    PublisherFull,
+    PublishRefused,
+    PublishTimedOut,
+    UpdateTooLarge,
+)
+
+_AT_ONCE: Final = (InvalidUpdate, UpdateTooLarge, PublisherFull, PublisherClosed)
+"""What `submit` raises itself; other errors are in its future."""
+
+
+class _Future(Protocol):
+    def set_result(self, result: PubAck, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+    def exception(self) -> BaseException | None: ...
+
+
+F = TypeVar("F", bound=_Future)
 
 
 class _Recorder:
@@ -23,8 +42,24 @@ class _Recorder:
         self._plan: deque[str | RelayError] = deque()
         self._sequences: dict[str, int] = {}
 
-    def plan(self, *outcomes: str | RelayError) -> None:
-        self._plan.extend(outcomes)
+    def refuse_next(self) -> None:
+        self._plan.append("refuse")
+
+    def time_out_next(self) -> None:
+        self._plan.append("time_out")
+
+    def fail_next(self, error: RelayError) -> None:
+        self._plan.append(error)
+
+    def submit(self, update: JobStatusUpdate, future: F) -> F:
+        try:
+            future.set_result(self.publish(update))
+        except _AT_ONCE:
+            raise
+        except RelayError as error:
+            future.set_exception(error)
+            future.exception()  # marks it as retrieved; otherwise asyncio would log it
+        return future
 
     def publish(self, update: JobStatusUpdate) -> PubAck:
         if self.closed:
@@ -53,23 +88,17 @@ class FakeStatusPublisher:
 
     Attributes:
         published: the updates that were published, in order; one that is published again is there once.
+        refuse_next, time_out_next: functions that let one more publish raise PublishRefused or PublishTimedOut. These
+            calls add up, and take effect in their order.
+        fail_next: the same with an error of your own: `fail_next(error)`.
     """
 
     def __init__(self) -> None:
         self._recorder = _Recorder()
         self.published = self._recorder.published
-
-    def refuse_next(self) -> None:
-        """Let one more publish raise PublishRefused. These calls add up, and take effect in their order."""
-        self._recorder.plan("refuse")
-
-    def time_out_next(self) -> None:
-        """Let one more publish raise PublishTimedOut."""
-        self._recorder.plan("time_out")
-
-    def fail_next(self, error: RelayError) -> None:
-        """Let one more publish raise this error."""
-        self._recorder.plan(error)
+        self.refuse_next = self._recorder.refuse_next
+        self.time_out_next = self._recorder.time_out_next
+        self.fail_next = self._recorder.fail_next
 
     async def publish(
         self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
@@ -84,12 +113,7 @@ class FakeStatusPublisher:
         """As StatusPublisher.submit; planned failures are in the future."""
         del timeout_s, traceparent
         future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
-        try:
-            future.set_result(self._recorder.publish(update))
-        except (PublishRefused, PublishTimedOut) as error:
-            future.set_exception(error)
-            future.exception()
-        return future
+        return self._recorder.submit(update, future)
 
     async def flush(self, timeout_s: float | None = None) -> None:
         """As StatusPublisher.flush; nothing ever waits."""
@@ -115,18 +139,9 @@ class FakeSyncStatusPublisher:
     def __init__(self) -> None:
         self._recorder = _Recorder()
         self.published = self._recorder.published
-
-    def refuse_next(self) -> None:
-        """As FakeStatusPublisher.refuse_next."""
-        self._recorder.plan("refuse")
-
-    def time_out_next(self) -> None:
-        """As FakeStatusPublisher.time_out_next."""
-        self._recorder.plan("time_out")
-
-    def fail_next(self, error: RelayError) -> None:
-        """As FakeStatusPublisher.fail_next."""
-        self._recorder.plan(error)
+        self.refuse_next = self._recorder.refuse_next
+        self.time_out_next = self._recorder.time_out_next
+        self.fail_next = self._recorder.fail_next
 
     def publish(
         self, update: JobStatusUpdate, *, timeout_s: float | None = None, traceparent: str | None = None
@@ -141,11 +156,7 @@ class FakeSyncStatusPublisher:
         """As SyncStatusPublisher.submit; planned failures are in the future."""
         del timeout_s, traceparent
         future: concurrent.futures.Future[PubAck] = concurrent.futures.Future()
-        try:
-            future.set_result(self._recorder.publish(update))
-        except (PublishRefused, PublishTimedOut) as error:
-            future.set_exception(error)
-        return future
+        return self._recorder.submit(update, future)
 
     def flush(self, timeout_s: float | None = None) -> None:
         """As SyncStatusPublisher.flush; nothing ever waits."""

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from relay.client import StatusClient, UnknownJob, UpdateProgress, WaitTimedOut
-from relay.producer import JobStatusUpdate, PublishRefused, StatusPublisher, SyncStatusPublisher
+from relay.producer import (
+    JobStatusUpdate,
+    PublisherFull,
+    PublishHeldBack,
+    PublishRefused,
+    PublishTimedOut,
+    StatusPublisher,
+    SyncStatusPublisher,
+)
 from relay.testing import FakeStatusClient, FakeStatusPublisher, FakeSyncStatusPublisher
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
@@ -52,6 +60,21 @@ async def test_fakes():
         last = await client.wait_until(JOB, terminal=True, timeout_s=1)
         assert [1, 2] == [each.sequence async for each in client.history(JOB)]
         assert (2, update.to_json()) == (last.sequence, bytes((await client.status(JOB, body=True)).body))
+
+
+@pytest.mark.parametrize("fake", [FakeStatusPublisher, FakeSyncStatusPublisher])
+async def test_submit_fails_as_planned(fake):
+    """`submit` raises at once what the real one raises at once; all else is in its future."""
+    publisher, update = fake(), JobStatusUpdate(uuid=JOB, status="completed")
+    held_back, full = PublishHeldBack("completed", "accepted", "?"), PublisherFull("completed", 1, 1, 1, 1)
+    publisher.fail_next(held_back)
+    publisher.fail_next(full)
+    publisher.time_out_next()
+    assert held_back is publisher.submit(update).exception()
+    with pytest.raises(PublisherFull):
+        publisher.submit(update)
+    assert isinstance(publisher.submit(update).exception(), PublishTimedOut)
+    assert 1 == publisher.submit(update).result().sequence
 
 
 async def test_examples(tmp_path):
