@@ -12,13 +12,14 @@ INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test browser soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-integration clean
+.PHONY: help demo test browser screenshots soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a simulated Facilitator
 	@$(BIN)/relay demo
+	@echo "A page to look at it: $(BIN)/relay demo --keep --console"
 
 test: $(VENV)/.dev browser  ## run the whole test suite
 	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup -rs
@@ -27,12 +28,16 @@ browser:  ## install Debian's chromium, for the tests of the console, unless the
 	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --no-install-recommends chromium; } >/dev/null 2>&1 \
 		|| echo 'There is no chromium, and it could not be installed (as root: apt-get install chromium). The tests of the console that need it are skipped.'
 
+screenshots: $(VENV)/.dev  ## take the pictures of docs/console.md again (2 minutes)
+	@$(BIN)/python -m pytest -q --override-ini pythonpath='tests/kit tests/docs' tests/console/screenshots.py
+
 soak: $(VENV)/.bench $(VENV)/.dev  ## a million updates, 20,000 schedules of the simulation, a rough minute, long outages (some 45 minutes)
 	@$(BIN)/python -m tests.faults.soak --updates 1000000 --minutes 20 --json soak.json
 	@COUNT=20000 $(BIN)/python -m pytest -q --timeout 3600 tests/faults/test_simulation.py -k schedules
 	@ROUGH_S=60 $(BIN)/python -m pytest -q --timeout 600 tests/faults/test_rough_minute.py
 	@STALL_S=45 $(BIN)/python -m pytest -q tests/faults/test_stall.py
 	@$(BIN)/python -m pytest -q tests/faults/quorum.py
+	@LETTERS=1000000 $(BIN)/python -m pytest -q --timeout 600 tests/console/test_nats.py -k great_many
 
 sim: $(VENV)/.dev  ## tell one schedule of the simulation line by line (make sim SEED=17)
 	@SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/faults/test_simulation.py -k replay
@@ -103,12 +108,14 @@ sbom:  ## list what the image installs as a CycloneDX bill of materials (sbom.js
 schemas: $(VENV)/.dev  ## write docs/asyncapi.yaml and docs/schemas from the models
 	@$(BIN)/python tests/docs/contract_files.py
 
-lock:  ## pin what the image installs, with and without OpenTelemetry, with hashes and without addresses (PYTHON=the image's python)
+lock:  ## pin what the image installs, alone, with OpenTelemetry and with the console, with hashes and without addresses (PYTHON=the image's python)
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools>=7.5,<8'
 	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(LOCK_OPTIONS) --extra server --output-file requirements.lock pyproject.toml
 	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(filter-out --upgrade,$(LOCK_OPTIONS)) --extra server --extra otel \
 		--constraint requirements.lock --output-file requirements-otel.lock pyproject.toml
+	@CUSTOM_COMPILE_COMMAND='make lock' $(LOCK_VENV)/bin/pip-compile $(filter-out --upgrade,$(LOCK_OPTIONS)) --extra server --extra console \
+		--constraint requirements.lock --output-file requirements-console.lock pyproject.toml
 	@rm -rf $(LOCK_VENV)
 
 clean:  ## remove what these targets made
@@ -120,7 +127,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.local: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the relay into $(VENV) (once) ..."
-	@$(INSTALL) '.[local]'
+	@$(INSTALL) '.[local,console]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

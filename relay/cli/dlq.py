@@ -5,6 +5,7 @@ import datetime as dt
 import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -17,9 +18,8 @@ from relay.cli.dlq_replay import ReplayOptions, replay_selected
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import DLQ_STREAM, Reason
 from relay.dead_letters import stream
-from relay.dead_letters.moments import parse_since
 from relay.dead_letters.purge import PurgePlan, remove
-from relay.dead_letters.selection import Selection
+from relay.dead_letters.selection import Selection, parse_selection
 
 dlq = typer.Typer(name="dlq", help="List dead letters, publish them again, or remove them.", no_args_is_help=True)
 
@@ -151,14 +151,11 @@ def _selection(
         raise typer.BadParameter("give sequences or a selection, not both")
     if any(sequence < 1 for sequence in sequences or ()):
         raise typer.BadParameter("a sequence is a whole number from 1")
-    moment = None
-    if since is not None:
-        try:
-            moment = parse_since(since, dt.datetime.now(dt.UTC))
-        except ValueError:
-            allowed = "an age such as 90s, 15m, 2h or 3d, or an ISO 8601 time such as 2026-11-22T03:00"
-            raise typer.BadParameter(f"--since {since!r} is not allowed: {allowed}") from None
-    return Selection(tuple(sequences or ()), job, reason, moment, limit)
+    try:
+        selected = parse_selection(job or "", reason or "", since or "", dt.datetime.now(dt.UTC))
+    except ValueError as error:
+        raise typer.BadParameter(f"--{error}") from None
+    return replace(selected, sequences=tuple(sequences or ()), limit=limit)
 
 
 def _require_choice(selection: Selection, *, everything: bool) -> None:

@@ -6,13 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
-from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
-from relay.contract.text import escape, format_counts, format_duration
-from relay.contract.wire import Unsendable, decode
-from relay.dead_letters.replay_message import original_headers
-from relay.dead_letters.runbook import ADVICE, PAGE
+from relay.contract.subjects import DLQ_STREAM
+from relay.contract.text import escape, format_counts
+from relay.dead_letters.description import describe_letter, pretty_body
 from relay.dead_letters.stored import StoredDeadLetter, number_of
 
 _SHOWN_CHARS: Final = 2000
@@ -74,37 +70,10 @@ def count_line(reasons: Counter[str], *, limited: bool) -> str:
 def details(letter: StoredDeadLetter, now: dt.datetime, *, full: bool) -> Iterator[str]:
     """Everything about one dead letter, line by line; the body is cut off unless `full`."""
     yield f"dead letter {letter.sequence} in {DLQ_STREAM}"
-    yield from _summary(letter, now)
-    for name, value in original_headers(letter).items():
-        yield _entry("header", f"{name}: {value}")
-    text, problem = _pretty(letter.body)
-    yield _entry("body", f"{len(letter.body)} bytes" + (f"; it cannot be parsed: {problem}" if problem else ""))
-    fault = decode(letter.body, letter.job)
-    if isinstance(fault, Unsendable):
-        same = fault.error == letter.error
-        how = "in the same way" if same else f"with {fault.reason}: {fault.error}"
-        yield _entry("now", f"as it is, a replay would fail again, {how}")
+    for label, text in describe_letter(letter, now):
+        yield _entry(label, text)
     yield ""
-    yield from _body_lines(text, full=full)
-
-
-def _summary(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[str]:
-    age_s = max(0.0, (now - letter.stored_at).total_seconds())
-    advice = ADVICE.get(letter.reason)
-    yield _entry("reason", f"{letter.reason or 'none'}{': ' + advice.meaning if advice else ''}")
-    yield _entry("error", letter.error)
-    if advice is not None:
-        yield _entry("what to do", advice.remedy)
-        yield _entry("more", f"{PAGE}#{letter.reason}")
-    yield _entry("job", letter.job or "none that its headers tell")
-    yield _entry("status", letter.status or "none")
-    yield _entry("attempts", letter.attempts)
-    yield _entry("failed at", f"{letter.failed_at} ({format_duration(age_s)} ago)")
-    yield _entry("source", f"{letter.source_subject}, {STATUS_STREAM} sequence {letter.source_sequence or ''}")
-    if letter.replayed_from:
-        yield _entry("replay of", f"dead letter {letter.replayed_from}")
-    for failure in letter.history:
-        yield _entry("before", f"{failure.reason} after {failure.attempts} attempts, {failure.failed_at}")
+    yield from _body_lines(pretty_body(letter.body)[0], full=full)
 
 
 def _entry(label: str, text: str) -> str:
@@ -119,12 +88,3 @@ def _body_lines(text: str, *, full: bool) -> Iterator[str]:
     left_out = len(text) - sum(map(len, shown)) - len(shown) + 1
     if left_out > 0:
         yield f"... and {left_out} characters more: --full shows them"
-
-
-def _pretty(body: bytes) -> tuple[str, str]:
-    """The body, indented, with numbers as they were written. If it is not JSON: the body unchanged, and why."""
-    try:
-        body.decode()
-        return msgspec.json.format(body, indent=2).decode(), ""
-    except (ValueError, RecursionError) as error:
-        return body.decode(errors="backslashreplace"), str(error)

@@ -18,13 +18,12 @@ from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM
 from relay.contract.text import escape
 from relay.dead_letters import stream
 from relay.dead_letters.export import from_line
-from relay.dead_letters.rehearsal import rehearse
-from relay.dead_letters.replay import Replayer, ReplayResult
-from relay.dead_letters.replay_all import ReplaySummary, replay_all
+from relay.dead_letters.rehearsal import Rehearser
+from relay.dead_letters.replay import ReplayResult
+from relay.dead_letters.replay_all import ReplaySummary, replay_with
 from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.frames import FrameClient
-from relay.nats.pipeline import pipelined
 
 _ALLOCATIONS_PER_COLLECTION: Final = 20_000
 _AGAIN: Final = "run the same command again: nothing is lost, and nothing is sent twice"
@@ -68,25 +67,29 @@ async def _replay(client: FrameClient, given: "_Input", total: int | None, summa
     # time.
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS_PER_COLLECTION)
-    async with pipelined(client) as pipeline:
-        replayer = Replayer(pipeline)
-        replay = replayer.move if given.options.path is None else replayer.publish
-        with _progress() as progress:
-            bar = progress.add_task("replaying", total=total)
+    with _progress() as progress:
+        bar = progress.add_task("replaying", total=total)
 
-            def say(text: str) -> None:
-                # By the progress display, which puts it above the bar: a plain print would break the bar.
-                progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
+        def say(text: str) -> None:
+            # By the progress display, which puts it above the bar: a plain print would break the bar.
+            progress.console.print(f"relay: {text}", markup=False, highlight=False, soft_wrap=True)
 
-            def on_result(result: ReplayResult) -> None:
-                if not progress.disable:
-                    progress.advance(bar)
-                if result.problem:
-                    say(f"dead letter {result.letter.sequence} cannot be replayed, and is kept: {result.problem}")
+        def on_result(result: ReplayResult) -> None:
+            if not progress.disable:
+                progress.advance(bar)
+            if result.problem:
+                say(f"dead letter {result.letter.sequence} cannot be replayed, and is kept: {result.problem}")
 
-            rate_per_s = given.options.rate_per_s
-            async with contextlib.aclosing(given.letters(say)) as letters:
-                await replay_all(letters, replay, summary=summary, on_result=on_result, rate_per_s=rate_per_s)
+        options = given.options
+        async with contextlib.aclosing(given.letters(say)) as letters:
+            await replay_with(
+                client,
+                letters,
+                summary=summary,
+                on_result=on_result,
+                rate_per_s=options.rate_per_s,
+                remove=options.path is None,
+            )
 
 
 class _Input:
@@ -147,14 +150,14 @@ def _progress() -> Progress:
 
 async def _rehearse(client: FrameClient, letters: AsyncGenerator[StoredDeadLetter]) -> bool:
     count = invalid = 0
-    async with contextlib.aclosing(rehearse(client, letters)) as rehearsals:
-        async for each in rehearsals:
-            count += 1
-            invalid += each.fault is not None
-            letter = each.letter
-            typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
-            for warning in each.warnings:
-                typer.echo(escape(f"  {warning}"))
+    rehearser = Rehearser(client)
+    async for letter in letters:
+        rehearsal = await rehearser.rehearse(letter)
+        count += 1
+        invalid += rehearsal.fault is not None
+        typer.echo(escape(f"would replay {letter.sequence} ({letter.reason}) on {letter.source_subject}"))
+        for warning in rehearsal.warnings:
+            typer.echo(escape(f"  {warning}"))
     typer.echo(f"{count} would be replayed" + (f", of which {invalid} would fail again as they are" if invalid else ""))
     return True
 

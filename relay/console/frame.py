@@ -11,13 +11,19 @@ from nicegui import app, ui
 from nicegui.client import Client
 
 from relay.console.watching import Watching
+from relay.contract.errors import BrokerUnavailable, NotPermitted, RelayError
+from relay.contract.subjects import is_job_uuid
+from relay.contract.text import escape
+from relay.dead_letters.description import pretty_body
 from relay.doctor.findings import Level
+from relay.nats.frames import FrameClient
 
 SHAPES: Final = {Level.OK: "check_circle", Level.WARN: "warning", Level.FAIL: "dangerous"}
 """The level as a shape: with the word and the colour, so that nobody needs the colour."""
 WORDS: Final = {Level.OK: "ok", Level.WARN: "look", Level.FAIL: "broken"}
 _LINKS: Final = (("Overview", "/"), ("Jobs", "/jobs"), ("Dead letters", "/dead-letters"))
 _DARK: Final = "dark"
+_SHOWN_CHARS: Final = 100_000
 STYLE: Final = Path(__file__).with_name("console.css")
 
 
@@ -93,12 +99,15 @@ def badge(level: Level, text: str, *, on_bar: bool = False) -> None:
         ui.label(text)
 
 
-def fields(pairs: list[tuple[str, str]]) -> None:
-    """Names and values, one pair on each line. Values are shown as they are, never as HTML."""
+def fields(pairs: list[tuple[str, str]], job: str = "") -> None:
+    """Names and values, one pair on each line. Values are shown as they are, never as HTML; that of `job` is a link."""
     with ui.element("div").classes("fields"):
         for name, value in pairs:
             ui.label(name).classes("name")
-            ui.label(value).classes("value")
+            if value == job and is_job_uuid(job):
+                ui.link(value, f"/jobs/{job}").classes("value")
+            else:
+                ui.label(escape(value)).classes("value")
 
 
 def _dark_button(dark: ui.dark_mode) -> None:
@@ -119,3 +128,44 @@ def _dark_button(dark: ui.dark_mode) -> None:
 def _sign_out(prefix: str) -> None:
     with ui.element("form").props(f'method="post" action="{prefix}/logout"'):
         ui.button("Sign out").props('type="submit" flat dense no-caps color="white"')
+
+
+def problem(text: str) -> None:
+    """Say what is wrong."""
+    with ui.row().classes("level fail").props('role="alert"'):
+        ui.icon(SHAPES[Level.FAIL]).props('aria-hidden="true"')
+        ui.label(text).classes("told")
+
+
+def connected(watching: Watching) -> FrameClient | None:
+    """The connection to NATS. Without one the page says so, and loads itself again when there is one."""
+    if watching.client is None:
+        problem("There is no connection to NATS.")
+        _load_again(watching)
+    return watching.client
+
+
+def failed(watching: Watching, error: RelayError) -> None:
+    """Say what is wrong; if NATS is away, the page loads itself again when it is back."""
+    problem(str(error))
+    if isinstance(error, BrokerUnavailable) and not isinstance(error, NotPermitted):
+        _load_again(watching)
+
+
+def _load_again(watching: Watching) -> None:
+    seen = watching.number
+
+    def look() -> None:
+        if watching.client is not None and watching.view.trouble is None and watching.number > seen:
+            ui.navigate.reload()
+
+    ui.timer(0.5, look)
+
+
+def body_text(body: bytes) -> None:
+    """The body of an update as text: indented if it is JSON. Whatever it contains, it is text."""
+    text = pretty_body(body)[0]
+    lines = (escape(line) for line in text[:_SHOWN_CHARS].split("\n"))
+    ui.label("\n".join(lines)).classes("mono")
+    if len(text) > _SHOWN_CHARS:
+        ui.label(f"... and {len(text) - _SHOWN_CHARS:,} characters more")

@@ -1,11 +1,10 @@
 """NiceGUI as the console uses it: without files of its own, without its API pages, by WebSocket alone."""
 
 import os
-import tempfile
 from typing import Final
 
 # Before the import: NiceGUI looks for stored values there. The console stores none.
-os.environ["NICEGUI_STORAGE_PATH"] = os.path.join(tempfile.gettempdir(), "relay-console-stores-nothing")  # noqa: PTH118
+os.environ["NICEGUI_STORAGE_PATH"] = f"{os.devnull}/nothing"
 
 from fastapi import FastAPI
 from jinja2 import BaseLoader, FunctionLoader

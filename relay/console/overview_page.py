@@ -12,6 +12,8 @@ from relay.doctor.findings import Finding, Level
 from relay.overview.rows import LaneRow, WorkerRow, lane_rows, worker_rows
 
 _MS: Final = 1000
+_LEAST_SHOWN_S: Final = 60.0
+"""What the charts span at the least, while not much is known yet."""
 _GREY: Final = "#8a949e"
 _RATES: Final = (
     ("published", "published", "#6b7785", "dashed", "circle"),
@@ -94,7 +96,8 @@ def _chart(watching: Watching, title: str, lines: _Lines, axis: dict[str, Any]) 
         for line, (name, *_) in zip(options["series"], lines, strict=True):
             line["data"] = series(points, name)
         end = watching.view.at.timestamp()
-        options["xAxis"]["min"] = (end - SHOWN_S) * _MS
+        begin = points[0].at.timestamp() if points else end
+        options["xAxis"]["min"] = max(end - SHOWN_S, min(begin, end - _LEAST_SHOWN_S)) * _MS
         options["xAxis"]["max"] = end * _MS
         chart.update()
 

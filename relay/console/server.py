@@ -2,26 +2,34 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 import signal
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from nicegui import ui
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
+from relay.console.actions import Actions
 from relay.console.frame import STYLE, style
 from relay.console.guard import Guard
+from relay.console.job_page import show_job
+from relay.console.jobs_page import show_jobs
+from relay.console.letter_page import show_letter
+from relay.console.letters_page import LettersQuery, show_letters
 from relay.console.nicegui_app import TITLE, mount_pages
 from relay.console.overview_page import show_overview
 from relay.console.watching import Watching
 from relay.contract.errors import RelayError
 from relay.contract.settings import ConsoleSettings, Settings
+from relay.contract.subjects import is_job_uuid
 
 _STOP_S: Final = 1
+Sequence = Annotated[int | None, Query(ge=1, le=2**63)]
 
 
 class CannotListen(RelayError):  # noqa: N818 - named for what happened
@@ -65,9 +73,43 @@ async def serve(settings: Settings, on_listening: Callable[[str], None]) -> None
 
 
 def _add_pages(app: FastAPI, watching: Watching) -> None:
+    actions, tail = Actions(watching), watching.tail
     style(watching.settings.console.path_prefix)
     app.get("/console.css")(lambda: FileResponse(STYLE))
+    _add_export(app, actions)
+
+    @ui.page("/jobs")
+    def _(uuid: str = "") -> None:
+        show_jobs(watching, tail, uuid)
+
+    @ui.page("/jobs/{uuid}")
+    def _(uuid: str) -> None:
+        if is_job_uuid(job := uuid.lower()):
+            show_job(watching, tail, job)
+        else:
+            show_jobs(watching, tail, uuid)
+
+    @ui.page("/dead-letters")
+    async def _(job: str = "", reason: str = "", since: str = "", below: Sequence = None) -> None:
+        await show_letters(watching, actions, LettersQuery(job, reason, since, below))
+
+    @ui.page("/dead-letters/{sequence}")
+    async def _(sequence: int) -> None:
+        await show_letter(watching, actions, sequence)
+
     ui.page("/")(lambda: show_overview(watching))
+
+
+def _add_export(app: FastAPI, actions: Actions) -> None:
+    @app.get("/export/{name}")
+    async def _(name: str) -> Response:
+        export = actions.export_named(name)
+        if export is None:
+            return Response("this export is not known any more", 404)
+        file = f'attachment; filename="dead-letters-{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.jsonl"'
+        return StreamingResponse(
+            actions.export(export), media_type="application/jsonl", headers={"Content-Disposition": file}
+        )
 
 
 def _listen(settings: ConsoleSettings) -> socket.socket:

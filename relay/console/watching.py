@@ -9,6 +9,7 @@ from typing import Final
 
 from relay.console.recent import Recent
 from relay.console.rights import Rights, find_rights
+from relay.console.tail import Tail
 from relay.console.verdict import Verdict, verdict
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.settings import Settings
@@ -34,8 +35,9 @@ class Watching:
         self.settings = settings
         self.servers = ", ".join(map(redact_url, settings.nats.servers))
         self.client: FrameClient | None = None
-        """None before the first connection."""
+        """None before the first connection, and until `rights` are known."""
         self.rights = Rights()
+        self.tail = Tail()
         self.view = View(dt.datetime.now(dt.UTC), None, None)
         self.recent = Recent(EVERY_S)
         self.number = 0
@@ -61,12 +63,14 @@ class Watching:
     async def run(self) -> None:
         """Watch until cancelled. Raises ConfigurationError for credentials that cannot be used."""
         async with self._connected() as client:
-            self.client, self._reader = client, SnapshotReader(client)
+            self._reader = SnapshotReader(client)
             async with asyncio.TaskGroup() as group:
                 # Before anything else uses the connection, as both want it.
                 with contextlib.suppress(RelayError):
                     self.rights = await find_rights(client)
                     await self._reader.check_permissions()
+                    await self.tail.start(client, self.rights)
+                self.client = client
                 group.create_task(self._watch(self._reader))
                 group.create_task(self._check_broker(client))
 

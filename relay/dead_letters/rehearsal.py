@@ -1,14 +1,13 @@
 """What a replay would do, without doing it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 from relay.contract.subjects import STATUS_STREAM, job_filter
 from relay.contract.wire import Unsendable, decode
-from relay.dead_letters.lookups import Lookups
 from relay.dead_letters.stored import StoredDeadLetter, status_in
 from relay.nats.connection import Requester
+from relay.nats.messages import find_message
 
 _JOBS_REMEMBERED: Final = 4096
 
@@ -39,28 +38,32 @@ class Rehearsal:
             found.append(f"it would fail again, with {self.fault.reason}: {self.fault.error}")
         if self.later is not None:
             status, last = self.letter.status or "unreadable", self.later.status or "unreadable"
-            found.append(f"its job has gone on to {last} since: the Facilitator would show {status} after it")
+            found.append(f"its job has gone on to {last} since: the Facilitator would show {status} after that")
         return found
 
 
-async def rehearse(client: Requester, letters: AsyncIterator[StoredDeadLetter]) -> AsyncGenerator[Rehearsal]:
-    """What the replay of each would do. Changes nothing. Raises RelayError. Cancelling it is safe."""
-    lookups = Lookups(client)
-    last: dict[str, LaterUpdate | None] = {}
-    async for letter in letters:
-        if letter.job not in last:
-            if len(last) >= _JOBS_REMEMBERED:
-                last.clear()
-            last[letter.job] = await _last_update(lookups, letter.job) if letter.job else None
-        later = last[letter.job]
-        fault = decode(letter.body, letter.job)
-        yield Rehearsal(
+class Rehearser:
+    """Looks at dead letters one after another; each job's last update is looked up once."""
+
+    def __init__(self, client: Requester) -> None:
+        self._client = client
+        self._last: dict[str, LaterUpdate | None] = {}
+
+    async def rehearse(self, letter: StoredDeadLetter) -> Rehearsal:
+        """What the replay of this one would do. Changes nothing. Raises RelayError. Cancelling it is safe."""
+        fault, later = decode(letter.body, letter.job), await self._last_update(letter.job)
+        return Rehearsal(
             letter,
             fault if isinstance(fault, Unsendable) else None,
             later if later is not None and later.sequence > letter.source_sequence > 0 else None,
         )
 
-
-async def _last_update(lookups: Lookups, job: str) -> LaterUpdate | None:
-    found = await lookups.find(STATUS_STREAM, {"last_by_subj": job_filter(job)})
-    return None if found is None else LaterUpdate(found.sequence, status_in(found.body))
+    async def _last_update(self, job: str) -> LaterUpdate | None:
+        if not job:
+            return None
+        if job not in self._last:
+            if len(self._last) >= _JOBS_REMEMBERED:
+                self._last.clear()
+            found = await find_message(self._client, STATUS_STREAM, {"last_by_subj": job_filter(job)})
+            self._last[job] = None if found is None else LaterUpdate(found.sequence, status_in(found.body))
+        return self._last[job]

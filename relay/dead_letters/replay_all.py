@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.contract.errors import RelayError
-from relay.dead_letters.replay import ReplayResult
+from relay.dead_letters.replay import Replayer, ReplayResult
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.window import for_each
+from relay.nats.frames import FrameClient
+from relay.nats.pipeline import pipelined
 
 
 @dataclass(slots=True)
@@ -31,6 +33,22 @@ class ReplaySummary:
             self.already_stored += 1
         else:
             self.replayed += 1
+
+
+async def replay_with(
+    client: FrameClient,
+    letters: AsyncIterator[StoredDeadLetter],
+    *,
+    summary: ReplaySummary,
+    on_result: Callable[[ReplayResult], None],
+    rate_per_s: float | None = None,
+    remove: bool = True,
+) -> None:
+    """Replay `letters` through `client` as `replay_all` does. `remove`: delete each, and its source, afterwards."""
+    async with pipelined(client) as pipeline:
+        replayer = Replayer(pipeline)
+        replay = replayer.move if remove else replayer.publish
+        await replay_all(letters, replay, summary=summary, on_result=on_result, rate_per_s=rate_per_s)
 
 
 async def replay_all(

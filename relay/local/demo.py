@@ -42,7 +42,7 @@ _SETTLE_TIMEOUT_S: Final = 30.0
 _TERM: Final = "+TERM"
 _SETTLING: Final = frozenset({"", "+ACK", _TERM})
 # Long retries are for the real Facilitator. Three quick attempts show the same within ten seconds.
-_DELIVERY: Final = DeliverySettings(max_attempts=3, backoff_initial_s=0.05, backoff_max_s=0.5)
+DEMO_DELIVERY: Final = DeliverySettings(max_attempts=3, backoff_initial_s=0.05, backoff_max_s=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def make_hotkey(folder: Path) -> Signer:
 
 
 @contextlib.asynccontextmanager
-async def open_demo(signer: Signer, delivery: DeliverySettings = _DELIVERY) -> AsyncGenerator[Demo]:
+async def open_demo(signer: Signer, delivery: DeliverySettings = DEMO_DELIVERY) -> AsyncGenerator[Demo]:
     """Start a nats-server, a Facilitator simulator that knows `signer`, and a relay that signs in at the simulator.
 
     `delivery` are the relay's delivery settings; the environment is not read. At the end of the block all are stopped;

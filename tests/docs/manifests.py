@@ -13,7 +13,7 @@ OVERLAYS = DEPLOY / "kubernetes" / "overlays"
 TLS = DEPLOY / "kubernetes" / "tls"
 COMPONENTS = {
     name: DEPLOY / "kubernetes" / name
-    for name in ("gitops", "hpa", "keda", "nats-box", "nats-exporter", "tls", "tracing")
+    for name in ("console", "gitops", "hpa", "keda", "nats-box", "nats-exporter", "tls", "tracing")
 }
 """What an overlay may add."""
 RENDERED = {

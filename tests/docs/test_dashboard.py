@@ -61,15 +61,20 @@ def test_titles_and_ids_are_unique():
 
 def test_variables_are_used_and_made():
     """Every variable in a query belongs to the dashboard, and every variable of the dashboard is used."""
-    used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(DASHBOARD["panels"] + list(VARIABLES.values()))))
+    used = set(
+        re.findall(r"\$\{?([a-z]\w*)", json.dumps(DASHBOARD["panels"] + DASHBOARD["links"] + list(VARIABLES.values())))
+    )
     assert VARIABLES.keys() == used
 
 
 def test_variables_take_their_values_from_metrics():
-    """Each variable except the data source has the values of a label of a metric that the relay exposes."""
+    """Each variable has the values of a metric's label, except the data source and the address of the console."""
     for name, variable in VARIABLES.items():
         if name == "datasource":
             assert ("datasource", "prometheus") == (variable["type"], variable["query"])
+            continue
+        if name == "console":
+            assert "textbox" == variable["type"]  # what people type there is the address of the console
             continue
         selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
         assert [] == faults(selector)
@@ -80,5 +85,5 @@ def test_one_data_source():
     """Every panel, query and variable uses the Prometheus that is chosen on the dashboard."""
     asked = [panel["datasource"] for panel in PANELS]
     asked += [target["datasource"] for panel in PANELS for target in panel["targets"]]
-    asked += [each["datasource"] for name, each in VARIABLES.items() if name != "datasource"]
+    asked += [each["datasource"] for name, each in VARIABLES.items() if name not in {"datasource", "console"}]
     assert [] == [each for each in asked if each != {"type": "prometheus", "uid": "${datasource}"}]

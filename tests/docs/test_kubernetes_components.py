@@ -11,6 +11,7 @@ from promql import parse, selectors
 from test_alerts import RECORDS
 from test_kubernetes_security import DNS, NATS, allowed
 
+from relay.contract.environment import load_settings
 from relay.contract.settings import DeliverySettings
 
 PRODUCTION = {name_of(document): document for document in RENDERED["production"]}
@@ -159,6 +160,31 @@ def test_backups(tmp_path, monkeypatch):
     *old, made = sorted(path.name for path in backups.iterdir())
     assert [f"2026-01-0{day}T031700Z" for day in (3, 4, 5)] == old
     assert {"JOB_STATUS", "JOB_DLQ", "JOB_REQUESTS"} == {path.name for path in (backups / made).iterdir()}
+
+
+def test_the_console_may_look_only():
+    """The console is the observer, asks for a password, reaches NATS alone, and changes nothing that is there."""
+    documents = WITH_COMPONENTS["production with console"]
+    assert {"Deployment/relay-console", "Service/relay-console", "NetworkPolicy/relay-console"} == set(added("console"))
+    assert set() == changed("console")
+    assert {NATS} | DNS == allowed(documents, "relay-console", "egress")
+    assert {("ingress", "TCP", "http")} == allowed(documents, "relay-console", "ingress")
+    (container,) = containers(added("console")["Deployment/relay-console"])
+    variables = environment(documents, container)
+    assert ("observer", "secret:nats-passwords:observer") == (
+        variables["RELAY_NATS_USER"],
+        variables["RELAY_NATS_PASSWORD"],
+    )
+    given = {name: value for name, value in variables.items() if not name.endswith("_FILE")}
+    settings = load_settings(given, None).require_guarded_console()
+    assert str(settings.console.port) == str(container["ports"][0]["containerPort"])
+    assert not settings.console.is_loopback
+
+
+def test_the_image_with_the_console():
+    """The build argument that the component names is the Containerfile's, and its lock has NiceGUI."""
+    said = re.findall(r"LOCK=(\S+\.lock)", (ROOT / "deploy/kubernetes/console/kustomization.yaml").read_text())
+    assert "nicegui==" in (ROOT / said[0]).read_text()
 
 
 def test_the_image_with_tracing():

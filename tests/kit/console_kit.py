@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
 TIMEOUT_S = 30
 CHROMIUM = "chromium"
@@ -56,6 +56,7 @@ async def chromium() -> AsyncIterator[Browser]:
         pytest.skip("there is no chromium on the PATH: `make browser` as root, or apt-get install chromium")
     async with async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        await new_context(browser)
         try:
             yield browser
         finally:
@@ -76,12 +77,12 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def tab(browser: Browser, *, allowed: tuple[str, ...] = (), **options: Any) -> AsyncIterator[Page]:
-    """A page of a new context, whose scripts must report no error, such as a breach of the Content-Security-Policy.
+    """A page, whose scripts must report no error, such as a breach of the Content-Security-Policy.
 
     `allowed`: parts of the errors that the test makes by itself.
     """
-    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-    context.set_default_timeout(TIMEOUT_S * 1000)
+    # One context keeps the library's files for all; options need one of their own.
+    context = browser.contexts[0] if browser.contexts and not options else await new_context(browser, **options)
     try:
         opened = Tab(await context.new_page())
         opened.page.on("console", opened.hear)
@@ -89,4 +90,11 @@ async def tab(browser: Browser, *, allowed: tuple[str, ...] = (), **options: Any
         yield opened.page
         assert [] == [each for each in opened.errors if not any(part in each for part in allowed)]
     finally:
-        await context.close()
+        await (context.close() if options else opened.page.close())
+
+
+async def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """As a browser that was just installed."""
+    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    context.set_default_timeout(TIMEOUT_S * 1000)
+    return context

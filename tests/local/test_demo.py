@@ -12,6 +12,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import aiohttp
 import pytest
 
 from relay.contract.errors import PublishUnconfirmed
@@ -66,9 +67,12 @@ async def test_demo_accounts_for_everything(start, tmp_path):
 
 async def test_demo_stays_up_for_a_closer_look(start, tmp_path):
     """With `--keep` the printed addresses work until Ctrl-C, which stops the servers and exits with 0."""
-    process = await start("demo", "--keep", "--jobs", "6", "--rate", "200")
+    process = await start("demo", "--keep", "--console", "--jobs", "6", "--rate", "200")
     async with asyncio.timeout(TIMEOUT_S):
         lines = [line.decode() async for line in until(process.stdout, b"curl")]
+        (page,) = {found for line in lines for found in re.findall(r"http://[\d.:]+/$", line.strip())}
+        async with aiohttp.ClientSession() as session, session.get(page) as answer:
+            assert "relay console" in await answer.text()
         url = re.search(r"nats://127\.0\.0\.1:\d+", "".join(lines))[0]
         settings = {"RELAY_NATS_URL": url, "RELAY_LANES": "4", "RELAY_FACILITATOR_URL": "ws://127.0.0.1:1/ws/v0/"}
         publishing = await start("publish", job_uuid(Random(2)), "accepted", **settings)

@@ -1,0 +1,75 @@
+"""Jobs in a real browser: one job's timeline, and the updates of all jobs as they come."""
+
+import pytest
+from playwright.async_api import Page, expect
+from relay_kit import new_job
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+
+
+async def test_timeline(stage, console, page: Page):
+    """A job's updates in their order, how long each took, its body folded, its dead letters in place; it goes on."""
+    job = new_job()
+    await page.goto(f"{console.url}jobs")
+    await stage.settled(await stage.publish(job, "received", {"note": "first"}))
+    await stage.settled(await stage.publish_body(job, b"{", {"X": "y"}))
+    (letter,) = await stage.dead_letters(f"job.dlq.{job}")
+    await page.get_by_label("UUID", exact=True).fill(job.upper())
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(f"**/jobs/{job}")
+    items = page.locator(".timeline > li")
+    await expect(items).to_have_count(2)
+    await expect(items.nth(0)).to_contain_text("received")
+    await expect(items.nth(0)).to_contain_text("acknowledged")
+    await expect(items.nth(0)).to_contain_text(", after ")
+    await expect(items.nth(1)).to_contain_text("dead-lettered")
+    await expect(items.nth(1)).to_contain_text(", after ")
+    link = items.nth(1).get_by_role("link", name=f"invalid_json: dead letter {letter.sequence}")
+    await expect(link).to_be_visible()
+    await expect(page.get_by_text('"note": "first"')).to_be_hidden()
+    await items.nth(0).get_by_role("button", name="Body").click()
+    await expect(page.get_by_text('"note": "first"')).to_be_visible()
+    await stage.settled(await stage.publish(job, "completed", {}))
+    await expect(items).to_have_count(3)
+    await expect(items.nth(2)).to_contain_text("completed, with which the job ends")
+    await expect(items.nth(2)).to_contain_text("acknowledged")
+
+
+async def test_unknown_job(console, page: Page):
+    """A job without updates, and what is no UUID, are told as such."""
+    await page.goto(f"{console.url}jobs/{new_job()}")
+    await expect(page.get_by_role("alert")).to_contain_text("no update of job")
+    await page.goto(f"{console.url}jobs/nonsense")
+    await expect(page.get_by_role("alert")).to_contain_text("'nonsense' is not a UUID with hyphens.")
+
+
+async def test_live_tail(stage, console, page: Page):
+    """Updates show as they come, filtered; one key pauses them, and the same key goes on with what is new."""
+    job, other = new_job(), new_job()
+    await page.goto(f"{console.url}jobs")
+    rows = page.locator(".tail tbody tr")
+    await expect(page.get_by_text("Nothing has come yet.")).to_be_visible()
+    await page.get_by_label("Job (UUID)").fill(job)
+    await page.get_by_label("Job (UUID)").blur()
+
+    async def publish_both() -> None:
+        for each in (other, job):
+            await stage.settled(await stage.publish(each))
+
+    await publish_both()
+    await expect(rows).to_have_count(2)
+    await expect(rows.nth(1)).to_contain_text("published")
+    await expect(rows.nth(0)).to_contain_text("acknowledged")
+    await page.keyboard.press("p")
+    await expect(page.get_by_role("switch", name="Paused")).to_be_checked()
+    await publish_both()
+    await page.wait_for_timeout(1000)  # two looks of the page at what is new
+    await expect(rows).to_have_count(2)
+    await page.keyboard.press("p")
+    await expect(rows).to_have_count(4)
+    await page.get_by_role("checkbox", name="Dead letters only").click()
+    await publish_both()
+    await stage.settled(await stage.publish_body(job, b"{"))
+    await expect(rows).to_have_count(1)
+    await expect(rows.nth(0)).to_contain_text("dead-lettered")
+    await expect(rows.nth(0)).to_contain_text("invalid_json")

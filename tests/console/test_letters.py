@@ -1,0 +1,144 @@
+"""Dead letters in a real browser: looking, replaying, purging."""
+
+import asyncio
+import json
+
+import pytest
+from console_kit import tab
+from playwright.async_api import Page, expect
+from relay_kit import Scene, new_job
+
+from relay.contract.subjects import DLQ_STREAM, Reason
+from relay.dead_letters.stored import StoredDeadLetter
+from relay.nats.messages import get_message
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+
+
+async def dead_letter(stage: Scene, job: str, body: bytes = b"{", headers: dict[str, str] | None = None):
+    """Publish what cannot be relayed, and return its dead letter."""
+    await stage.settled(await stage.publish_body(job, body, headers))
+    (letter,) = await stage.dead_letters(f"job.dlq.{job}")
+    return letter
+
+
+async def unknown_then_known(stage: Scene, job: str, *later: str) -> StoredDeadLetter:
+    """A dead letter with the reason job_not_found of a job that the Facilitator knows by now, and its later updates."""
+    stage.facilitator.unknown_jobs.add(job)
+    await stage.settled(await stage.publish(job, "accepted", dead_letter=None))
+    stage.facilitator.unknown_jobs.discard(job)
+    await stage.settled(*[await stage.publish(job, status, {}) for status in later])
+    (letter,) = await stage.dead_letters(f"job.dlq.{job}")
+    return letter
+
+
+async def test_replay_from_click_to_facilitator(stage, console, page: Page):
+    """Select, dry run, replay: the dry run names the job that has gone on, and then the Facilitator has the update."""
+    job = new_job()
+    letter = await unknown_then_known(stage, job, "executor_ready")
+    await page.goto(f"{console.url}dead-letters?job={job}")
+    await page.get_by_role("row", name=job).get_by_role("checkbox").click()
+    await page.get_by_role("button", name="Replay selected").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_text("1 would be replayed: job_not_found 1")).to_be_visible()
+    await expect(dialog.get_by_text("Of jobs that have gone on since: 1")).to_be_visible()
+    await expect(dialog.get_by_text("its job has gone on to executor_ready since")).to_be_visible()
+    assert ["executor_ready"] == [row.status for row in stage.facilitator.rows_of(job)]
+    await dialog.get_by_role("button", name="Replay", exact=True).click()
+    await expect(page.get_by_text("Replay done")).to_be_visible()
+    await expect(page.get_by_text("replayed 1 of 1")).to_be_visible()
+    await stage.facilitator.wait_for(lambda facilitator: len(facilitator.rows_of(job)) == 2)
+    assert "accepted" == stage.facilitator.current_status(job)
+    assert await get_message(stage.nc, DLQ_STREAM, letter.sequence) is None
+
+
+async def test_purge(stage, console, page: Page):
+    """Purge asks for the export first and for a typed word then, and removes what was exported, nothing else."""
+    letter, other = [await dead_letter(stage, new_job(), b'{"n": 1}') for _ in range(2)]
+    await page.goto(f"{console.url}dead-letters/{letter.sequence}")
+    await page.get_by_role("button", name="Purge this one").click()
+    dialog = page.get_by_role("dialog")
+    purge = dialog.get_by_role("button", name="Purge", exact=True)
+    await expect(purge).to_be_disabled()
+    typed = dialog.get_by_label("Then type")
+    await typed.fill("purge 1")
+    await expect(purge).to_be_disabled()
+    async with page.expect_download() as downloading:
+        await dialog.get_by_role("button", name="Export").click()
+    download = await downloading.value
+    (line,) = (await asyncio.to_thread((await download.path()).read_text)).splitlines()
+    assert (letter.sequence, '{"n": 1}') == (json.loads(line)["sequence"], json.loads(line)["body"])
+    await expect(dialog.get_by_text("To remove them, type: purge 1")).to_be_visible()
+    await typed.fill("purge 2")
+    await expect(purge).to_be_disabled()
+    await typed.fill("purge 1")
+    await purge.click()
+    await expect(page.get_by_text("Purge done")).to_be_visible()
+    assert await get_message(stage.nc, DLQ_STREAM, letter.sequence) is None
+    assert await get_message(stage.nc, DLQ_STREAM, other.sequence) is not None
+    await page.reload()
+    await expect(page.get_by_role("alert")).to_contain_text("It is not there")
+
+
+async def test_script_tags(stage, console, page: Page):
+    """Whatever an update contains is text: in its body, its headers, its status and its error."""
+    script = "<script>window.broken = 1</script><img src=x onerror='window.broken = 1'>{{ 6 * 7 }}"
+    job = new_job()
+    body = json.dumps({"uuid": job, "status": script, "metadata": None}).encode()
+    letter = await dead_letter(stage, job, body, {"X-Script": script})
+    for path in (f"dead-letters?job={job}", f"dead-letters/{letter.sequence}", f"jobs/{job}"):
+        await page.goto(console.url + path)
+        await expect(page.get_by_text("window.broken = 1").first).to_be_visible()
+        assert await page.evaluate("window.broken") is None
+        assert 0 == await page.get_by_text("42", exact=True).count()
+        assert 0 == await page.locator("img[src=x]").count()
+
+
+async def test_one_letter(stage, console, page: Page):
+    """The page of a letter has its error, the advice, its headers, and its body as text and in hexadecimal."""
+    letter = await dead_letter(stage, new_job(), b"\xff\x00 no JSON", {"X-Mine": "yes"})
+    await page.goto(f"{console.url}dead-letters/{letter.sequence}")
+    for text in (letter.error, "fix the producer", "X-Mine", "\\xff\\x00 no JSON", "ff 00 20 6e 6f"):
+        await expect(page.get_by_text(text).first).to_be_visible()
+
+
+async def test_filters(stage, console, page: Page):
+    """Filters as `relay dlq list` has them, in the address; what is not allowed is told, and shows nothing."""
+    job = new_job()
+    letter = await dead_letter(stage, job)
+    await page.goto(f"{console.url}dead-letters")
+    await page.get_by_label("Job (UUID)").fill(job)
+    await page.get_by_label("Since").fill("15m")
+    await page.get_by_label("Since").press("Enter")
+    await page.wait_for_url(f"**/dead-letters?job={job}&since=15m")
+    await expect(page.get_by_role("row", name=job)).to_be_visible()
+    await expect(page.get_by_role("link", name=str(letter.sequence), exact=True)).to_be_visible()
+    await page.goto(f"{console.url}dead-letters?job={job}&reason={Reason.TOO_LARGE}")
+    await expect(page.get_by_text("No dead letter matches.")).to_be_visible()
+    for query, said in (
+        ("since=yesterday", "since 'yesterday' is not allowed"),
+        ("reason=<b>", "reason '<b>' is not allowed"),
+    ):
+        await page.goto(f"{console.url}dead-letters?{query}")
+        await expect(page.get_by_role("alert")).to_contain_text(said)
+
+
+async def test_narrow_and_by_keyboard(stage, console, browser):
+    """On 400 pixels nothing is cut off, and everything is reached by the keyboard: here a letter of the list."""
+    job = new_job()
+    letter = await dead_letter(stage, job)
+    async with tab(browser, viewport={"width": 400, "height": 800}) as page:
+        for path in ("", "jobs", f"jobs/{job}", "dead-letters", f"dead-letters/{letter.sequence}"):
+            await page.goto(console.url + path)
+            await expect(page.get_by_role("status")).to_contain_text("pdates")
+            assert 400 >= await page.evaluate("document.documentElement.scrollWidth"), path
+    async with tab(browser) as page:
+        await page.goto(f"{console.url}dead-letters?job={job}")
+        link = page.get_by_role("link", name=str(letter.sequence), exact=True)
+        await expect(link).to_be_visible()
+        for _ in range(40):
+            await page.keyboard.press("Tab")
+            if await link.evaluate("each => each === document.activeElement"):
+                break
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Replay this one")).to_be_visible()

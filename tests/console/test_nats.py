@@ -1,0 +1,187 @@
+"""NATS and the console: away and back, an observer's user, many tabs, a great many dead letters."""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from console_kit import console_process, tab
+from guarded_nats import guarded_server, passwords, settings, variables
+from playwright.async_api import expect
+from tcp_proxy import TcpProxy
+
+from relay.console.actions import Actions, DryRun
+from relay.console.rights import Rights, find_rights
+from relay.console.watching import Watching
+from relay.contract.errors import NotPermitted
+from relay.contract.settings import Settings
+from relay.contract.subjects import (
+    REASON_HEADER,
+    REPORT_SUBJECT,
+    SOURCE_SUBJECT_HEADER,
+    Reason,
+    dlq_subject,
+)
+from relay.dead_letters.purge import PurgePlan
+from relay.dead_letters.selection import Selection
+from relay.local.server import NatsServer
+from relay.nats.connection import close, connect, publish_confirmed
+from relay.nats.frames import publication
+from relay.topology.provision import provision, topology_of
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+JOB = "00000000-0000-4000-8000-00000000000a"
+LETTERS = int(os.environ.get("LETTERS", "50000"))
+"""How many there are in the test of many; `make soak` has a million."""
+MORE_MIB = 64
+"""So much more memory than before they may cost."""
+
+
+def headers(reason: Reason) -> dict[str, str]:
+    return {REASON_HEADER: reason.value, SOURCE_SUBJECT_HEADER: f"job.status.{JOB}"}
+
+
+async def test_away_and_back(stage, browser, tmp_path):
+    """It starts without NATS, and says so; it comes to life with NATS, says when NATS is away, and comes back."""
+    proxy = TcpProxy(stage.server.port)
+    async with proxy.serving():
+        pass  # now it has its port
+    async with console_process(tmp_path, NATS_URL=proxy.url) as console, tab(browser) as page:
+        headline = page.locator(".banner .headline")
+        await page.goto(console.url)
+        await expect(headline).to_have_text("No news from NATS")
+        async with proxy.serving():
+            await expect(headline).to_contain_text("Updates flow")
+        await expect(headline).to_have_text("No news from NATS")
+        await expect(page.locator(".banner .reason")).to_contain_text("for ")
+        await page.goto(f"{console.url}dead-letters")
+        await expect(page.get_by_role("alert")).to_contain_text("not connected")
+        async with proxy.serving():
+            await expect(page.get_by_role("alert")).to_have_count(0)
+            await page.goto(console.url)
+            await expect(headline).to_contain_text("Updates flow")
+
+
+async def test_many_tabs_cost_nothing(stage, console, browser):
+    """However many pages are open, NATS and the workers are asked once for all of them."""
+    asked = await stage.nc.subscribe(REPORT_SUBJECT)
+    async with contextlib.AsyncExitStack() as opened:
+        for _ in range(5):
+            page = await opened.enter_async_context(tab(browser))
+            await page.goto(console.url)
+            await expect(page.locator(".banner .headline")).to_contain_text("Updates flow")
+        began_s = asyncio.get_running_loop().time()
+        while asked.pending_msgs:
+            await asked.next_msg()
+        for _ in range(3):
+            await asked.next_msg(timeout=10)
+        took_s = asyncio.get_running_loop().time() - began_s
+    await asked.unsubscribe()
+    assert took_s > 3  # two intervals of 2 s lie between three questions; each tab asking would need less than one
+
+
+async def test_observer(monkeypatch, browser, tmp_path):
+    """With the observer's user everything is shown and nothing offered; and the server refuses, whatever is tried."""
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    async with guarded_server() as server:
+        anybody = await connect(settings(server, "anybody"), name="test")
+        await provision(anybody, topology_of(Settings().delivery))
+        letter = await publish_confirmed(anybody, dlq_subject(JOB), b'{"status": "failed"}', headers(Reason.REFUSED))
+        async with (
+            console_process(tmp_path, NATS_URL=server.url, **variables("observer")) as console,
+            tab(browser) as page,
+        ):
+            for path in ("dead-letters", f"dead-letters?job={JOB}&reason=refused"):
+                await page.goto(console.url + path)
+                await expect(page.get_by_role("row", name=JOB)).to_contain_text("failed")
+                await expect(page.get_by_text("may look at dead letters, and not act on them")).to_be_visible()
+                await expect(page.get_by_role("button", name="Replay")).to_have_count(0)
+                await expect(page.get_by_role("button", name="Purge")).to_have_count(0)
+            await page.goto(f"{console.url}dead-letters/{letter.sequence}")
+            await expect(page.get_by_text("All headers")).to_be_visible()
+            await expect(page.get_by_role("button", name="Replay")).to_have_count(0)
+            await expect(page.get_by_role("button", name="Purge")).to_have_count(0)
+        observer = await connect(settings(server, "observer"), name="test")
+        try:
+            await refuses(Watching(Settings(nats=settings(server, "observer"))), observer, letter.sequence)
+            operator = await connect(settings(server, "operator"), name="test")
+            assert (await find_rights(operator)).act
+            await close(operator)
+        finally:
+            await close(observer)
+            await close(anybody)
+
+
+async def refuses(watching: Watching, observer, sequence: int) -> None:
+    """The console refuses by itself; and if it did not, NATS would."""
+    watching.client, watching.rights = observer, await find_rights(observer)
+    assert (False, False) == (watching.rights.act, watching.rights.scan)
+    selected = Selection(sequences=(sequence,))
+    dry_run = DryRun(selected, PurgePlan(last_sequence=sequence))
+    dry_run.plan.reasons["refused"] = 1
+    actions = Actions(watching)
+    with pytest.raises(NotPermitted):
+        actions.replay(dry_run, None)
+    with pytest.raises(NotPermitted):
+        actions.prepare_export(selected)
+    watching.rights = Rights(act=True)
+    actions.replay(dry_run, None)
+    await actions.ended()
+    assert (0, True) == (actions.latest.summary.replayed, bool(actions.latest.error))
+    export = actions.export_named(actions.prepare_export(selected))
+    assert 1 == len([line async for line in actions.export(export)])
+    actions.purge(export)
+    await actions.ended()
+    assert (0, True) == (actions.latest.removed, bool(actions.latest.error))
+
+
+def memory_mib(pid: int) -> float:
+    """The largest memory that the process has had."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.timeout(300)
+async def test_a_great_many_letters(browser, tmp_path):
+    """A list of very many dead letters opens at once, is paged, finds the one that differs, and needs little memory."""
+    async with NatsServer() as server:
+        client = await connect(Settings().nats.model_copy(update={"urls": (server.url,)}), name="test")
+        await provision(client, topology_of(Settings().delivery))
+        first = await publish_confirmed(client, dlq_subject(JOB), b"{}", headers(Reason.TOO_LARGE))
+        async with console_process(tmp_path, NATS_URL=server.url) as console, tab(browser) as page:
+            await page.goto(f"{console.url}dead-letters")
+            await expect(page.get_by_text("1 in all")).to_be_visible()
+            before_mib = memory_mib(console.process.pid)
+            await fill(client, LETTERS - 1)
+            await close(client)
+            await page.goto(f"{console.url}dead-letters")
+            await expect(page.get_by_role("link", name=str(LETTERS), exact=True)).to_be_visible()
+            await expect(page.get_by_text(f"{LETTERS:,} in all; the chart shows the newest 10,000.")).to_be_visible()
+            assert 50 == await page.locator(".q-table tbody tr").count()
+            await page.get_by_role("link", name="Older").click()
+            await expect(page.get_by_role("link", name=str(LETTERS - 50), exact=True)).to_be_visible()
+            await page.goto(f"{console.url}dead-letters?reason={Reason.TOO_LARGE}")
+            found = page.get_by_role("link", name=str(first.sequence), exact=True)
+            older = page.get_by_role("link", name="Older")
+            await expect(found.or_(older).first).to_be_visible()
+            while not await found.is_visible():
+                await older.click()
+                await page.wait_for_load_state()
+                await expect(found.or_(older).first).to_be_visible()
+            await page.goto(f"{console.url}dead-letters")
+            await page.get_by_role("button", name="Replay all that match").click()
+            await expect(page.get_by_text(f"{LETTERS:,} would be replayed")).to_be_visible()
+            assert memory_mib(console.process.pid) < before_mib + MORE_MIB
+
+
+async def fill(client, count: int) -> None:
+    """Store so many dead letters, without waiting for each PubAck."""
+    line = publication(dlq_subject(JOB).encode(), b'{"status": "failed"}', headers=headers(Reason.REFUSED))
+    while count:
+        part = min(1000, count)
+        client.write(line * (part - 1))
+        # The answer to this one tells that the server has stored those before, so that none are dropped.
+        await publish_confirmed(client, dlq_subject(JOB), b"{}", headers(Reason.REFUSED), timeout_s=30)
+        count -= part
