@@ -13,11 +13,7 @@ VALIDATOR: Final = ROOT / ".venv-integration" / "bin" / "python"
 UV: Final = VALIDATOR.parent / "uv"
 LOWEST: Final = ("pydantic==2.8.0", "msgspec==0.21.0", "nats-py==2.12.0")
 OTHERS: Final = {
-    # bittensor is large, so it is not in the environment of the other tests.
-    "validators": (
-        *(ROOT / "tests/integration/validator.txt").read_text().splitlines(),
-        *("bittensor==9.9.0", "bittensor-wallet==4.0.0"),
-    ),
+    "validators": (*(ROOT / "tests/integration/validator.txt").read_text().splitlines(),),
     "FastAPI 0.110": ("fastapi==0.110.0",),
     "FastAPI 0.119": ("fastapi==0.119.0",),
     "the lowest": LOWEST,
