@@ -5,6 +5,7 @@ import contextlib
 import json
 from uuid import UUID
 
+import msgspec
 import nats.errors
 import pytest
 from cli_kit import TIMEOUT_S
@@ -19,12 +20,14 @@ from relay.client import (
     NoRelayRunning,
     Outcome,
     QueryFailed,
+    Receipt,
     RelayFault,
     StatusClient,
     TooManyQueries,
     UnknownJob,
     UpdateProgress,
     WaitTimedOut,
+    status_client,
 )
 from relay.contract.subjects import Reason, query_subject, receipt_subject
 from relay.local.faults import stall
@@ -246,6 +249,22 @@ async def test_receipts(scene, client):
         assert [(other, "received", Outcome.ACKNOWLEDGED)] == await every
         await scene.settled(await scene.publish(JOB, "accepted"))
         assert [(JOB, "accepted", Outcome.ACKNOWLEDGED)] == await of_job
+
+
+async def test_too_many_receipts(nc, client, monkeypatch, caplog):
+    """If receipts come faster than they are taken, the oldest are dropped, and the log says so."""
+    monkeypatch.setattr(status_client, "_MOST_RECEIPTS", 3)
+    receipts = [Receipt(JOB, "accepted", number, Outcome.ACKNOWLEDGED, None, 0, 1.0) for number in range(6)]
+    async with asyncio.timeout(TIMEOUT_S), contextlib.aclosing(client.receipts()) as taken:
+        first = asyncio.create_task(anext(taken))
+        await heard_no_receipt(nc, JOB)
+        await nc.publish(receipt_subject(JOB), msgspec.json.encode(receipts[0]))
+        assert receipts[0] == await first
+        for receipt in receipts[1:]:
+            await nc.publish(receipt_subject(JOB), msgspec.json.encode(receipt))
+        while caplog.text.count("the oldest is dropped") < 2:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0.01)
+        assert receipts[3:] == [await anext(taken) for _ in range(3)]
 
 
 async def test_receipts_are_not_permitted(guarded):
