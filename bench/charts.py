@@ -19,6 +19,7 @@ _COLOURS: Final = {
     "floor_pull": "#000000",
     "floor_forward": "#666666",
     "relay": "#D55E00",
+    "earlier_relay": "#882255",
     "faststream": "#0072B2",
     "listener": "#009E73",
     "listener_many": "#56B4E9",
