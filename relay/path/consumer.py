@@ -285,24 +285,20 @@ class PullConsumer:
             except ValueError:
                 _log.warning("a message that is no delivery came to the inbox of a lane's pulls", consumer=self.name)
         if deliveries:
-            self._take_deliveries(deliveries)
+            if deliveries[0].consumer_sequence <= window.delivered_up_to:
+                self._end_pulling(Signal.START_OVER)  # the count went back: the new leader missed some deliveries
+            window.came(deliveries[-1].consumer_sequence, sum(map(_size_of, deliveries)))
+            self._last_reply = deliveries[-1].reply
+            self._last_status = ""
+            if window.goes_alone:
+                self._came_alone(deliveries[-1])
+            try:
+                self._on_deliveries(deliveries)
+            except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
+                self._failure = error
+                self._wake.set()
         if window.delivered_up_to >= window.low_at:
             self._ask()
-
-    def _take_deliveries(self, deliveries: list[Delivery]) -> None:
-        window = self._window
-        if deliveries[0].consumer_sequence <= window.delivered_up_to:
-            self._end_pulling(Signal.START_OVER)  # the count went back: the new leader missed some deliveries
-        window.came(deliveries[-1].consumer_sequence, sum(map(_size_of, deliveries)))
-        self._last_reply = deliveries[-1].reply
-        self._last_status = ""
-        if window.goes_alone:
-            self._came_alone(deliveries[-1])
-        try:
-            self._on_deliveries(deliveries)
-        except Exception as error:  # noqa: BLE001 - raised again by `_pull`, because the client would only report it
-            self._failure = error
-            self._wake.set()
 
     def _came_alone(self, delivery: Delivery) -> None:
         """An update that was requested by itself has come: if more wait, the next one is likely to be as large."""
