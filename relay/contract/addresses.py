@@ -18,11 +18,11 @@ class Unusable(ValueError):  # noqa: N818 - named after what it says of a value
 
 
 def nats_address(url: str) -> str:
-    """The address of a nats-server, as it was given. Raises Unusable."""
+    """The address of a nats-server, with its scheme in small letters: nats-py knows no other. Raises Unusable."""
     parts = _address(url, NATS_SCHEMES)
     if parts.path not in {"", "/"} and parts.scheme in {"nats", "tls"}:
         raise Unusable("it has a path; a / in a password is written as %2F")
-    return url
+    return url.replace(url.partition(":")[0], parts.scheme, 1)
 
 
 def facilitator_address(url: str) -> str:

@@ -1,6 +1,7 @@
 """Opening TCP connections to a host name, which may have several addresses."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ class Dialer:
 
 
 async def _look_up(host: str, port: int) -> list[_AddressInfo]:
+    if ":" in host and "%" in host:  # an IPv6 address with a zone, whose % may be written as %25; uvloop loses the zone
+        zoned = host.replace("%25", "%", 1)
+        return socket.getaddrinfo(zoned, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     try:
         try:
             return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -63,7 +67,7 @@ async def _connect(addresses: list[_AddressInfo], timeout_s: float) -> socket.so
         tried.settimeout(0)  # the event loop waits
         try:
             async with asyncio.timeout((until_s - loop.time()) / (len(addresses) - index)):
-                await loop.sock_connect(tried, address)
+                await _connected(tried, address)
         except OSError as error:  # a TimeoutError is one
             tried.close()
             problems.append(error)
@@ -73,6 +77,23 @@ async def _connect(addresses: list[_AddressInfo], timeout_s: float) -> socket.so
         else:
             return tried
     raise _summed_up(problems, addresses, timeout_s)
+
+
+async def _connected(tried: socket.socket, address: tuple[Any, ...]) -> None:
+    """As `sock_connect` of the event loop, which forgets the zone of an IPv6 address if it is uvloop."""
+    if not address[3:] or not address[3]:
+        await asyncio.get_running_loop().sock_connect(tried, address)
+        return
+    if (begun := tried.connect_ex(address)) not in {0, errno.EINPROGRESS}:
+        raise OSError(begun, os.strerror(begun))
+    writable = asyncio.Event()
+    asyncio.get_running_loop().add_writer(tried, writable.set)
+    try:
+        await writable.wait()
+    finally:
+        asyncio.get_running_loop().remove_writer(tried)
+    if (ended := tried.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) != 0:
+        raise OSError(ended, os.strerror(ended))
 
 
 def _summed_up(problems: Sequence[OSError], addresses: Sequence[_AddressInfo], timeout_s: float) -> OSError:

@@ -63,6 +63,11 @@ def test_fine(address):
     assert address == nats_address(address)
 
 
+def test_scheme_in_capitals():
+    """nats-py would take the whole address for a host name."""
+    assert "nats://User:NATS@h:1" == nats_address("NATS://User:NATS@h:1")
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [("folder", "it is no file"), ("nothing", "there is no such file"), ("n" * 300, "it cannot be read: ")],

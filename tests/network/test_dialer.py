@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 
 import pytest
+import uvloop
 from namespaces import black_hole
 from tcp_server import tcp_server
 
@@ -116,3 +118,31 @@ async def test_no_thread_can_be_started(monkeypatch):
     async with listening(LAST) as port:
         with await Dialer().dial("localhost", port, TIMEOUT_S) as connected:
             assert port == connected.getpeername()[1]
+
+
+@pytest.mark.parametrize("host", ["fe80::1%lo", "fe80::1%25lo"])
+def test_zone(monkeypatch, host):
+    """The zone of an IPv6 address reaches the kernel, however its % is written, with uvloop too, which forgets it."""
+    asked = []
+
+    class Socket(socket.socket):
+        def connect_ex(self, address):
+            asked.append(address)
+            return errno.ENETUNREACH
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, pytest.raises(OSError, match="unreachable"):
+        runner.run(Dialer().dial(host, 1, TIMEOUT_S))
+    assert [("fe80::1", 1, 0, socket.if_nametoindex("lo"))] == asked
+
+
+async def test_zoned_connection(monkeypatch):
+    """A connection to an address with a zone is waited for, and a refusal is told."""
+    zone = socket.if_nametoindex("lo")
+    async with listening("::1") as port:
+        found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, zone))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with await Dialer().dial("fe80::1%lo", port, TIMEOUT_S) as connected:
+            assert "::1" == connected.getpeername()[0]
+    with pytest.raises(ConnectionRefusedError):
+        await Dialer().dial("fe80::1%lo", port, TIMEOUT_S)
