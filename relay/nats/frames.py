@@ -36,7 +36,7 @@ from relay.nats.nats_py import (
     stay_cancelled,
     subscribe_again,
 )
-from relay.nats.refusals import Refusals
+from relay.nats.refusals import TOO_MANY, Refusals
 from relay.network.dialer import Dialer
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
@@ -293,7 +293,7 @@ class FrameClient(Client):
         nats-py would close the client for good. But most of these errors pass: credentials that expired are renewed, a
         password is put right, an account is enabled again, the server has room for one more connection.
         """
-        if PERMISSIONS_ERR in err_msg:
+        if PERMISSIONS_ERR in err_msg or TOO_MANY in err_msg:
             await self._refused(err_msg)
             return
         if STALE_CONNECTION in err_msg:
@@ -309,7 +309,7 @@ class FrameClient(Client):
         self._err = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
         if self.refusals.told(err_msg, time.monotonic()):
             await self._error_cb(self._err)
-        if self.refusals.subscriptions and self._again is None:
+        if (self.refusals.subscriptions or self.refusals.too_many) and self._again is None:
             self._again = asyncio.get_running_loop().call_later(_SUBSCRIBE_AGAIN_S, self._ask_again)
 
     def _ask_again(self) -> None:

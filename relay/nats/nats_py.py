@@ -168,11 +168,11 @@ async def subscribe_again(client: Client, refusals: Refusals) -> None:
     Without it, they are not made before the next connection, because the server forgets them. If it refuses them again,
     `refusals` is told. Cancelling is safe.
     """
-    asked_s, refused = time.monotonic(), set(refusals.subscriptions)
+    asked_s = time.monotonic()
     subscriptions: dict[int, Any] = client._subs  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):  # the connection is lost
         for subscription in list(subscriptions.values()):
-            if subscription.subject.lower() in refused:
+            if refusals.lacks(subscription.subject):  # one that the server has counts once
                 await client._send_subscribe(subscription)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         await client.flush()  # the server sends its refusals before its PONG
         refusals.drop_subscriptions(asked_s)

@@ -7,6 +7,8 @@ import re
 from typing import Final
 
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+TOO_MANY: Final = "maximum subscriptions exceeded"
+"""What the server says to a subscription above `max_subscriptions`. It does not say which, and goes on."""
 _KEPT_S: Final = 600.0
 _MOST: Final = 100
 """Those who ask questions choose where the answer goes, so they could name ever new subjects."""
@@ -22,11 +24,16 @@ class Refusals:
     def __init__(self) -> None:
         self._subscriptions: dict[str, float] = {}
         """By subject: when it was refused last."""
+        self._too_many_s: float | None = None
+        """When a subscription was refused last because there are too many."""
         self._publishes: dict[str, dict[str, float]] = {}
         """By what subjects begin with, and by subject: when it was refused last. The last refused comes last."""
 
     def told(self, error: str, now_s: float) -> bool:
         """The server has said `error`. Returns whether it is no refusal, or one that is not known yet."""
+        if TOO_MANY in error.lower():
+            is_new, self._too_many_s = self._too_many_s is None, now_s
+            return is_new
         if (violation := _VIOLATION.search(error.lower())) is None:
             return True
         subject = violation[2]
@@ -42,10 +49,22 @@ class Refusals:
         """There is a new connection, which may have other permissions."""
         self._subscriptions.clear()
         self._publishes.clear()
+        self._too_many_s = None
 
     def drop_subscriptions(self, before_s: float) -> None:
         """Those that were refused before that moment have been asked for again since, or have ended."""
         self._subscriptions = {subject: at_s for subject, at_s in self._subscriptions.items() if at_s >= before_s}
+        if self._too_many_s is not None and self._too_many_s < before_s:
+            self._too_many_s = None
+
+    def lacks(self, subject: str) -> bool:
+        """Whether the server may not have made the subscription to `subject`."""
+        return self.too_many or subject.lower() in self._subscriptions
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the server has refused subscriptions because the connection has too many."""
+        return self._too_many_s is not None
 
     @property
     def subscriptions(self) -> list[str]:

@@ -15,10 +15,13 @@ _TOLD_ELSEWHERE: Final = tuple(
     subject.lower().rstrip("*>") for subject in (CANARY_SUBJECT, DLQ_SUBJECTS, LEASE_SUBJECTS, *REQUEST_SUBJECTS)
 )
 """These wait for a PubAck, and those who wait report that it does not come."""
-_ACKS: Final = "$js.ack."
 _UNSETTLED: Final = (
     "no update can be settled: each is delivered again and again, and after RELAY_MAX_DELIVER deliveries it is "
     "dead-lettered"
+)
+_TOO_MANY: Final = (
+    "nats-server lets this connection have fewer subscriptions than a worker needs (20, and 3 for each lane): raise "
+    "`max_subscriptions` of the server, or `max_subs` of the NATS user"
 )
 _PUBLISHES: Final = {
     "job.relayed.": "there are no receipts",
@@ -46,12 +49,7 @@ class PermissionWatch:
     @property
     def troubles(self) -> list[str]:
         """Refusals that keep updates from flowing, with what to do."""
-        acks = [subject for subject in self._refusals.publishes(time.monotonic(), _AT_WORK_S) if _is_ack(subject)]
-        inboxes = [subject for subject in self._refusals.subscriptions if subject.startswith(self._inbox)]
-        return [
-            *(_told("publish on", subject, _UNSETTLED) for subject in acks),
-            *(_told("subscribe to", subject, "updates and answers do not arrive") for subject in inboxes),
-        ]
+        return list(self._troubles())
 
     @property
     def warnings(self) -> list[str]:
@@ -66,9 +64,19 @@ class PermissionWatch:
     def _inbox(self) -> str:
         return self._client.new_inbox().rpartition(".")[0].lower() + "."
 
+    def _troubles(self) -> Iterator[str]:
+        if self._refusals.too_many:
+            yield _TOO_MANY
+        for subject in self._refusals.publishes(time.monotonic(), _AT_WORK_S):
+            if (meaning := _at_work(subject)) is not None:
+                yield _told("publish on", subject, meaning)
+        for subject in self._refusals.subscriptions:
+            if subject.startswith(self._inbox):
+                yield _told("subscribe to", subject, "updates and answers do not arrive")
+
     def _of_publishes(self) -> Iterator[str]:
         for subject in self._refusals.publishes(time.monotonic()):
-            if not _is_ack(subject) and not subject.startswith(_TOLD_ELSEWHERE):
+            if _at_work(subject) is None and not subject.startswith(_TOLD_ELSEWHERE):
                 yield _told("publish on", subject, _meaning(subject, _PUBLISHES) or _ANSWERS)
 
     def _of_subscriptions(self) -> Iterator[str]:
@@ -77,8 +85,11 @@ class PermissionWatch:
                 yield _told("subscribe to", subject, _meaning(subject, _SUBSCRIPTIONS) or _LEASES)
 
 
-def _is_ack(subject: str) -> bool:
-    return subject.startswith(_ACKS)
+def _at_work(subject: str) -> str | None:
+    """What it means if a subject of the work on updates is refused; None for other subjects."""
+    if subject.startswith("$js.ack."):
+        return _UNSETTLED
+    return "nothing is delivered from there" if ".consumer.msg.next." in subject else None
 
 
 def _meaning(subject: str, meanings: Mapping[str, str]) -> str | None:

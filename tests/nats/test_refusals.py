@@ -70,6 +70,17 @@ def test_ever_new_subjects():
     assert (100, 100) == (sum(new), len(refusals.publishes(0.0)))
 
 
+def test_too_many_subscriptions():
+    """The server does not say which subscription is one too many, so it may be any, until none is refused."""
+    refusals = Refusals()
+    assert [True, False] == [refusals.told("'maximum subscriptions exceeded'", now_s) for now_s in (0.0, 1.0)]
+    assert (True, True) == (refusals.too_many, refusals.lacks("any"))
+    refusals.drop_subscriptions(1.0)
+    assert refusals.too_many
+    refusals.drop_subscriptions(2.0)
+    assert (False, False) == (refusals.too_many, refusals.lacks("any"))
+
+
 def test_other_errors():
     """What is no refusal is always reported."""
     refusals = Refusals()

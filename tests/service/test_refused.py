@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dead_letter_kit import change_stream
-from relay_kit import ACKED, Scene, gauges, new_job, said
+from relay_kit import ACKED, Scene, counters, gauges, new_job, said
 
 from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import REQUEST_STREAM
@@ -134,3 +134,19 @@ async def test_permissions(tmp_path: Path, facilitator, monkeypatch):
         await said(relay, lambda told: not any(each in str(told.get("warnings")) for each in ("subscribe", "nobody")))
         assert [ACKED] == await scene.settled(update)
         assert "job.relayed.>" in await doctor(scene, "workers")
+
+
+async def test_too_many_subscriptions(tmp_path: Path, facilitator, monkeypatch):
+    """A server that allows too few subscriptions is named, over a connection that stays; with more all goes on."""
+    monkeypatch.setattr(frames, "_SUBSCRIBE_AGAIN_S", 0.1)
+    nats_server = server(tmp_path)
+    config = tmp_path / "nats.conf"
+    enough = config.read_text()
+    config.write_text(f"{enough}max_subscriptions: 10\n")
+    async with nats_server, Scene(nats_server, facilitator, **ANYBODY) as scene, scene.relay(**GUEST) as relay:
+        await said(relay, lambda told: "fewer subscriptions than a worker needs" in str(told["missing"]))
+        assert 0 == counters(relay)["relay_nats_reconnects"]
+        config.write_text(enough)
+        await nats_server.restart()
+        await said(relay, lambda told: told["ready"])
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
