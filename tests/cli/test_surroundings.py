@@ -137,7 +137,7 @@ async def test_encodings(nats_server, dlq, tmp_path, encoding):
         ("dlq", "show", "1"): 0,
         ("dlq", "show", "2", "--full"): 0,
         ("dlq", "list"): 0,
-        ("dlq", "list", "--job", ODD): 0,
+        ("dlq", "list", "--job", ODD): 2,
         ("dlq", "replay", "2", "--dry-run"): 0,
         ("dlq", "replay", "--from", ODD): 2,
         ("dlq", "purge", "9", "--yes", "--export", f"kept-{ODD}"): 1,

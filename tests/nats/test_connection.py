@@ -88,7 +88,7 @@ async def test_not_connected(nc):
 async def test_one_server_of_several_is_enough(nats_server):
     """The first connection tries each server once before it gives up."""
     away = f"nats://127.0.0.1:{unused_port()}"
-    settings = connection.NatsSettings(urls=(away, nats_server.url))
+    settings = NatsSettings(urls=(away, nats_server.url))
     client = await connection.connect(settings, name="test")
     assert client.is_connected
     # The server that was away stays in the list.
@@ -138,7 +138,7 @@ async def test_an_error_shows_no_password():
     """Credentials in a URL do not appear in errors."""
     url = f"nats://relay:hidden@127.0.0.1:{unused_port()}"
     with pytest.raises(BrokerUnavailable) as caught:
-        await connection.connect(connection.NatsSettings(urls=(url,)), name="test")
+        await connection.connect(NatsSettings(urls=(url,)), name="test")
     assert "hidden" not in str(caught.value)
 
 

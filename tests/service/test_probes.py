@@ -219,7 +219,7 @@ async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
     and what to do. It is ready again when the number is the old one.
     """
     async with Scene(nats_server, facilitator, LANES="2") as scene, scene.relay() as relay:
-        until = partial(look_until, relay.worker_status._lane_count)
+        until = partial(look_until, relay.worker_status._parts.lane_count)
         await until(lambda: relay.worker_status.missing() == [])
         await provision(scene.nc, topology_of(load_settings(scene.environment | {"RELAY_LANES": lanes}, None).delivery))
         said = (
@@ -229,7 +229,7 @@ async def test_lanes_changed_meanwhile(nats_server, facilitator, capsys, lanes):
         await until(lambda: said in relay.worker_status.missing())
         assert 200 == (await ask(relay.http_port, "/livez")).status
         assert 0 == gauges(relay)["relay_ready"]
-        await relay.worker_status._lane_count._look()  # and is still so
+        await relay.worker_status._parts.lane_count._look()  # and is still so
         await scene.provision()
         await until(lambda: relay.worker_status.missing() == [])
     assert 1 == capsys.readouterr().out.count(said)

@@ -213,7 +213,8 @@ def test_refused_settings(planted):
     """Whichever setting is refused, the error shows none of the secrets."""
     refused = {"RELAY_NATS_URL": f"nats://u:{SECRETS['password in RELAY_NATS_URL']}@h:port"}
     wrong = {row.variable: refused.get(row.variable, "no/such\nthing") for row in settings_table()}
-    free = SECRETS.keys() | {"RELAY_NATS_USER", "RELAY_HTTP_HOST", "RELAY_FACILITATOR_HOTKEY_FILE"}
+    hosts = {"RELAY_HTTP_HOST", "RELAY_CONSOLE_HOST"}
+    free = SECRETS.keys() | hosts | {"RELAY_NATS_USER", "RELAY_FACILITATOR_HOTKEY_FILE"}
     for variable in wrong.keys() - free:
         with pytest.raises(ConfigurationError) as caught:
             load_settings(planted | {variable: wrong[variable]}, None)
