@@ -29,6 +29,7 @@ SECRETS = {
     "RELAY_NATS_PASSWORD": "planted-nats-password",
     "RELAY_NATS_TOKEN": "planted-nats-token",
     "RELAY_FACILITATOR_HOTKEY_PASSWORD": "planted-hotkey-password",
+    "RELAY_CONSOLE_PASSWORD": "planted-console-password",
     "password in RELAY_NATS_URL": "planted@url-password",
     "end of the password in RELAY_NATS_URL": "url-password",
     "password in RELAY_FACILITATOR_URL": "planted-proxy-password",
