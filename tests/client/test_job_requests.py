@@ -10,6 +10,7 @@ import nats
 import pytest
 from guarded_nats import ANYBODY, guarded_server, password, passwords, settings, signed_in
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from relay_kit import new_job
 
 from relay.client import (
@@ -116,6 +117,22 @@ async def test_settled(requests, push, provisioned):
     await third.discard("no such job")
     info = await api_request(provisioned, api_consumer_info(REQUEST_STREAM, "runner"))
     assert (0, 0, 2) == (info["num_ack_pending"], info["num_pending"], info["ack_floor"]["stream_seq"])
+
+
+async def test_words(requests, push, provisioned):
+    """What JetStream is told of a request: in progress without a wait, all else with an answer; the delay in ns."""
+    heard: asyncio.Queue[Msg] = asyncio.Queue()
+    await ready(requests)
+    await provisioned.subscribe(f"$JS.ACK.{REQUEST_STREAM}.>", cb=heard.put)
+    await provisioned.flush()
+    await push(REQUEST, CHEATED)
+    first, second = await take(requests), await take(requests)
+    await first.in_progress()
+    await first.redeliver(1.5)
+    await second.ack()
+    words = [await heard.get() for _ in range(3)]
+    told = [(word.data, word.reply != "") for word in words]
+    assert [(b"+WPI", False), (b'-NAK {"delay": 1500000000}', True), (b"+ACK", True)] == told
 
 
 async def test_shared(nats_server, push):

@@ -39,7 +39,8 @@ MODULES = {
     "both": "reporting",
     "requests": "take_requests",
 }
-TIMEOUT_S = 60
+TIMEOUT_S = 120
+pytestmark = pytest.mark.timeout(300)
 CHAINS = """
 from celery import chain
 from celery_app import app, report_in_both_ways
@@ -153,7 +154,7 @@ async def test_job_requests(project: Project, scene: Scene):
 async def test_views(project: Project, scene: Scene):
     """Views publish, ask and tell whether they could; with NATS away they answer before gunicorn's time is over."""
     job = new_job()
-    command = ("--worker-class", "sync", "--timeout", "4", "--preload", "--bind", "127.0.0.1:0", "wsgi")
+    command = ("--worker-class", "sync", "--timeout", "15", "--preload", "--bind", "127.0.0.1:0", "wsgi")
     server = await project.start("-m", "gunicorn", *command, stderr=asyncio.subprocess.PIPE)
     log = ""
     try:
