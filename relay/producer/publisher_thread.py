@@ -99,15 +99,17 @@ class PublisherThread(Generic[S]):
             self._ended = True
             _running.discard(self)
         closed = asyncio.run_coroutine_threadsafe(self.queue.close(timeout_s), self._loop)
+        hangs = False
         try:
-            unpublished = closed.result(at_most_s)
+            return closed.result(at_most_s)
         except TimeoutError:
+            hangs = True
             return self.queue.waiting()
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        return unpublished
+            if not hangs:
+                self._thread.join()
+                self._loop.close()
 
     def detach_in_child(self) -> None:
         """In the child of a fork: detach from the parent's sockets without sending anything.
