@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from cli_kit import make_command
-from console_kit import Console, chromium, console_process, tab
+from console_kit import TIMEOUT_S, Console, chromium, console_process, tab
 from playwright.async_api import Browser, Page, expect
 from relay_kit import Scene, serving
 
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=TIMEOUT_S * 1000)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

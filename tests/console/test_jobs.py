@@ -1,10 +1,10 @@
 """Jobs in a real browser: one job's timeline, and the updates of all jobs as they come."""
 
-import pytest
+from console_kit import IN_BROWSER, tab
 from playwright.async_api import Page, expect
 from relay_kit import new_job
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = IN_BROWSER
 
 
 async def test_timeline(stage, console, page: Page):
@@ -43,7 +43,7 @@ async def test_unknown_job(console, page: Page):
     await expect(page.get_by_role("alert")).to_contain_text("'nonsense' is not a UUID with hyphens.")
 
 
-async def test_live_tail(stage, console, page: Page):
+async def test_live_tail(stage, console, browser, page: Page):
     """Updates show as they come, filtered; one key pauses them, and the same key goes on with what is new."""
     job, other = new_job(), new_job()
     await page.goto(f"{console.url}jobs")
@@ -62,8 +62,11 @@ async def test_live_tail(stage, console, page: Page):
     await expect(rows.nth(0)).to_contain_text("acknowledged")
     await page.keyboard.press("p")
     await expect(page.get_by_role("switch", name="Paused")).to_be_checked()
-    await publish_both()
-    await page.wait_for_timeout(1000)  # two looks of the page at what is new
+    async with tab(browser) as other_page:  # it shows that the console has heard of them
+        await other_page.goto(f"{console.url}jobs")
+        await expect(other_page.get_by_text("Nothing has come yet.")).to_be_visible()
+        await publish_both()
+        await expect(other_page.locator(".tail tbody tr")).to_have_count(4)
     await expect(rows).to_have_count(2)
     await page.keyboard.press("p")
     await expect(rows).to_have_count(4)

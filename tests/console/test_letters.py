@@ -3,8 +3,7 @@
 import asyncio
 import json
 
-import pytest
-from console_kit import tab
+from console_kit import IN_BROWSER, tab
 from playwright.async_api import Page, expect
 from relay_kit import Scene, new_job
 
@@ -12,7 +11,7 @@ from relay.contract.subjects import DLQ_STREAM, Reason
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.messages import get_message
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = IN_BROWSER
 
 
 async def dead_letter(stage: Scene, job: str, body: bytes = b"{", headers: dict[str, str] | None = None):

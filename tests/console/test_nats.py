@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from console_kit import console_process, tab
+from console_kit import IN_BROWSER, console_process, tab
 from guarded_nats import guarded_server, passwords, settings, variables
 from playwright.async_api import expect
 from tcp_proxy import TcpProxy
@@ -30,9 +30,9 @@ from relay.nats.connection import close, connect, publish_confirmed
 from relay.nats.frames import publication
 from relay.topology.provision import provision, topology_of
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = IN_BROWSER
 JOB = "00000000-0000-4000-8000-00000000000a"
-LETTERS = int(os.environ.get("LETTERS", "50000"))
+LETTERS = int(os.environ.get("LETTERS", "20000"))
 """How many there are in the test of many; `make soak` has a million."""
 MORE_MIB = 64
 """So much more memory than before they may cost."""
@@ -67,7 +67,7 @@ async def test_many_tabs_cost_nothing(stage, console, browser):
     """However many pages are open, NATS and the workers are asked once for all of them."""
     asked = await stage.nc.subscribe(REPORT_SUBJECT)
     async with contextlib.AsyncExitStack() as opened:
-        for _ in range(5):
+        for _ in range(3):
             page = await opened.enter_async_context(tab(browser))
             await page.goto(console.url)
             await expect(page.locator(".banner .headline")).to_contain_text("Updates flow")
@@ -75,7 +75,7 @@ async def test_many_tabs_cost_nothing(stage, console, browser):
         while asked.pending_msgs:
             await asked.next_msg()
         for _ in range(3):
-            await asked.next_msg(timeout=10)
+            await asked.next_msg(timeout=60)
         took_s = asyncio.get_running_loop().time() - began_s
     await asked.unsubscribe()
     assert took_s > 3  # two intervals of 2 s lie between three questions; each tab asking would need less than one
@@ -143,7 +143,6 @@ def memory_mib(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-@pytest.mark.timeout(300)
 async def test_a_great_many_letters(browser, tmp_path):
     """A list of very many dead letters opens at once, is paged, finds the one that differs, and needs little memory."""
     async with NatsServer() as server:

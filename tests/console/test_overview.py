@@ -1,12 +1,12 @@
 """The overview in a real browser."""
 
-import pytest
+from console_kit import IN_BROWSER
 from playwright.async_api import expect
 from relay_kit import new_job
 
 CHARTS = "[...document.querySelectorAll('.chart svg')].map(chart => chart.innerHTML)"
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = IN_BROWSER
 
 
 async def test_moves_by_itself(stage, console, page):

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 import pytest_asyncio
-from console_kit import Console, console_process, tab
+from console_kit import IN_BROWSER, Console, console_process, tab
 from playwright.async_api import expect
 
 from relay.console.sessions import TRIES
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = IN_BROWSER
 PASSWORD = "correct horse battery"
 SOCKET = "_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
-TIMEOUT_S = 30
+TIMEOUT_S = 90
+"""For whatever a test waits for: a machine that is shared may be slow."""
+IN_BROWSER = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.timeout(300),
+]
+"""The marks of tests that share one browser, one relay and one console."""
 CHROMIUM = "chromium"
 """Debian's: `apt-get install chromium`, or `make browser`."""
 
