@@ -24,6 +24,22 @@ from relay.network.dialer import Dialer
 HOTKEY: Final = "hotkey"
 FACILITATOR: Final = "facilitator"
 _CLOSE_TIMEOUT_S: Final = 1.0
+_CREDENTIALS: Final = (
+    "the proxy before it wants credentials: give user:password@ in RELAY_FACILITATOR_URL, or RELAY_FACILITATOR_HEADERS"
+)
+_TROUBLE: Final = (
+    "a proxy answers, and the Facilitator behind it does not: ask those who run it; the relay goes on trying"
+)
+_ANOTHER_SERVER: Final = "another server answers there: check host and path of RELAY_FACILITATOR_URL"
+_STATUS_REMEDIES: Final = {
+    401: _CREDENTIALS,
+    403: _CREDENTIALS,
+    429: "it limits connections: lower RELAY_FACILITATOR_CONNECTIONS, or ask for more",
+    502: _TROUBLE,
+    503: _TROUBLE,
+    504: _TROUBLE,
+}
+"""By HTTP status. With 500 the Facilitator also answers to a path that it does not know."""
 _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -106,14 +122,21 @@ async def _reply(websocket: WebSocket) -> Reply:
                 return reply
 
 
+def _remedy_of_answer(error: InvalidHandshake) -> str:
+    response = error.response if isinstance(error, InvalidStatus) else None
+    if response is None:
+        return _ANOTHER_SERVER
+    if "Location" in response.headers:
+        return "set RELAY_FACILITATOR_URL to where the Facilitator is now"
+    return _STATUS_REMEDIES.get(response.status_code, _ANOTHER_SERVER)
+
+
 def _remedy(error: BaseException | None) -> str:
     match error:
         case ProxyError():
             return "check RELAY_FACILITATOR_PROXY, HTTPS_PROXY or ALL_PROXY, and what that proxy permits"
-        case InvalidStatus(response=response) if "Location" in response.headers:
-            return "set RELAY_FACILITATOR_URL to where the Facilitator is now"
         case InvalidHandshake():
-            return "another server answers there: check host and path of RELAY_FACILITATOR_URL"
+            return _remedy_of_answer(error)
         case ssl.SSLError():
             return "this machine does not trust its certificate: fix the certificate, or this machine's clock"
         case socket.gaierror():

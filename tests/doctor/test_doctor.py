@@ -10,6 +10,7 @@ from bittensor_wallet import Keypair
 from cli_kit import hotkey_file, make_command
 from guarded_nats import ANYBODY, guarded_server, passwords, variables
 from relay_kit import Scene, new_job
+from tcp_server import tcp_server
 
 from relay.cli import doctor
 from relay.contract.settings import FacilitatorSettings
@@ -238,6 +239,29 @@ async def test_facilitator_out_of_reach(simulator, where, timeout_s, found, reme
     assert fail("facilitator", finding.found, finding.remedy) == finding
     assert finding.found.startswith(f"cannot connect to {url}: ")
     assert found in finding.found
+    assert finding.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        ("502 Bad Gateway", "a proxy answers, and the Facilitator behind it does not"),
+        ("401 Unauthorized", "the proxy before it wants credentials"),
+        ("429 Too Many Requests", "it limits connections"),
+        ("404 Not Found", "another server answers there"),
+    ],
+)
+async def test_facilitator_answers_otherwise(status, remedy):
+    """Each HTTP status of a proxy before the Facilitator has what to do about it."""
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async with tcp_server(answer) as port:
+        settings = FacilitatorSettings(url=f"ws://127.0.0.1:{port}/ws/v0/", auth="none")
+        finding = await check_facilitator(settings, None, open_timeout_s=20)
+    assert f"HTTP {status[:3]}" in finding.found
     assert finding.remedy.startswith(remedy)
 
 

@@ -70,3 +70,19 @@ async def test_an_account_that_demands_limits(facilitator, monkeypatch, tmp_path
             )
             other = await command("provision", "--check", **given, STORAGE_MB="260")
             assert "stream JOB_STATUS differs: max_bytes 209715200 -> 212992000" in other.out
+
+
+async def test_an_account_that_demands_limits_later(facilitator, tmp_path: Path, monkeypatch):
+    """If the account comes to demand limits of streams that have none, the next change says what to set."""
+    command = make_command(monkeypatch, tmp_path)
+    config = tmp_path / "nats.conf"
+    later = f'jetstream: {{store_dir: "store"}}\n{ACCOUNT}'
+    config.write_text(later.replace(", max_bytes_required: true, disk_max_stream_bytes: 210M", ""))
+    async with NatsServer(config_file=config) as server, Scene(server, facilitator, **SIGN_IN):
+        config.write_text(later)
+        await server.restart()
+        given = {"NATS_URL": server.url, **SIGN_IN}
+        refused = await command("provision", **given, LEASE_TTL="7")
+        assert (1, True) == (refused.code, "RELAY_STORAGE_MB" in refused.err)
+        assert "max_bytes_required" in refused.err
+        assert 0 == (await command("provision", **given, LEASE_TTL="7", STORAGE_MB="256")).code
