@@ -1,7 +1,6 @@
 """`relay provision`."""
 
-import asyncio
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -14,8 +13,6 @@ from relay.overview.reports import find_disagreements, gather_all_reports
 from relay.topology import provision as topology
 from relay.topology.plan import Plan
 from relay.topology.provision import topology_of
-
-_AGAIN_S: Final = 2.0
 
 
 def provision(
@@ -79,13 +76,10 @@ async def _check(settings: Settings, others: list[str]) -> Plan:
 
 async def _resume_lanes(settings: Settings) -> None:
     """Wait until the lanes that were raised need not wait any more; can be ended at any time, and started again."""
-    told: list[str] = []
     async with nats_client(settings.nats) as client:
-        while waiting := await topology.resume_lanes(client):
-            if waiting != told:
-                typer.echo(f"waiting, and may be run again later: {'; '.join(waiting)}")
-            told = waiting
-            await asyncio.sleep(_AGAIN_S)
+        await topology.resume_all_lanes(
+            client, lambda waiting: typer.echo(f"waiting, and may be run again later: {waiting}")
+        )
 
 
 async def _provision(settings: Settings, others: list[str], *, downgrade: bool) -> tuple[Plan, list[str]]:

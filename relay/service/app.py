@@ -16,6 +16,7 @@ from relay.contract.errors import (
     ConfigurationError,
     JetStreamError,
     NotProvisioned,
+    RelayError,
     UnsafeChange,
     UnsuitableServer,
 )
@@ -56,7 +57,7 @@ from relay.service.line import Line, LineSettings, for_lane
 from relay.service.permission_watch import PermissionWatch
 from relay.service.worker_status import Parts, WorkerStatus
 from relay.topology.intake import Intake
-from relay.topology.provision import LANE_CAPACITY, check, provision, topology_of, wanted
+from relay.topology.provision import LANE_CAPACITY, check, provision, resume_all_lanes, topology_of, wanted
 from relay.topology.watch import TopologyWatch
 
 _NATS_RETRIES: Final = Backoff(initial_s=0.1, max_s=2.0, random=random.random)
@@ -166,6 +167,7 @@ class Relay:
                     lane_count.run(),
                     topology.run(),
                     intake.run(),
+                    *([self._resume_lanes(client)] if self._provision_first else []),
                     serve_reports(client, self.worker_status.report),
                     self._make_service(client).run(),
                 )
@@ -233,6 +235,17 @@ class Relay:
                     return True  # what differs, and lets it relay, is in the log and on /readyz: TopologyWatch
                 self._wait_for(str(NotProvisioned(plan.to_do)))
             await asyncio.sleep(self._intervals.provision_check_s)
+
+    async def _resume_lanes(self, client: FrameClient) -> None:
+        """Resume the lanes that were added while updates waited."""
+        while True:
+            try:
+                await resume_all_lanes(client, _log.info)
+            except RelayError as error:
+                _log.warning("lanes that wait cannot be resumed; trying again", error=str(error))
+                await asyncio.sleep(self._intervals.provision_check_s)
+            else:
+                return
 
     def _make_ownership(self, client: FrameClient) -> Ownership:
         delivery = self._settings.delivery

@@ -1,6 +1,7 @@
 """Streams, lane consumers and the lease bucket: what is wanted, what exists, and changing one into the other."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from relay.topology.storage import find_storage_refusals, max_bytes_of
 DEAD_LETTER_ROOM: Final = 16 * 1024
 """Bytes that a dead letter may need in addition to its update, for the relay's headers with the error's text."""
 
+_RESUME_AGAIN_S: Final = 2.0
 _NS: Final = 1_000_000_000
 _MINUTE: Final = 60 * _NS
 _HOUR: Final = 60 * _MINUTE
@@ -112,6 +114,19 @@ async def resume_lanes(client: FrameClient) -> list[str]:
     Safe to repeat. Raises as `api_request` does.
     """
     return await resume_ready(client, await _lane_consumers(client))
+
+
+async def resume_all_lanes(client: FrameClient, tell: Callable[[str], object]) -> None:
+    """Resume new lanes until none waits any more. `tell` is called with what the others wait for, once.
+
+    Cancelling is safe, and so is doing it again. Raises as `api_request` does.
+    """
+    told: list[str] = []
+    while waiting := await resume_lanes(client):
+        if waiting != told:
+            tell("; ".join(waiting))
+        told = waiting
+        await asyncio.sleep(_RESUME_AGAIN_S)
 
 
 def _consumers_first(plan: Plan, old: int) -> Iterator[Step]:

@@ -15,7 +15,7 @@ from cluster_kit import load
 from dead_letter_kit import change_stream
 from load_kit import steadily_published
 from oracle import oracle
-from relay_kit import ACKED, DUPLICATE, PROBE, STATUSES, TERMED, Scene, new_job, update
+from relay_kit import ACKED, DUPLICATE, PROBE, STATUSES, TERMED, Scene, new_job, running, update
 
 from relay.contract.environment import load_settings
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
@@ -36,6 +36,7 @@ from relay.local.faults import refuse, stall
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.path.backlog import Backlog
+from relay.service.app import Relay
 from relay.service.intervals import DEFAULTS
 from relay.topology.lane_growth import WAITS_KEY
 from relay.topology.provision import provision, resume_lanes, topology_of
@@ -295,8 +296,8 @@ async def test_lanes_changed():
 
 
 async def test_lanes_raised_with_a_backlog():
-    """Twice as many lanes while updates wait and more come in: the new lanes wait for the old ones, each job's updates
-    arrive in order, and nothing is lost.
+    """Twice as many lanes while updates wait and more come in: the new lanes wait for the old ones, until a relay that
+    provisions resumes them; each job's updates arrive in order, and nothing is lost.
     """
     jobs = [new_job() for _ in range(40)]
     async with scene_with(LANES="2") as scene, contextlib.AsyncExitStack() as relays:
@@ -308,11 +309,8 @@ async def test_lanes_raised_with_a_backlog():
             await scene.provision()
             assert 2 == len(await resume_lanes(scene.nc))
             later = [await scene.publish(job, "accepted") for job in jobs]
-            await relays.enter_async_context(scene.relay())
-            async with asyncio.timeout(20):
-                while await resume_lanes(scene.nc):  # noqa: ASYNC110 - only the consumers know that they are far enough
-                    await asyncio.sleep(0.05)
-            assert [ACKED] * len(later) == await scene.settled(*later)
+            await relays.enter_async_context(running(Relay(scene.settings, None, provision_first=True)))
+            assert [ACKED] * len(later) == await scene.settled(*later, timeout_s=30)
         broken = await scene.broken_promises(20)
         info = await api_request(scene.nc, api_consumer_info(STATUS_STREAM, lane_consumer(3)))
     assert [] == broken
