@@ -19,7 +19,7 @@ from simulation.bugs import BUGS
 from simulation.schedule import Schedule, make_schedule, shrink
 from simulation.world import Result, run
 
-COUNT = int(os.environ.get("COUNT", "300"))
+COUNT = int(os.environ.get("COUNT", "200"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 CHUNKS = 4
 PER_BUG = 120

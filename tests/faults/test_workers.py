@@ -14,9 +14,9 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.path.dead_letter_worker import WRITERS
 
-UPDATES = 6_000
+UPDATES = 3_600
 """How many updates the random test sends."""
-CHANGES = 10
+CHANGES = 6
 """How often a worker joins, leaves or dies in the random test."""
 LANES = 4
 LONG_S = 60
