@@ -22,7 +22,7 @@ demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a
 	@echo "A page to look at it: $(BIN)/relay demo --keep --console"
 
 test: $(VENV)/.dev browser  ## run the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup -rs
+	@$(BIN)/python -m pytest --numprocesses 4 -rs
 
 browser:  ## install Debian's chromium, for the tests of the console, unless there is one
 	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --no-install-recommends chromium; } >/dev/null 2>&1 \

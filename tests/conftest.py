@@ -14,6 +14,7 @@ from dead_letter_kit import Dlq
 from nats.aio.client import Client
 from relay_kit import Scene
 from tcp_proxy import TcpProxy
+from xdist.scheduler import LoadScopeScheduling
 
 from relay.contract.settings import NatsSettings
 from relay.local.facilitator import FacilitatorSimulator
@@ -23,6 +24,21 @@ from relay.nats.frames import FrameClient
 from relay.topology.provision import Topology, provision
 
 WATCH_TIMEOUT_S = 15
+
+
+class _ConsoleTogether(LoadScopeScheduling):
+    """Gives all tests of the console to one worker, as they share a browser, and each other test to whoever is free.
+
+    (The mark `xdist_group` would do, but xdist 3.8 does not see it with pytest 9.2, which keeps node ids elsewhere.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "console" if nodeid.startswith("tests/console/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ConsoleTogether(config, log)
+
 
 # On a busy machine any example may take longer than the 200 ms that Hypothesis allows by default.
 hypothesis.settings.register_profile("relay", deadline=None)

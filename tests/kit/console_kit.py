@@ -17,7 +17,6 @@ TIMEOUT_S = 90
 """For whatever a test waits for: a machine that is shared may be slow."""
 IN_BROWSER = [
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.xdist_group("browser"),
     pytest.mark.timeout(300),
 ]
 """The marks of tests that share one browser, one relay and one console."""
