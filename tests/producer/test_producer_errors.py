@@ -299,6 +299,14 @@ async def test_check(nats_server, provisioned):
             await publisher.check(0.2)
 
 
+async def test_check_is_refused(played):
+    """`check` says so if the server answers with another error than that it expects."""
+    checking = asyncio.create_task(played.publisher.check())
+    await played.refuse(503, 10077)
+    with pytest.raises(NotReady, match="err_code 10077"):
+        await checking
+
+
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [

@@ -1,6 +1,7 @@
 import json
 import threading
 import uuid
+from asyncio import CancelledError
 
 import pytest
 from opentelemetry import trace
@@ -12,12 +13,14 @@ from relay.contract.errors import ConfigurationError
 from relay.producer import (
     InvalidUpdate,
     JobStatusUpdate,
+    Limits,
     PublisherClosed,
     StatusPublisher,
     SyncStatusPublisher,
     message_id,
     update_of,
 )
+from relay.producer.options import close_time
 from relay.producer.tracing import trace_headers
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
@@ -68,6 +71,15 @@ def test_never_used():
     publisher.close()
     with pytest.raises(PublisherClosed, match="make a new one"):
         publisher.publish(update_of(PAYLOAD))
+
+
+@pytest.mark.parametrize(
+    ("error", "time_s"), [(None, 10.0), (ValueError(), 10.0), (KeyboardInterrupt(), 1.0), (CancelledError(), 1.0)]
+)
+def test_time_to_close(error, time_s):
+    """After an interrupt or a cancellation a publisher goes on for a second only, and never for longer than it may."""
+    assert time_s == close_time(None, Limits(), error)
+    assert 0.5 == close_time(None, Limits(close_timeout_s=0.5), error)
 
 
 def test_logs_of_a_job_runner():
