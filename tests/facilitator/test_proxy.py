@@ -7,6 +7,7 @@ import socket
 import ssl
 
 import pytest
+from relay_kit import ACKED, Scene, new_job
 from tcp_server import tcp_server
 from websockets.asyncio.server import serve
 
@@ -137,3 +138,16 @@ def unused_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+async def test_the_setting(nats_server, facilitator):
+    """With RELAY_FACILITATOR_PROXY the relay reaches the Facilitator through the proxy alone."""
+    proxy = ConnectProxy()
+    url = facilitator.url.replace("127.0.0.1", "facilitator.example")
+    async with (
+        proxy.serving() as port,
+        Scene(nats_server, facilitator, FACILITATOR_URL=url) as scene,
+        scene.relay(FACILITATOR_PROXY=f"http://127.0.0.1:{port}"),
+    ):
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+    assert "CONNECT facilitator.example:" in proxy.requests[0][0]
