@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration
 """
 
 import contextlib
+import errno
 import gc
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,8 +80,8 @@ def _run(asked: Sequence[str]) -> None:
             command()
         finally:
             sys.stdout.flush()  # here an error can still be told
-    except (RelayError, ExceptionGroup) as raised:
-        leaves = list(_leaves(raised))
+    except (RelayError, OSError, ExceptionGroup) as raised:
+        leaves = list(map(_in_words, _leaves(raised)))
         expected = [leaf for leaf in leaves if isinstance(leaf, RelayError)]
         if len(expected) < len(leaves):
             raise
@@ -89,6 +90,14 @@ def _run(asked: Sequence[str]) -> None:
         for message in dict.fromkeys(map(str, expected)):
             complain(message)
         sys.exit(2 if isinstance(expected[0], ConfigurationError | IdentityError | InputUnreadable) else 1)
+
+
+def _in_words(error: Exception) -> Exception:
+    """The error in words for an operator, if the process has reached its limit of open files."""
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        limit = "raise the limit of open files (`ulimit -n`, or LimitNOFILE of systemd); 1024 are enough"
+        return RelayError(f"the system opens no more files for this process ({error.strerror}): {limit}")
+    return error
 
 
 def _leaves(raised: Exception) -> Iterator[Exception]:

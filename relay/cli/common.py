@@ -48,8 +48,11 @@ def run(work: Coroutine[Any, Any, R]) -> R:
     """Run `work` to its end, on uvloop if it is installed. Ctrl-C cancels it, and raises KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see relay.service.surroundings
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(work)
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(work)
+    finally:
+        work.close()  # if the event loop could not be made; otherwise it has ended
 
 
 @contextlib.asynccontextmanager

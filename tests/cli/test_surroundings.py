@@ -196,6 +196,20 @@ async def test_folder_is_gone(nats_server, tmp_path):
     assert Ended(0, "", "0 dead letters\n") == await shell(line, tmp_path, NATS_URL=nats_server.url)
 
 
+@pytest.mark.parametrize("files", [10, 12])
+async def test_no_more_files(nats_server, tmp_path, files):
+    """A process that may open too few files says so in one line."""
+    ended = await shell(
+        "ulimit -n 12 && relay serve",
+        tmp_path,
+        NATS_URL=nats_server.url,
+        FACILITATOR_URL="ws://127.0.0.1:1/ws/v0/",
+        FACILITATOR_AUTH="none",
+    )
+    assert (1, True) == (ended.code, ended.err.startswith("relay: the system opens no more files for this process"))
+    assert 1 == ended.err.count("\n")
+
+
 async def test_byte_order_mark(relay, nats_server, dlq, tmp_path):
     """A byte order mark at the beginning of standard input, or of a file of dead letters, does not count."""
     ended = await relay("publish", "-", stdin=b"\xef\xbb\xbf" + lines(1), NATS_URL=nats_server.url)
