@@ -196,8 +196,7 @@ async def test_folder_is_gone(nats_server, tmp_path):
     assert Ended(0, "", "0 dead letters\n") == await shell(line, tmp_path, NATS_URL=nats_server.url)
 
 
-@pytest.mark.parametrize("files", [10, 12])
-async def test_no_more_files(nats_server, tmp_path, files):
+async def test_no_more_files(nats_server, tmp_path):
     """A process that may open too few files says so in one line."""
     ended = await shell(
         "ulimit -n 12 && relay serve",
