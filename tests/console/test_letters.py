@@ -88,6 +88,7 @@ async def test_script_tags(stage, console, page: Page):
     for path in (f"dead-letters?job={job}", f"dead-letters/{letter.sequence}", f"jobs/{job}"):
         await page.goto(console.url + path)
         await expect(page.get_by_text("window.broken = 1").first).to_be_visible()
+        await page.wait_for_load_state("networkidle")  # parts of the library come when they are needed
         assert await page.evaluate("window.broken") is None
         assert 0 == await page.get_by_text("42", exact=True).count()
         assert 0 == await page.locator("img[src=x]").count()
