@@ -19,7 +19,6 @@ TOO_LARGE: Final = 10054
 STREAM_NOT_FOUND: Final = 10059
 WRONG_STREAM: Final = 10060
 """Another stream stores this subject than the publish expects."""
-WRONG_LAST_MESSAGE_ID: Final = 10070
 WRONG_LAST_SEQUENCE: Final = 10071
 STREAM_FULL: Final = 10077
 CONSUMER_EXISTS: Final = 10148

@@ -8,7 +8,7 @@ from uuid import uuid4
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, UnsafeChange
 from relay.nats.connection import Requester, api_request, publish_confirmed
-from relay.nats.err_codes import CONSUMER_EXISTS, WRONG_LAST_MESSAGE_ID, WRONG_LAST_SEQUENCE
+from relay.nats.err_codes import CONSUMER_EXISTS, WRONG_LAST_SEQUENCE
 from relay.topology.plan import LaneChange
 
 _LOCK_CONSUMER: Final = "relay-changing-lanes"
@@ -69,17 +69,13 @@ async def _lock(client: Requester, change: LaneChange) -> None:
 
 
 async def _require_last_sequence(client: Requester, change: LaneChange) -> None:
-    # The server must refuse this publish, and processes it after every update that is on its way into the stream. It
-    # checks the last sequence first, so an error about the message id means that the sequence is right.
-    conditions = {
-        "Nats-Expected-Last-Sequence": str(change.last_sequence),
-        "Nats-Expected-Last-Msg-Id": _CLOSED_SUBJECT,
-    }
+    # The server processes this publish after every update that is on its way into the stream. It is stored, in no lane:
+    # a condition that is checked only when it is stored, such as Nats-Expected-Last-Msg-Id, ends every copy of a
+    # replicated stream with a "critical write error", and the stream takes nothing more.
+    condition = {"Nats-Expected-Last-Sequence": str(change.last_sequence)}
     try:
-        await publish_confirmed(client, _CLOSED_SUBJECT, b"", conditions)
+        await publish_confirmed(client, _CLOSED_SUBJECT, b"", condition)
     except JetStreamError as error:
-        if error.err_code == WRONG_LAST_MESSAGE_ID:
-            return
         if error.err_code != WRONG_LAST_SEQUENCE:
             raise
-    raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"])
+        raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"]) from error

@@ -9,10 +9,10 @@ import pytest
 from cluster_kit import ELECTION_S, LANES, flows, lead, load, scene_at
 from relay_kit import new_job
 
-from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, api_consumer_list, lane_consumer
+from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, api_consumer_list, lane_consumer, status_subject
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
-from relay.nats.connection import api_request
+from relay.nats.connection import api_request, publish_confirmed
 
 
 @pytest.fixture
@@ -39,14 +39,18 @@ async def relay(*arguments: str, **settings: str) -> tuple[int, str]:
 
 
 async def test_three_replicas(cluster, connect):
-    """With REPLICAS=3 all three nodes store every stream and every lane consumer, and a check finds no difference."""
+    """With REPLICAS=3 all three nodes store every stream and every lane consumer, and a check finds no difference. The
+    number of lanes can be changed to any other, and the stream goes on storing.
+    """
     settings = {"RELAY_NATS_URL": ",".join(cluster.urls), "RELAY_REPLICAS": "3"}
     provisioned, _ = await relay("provision", **settings)
     checked = await relay("provision", "--check", **settings)
     nc = await connect(cluster.urls[0])
     streams = (await api_request(nc, "$JS.API.STREAM.LIST"))["streams"]
     consumers = (await api_request(nc, api_consumer_list(STATUS_STREAM)))["consumers"]
-    assert (0, (0, "everything is in place\n")) == (provisioned, checked)
+    changed, _ = await relay("provision", **settings, RELAY_LANES="6")
+    assert [1, 2] == [(await publish_confirmed(nc, status_subject(new_job()), b"{}")).sequence - 1 for _ in range(2)]
+    assert (0, (0, "everything is in place\n"), 0) == (provisioned, checked, changed)
     assert [2] * (5 + LANES) == [len(info["cluster"]["replicas"]) for info in streams + consumers]
 
 
