@@ -12,7 +12,7 @@ INTEGRATION_VENV := .venv-integration
 LOCK_OPTIONS := --quiet --upgrade --generate-hashes --strip-extras --extra server --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host --no-emit-options
 
-.PHONY: help demo test browser screenshots soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-integration clean
+.PHONY: help demo test browser screenshots soak sim rehearse-alerts rehearse-incident rehearse-incidents rehearse-commands rehearse-procedures lint bench bench-peers bench-scale bench-fleet bench-workers bench-large bench-query bench-dead-letters format audit sbom lock schemas check-integration clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ rehearse-incidents: $(VENV)/.dev  ## break each of them, and let relay doctor fi
 
 rehearse-commands: $(VENV)/.dev  ## run every nats command of the pages on a real cluster (some 2 minutes; wants nats 0.5.0 on the PATH)
 	@$(BIN)/python deploy/rehearsal/commands.py
+
+rehearse-procedures: $(VENV)/.dev  ## carry out the procedures of docs/operations.md under load (some 6 minutes; wants nats 0.5.0 on the PATH)
+	@$(BIN)/python deploy/rehearsal/procedures.py
 
 lint: $(VENV)/.dev  ## ruff, pyright and the import contracts
 	@$(BIN)/ruff check .

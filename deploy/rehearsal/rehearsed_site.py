@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -15,10 +14,10 @@ from uuid import uuid4
 
 from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
-from relay.contract.subjects import status_subject
+from relay.contract.subjects import DLQ_STREAM, api_stream_info, status_subject
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
-from relay.nats.connection import close, connect, publish_confirmed
+from relay.nats.connection import api_request, close, connect, publish_confirmed
 from relay.nats.frames import FrameClient
 
 ROOT: Final = Path(__file__).parents[2]
@@ -29,12 +28,12 @@ STATUSES: Final = ("received", "accepted", "executor_ready", "volumes_ready", "e
 
 
 def password(role: str) -> str:
-    return ANYBODY if role == ANYBODY else f"secret-of-{role}"
+    return ANYBODY if role == ANYBODY else os.environ[f"NATS_{role.upper()}_PASSWORD"]
 
 
 def give_passwords() -> None:
     """Put the passwords that users.conf needs into the environment."""
-    os.environ.update({f"NATS_{role.upper()}_PASSWORD": password(role) for role in ROLES})
+    os.environ.update({f"NATS_{role.upper()}_PASSWORD": f"secret-of-{role}" for role in ROLES})
 
 
 def users() -> str:
@@ -63,22 +62,23 @@ class Site:
             "RELAY_REPLICAS": "3",
             "RELAY_LEASE_TTL": "15",
         }
-        self.published: list[tuple[str, str, bytes]] = []
-        """Job, status and body of each update whose publish was confirmed, in order."""
+        self.published: list[tuple[str, str]] = []
+        """Job and status of each update whose publish was confirmed, in order."""
         self.pause_s = 0.02
         """Between two updates of the producer."""
         self.longest_s = 0.0
         """The longest time that a publish took to be confirmed, tries included."""
+        self._publishing = asyncio.Lock()
         self.relays: list[asyncio.subprocess.Process] = []
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
 
     # Relays and commands.
 
-    async def start_relay(self, **settings: str) -> None:
-        """Start a relay, and wait until it is connected to the Facilitator."""
+    async def start_relay(self, at: Path = ROOT, **settings: str) -> None:
+        """Start a relay of the version in a folder, and wait until it is connected to the Facilitator."""
         connections = self.facilitator.accepted
         log = asyncio.subprocess.DEVNULL
-        self.relays.append(await self._run("serve", role="relay", stderr=log, **settings))
+        self.relays.append(await self._run("serve", role="relay", at=at, stderr=log, **settings))
         await self.facilitator.wait_for(lambda facilitator: facilitator.accepted > connections, 60)
 
     async def stop_relay(self) -> None:
@@ -87,18 +87,26 @@ class Site:
         relay.terminate()
         await relay.wait()
 
-    async def relay(self, *arguments: str, role: str = "operator", **settings: str) -> tuple[int, str]:
-        """Run a command of the relay; returns its exit code and what it printed."""
-        process = await self._run(*arguments, role=role, stdout=-1, stderr=asyncio.subprocess.STDOUT, **settings)
+    async def relay(self, *arguments: str, at: Path = ROOT) -> tuple[int, str]:
+        """Run a command of the relay as the operator; returns its exit code and what it printed."""
+        pipe, same = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+        process = await self._run(*arguments, role="operator", at=at, stdout=pipe, stderr=same)
         out, _ = await process.communicate()
         return process.returncode or 0, out.decode()
 
     async def _run(
-        self, *arguments: str, role: str, stdout: int | None = None, stderr: int | None = None, **settings: str
+        self,
+        *arguments: str,
+        role: str,
+        at: Path = ROOT,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        **settings: str,
     ) -> asyncio.subprocess.Process:
         own = {f"RELAY_{name}": value for name, value in settings.items()}
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "relay", *arguments),
+            cwd=at,
             env={**self._environment, **self.settings, **sign_in(role), **own},
             stdout=stdout,
             stderr=stderr,
@@ -121,14 +129,16 @@ class Site:
     async def publish(self, job: str, status: str, output: str = "") -> None:
         """Publish an update until it is confirmed."""
         body = json.dumps({"uuid": job, "status": status, "metadata": {"output": output}}).encode()
-        headers, began_s = {"Nats-Msg-Id": str(uuid4())}, time.monotonic()
-        while True:
-            with contextlib.suppress(RelayError):
-                await publish_confirmed(self.nats, status_subject(job), body, headers, timeout_s=2)
-                self.published.append((job, status, body))
-                self.longest_s = max(self.longest_s, time.monotonic() - began_s)
-                return
-            await asyncio.sleep(0.05)
+        headers = {"Nats-Msg-Id": str(uuid4())}
+        async with self._publishing:
+            began_s = time.monotonic()
+            while True:
+                with contextlib.suppress(RelayError):
+                    await publish_confirmed(self.nats, status_subject(job), body, headers, timeout_s=2)
+                    break
+                await asyncio.sleep(0.05)
+            self.published.append((job, status))
+            self.longest_s = max(self.longest_s, time.monotonic() - began_s)
 
     async def publish_jobs(self) -> None:
         """Publish the lives of jobs, one after another, until cancelled."""
@@ -138,28 +148,37 @@ class Site:
                 await self.publish(job, status)
                 await asyncio.sleep(self.pause_s)
 
-    async def outcome(self, within_s: float = 90) -> str:
-        """Wait until every update has arrived, and say what became of them: lost, reordered, repeated."""
-        published = list(self.published)
-        until_s = time.monotonic() + within_s
-        while (missing := self._missing(published)) and time.monotonic() < until_s:  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.2)
-        rows = Counter((row.job, row.status) for row in self.facilitator.rows)
-        repeated = self.facilitator.replies["job.integrity_error"]
-        return f"{len(published):6} {len(missing):5} {self._reordered():5} {repeated:6}" + (
-            "" if max(rows.values(), default=1) == 1 else " stored twice!"
-        )
+    def counted(self) -> tuple[int, int, int]:
+        """How many updates were published, how many arrived out of order, and how many the Facilitator had already."""
+        return len(self.published), self._reordered(), self.facilitator.replies["job.integrity_error"]
 
-    def _missing(self, published: list[tuple[str, str, bytes]]) -> list[tuple[str, str]]:
-        arrived = {(row.job, row.status) for row in self.facilitator.rows}
-        return [(job, status) for job, status, _ in published if (job, status) not in arrived]
+    async def until_settled(self, within_s: float = 90) -> int:
+        """Wait until every update has arrived that is published by now; returns how many have not."""
+        published, until_s = list(self.published), time.monotonic() + within_s
+        while (missing := self._missing(published)) and time.monotonic() < until_s:  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(0.2)
+        return len(missing)
+
+    async def dead_letters(self) -> int:
+        return (await api_request(self.nats, api_stream_info(DLQ_STREAM)))["state"]["messages"]
+
+    @contextlib.asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """No update is published in this block, which begins when all are settled."""
+        async with self._publishing:
+            await self.until_settled()
+            yield
+
+    def _missing(self, published: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        arrived = {(row.uuid, row.status) for row in self.facilitator.rows}
+        return [each for each in published if each not in arrived]
 
     def _reordered(self) -> int:
         place, last, count = {status: i for i, status in enumerate(STATUSES)}, dict[str, int](), 0
         for row in self.facilitator.rows:
             if row.status in place:
-                count += place[row.status] < last.get(row.job, -1)
-                last[row.job] = place[row.status]
+                count += place[row.status] < last.get(row.uuid, -1)
+                last[row.uuid] = place[row.status]
         return count
 
 
