@@ -148,5 +148,6 @@ async def test_too_many_subscriptions(tmp_path: Path, facilitator, monkeypatch):
         assert 0 == counters(relay)["relay_nats_reconnects"]
         config.write_text(enough)
         await nats_server.restart()
+        await scene.reconnected()
         await said(relay, lambda told: told["ready"])
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))
