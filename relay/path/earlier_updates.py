@@ -55,7 +55,8 @@ class EarlierUpdates:
         for _ in range(_MOST_READ):
             found = await self._find(DLQ_STREAM, {"next_by_subj": subject, "seq": after + 1})
             if found is None:
-                return True
+                # Its dead letter may have been replayed or purged since the update was read, and the update with it.
+                return await self._find(STATUS_STREAM, {"seq": earlier.sequence}) is not None
             after = found.sequence
             letter = StoredDeadLetter.of(found)
             if letter.is_of(earlier):
