@@ -134,10 +134,11 @@ class JetStream:
         return {"stream": DLQ_STREAM, "seq": len(self._letters)}
 
     def _get_update(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The first update of a job from a sequence on."""
-        job = token_of_stored(request["next_by_subj"])
+        """The first update of a job from a sequence on, or the one with that sequence."""
+        job = token_of_stored(request["next_by_subj"]) if "next_by_subj" in request else None
         for stored in itertools.chain.from_iterable(self._updates.values()):
-            if stored.update.job == job and stored.sequence >= request["seq"]:
+            fits = stored.sequence == request["seq"] if job is None else stored.sequence >= request["seq"]
+            if fits and job in (None, stored.update.job):
                 data = base64.b64encode(stored.update.body).decode()
                 time = moment(stored.stored_at_s)
                 return {"message": {"subject": stored.subject, "seq": stored.sequence, "time": time, "data": data}}
