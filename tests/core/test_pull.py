@@ -189,6 +189,7 @@ class Pulls(RuleBasedStateMachine):
         owed = sum(count for count, _ in self.requests)
         assert owed <= self.window.outstanding <= owed + self.lost_count
         assert self.requests or not self.window.outstanding
+        self.lost_count *= bool(self.requests)
 
     @invariant()
     def counts_the_bytes_that_the_server_may_send(self):
