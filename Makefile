@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# With it, each of the many processes of the tests would compile the relay again.
+unexport PYTHONDONTWRITEBYTECODE
 # pip stays outside: --without-pip also works where Debian has not installed python3-venv.
 INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python install --quiet --editable
 
@@ -22,7 +24,7 @@ demo: $(VENV)/.local  ## relay real updates through an embedded nats-server to a
 	@echo "A page to look at it: $(BIN)/relay demo --keep --console"
 
 test: $(VENV)/.dev browser  ## run the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 4 -rs
+	@$(BIN)/python -m pytest --numprocesses 6 -rs
 
 browser:  ## install Debian's chromium, for the tests of the console, unless there is one
 	@command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --no-install-recommends chromium; } >/dev/null 2>&1 \

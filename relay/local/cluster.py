@@ -69,6 +69,11 @@ class NatsCluster:
         return tuple(self._nodes.values())
 
     @property
+    def running(self) -> tuple[NatsServer, ...]:
+        """The nodes that were not killed."""
+        return tuple(node for name, node in self._nodes.items() if name in self._running)
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """Where clients connect: a URL for each node, whether it runs or not."""
         return tuple(node.url for node in self.nodes)

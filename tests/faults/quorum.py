@@ -127,7 +127,7 @@ async def test_a_relay_moves_to_the_majority(monkeypatch, facilitator):
         async with scene_at(other, facilitator, LEASE_TTL="1") as scene, scene.relay(NATS_URL=lonely.url) as relay:
             await lead(cluster, other)
             with network.cut_off(0):
-                settled = await flows(scene)
+                settled = await flows(scene, cluster)
                 address = relay.worker_status.client.connected_url.netloc
             await cluster.until_current()
             broken = await scene.broken_promises(ELECTION_S)
@@ -152,7 +152,7 @@ async def test_two_nodes_die(facilitator):
                 lanes = relay._ownership.lanes
                 await asyncio.gather(*map(cluster.start, victims))
                 await cluster.until_current()
-                settled = await flows(scene)
+                settled = await flows(scene, cluster)
             broken = await scene.broken_promises(ELECTION_S)
     assert [] == lanes
     assert [ACKED] * LANES == settled

@@ -9,12 +9,14 @@ from oracle import Published
 from relay_kit import Scene, new_job
 
 from relay.contract.model import JobStatus, JobStatusUpdate
+from relay.contract.settings import NatsSettings
 from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, lane_consumer
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.jobs import StatusMessage, job_updates, job_uuid, status_message
 from relay.local.server import NatsServer
 from relay.local.traffic import TrafficSource
+from relay.nats.connection import close, connect
 
 LANES = 4
 ELECTION_S = 20
@@ -58,13 +60,34 @@ async def load(scene: Scene) -> AsyncIterator[None]:
         await publishing
 
 
-async def flows(scene: Scene) -> list[str]:
+async def flows(scene: Scene, cluster: NatsCluster) -> list[str]:
     """Publish an update in each lane, until it is stored, and return how each is settled."""
+    await _hears(scene, cluster)
     probes: list[Published] = []
     jobs = (JobStatusUpdate(uuid=new_job(lane, LANES), status=JobStatus.ACCEPTED) for lane in range(LANES))
     await _publish(scene, ([status_message(update)] for update in jobs), random.Random(1), probes.append)
     scene.published += probes
     return await scene.settled(*probes, timeout_s=ELECTION_S)
+
+
+async def _hears(scene: Scene, cluster: NatsCluster) -> None:
+    """Wait until the scene hears what is published at any node.
+
+    When its connection has moved to another node, the nodes tell each other of its subscriptions, in their order. Until
+    then, it misses what the relay acknowledges at a third node.
+    """
+    for node in cluster.running:
+        heard = await scene.nc.subscribe(scene.nc.new_inbox())
+        client = await connect(NatsSettings(urls=(node.url,)), name="test")
+        try:
+            async with asyncio.timeout(ELECTION_S):
+                while not heard.pending_msgs:
+                    await client.publish(heard.subject, b"")
+                    await client.flush()
+                    await scene.nc.flush()
+        finally:
+            await close(client, timeout_s=2)
+            await heard.unsubscribe()
 
 
 async def _publish(

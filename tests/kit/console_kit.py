@@ -61,7 +61,7 @@ async def chromium() -> AsyncIterator[Browser]:
     if (path := shutil.which(CHROMIUM)) is None:
         pytest.skip("there is no chromium on the PATH: `make browser` as root, or apt-get install chromium")
     async with async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = await driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         await new_context(browser)
         try:
             yield browser

@@ -63,7 +63,7 @@ async def test_stream_leader_dies(cluster, facilitator):
             await cluster.kill(victim)
             leader = await cluster.leader_of_stream(STATUS_STREAM)
             await scene.reconnected()
-            settled = await flows(scene)
+            settled = await flows(scene, cluster)
             await cluster.start(victim)
             await cluster.until_current()
         broken = await scene.broken_promises(ELECTION_S)
@@ -99,7 +99,7 @@ async def test_lease_leader_dies(cluster, facilitator):
         async with load(scene):
             await cluster.kill(victim)
             leader = await cluster.leader_of_stream(LEASE_STREAM)
-            settled = await flows(scene)
+            settled = await flows(scene, cluster)
             await cluster.start(victim)
             await cluster.until_current()
         broken = await scene.broken_promises(ELECTION_S)
@@ -117,7 +117,7 @@ async def test_follower_dies(cluster, facilitator):
             await cluster.kill(victim)
             await scene.reconnected()
             async with asyncio.timeout(4):  # less than an election takes
-                settled = await flows(scene)
+                settled = await flows(scene, cluster)
             await cluster.start(victim)
             await cluster.until_current()
         broken = await scene.broken_promises(ELECTION_S)
