@@ -25,9 +25,14 @@ FEATURES = {
 PODS = {"Deployment", "StatefulSet", "Job", "CronJob"}
 
 
+def loaded(path: Path) -> list[Document]:
+    """The documents of a file, read by the loader in C: every process of the suite reads them all."""
+    return [*yaml.load_all(path.read_text(), yaml.CSafeLoader)]
+
+
 def kustomization(folder: Path) -> Document:
     """The kustomization.yaml of a folder."""
-    found = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    (found,) = loaded(folder / "kustomization.yaml")
     assert found.keys() - FEATURES == set(), f"{folder}: tests do not know what this does"
     return found
 
@@ -57,7 +62,8 @@ def _build(folder: Path, documents: list[Document], components: tuple[Path, ...]
         documents = _generate(folder, generator, documents)
     for patch in wanted.get("patches", []):
         target = find(documents, patch["target"]["kind"], patch["target"]["name"])
-        for operation in yaml.safe_load((folder / patch["path"]).read_text()):
+        (operations,) = loaded(folder / patch["path"])
+        for operation in operations:
             _apply(operation, target)
     for document in documents:
         if "namespace" in wanted and document["kind"] != "Namespace":
@@ -70,7 +76,7 @@ def _build(folder: Path, documents: list[Document], components: tuple[Path, ...]
 def _resource(path: Path) -> list[Document]:
     if path.is_dir():
         return _build(path, [])
-    return [_unshared(document) for document in yaml.safe_load_all(path.read_text())]
+    return [_unshared(document) for document in loaded(path)]
 
 
 def _unshared(value: Any) -> Any:

@@ -20,12 +20,8 @@ def written(path: Path, keypair: Keypair) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def encrypted(tmp_path_factory) -> Path:
-    """A hotkey file as current wallets write it; its key derivation takes seconds by design."""
-    path = tmp_path_factory.mktemp("wallet") / "hotkey"
-    Keyfile(str(path)).set_keypair(KEYPAIR, encrypt=True, password=PASSWORD)
-    return path
+ENCRYPTED = Path(__file__).parent / "encrypted_hotkey"
+"""The hotkey file as bittensor-wallet 4 wrote it, with the password. (To write or to open one takes 5 seconds.)"""
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +62,9 @@ def test_plain_file_signs(plain):
 
 
 @pytest.mark.timeout(300)  # the key derivation takes seconds by design, and longer on a busy machine
-def test_encrypted_file_signs(encrypted, capfd):
+def test_encrypted_file_signs(capfd):
     """A password-protected hotkey file signs as well, and prints nothing."""
-    signer = load_signer(encrypted, PASSWORD)
+    signer = load_signer(ENCRYPTED, PASSWORD)
     assert verifies(PUBLIC_KEY.hex(), signer.sign_public_key()) is True
     assert tuple(capfd.readouterr()) == ("", "")
 

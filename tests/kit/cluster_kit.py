@@ -43,7 +43,7 @@ async def lead(cluster: NatsCluster, leader: NatsServer, but: str = "", instead:
 
 @contextlib.asynccontextmanager
 async def load(scene: Scene) -> AsyncIterator[None]:
-    """Publish 200 updates a second, each until it is stored. The block starts when a few hundred are relayed."""
+    """Publish 100 updates a second, each until it is stored. The block starts when a hundred are relayed."""
     rng = random.Random(1)
     enough = asyncio.Event()
 
@@ -53,7 +53,7 @@ async def load(scene: Scene) -> AsyncIterator[None]:
 
     publishing = asyncio.create_task(_publish(scene, jobs(), rng, scene.published.append))
     try:
-        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 200, ELECTION_S)
+        await scene.facilitator.wait_for(lambda facilitator: len(facilitator.rows) >= 100, ELECTION_S)
         yield
     finally:
         enough.set()
@@ -94,5 +94,5 @@ async def _publish(
     scene: Scene, jobs: Iterable[list[StatusMessage]], rng: random.Random, on_stored: Callable[[Published], None]
 ) -> None:
     """Publish each update again until it is stored: while a leader is elected, a publish finds no responders."""
-    source = TrafficSource(scene.nc, jobs, rate_per_s=200, rng=rng)
+    source = TrafficSource(scene.nc, jobs, rate_per_s=100, rng=rng)
     await source.run(lambda each: on_stored(Published(each.sequence, each.message.uuid, each.message.status)))
