@@ -57,7 +57,11 @@ class RunningRelay:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._run(self._start(), _START_S)
+        try:
+            self._run(self._start(), _START_S)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -85,9 +89,9 @@ class RunningRelay:
             await running
 
         self._opened.push_async_callback(end)
-        ready = asyncio.create_task(relay.ready.wait())
-        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
+        started = asyncio.gather(relay.ready.wait(), relay.serving.wait())
+        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
         if running.done():
             running.result()
 

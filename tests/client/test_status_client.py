@@ -7,12 +7,11 @@ from unittest import mock
 from uuid import UUID
 
 import msgspec
-import nats.errors
 import pytest
 from cli_kit import TIMEOUT_S
 from guarded_nats import guarded_server, password, passwords
 from process_kit import SERVER_PARTS, in_a_program
-from relay_kit import new_job
+from relay_kit import heard_no_receipt, new_job
 
 from relay.client import (
     AnswerUnavailable,
@@ -63,14 +62,6 @@ async def answering(nc):
     await nc.subscribe(query_subject(JOB), cb=answer)
     await nc.flush()
     return answers
-
-
-async def heard_no_receipt(nc, job: str) -> None:
-    """Publish something that is no receipt again and again, until somebody hears it."""
-    with contextlib.suppress(nats.errors.TimeoutError):
-        while True:
-            with contextlib.suppress(nats.errors.NoRespondersError):
-                await nc.request(receipt_subject(job), b"{", timeout=0.1)
 
 
 def refusal(code: int) -> tuple[bytes, dict[str, str]]:

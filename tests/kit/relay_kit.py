@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from oracle import Published, oracle
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,6 +37,7 @@ from relay.contract.subjects import (
     api_consumer_info,
     lane_consumer,
     lane_of,
+    receipt_subject,
     status_subject,
 )
 from relay.dead_letters.stored import StoredDeadLetter
@@ -336,6 +339,14 @@ async def said(relay: Relay, condition: Callable[[dict[str, Any]], bool]) -> dic
         while not condition(told := await relay.worker_status.readiness()):  # noqa: ASYNC110 - a probe is not told
             await asyncio.sleep(0.01)
     return told
+
+
+async def heard_no_receipt(nc: Client, job: str) -> None:
+    """Publish something that is no receipt again and again, until somebody hears it."""
+    with contextlib.suppress(nats.errors.TimeoutError):
+        while True:
+            with contextlib.suppress(nats.errors.NoRespondersError):
+                await nc.request(receipt_subject(job), b"{", timeout=0.1)
 
 
 def counters(relay: Relay) -> Counter[str]:

@@ -5,11 +5,14 @@ import inspect
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from relay_kit import heard_no_receipt, new_job
 
-from relay.client import StatusClient, UnknownJob, UpdateProgress, WaitTimedOut
+from relay.client import JobRequests, Outcome, StatusClient, UnknownJob, UpdateProgress, WaitTimedOut
+from relay.contract.errors import LocalServerError
 from relay.producer import (
     JobStatusUpdate,
     PublisherFull,
@@ -20,9 +23,11 @@ from relay.producer import (
     SyncStatusPublisher,
 )
 from relay.testing import FakeStatusClient, FakeStatusPublisher, FakeSyncStatusPublisher
+from relay.testing.running_relay import RunningRelay
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+TIMEOUT_S = 30
 ONLY_REAL = {"from_environment", "follow", "receipts"}
 
 
@@ -75,6 +80,38 @@ async def test_submit_fails_as_planned(fake):
         publisher.submit(update)
     assert isinstance(publisher.submit(update).exception(), PublishTimedOut)
     assert 1 == publisher.submit(update).result().sequence
+
+
+async def test_running_relay(connect):
+    """Its relay answers, sends receipts, and stores the job requests that are pushed."""
+    job, requested = new_job(), new_job()
+    with RunningRelay() as running:
+        nc = await connect(running.nats_url)
+        async with (
+            StatusClient.from_environment(running.variables) as client,
+            StatusPublisher.from_environment(running.variables) as publisher,
+            JobRequests.from_environment(running.variables, deliver="all") as requests,
+            asyncio.timeout(TIMEOUT_S),
+        ):
+            with pytest.raises(UnknownJob):
+                await client.status(job)
+            receipt = asyncio.create_task(anext(client.receipts()))
+            await heard_no_receipt(nc, job)
+            await publisher.publish(JobStatusUpdate(uuid=job, status="accepted"))
+            assert (job, Outcome.ACKNOWLEDGED) == ((await receipt).uuid, (await receipt).outcome)
+            assert "accepted" == (await client.status(job)).status
+            running.push_job_request(requested)
+            assert requested == (await anext(aiter(requests))).message.uuid
+
+
+def test_running_relay_that_cannot_start(monkeypatch, tmp_path):
+    """The error says why, and no thread is left."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    running = RunningRelay()
+    with pytest.raises(LocalServerError, match="nats-server"):
+        running.__enter__()
+    assert "relay-for-tests" not in [thread.name for thread in threading.enumerate()]
 
 
 async def test_examples(tmp_path):
