@@ -185,12 +185,12 @@ class FacilitatorSimulator:
     # What it pushes.
 
     async def push_job_request(self, uuid: str, **fields: Any) -> int:
-        """Send a V2JobRequest to every authenticated connection and return how many got it."""
+        """Wait for an authenticated connection, send a V2JobRequest to each, and return how many got it."""
         job: dict[str, Any] = {"message_type": "V2JobRequest", "type": "job.new", "uuid": uuid}
         return await self._push({**job, "docker_image": "busybox:latest", "args": [], "env": {}, **fields})
 
     async def push_cheated(self, uuid: str) -> int:
-        """Send a V0JobCheated to every authenticated connection and return how many got it."""
+        """Wait for an authenticated connection, send a V0JobCheated to each, and return how many got it."""
         return await self._push({"message_type": "V0JobCheated", "type": "job.cheated", "job_uuid": uuid})
 
     # What goes wrong.
@@ -363,6 +363,7 @@ class FacilitatorSimulator:
         return answer
 
     async def _push(self, message: dict[str, Any]) -> int:
+        await self.wait_for(lambda facilitator: facilitator.authenticated > 0)
         text = json.dumps(message)
         sent = 0
         for session in [session for session in self._sessions if session.conversation.authenticated]:

@@ -18,6 +18,7 @@ from websockets.utils import accept_key
 from relay.contract.subjects import (
     ADVISORY_STREAM,
     LEASE_SUBJECTS,
+    REQUEST_SUBJECTS,
     STATUS_STREAM,
     Reason,
     advisory_subject,
@@ -334,16 +335,12 @@ async def test_any_token(scene, token):
 @shared
 async def test_large_push(scene):
     """A push that is too large for NATS is dropped and logged, and later pushes are published."""
-    heard = asyncio.Event()
-
-    async def hear(_message):
-        heard.set()
-
-    await scene.nc.subscribe(request_subject(job := new_job()), cb=hear)
+    heard = await scene.nc.subscribe(REQUEST_SUBJECTS[0])
     await scene.nc.flush()
-    await scene.facilitator.push_job_request(new_job(), args=["x" * MIB])
-    await scene.facilitator.push_job_request(job)
-    await asyncio.wait_for(heard.wait(), TIMEOUT_S)
+    await scene.facilitator.push_job_request(new_job(), args=["x" * scene.nc.max_payload])
+    await scene.facilitator.push_job_request(job := new_job())
+    assert request_subject(job) == (await heard.next_msg(4 * TIMEOUT_S)).subject
+    await heard.unsubscribe()
 
 
 @shared

@@ -3,13 +3,13 @@
 import copy
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from downloads import download
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docs" / "asyncapi.yaml").read_text())
 
@@ -21,8 +21,7 @@ def validator(tmp_path_factory) -> jsonschema.Draft7Validator:
         pytest.skip("npm is not on PATH: docs/asyncapi.yaml was not validated")
     folder = tmp_path_factory.mktemp("asyncapi")
     (folder / "package.json").write_text("{}")
-    install = ("npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "@asyncapi/specs@6")
-    subprocess.run(install, cwd=folder, check=True, timeout=300)
+    download(folder, "npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "@asyncapi/specs@6")
     schemas = folder / "node_modules" / "@asyncapi" / "specs" / "schemas"
     schema = json.loads((schemas / f"{DOCUMENT['asyncapi']}-without-$id.json").read_text())
     return jsonschema.Draft7Validator(schema)

@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
+from downloads import download
 from relay_kit import Scene, new_job
 
 from relay.local.facilitator import FacilitatorSimulator
@@ -24,13 +25,6 @@ def example(language: str) -> str:
     """The program of the page."""
     (text,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     return text
-
-
-def download(folder: Path, *command: str) -> None:
-    """Get what the program needs from the package index of its language, which may be out of reach."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.skip(f"not run, because `{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
 
 
 def in_node(folder: Path) -> list[str]:
