@@ -27,6 +27,7 @@ from relay.nats.connection import api_request
 
 OLD: Final = os.environ.get("OLD", "HEAD~100")
 BACKLOG_S: Final = 3
+RESTORED_WITHIN_S: Final = 30
 
 
 async def do(site: Site, *arguments: str, at: Path = ROOT) -> str:
@@ -207,10 +208,18 @@ async def restore(site: Site, folder: str) -> None:
             await nats(site, "stream", "rm", stream, "--force")
         for stream in (DLQ_STREAM, STATUS_STREAM):
             await nats(site, "backup", "restore", "stream", f"{folder}/{stream}", "--no-progress")
-        assert "everything is in place" in (checked := await do(site, "provision", "--check")), checked
+        await in_place(site)
     await site.until_settled()
     if settled != (now := await site.dead_letters()):
         sys.exit(f"{settled} dead letters before the backup was restored, {now} afterwards")
+
+
+async def in_place(site: Site) -> None:
+    """Wait until `relay provision --check` misses nothing: the consumers of a restored stream come a moment later."""
+    until_s, out = time.monotonic() + RESTORED_WITHIN_S, ""
+    while "everything is in place" not in out:
+        assert time.monotonic() < until_s, out
+        _, out = await site.relay("provision", "--check")
 
 
 PROCEDURES: Final[tuple[Callable[[Site], Awaitable[None]], ...]] = (

@@ -8,6 +8,10 @@ A connection is tried once in each of its slots. So
 - the wait does not grow: however long the outage was, a connection is tried again within one round. That is n / 20
   seconds for n connections of all workers together, and 0.5 s for 10 of them or fewer.
 
+If the Facilitator drops a connection at a suspect that was sent alone, it is not away: a control has passed on that
+connection. All lanes of the connection wait until it is back. So the rounds of such a connection are as short as they
+can be without taking slots of others: with one connection in all it has every slot, with two every other one.
+
 Only the first attempt of a worker that starts is made at once: it would cost each single start up to half a second to
 spread those of many workers that start together, and each of them does it once.
 
@@ -24,7 +28,8 @@ from relay.core.backoff import Backoff
 SLOTS_PER_S: Final = 20
 SHORTEST_ROUND: Final = 10
 """In slots."""
-
+_HURRIED_ROUNDS: Final = (1, 2, 5)
+"""Divisors of SHORTEST_ROUND, so that slots of different connections stay different ones."""
 
 _MANY: Final = 100
 
@@ -66,6 +71,7 @@ class ConnectPace:
         self._connections = connections
         self._refusals = refusals
         self._refused = 0
+        self._hurried = False
         self._slot: int | None = None
         """The slot of the last attempt."""
 
@@ -77,10 +83,15 @@ class ConnectPace:
         """The Facilitator has refused the sign-in."""
         self._refused += 1
 
+    def dropped_at_suspect(self) -> None:
+        """A control has passed, and then the connection was dropped at the suspect: the Facilitator is not away."""
+        self._hurried = True
+
     def wait_s(self, now_s: float) -> float:
         """How long to wait at `now_s`, on the wall clock, for the next slot of this connection."""
         rank, workers = self._place()
-        size = max(SHORTEST_ROUND, workers * self._connections)
+        size = self._round(workers * self._connections)
+        self._hurried = False
         mine = rank * self._connections + self._number
         earliest_s = now_s + (self._refusals.delay_s(self._refused) if self._refused else 0.0)
         # It is tried in the middle of a slot: a timer that is early or late by less than half a slot does no harm.
@@ -90,3 +101,8 @@ class ConnectPace:
             slot += size
         self._slot = slot
         return (slot + 0.5) / SLOTS_PER_S - now_s
+
+    def _round(self, connections: int) -> int:
+        """How many slots a round has."""
+        hurried = (each for each in _HURRIED_ROUNDS if self._hurried and each >= connections)
+        return next(hurried, max(SHORTEST_ROUND, connections))

@@ -140,6 +140,8 @@ class Lost(Generic[T]):
     suspect: T | None
     control_unanswered: bool = False
     """The control was out, and nothing else: so no update was at fault."""
+    dropped_alone: bool = False
+    """The connection dropped at the suspect, alone, after a control had passed on it: the Facilitator is not away."""
 
 
 Event = Opened[T] | Suspicion[T] | SignInRefused | Answered[T] | Pushed | Broken | Unpaired
@@ -286,6 +288,7 @@ class Session(Generic[T]):
         self._unanswered.clear()
         self.unanswered_bytes = 0
         dropped = bool(updates) and _blames(code)
+        dropped_alone = dropped and self.phase is Phase.PROBING
         match self.phase:
             case Phase.AUTHENTICATING:
                 self.failed_to_open()
@@ -299,7 +302,7 @@ class Session(Generic[T]):
                 pass
         if self._suspect in updates:
             updates.clear()
-        lost = Lost(tuple(updates), self._suspect, self._suspicion is not None)
+        lost = Lost(tuple(updates), self._suspect, self._suspicion is not None, dropped_alone)
         self._suspicion = None
         self.phase = Phase.CLOSED
         return lost

@@ -194,6 +194,8 @@ class FacilitatorConnection:
             lost = self._session.closed(closing.code if closing else None)
             self._in_vain += lost.suspect is not None
             answers.lost(lost)
+            if lost.dropped_alone:
+                self._pace.dropped_at_suspect()
             await socket.close()
         self._note_lost(closing)
 

@@ -81,6 +81,25 @@ def test_a_small_fleet_is_back_at_once():
         assert {0.5} == gaps
 
 
+@pytest.mark.parametrize(
+    ("connections", "round_s"), [(1, 0.05), (2, 0.1), (3, 0.25), (5, 0.25), (6, 0.5), (10, 0.5), (40, 2.0)]
+)
+def test_after_a_drop_at_a_suspect(connections, round_s):
+    """The next wait, and no later one, is as short as it can be if others do the same, each in slots of its own."""
+    fleet = paces(connections)
+    used, now_s = [set() for _ in fleet], [EPOCH_S] * connections
+    for _ in range(3):
+        for number, pace in enumerate(fleet):
+            for hurries, longest_s in ((False, max(0.5, round_s)), (True, round_s)):
+                if hurries:
+                    pace.dropped_at_suspect()
+                wait_s = pace.wait_s(now_s[number])
+                assert 0.025 <= wait_s <= longest_s + 0.075, "the slot of the last attempt is not used again"
+                now_s[number] += wait_s
+                used[number].add(int(now_s[number] * PER_S))
+    assert 6 * connections == len(set().union(*used)) == sum(map(len, used))
+
+
 def test_connections_count_like_workers():
     """100 workers with two connections each take ten seconds for a round: the limit is the Facilitator's."""
     tried = attempts_of(paces(100, 2), [EPOCH_S] * 200, EPOCH_S + 30)

@@ -162,7 +162,7 @@ STATE_TABLE = {
         "garbage": (Broken, Phase.BROKEN),
         "heartbeat": (HEARTBEAT, Phase.PROBING),
         "overdue": (Broken("no answer to an update within 60 s"), Phase.BROKEN),
-        "dropped": (Lost((), "a"), Phase.CLOSED),
+        "dropped": (Lost((), "a", dropped_alone=True), Phase.CLOSED),
         "closed": (Lost((), "a"), Phase.CLOSED),
     },
     Phase.BROKEN: {
@@ -411,7 +411,8 @@ def test_a_second_break_is_judged_like_the_first(code, blamed):
     """A suspect is blamed again only if its probe ends in a drop or a complaint; it stays suspect in any case."""
     session = session_in(Phase.PROBING, "a")
     lost = session.closed(code)
-    assert (Lost((), "a"), Suspicion("a", blamed=blamed, alone=blamed, sound=True)) == (lost, judged(session))
+    suspicion = Suspicion("a", blamed=blamed, alone=blamed, sound=True)
+    assert (Lost((), "a", dropped_alone=blamed), suspicion) == (lost, judged(session))
 
 
 def test_a_probation_that_we_broke_off_blames_nobody():

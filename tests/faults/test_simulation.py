@@ -7,16 +7,18 @@ A failing schedule is shrunk as far as it still fails, and printed as `make sim 
 """
 
 import hashlib
+import itertools
 import os
 import random
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from simulation.bugs import BUGS
-from simulation.schedule import Schedule, make_schedule, shrink
+from simulation.schedule import Fault, Kind, Publish, Schedule, Temper, make_schedule, shrink
 from simulation.world import Result, run
 
 COUNT = int(os.environ.get("COUNT", "200"))
@@ -91,6 +93,23 @@ def test_planted_bug(bug):
                 break
     assert found is not None, f"not found in {PER_BUG} schedules"
     assert [] == run(found).broken
+
+
+def test_two_poison_updates_hold_others_up_briefly():
+    """Others wait for less than two seconds: it is soon tried again after a drop that shows whose fault it is."""
+    good = [(number / 50, f"good{number}", Temper.WELL) for number in range(50, 200)]
+    bad = [(2.0, f"bad{number}", Temper.POISON) for number in range(2)]
+    publishes = tuple(
+        Publish(at_s, name, str(uuid.UUID(int=number, version=4)), "received", temper, known_from_s=0.0)
+        for number, (at_s, name, temper) in enumerate(good + bad)
+    )
+    worker = Fault(0.0, Kind.START, worker=0, for_s=0.0, turns=0, code=None)
+    shape = replace(make_schedule(0), lanes=1, capacity=512, window=32, connections=1, ack_wait_s=5.0, lease_ttl_s=9.0)
+    result = run(replace(shape, memory_bytes=1 << 30, publishes=publishes, faults=(worker,)))
+    stored_s = [line.at_s for line in result.lines if line.what.startswith("stores good")]
+    buried = [line for line in result.lines if line.what.startswith("stores the dead letter of bad")]
+    assert ([], 2) == (result.broken, len(buried))
+    assert max(after - before for before, after in itertools.pairwise(stored_s)) < 2.0
 
 
 def test_smallest_failure():
