@@ -25,6 +25,8 @@ async def steadily_published(scene: Scene, backlog: int) -> AsyncIterator[None]:
     publishing = asyncio.create_task(publish())
     try:
         yield
-    finally:
-        done.set()
-        await publishing
+    except BaseException:
+        publishing.cancel()  # it would wait for updates that nobody relays any more
+        raise
+    done.set()
+    await publishing
