@@ -40,6 +40,8 @@ _log = get_logger(__name__)
 _EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 _NS_PER_S: Final = 1_000_000_000
 _OPERATION: Final = "KV-Operation"
+_STORED_AFTER_S: Final = 0.25
+"""After this long, what was heard is stored: clients hear a write while the servers still agree on it."""
 _LANE: Final = re.compile(r"[0-9]{1,4}")
 
 
@@ -96,6 +98,7 @@ class Leases:
         self._client = client
         self._floors = floors or Floors()
         self._last_values: dict[str, bytes] = {}  # by subject; one for each lane and worker
+        self._again: asyncio.TimerHandle | None = None
 
     async def watch(self) -> None:
         """Set `changed` from now on. Changes that are missed while disconnected are seen at the next read.
@@ -207,11 +210,17 @@ class Leases:
         return _Entry(_key(subject), value, message.sequence, headers.get(FLOOR_HEADER), message.stored_at_s)
 
     async def _on_write(self, message: Msg) -> None:
-        """Set `changed`, unless the write only renewed an entry."""
+        """Set `changed`, unless the write only renewed an entry.
+
+        It is set once more after a while: a write can be heard before it is stored, and a read would not find it yet.
+        """
         value = None if _OPERATION in (message.headers or {}) else message.data
         subject = _subject(_key(message.subject))
         if value is None or self._last_values.get(subject) != value:
             self.changed.set()
+            if self._again is not None:
+                self._again.cancel()
+            self._again = asyncio.get_running_loop().call_later(_STORED_AFTER_S, self.changed.set)
         if value is None:
             self._last_values.pop(subject, None)
         else:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 from dead_letter_kit import JOB, Dlq, change_stream
-from relay_kit import ACKED, TERMED, Scene, new_job
+from relay_kit import ACKED, TERMED, Scene, new_job, said
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, Reason, status_subject
 from relay.dead_letters.writer import DeadLetterWriter
@@ -99,13 +99,13 @@ async def test_dead_letter_that_is_too_large_is_named():
         bad = await scene.publish_body(new_job(lane=2), b"x" * 1_500_000, dead_letter=Reason.INVALID_JSON)
         for _ in range(3):
             await scene.kept(bad)
-        [missing] = relay.worker_status.missing()
+        [missing] = (await said(relay, lambda told: len(told["missing"]) == 1))["missing"]
         assert missing.startswith("lane 2: the dead letter of update 1 of JOB_STATUS cannot be written: ")
         assert "size" in missing
         assert "raise max_payload" in missing
         await change_stream(scene.nc, DLQ_STREAM, max_msg_size=-1)
         assert [TERMED] == await scene.settled(bad)
-        assert [] == relay.worker_status.missing()
+        await said(relay, lambda told: told["ready"])
 
 
 async def publish_raw(server: NatsServer, job: str, headers: bytes) -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import re
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 import nats
 import nats.errors
+from tcp_server import reserved_port
 
 from relay.local.server import NatsServer
 
@@ -38,8 +38,13 @@ def accounts_of_the_page() -> str:
 @contextlib.asynccontextmanager
 async def leaf_node(*, longer_acks: bool = False) -> AsyncIterator[Elsewhere]:
     """A leaf node with a JetStream domain of its own; the streams are in the domain `hub`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with reserved_port() as port:
+        async with _leaf_node(port, longer_acks=longer_acks) as elsewhere:
+            yield elsewhere
+
+
+@contextlib.asynccontextmanager
+async def _leaf_node(port: int, *, longer_acks: bool) -> AsyncIterator[Elsewhere]:
     flags = LONGER_ACKS if longer_acks else ""
     account = f"accounts {{ JOBS {{ jetstream: enabled, {_USERS} }} }}\n"
     hub = (

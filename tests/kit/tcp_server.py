@@ -1,8 +1,9 @@
-"""TCP servers of a test, which leave no connection behind when it ends."""
+"""TCP servers of a test, which leave no connection behind when it ends, and ports for other servers."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -32,3 +33,12 @@ async def tcp_server(converse: Converse, host: str = "127.0.0.1", port: int = 0,
     for each in going_on:
         each.cancel()
     await asyncio.gather(*going_on, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 for a server that asks for it; meanwhile nobody gets it who asks for any free port."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]

@@ -1,13 +1,13 @@
 """What an address of NATS says: user, password and token, and the way to the server."""
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from cli_kit import TIMEOUT_S, environment
+from tcp_server import reserved_port
 
 from relay.contract import contradictions
 from relay.contract.environment import load_settings
@@ -77,10 +77,9 @@ def test_websocket_without_its_library(monkeypatch, scheme):
 
 async def test_websocket(tmp_path):
     """With the library, commands reach NATS over WebSocket."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    config = f'websocket {{ host: "127.0.0.1", port: {port}, no_tls: true }}\n{TOKEN}'
-    async with NatsServer(extra_config=config):
-        url = f"ws://{quote(SECRET, safe='')}@127.0.0.1:{port}"
-        status, out, err = await provision(tmp_path, NATS_URL=url)
+    with reserved_port() as port:
+        config = f'websocket {{ host: "127.0.0.1", port: {port}, no_tls: true }}\n{TOKEN}'
+        async with NatsServer(extra_config=config):
+            url = f"ws://{quote(SECRET, safe='')}@127.0.0.1:{port}"
+            status, out, err = await provision(tmp_path, NATS_URL=url)
     assert (0, 9, "") == (status, len(out.splitlines()), err), err

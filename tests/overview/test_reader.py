@@ -79,11 +79,14 @@ async def test_how_long_workers_are_silent(provisioned):
     """A worker that does not renew its announcement is silent for longer and longer."""
     reader, leases = SnapshotReader(provisioned), Leases(provisioned, "vm-1-frozen", 5)
     await leases.announce()
-    first, second = [(await reader.read()).silent_s["vm-1-frozen"] for _ in range(2)]
+    first = second = (await reader.read()).silent_s["vm-1-frozen"]
+    while second < 0.3:
+        second = (await reader.read()).silent_s["vm-1-frozen"]
+    began_s = time.monotonic()
     await leases.announce()
     renewed = (await reader.read()).silent_s["vm-1-frozen"]
-    assert 0 <= first < second < 5
-    assert renewed < second
+    assert 0 <= first <= second
+    assert renewed < 0.2 + time.monotonic() - began_s
 
 
 async def test_user_who_may_not_ask(connect, topology):

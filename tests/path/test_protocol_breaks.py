@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from bittensor_wallet import Keypair
-from relay_kit import ACKED, TERMED, Scene, counters, new_job
+from relay_kit import ACKED, TERMED, Scene, counters, new_job, said
 
 from relay.contract.subjects import Reason
 from relay.contract.wire import authentication_request
@@ -187,7 +187,7 @@ async def test_wrong_signature(nats_server):
         async with scene.relay(FORGED) as relay:
             updates = await scene.publish_lives(2)
             await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.signature_invalid"] >= 3)
-            [trouble] = relay.worker_status.missing()
+            [trouble] = (await said(relay, lambda told: len(told["missing"]) == 1))["missing"]
             assert trouble == (
                 "the Facilitator refuses this validator: auth.signature_invalid: The signature does not match the"
                 " public key.; check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active"
@@ -197,7 +197,7 @@ async def test_wrong_signature(nats_server):
             assert await scene.unsettled() == len(updates)
         async with scene.relay(SIGNED) as relay:
             assert await scene.settled(*updates) == [ACKED] * len(updates)
-            assert relay.worker_status.missing() == []
+            await said(relay, lambda told: told["ready"])
             assert await scene.broken_promises() == []
 
 
@@ -210,7 +210,7 @@ async def test_unknown_validator(nats_server):
     ):
         updates = await scene.publish_lives(2)
         await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 3)
-        [trouble] = relay.worker_status.missing()
+        [trouble] = (await said(relay, lambda told: len(told["missing"]) == 1))["missing"]
         assert trouble == (
             "the Facilitator refuses this validator: auth.validator_not_found: No active validator has this"
             " public key.; check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active there;"
@@ -220,7 +220,7 @@ async def test_unknown_validator(nats_server):
 
         facilitator.ledger.validators.add(PUBLIC_KEY)
         assert await scene.settled(*updates) == [ACKED] * len(updates)
-        assert relay.worker_status.missing() == []
+        await said(relay, lambda told: told["ready"])
         assert await scene.broken_promises() == []
         assert counters(relay)["relay_retries"] == 0
 

@@ -10,7 +10,7 @@ import msgspec
 import nats.errors
 import pytest
 from nats.aio.msg import Msg
-from relay_kit import STATUSES, Scene, counters, new_job, serving, update
+from relay_kit import STATUSES, Scene, counters, new_job, said, serving, update
 
 from relay.contract.report import ConnectionReport, Report
 from relay.contract.subjects import REPORT_SUBJECT, query_subject, receipt_subject
@@ -163,6 +163,7 @@ async def test_report(scene, facilitator):
     """A worker reports its lanes, its connections, what it settled, and how long that took."""
     stuck = new_job(lane=2)
     async with serving(scene) as relay:
+        await said(relay, lambda told: told["ready"])  # all lanes have started
         await scene.settled(await scene.publish_body(new_job(), b"{"), *await scene.publish_life(new_job()))
         with facilitator.inject(stall(), uuid=stuck) as stalled:
             await scene.publish(stuck)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from relay_kit import ACKED, TERMED, Scene, counters, new_job
+from relay_kit import ACKED, TERMED, Scene, counters, new_job, said
 
 from relay.contract.subjects import Reason
 from relay.local.faults import DROP_BEFORE_STORING
@@ -37,7 +37,7 @@ async def test_inserts_fail(scene, facilitator):
         assert (1, 0) == (counted["relay_controls lost"], counted["relay_retries"])
         assert counted["relay_controls missing"] >= DROPS - 3
         assert any("acknowledged nothing since" in trouble for trouble in troubles), troubles
-        assert relay.worker_status.missing() == []
+        await said(relay, lambda told: told["ready"])
 
 
 async def test_inserts_fail_from_the_start(scene, facilitator):

@@ -1,12 +1,12 @@
 """`relay serve` whose log cannot be written, or is not read."""
 
-import socket
 import sys
 
 import pytest
 from process_kit import TIMEOUT_S, ask, started
 from prometheus_client.parser import text_string_to_metric_families
 from relay_kit import Scene, new_job
+from tcp_server import reserved_port
 
 NO_ROOM = ("sh", "-c", 'exec "$@" 2>/dev/full', "sh")
 PIPE = """
@@ -32,17 +32,16 @@ READER_STANDS = (sys.executable, "-c", PIPE.format(read_by_nobody=True))
 )
 async def test_it_goes_on_without_logs(scene: Scene, below, workers, lost):
     """It relays, answers probes, counts the lines that are lost, and drains when it is told to stop."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = scene.environment | {"RELAY_HTTP_PORT": str(port), "RELAY_LOG_FORMAT": "json"}
-    command = ("-m", "relay", "serve", "--workers", str(workers))
-    async with started(*command, settings=settings, below=below) as relay:
-        await scene.facilitator.wait_for(lambda facilitator: facilitator.accepted == workers, TIMEOUT_S)
-        await scene.settled(*[await scene.publish(new_job(lane)) for lane in range(4)], timeout_s=TIMEOUT_S)
-        assert 200 == (await ask(port, "/livez")).status
-        dropped = await dropped_lines(port)
-        relay.process.terminate()
-        assert 0 == await relay.ended()
+    with reserved_port() as port:
+        settings = scene.environment | {"RELAY_HTTP_PORT": str(port), "RELAY_LOG_FORMAT": "json"}
+        command = ("-m", "relay", "serve", "--workers", str(workers))
+        async with started(*command, settings=settings, below=below) as relay:
+            await scene.facilitator.wait_for(lambda facilitator: facilitator.accepted == workers, TIMEOUT_S)
+            await scene.settled(*[await scene.publish(new_job(lane)) for lane in range(4)], timeout_s=TIMEOUT_S)
+            assert 200 == (await ask(port, "/livez")).status
+            dropped = await dropped_lines(port)
+            relay.process.terminate()
+            assert 0 == await relay.ended()
     names = {"parent", *map(str, range(workers))} if workers > 1 else {None}
     assert names == dropped.keys()
     assert [lost] * len(names) == [lines > 0 for lines in dropped.values()]
