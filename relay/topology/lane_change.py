@@ -1,18 +1,24 @@
 """Changing the number of lanes of a status stream that is in use."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from time import monotonic
 from typing import Any, Final
 from uuid import uuid4
 
+import nats.errors
+
 from relay.contract import subjects
-from relay.contract.errors import JetStreamError, UnsafeChange
+from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
 from relay.nats.connection import Requester, api_request, publish_confirmed
 from relay.nats.err_codes import CONSUMER_EXISTS, WRONG_LAST_SEQUENCE
 from relay.topology.plan import LaneChange
 
 _LOCK_CONSUMER: Final = "relay-changing-lanes"
 _LOCK_EXPIRES_NS: Final = 10_000_000_000
+_KNOWN_WITHIN_S: Final = 2.0
+_AGAIN_AFTER_S: Final = 0.02
 _CLOSED_SUBJECT: Final = "job.status-closed.for-lane-change"
 
 
@@ -73,9 +79,18 @@ async def _require_last_sequence(client: Requester, change: LaneChange) -> None:
     # a condition that is checked only when it is stored, such as Nats-Expected-Last-Msg-Id, ends every copy of a
     # replicated stream with a "critical write error", and the stream takes nothing more.
     condition = {"Nats-Expected-Last-Sequence": str(change.last_sequence)}
-    try:
-        await publish_confirmed(client, _CLOSED_SUBJECT, b"", condition)
-    except JetStreamError as error:
-        if error.err_code != WRONG_LAST_SEQUENCE:
-            raise
-        raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"]) from error
+    give_up_s = monotonic() + _KNOWN_WITHIN_S
+    while True:
+        try:
+            await publish_confirmed(client, _CLOSED_SUBJECT, b"", condition)
+        except JetStreamError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                raise
+            raise UnsafeChange([f"{change}: an update arrived meanwhile; relay it and try again"]) from error
+        except PublishUnconfirmed as error:
+            # The servers of a cluster tell each other which subjects there are; ours may not have heard of this one.
+            if not isinstance(error.__cause__, nats.errors.NoRespondersError) or monotonic() > give_up_s:
+                raise
+            await asyncio.sleep(_AGAIN_AFTER_S)
+        else:
+            return

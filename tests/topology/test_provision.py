@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+import nats.errors
 import pytest
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
@@ -11,6 +12,7 @@ from relay.contract import subjects
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange, UnsuitableServer
 from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
 from relay.nats.connection import api_request, publish_confirmed
+from relay.topology import lane_change
 from relay.topology.plan import LANE_CAPACITY
 from relay.topology.provision import DEAD_LETTER_ROOM, check, provision
 
@@ -235,6 +237,21 @@ async def test_lanes_change_when_all_is_settled(provisioned, topology, lanes):
     assert {f"relay-lane-{lane}" for lane in range(lanes)} == {info["name"] for info in infos}
     await publish(provisioned, uuids, b"new")
     assert [(uuid, b"new") for uuid in uuids] == await relayed(provisioned, lanes)
+
+
+async def test_lanes_change_although_a_server_hears_late_of_the_closed_stream(provisioned, topology, monkeypatch):
+    """A server of a cluster that has not heard of the new subject yet says that there are no responders."""
+    confirmed, refusals = lane_change.publish_confirmed, [nats.errors.NoRespondersError] * 2
+
+    async def heard_late(*arguments):
+        if refusals:
+            raise PublishUnconfirmed("job.status-closed", "no stream captures this subject") from refusals.pop()
+        return await confirmed(*arguments)
+
+    monkeypatch.setattr(lane_change, "publish_confirmed", heard_late)
+    await provision(provisioned, replace(topology, lanes=6))
+    assert [] == refusals
+    assert 6 == (await api_request(provisioned, subjects.api_consumer_list("JOB_STATUS")))["total"]
 
 
 async def test_lanes_that_come_back_do_not_repeat_what_was_settled(provisioned, topology):
