@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 from dead_letter_kit import Dlq
+from guarded_nats import guarded_server, passwords
 from nats.aio.client import Client
 from relay_kit import Scene
 from tcp_proxy import TcpProxy
@@ -56,6 +57,15 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 async def nats_server() -> AsyncIterator[NatsServer]:
     """A fresh, empty nats-server with JetStream (it starts in about 10 ms)."""
     async with NatsServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
+    """A nats-server with the users of deploy/nats/users.conf; guarded_nats.py in tests/kit signs in as each of them."""
+    for name, value in passwords().items():
+        monkeypatch.setenv(name, value)
+    async with guarded_server() as server:
         yield server
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import nats
 import pytest
-from guarded_nats import ANYBODY, guarded_server, password, passwords, settings, signed_in
+from guarded_nats import ANYBODY, password, settings, signed_in
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from relay_kit import new_job
@@ -192,15 +192,13 @@ def test_arguments(wrong):
         JobRequests(**wrong)
 
 
-async def test_runner_of_users_conf(monkeypatch, topology):
+async def test_runner_of_users_conf(guarded, topology):
     """The user `runner` publishes, asks, and takes requests of a durable that the operator has made; it makes none."""
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
-    async with guarded_server() as server, signed_in(server, ANYBODY) as anybody:
-        operator = await connect(settings(server, "operator"), name="test")
+    async with signed_in(guarded, ANYBODY) as anybody:
+        operator = await connect(settings(guarded, "operator"), name="test")
         await provision(operator, topology)
         runner = {"user": "runner", "password": password("runner")}
-        async with JobRequests(server.url, **runner) as requests:
+        async with JobRequests(guarded.url, **runner) as requests:
             with pytest.raises(RequestsUnavailable, match="have the operator make it, `nats consumer add JOB_REQUESTS"):
                 await take(requests)
             config = {"durable_name": "runner", "ack_policy": "explicit", "ack_wait": 0.5}
@@ -211,7 +209,7 @@ async def test_runner_of_users_conf(monkeypatch, topology):
                 assert (A, deliveries, 1) == (request.message.uuid, request.deliveries, request.sequence)
             await request.in_progress()
             await request.ack()
-        async with StatusPublisher(server.url, **runner) as publisher:
+        async with StatusPublisher(guarded.url, **runner) as publisher:
             await publisher.check()
             await publisher.publish(JobStatusUpdate(uuid=A, status="accepted"))
         info = await api_request(operator, api_consumer_info(REQUEST_STREAM, "runner"))

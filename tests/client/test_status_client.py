@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from cli_kit import TIMEOUT_S
-from guarded_nats import guarded_server, password, passwords
+from guarded_nats import password
 from process_kit import SERVER_PARTS, in_a_program
 from relay_kit import heard_no_receipt, new_job
 
@@ -39,15 +39,6 @@ JOB = "123e4567-e89b-42d3-a456-426614174000"
 async def client(nats_server):
     async with StatusClient(nats_server.url, timeout_s=TIMEOUT_S) as client:
         yield client
-
-
-@pytest.fixture
-async def guarded(monkeypatch):
-    """A server with the users of deploy/nats/users.conf."""
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
-    async with guarded_server() as server:
-        yield server
 
 
 @pytest.fixture

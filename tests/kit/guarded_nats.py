@@ -9,8 +9,10 @@ from pathlib import Path
 
 import nats
 from nats.aio.client import Client
+from relay_kit import Scene
 
 from relay.contract.settings import NatsSettings
+from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,11 @@ def variables(role: str) -> dict[str, str]:
 
 def settings(server: NatsServer, role: str) -> NatsSettings:
     return NatsSettings(urls=(server.url,), user=role, password=password(role), inbox_prefix=inbox_prefix(role))
+
+
+def scene_of(server: NatsServer, facilitator: FacilitatorSimulator, **settings: str) -> Scene:
+    """A scene whose own connections have all permissions."""
+    return Scene(server, facilitator, NATS_USER=ANYBODY, NATS_PASSWORD=password(ANYBODY), **settings)
 
 
 @contextlib.asynccontextmanager

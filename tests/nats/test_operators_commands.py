@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from guarded_nats import ANYBODY, guarded_server, password, passwords, signed_in, until_heard, variables
+from guarded_nats import scene_of, signed_in, until_heard, variables
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from relay_kit import ACKED, Scene, new_job
@@ -26,24 +26,12 @@ UPDATES, SIZE_BYTES = 24, 1_000_000
 CHUNK_BYTES = 128 * 1024
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
-
-
 @pytest.fixture
-async def server() -> AsyncIterator[NatsServer]:
-    async with guarded_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def scene(server: NatsServer) -> AsyncIterator[Scene]:
+async def scene(guarded: NatsServer) -> AsyncIterator[Scene]:
     """A scene whose own connections have all permissions; its relay has those of `relay`."""
     async with (
         FacilitatorSimulator() as facilitator,
-        Scene(server, facilitator, NATS_USER=ANYBODY, NATS_PASSWORD=password(ANYBODY), LEASE_TTL="1.5") as scene,
+        scene_of(guarded, facilitator, LEASE_TTL="1.5") as scene,
     ):
         yield scene
 
@@ -80,7 +68,7 @@ async def restore(client: Client, stream: str, about: dict[str, Any], chunks: li
     return json.loads((await client.request(to, b"", timeout=10)).data)["state"]
 
 
-async def test_backup_and_restore(server, scene):
+async def test_backup_and_restore(guarded, scene):
     """The user `operator` backs a large stream up, deletes it and restores it; the relay goes on where it was."""
     jobs = [new_job() for _ in range(UPDATES)]
     async with scene.relay(**variables("relay")):
@@ -88,7 +76,7 @@ async def test_backup_and_restore(server, scene):
             noise = base64.b64encode(os.urandom(SIZE_BYTES * 3 // 4)).decode()  # it cannot be compressed much
             await scene.publish(job, "accepted", {"noise": noise})
         await scene.dust_settled()
-        async with signed_in(server, "operator") as operator:
+        async with signed_in(guarded, "operator") as operator:
             about, chunks = await backup(operator, STATUS_STREAM)
             await ask(operator, f"STREAM.DELETE.{STATUS_STREAM}")
             state = await restore(operator, STATUS_STREAM, about, chunks)
@@ -99,19 +87,19 @@ async def test_backup_and_restore(server, scene):
     assert [job for job in jobs if len(scene.facilitator.rows_of(job)) != 1] == []
 
 
-async def test_dead_letters_written_during_a_backup(server, scene):
+async def test_dead_letters_written_during_a_backup(guarded, scene):
     """With JOB_STATUS backed up before JOB_DLQ, letters that are written in between are in the restored account, once
     each: the relay finds them there when it gets their updates again.
     """
     jobs = [new_job() for _ in range(20)]
-    async with scene.relay(**variables("relay")), signed_in(server, "operator") as operator:
+    async with scene.relay(**variables("relay")), signed_in(guarded, "operator") as operator:
         with scene.facilitator.inject(stall()):
             kept = [await scene.publish(job) for job in jobs]
             bad = [await scene.publish_body(job, b"bad", dead_letter=Reason.INVALID_JSON) for job in jobs]
             saved = {STATUS_STREAM: await backup(operator, STATUS_STREAM)}
         await scene.settled(*kept, *bad)
         saved[DLQ_STREAM] = await backup(operator, DLQ_STREAM)
-    async with signed_in(server, "operator") as operator:
+    async with signed_in(guarded, "operator") as operator:
         for stream, (about, chunks) in saved.items():
             await ask(operator, f"STREAM.DELETE.{stream}")
             await restore(operator, stream, about, chunks)
@@ -121,10 +109,10 @@ async def test_dead_letters_written_during_a_backup(server, scene):
     assert ([], 20) == (broken, len(await scene.dead_letters()))
 
 
-async def test_a_lane_is_freed(server, scene):
+async def test_a_lane_is_freed(guarded, scene):
     """The user `operator` removes a lane's key from the lease bucket, and a worker takes the lane anew."""
     key = f"$KV.RELAY_LEASES.{lane_key(0)}"
-    async with scene.relay(**variables("relay")), signed_in(server, "operator") as operator:
+    async with scene.relay(**variables("relay")), signed_in(guarded, "operator") as operator:
         await scene.owned(lambda: len(scene.owners) == 4)
         leases = await scene.nc.subscribe(key)
         await until_heard(scene.nc)
@@ -132,18 +120,3 @@ async def test_a_lane_is_freed(server, scene):
         while (await leases.next_msg(timeout=10)).headers["Nats-Expected-Last-Subject-Sequence"] != "0":
             pass  # a renewal
         assert [ACKED] == await scene.settled(await scene.publish(new_job(0)))
-
-
-@pytest.mark.parametrize("stream", [STATUS_STREAM, DLQ_STREAM])
-async def test_other_commands(server, scene, stream):
-    """The user `operator` edits a stream's limits, reads single messages, makes consumers to look, and steps down."""
-    await scene.publish(job := new_job())
-    async with signed_in(server, "operator") as operator:
-        config = (await ask(operator, f"STREAM.INFO.{stream}"))["config"]
-        edited = await ask(operator, f"STREAM.UPDATE.{stream}", **config | {"max_bytes": 10**9})
-        last = await ask(operator, f"STREAM.MSG.GET.{STATUS_STREAM}", last_by_subj=f"job.status.*.{job}")
-        consumers = await ask(operator, f"CONSUMER.LIST.{STATUS_STREAM}")
-        await until_heard(operator)
-    assert 10**9 == edited["config"]["max_bytes"]
-    assert 1 == last["message"]["seq"]
-    assert 4 == consumers["total"]
