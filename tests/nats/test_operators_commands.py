@@ -75,7 +75,7 @@ async def test_backup_and_restore(guarded, scene):
         for job in jobs:
             noise = base64.b64encode(os.urandom(SIZE_BYTES * 3 // 4)).decode()  # it cannot be compressed much
             await scene.publish(job, "accepted", {"noise": noise})
-        await scene.dust_settled()
+        await scene.dust_settled(40)
         async with signed_in(guarded, "operator") as operator:
             about, chunks = await backup(operator, STATUS_STREAM)
             await ask(operator, f"STREAM.DELETE.{STATUS_STREAM}")
