@@ -400,14 +400,16 @@ class TestShortLeases:
         return Topology(lanes=LANES, replicas=1, ack_wait_s=5, max_deliver=50, lease_ttl_s=SHORT_S)
 
     async def test_crash(self, crew):
-        """The lanes of a worker that died are driven by others, but only after its leases have expired."""
+        """The lanes of a worker that died are driven by another, which names it, but only after its leases expired."""
         await crew.join("a", SHORT_S)
         await crew.board.until({"a": 4})
-        await crew.die("a")
         await crew.join("b", SHORT_S)
+        await crew.board.until({"a": 2, "b": 2})
+        await crew.die("a")
         await crew.board.until({"b": 4}, 3 * SHORT_S)
-        for _, lane, _, began_s in crew.board.moves[-4:]:
+        for _, lane, _, began_s in crew.board.moves[-2:]:
             assert crew.drivers["a"].good_until_s[lane] <= began_s
+        assert "a" == crew.owners["b"].lost_owner.worker
 
     async def test_held_while_draining(self, crew, nc):
         """A worker that leaves keeps its lanes until they are drained, and takes no lanes again."""
