@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
-from relay.contract.settings import ConsoleSettings
+from relay.contract.console_settings import ConsoleSettings
 
 
 def is_known_host(host: str, settings: ConsoleSettings) -> bool:

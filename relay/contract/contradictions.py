@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.contract.settings import NatsSettings, Variable
+from relay.contract.settings import NatsSettings
+from relay.contract.settings_group import Variable
 
 _PAIRS: Final = (("user", "password"), ("cert_file", "key_file"))
 _WEBSOCKET_SCHEMES: Final = frozenset({"ws", "wss"})

@@ -13,7 +13,8 @@ from relay.contract.addresses import Unusable, parse_proxy, problem_of
 from relay.contract.contradictions import find_contradiction, variable_of
 from relay.contract.env_file import read_env_file
 from relay.contract.errors import ConfigurationError
-from relay.contract.settings import PROXY, Settings, SettingsGroup
+from relay.contract.settings import PROXY, Settings
+from relay.contract.settings_group import SettingsGroup
 from relay.contract.settings_table import BY_VARIABLE, GROUPS, as_text
 from relay.contract.usual_proxy import usual_proxy
 

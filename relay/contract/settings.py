@@ -4,36 +4,23 @@ Settings are frozen groups of values. Constructing a group reads nothing from ou
 from environment variables, settings_table.py lists them for people.
 """
 
-import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from relay.contract.addresses import existing_file, facilitator_address, nats_address, parse_proxy, web_address
+from relay.contract.addresses import existing_file, facilitator_address, nats_address, parse_proxy
+from relay.contract.console_settings import ConsoleSettings
 from relay.contract.errors import ConfigurationError
+from relay.contract.settings_group import WHOLE, Secret, SettingsGroup, Variable, split_at_commas
 from relay.contract.subjects import API, domain_api
 from relay.contract.text import redact_url
 from relay.contract.upgrade_headers import ALLOWED as UPGRADE_HEADERS
 from relay.contract.upgrade_headers import parse_upgrade_headers
 
 _ENCRYPTED_SCHEMES: Final = frozenset({"tls", "wss"})
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """The environment variable that fills a field: what it allows and what it is for, each in words."""
-
-    name: str
-    allowed: str
-    description: str
-
-
-def _split_at_commas(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
 def _lower(value: Any) -> Any:
@@ -50,11 +37,6 @@ def _api_prefix(prefix: str) -> str:
     return prefix
 
 
-def _network(text: str) -> str:
-    ipaddress.ip_network(text)
-    return text
-
-
 def _upgrade_headers(headers: SecretStr) -> SecretStr:
     parse_upgrade_headers(headers.get_secret_value())
     return headers
@@ -67,13 +49,11 @@ def _proxy_address(proxy: SecretStr) -> SecretStr:
 
 _Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 _File = Annotated[Path, AfterValidator(existing_file)] | None
-_Secret = SecretStr | None
 _Proxy = Annotated[SecretStr, AfterValidator(_proxy_address)] | None
 _Headers = Annotated[SecretStr, AfterValidator(_upgrade_headers)] | None
 
 _SECONDS: Final = "seconds, from 0.05 to 3600"
 _LEASE_SECONDS: Final = "seconds, from 0.5 to 3600"
-_WHOLE: Final = "a whole number from"
 _TEXT: Final = "any text, together with"
 _FILE: Final = "the path of a file that exists"
 _HOTKEY_FILE: Final = "the path of a bittensor wallet hotkey file, required while RELAY_FACILITATOR_AUTH is hotkey"
@@ -89,21 +69,11 @@ _FACILITATOR_URL: Final = (
     " (without the slash the Facilitator answers HTTP 500)"
 )
 PROXY: Final = "http://host:port or https://host:port of an HTTP proxy, with user:password@ before the host if it asks"
-_CONSOLE_HOST: Final = (
-    "an address or a host name; other than loopback only with RELAY_CONSOLE_PASSWORD, or with RELAY_CONSOLE_USER_HEADER"
-    " and RELAY_CONSOLE_PROXIES"
-)
-_WINDOW: Final = f"{_WHOLE} 1 to 32 (with more the Facilitator stops reading)"
-_MAX_DELIVER: Final = f"{_WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
-_MEMORY: Final = f"MiB (1,048,576 bytes), {_WHOLE} 64 to 1048576"
-_STORAGE: Final = f"MiB (1,048,576 bytes), {_WHOLE} 256 to 1073741824"
+_WINDOW: Final = f"{WHOLE} 1 to 32 (with more the Facilitator stops reading)"
+_MAX_DELIVER: Final = f"{WHOLE} 2 to 1000000 (with 1, each restart would dead-letter what was not settled)"
+_MEMORY: Final = f"MiB (1,048,576 bytes), {WHOLE} 64 to 1048576"
+_STORAGE: Final = f"MiB (1,048,576 bytes), {WHOLE} 256 to 1073741824"
 _BACKOFF_MAX: Final = f"{_SECONDS}, and not below RELAY_BACKOFF_INITIAL"
-
-
-class SettingsGroup(BaseModel):
-    """Frozen values that belong together; each field is annotated with its Variable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _scheme(url: str) -> str:
@@ -119,7 +89,7 @@ class NatsSettings(SettingsGroup):
 
     urls: Annotated[
         tuple[Annotated[str, AfterValidator(nats_address)], ...],
-        BeforeValidator(_split_at_commas),
+        BeforeValidator(split_at_commas),
         Field(min_length=1),
         Variable("RELAY_NATS_URL", _NATS_URLS, "The servers of one NATS cluster."),
     ] = ("nats://127.0.0.1:4222",)
@@ -132,10 +102,8 @@ class NatsSettings(SettingsGroup):
     user: Annotated[str | None, Variable("RELAY_NATS_USER", f"{_TEXT} RELAY_NATS_PASSWORD", "User name at NATS.")] = (
         None
     )
-    password: Annotated[_Secret, Variable("RELAY_NATS_PASSWORD", f"{_TEXT} RELAY_NATS_USER", "Password at NATS.")] = (
-        None
-    )
-    token: Annotated[_Secret, Variable("RELAY_NATS_TOKEN", "any text", "Token to sign in at NATS.")] = None
+    password: Annotated[Secret, Variable("RELAY_NATS_PASSWORD", f"{_TEXT} RELAY_NATS_USER", "Password at NATS.")] = None
+    token: Annotated[Secret, Variable("RELAY_NATS_TOKEN", "any text", "Token to sign in at NATS.")] = None
     ca_file: Annotated[_File, Variable("RELAY_NATS_CA_FILE", _FILE, "Authorities that may vouch for NATS (PEM).")] = (
         None
     )
@@ -220,7 +188,7 @@ class FacilitatorSettings(SettingsGroup):
         Path | None, Variable("RELAY_FACILITATOR_HOTKEY_FILE", _HOTKEY_FILE, "The validator's hotkey.")
     ] = None
     hotkey_password: Annotated[
-        _Secret, Variable("RELAY_FACILITATOR_HOTKEY_PASSWORD", "any text", "Password of an encrypted hotkey file.")
+        Secret, Variable("RELAY_FACILITATOR_HOTKEY_PASSWORD", "any text", "Password of an encrypted hotkey file.")
     ] = None
     window: Annotated[
         int,
@@ -230,7 +198,7 @@ class FacilitatorSettings(SettingsGroup):
     connections: Annotated[
         int,
         Field(ge=1, le=16),
-        Variable("RELAY_FACILITATOR_CONNECTIONS", f"{_WHOLE} 1 to 16", "Connections to the Facilitator per worker."),
+        Variable("RELAY_FACILITATOR_CONNECTIONS", f"{WHOLE} 1 to 16", "Connections to the Facilitator per worker."),
     ] = 1
     reply_timeout_s: Annotated[
         _Seconds,
@@ -267,13 +235,13 @@ class DeliverySettings(SettingsGroup):
     lanes: Annotated[
         int,
         Field(ge=1, le=256),
-        Variable("RELAY_LANES", f"{_WHOLE} 1 to 256", "Ordered partitions of the jobs."),
+        Variable("RELAY_LANES", f"{WHOLE} 1 to 256", "Ordered partitions of the jobs."),
     ] = 4
     max_attempts: Annotated[
         int,
         Field(ge=1, le=1000),
         Variable(
-            "RELAY_MAX_ATTEMPTS", f"{_WHOLE} 1 to 1000", "Failures by an update's own fault until its dead letter."
+            "RELAY_MAX_ATTEMPTS", f"{WHOLE} 1 to 1000", "Failures by an update's own fault until its dead letter."
         ),
     ] = 5
     max_deliver: Annotated[
@@ -365,63 +333,8 @@ class HttpSettings(SettingsGroup):
     port: Annotated[
         int,
         Field(ge=0, le=65535),
-        Variable("RELAY_HTTP_PORT", f"{_WHOLE} 0 to 65535 (0: any free port)", "Port of probes and metrics."),
+        Variable("RELAY_HTTP_PORT", f"{WHOLE} 0 to 65535 (0: any free port)", "Port of probes and metrics."),
     ] = 8080
-
-
-class ConsoleSettings(SettingsGroup):
-    """Where the web page of `relay console` is served, and who may see it.
-
-    On loopback nobody is asked who he is. Any other address needs `password`, or a proxy that says who the user is.
-    """
-
-    host: Annotated[str, Variable("RELAY_CONSOLE_HOST", _CONSOLE_HOST, "Where `relay console` listens.")] = "127.0.0.1"
-    port: Annotated[
-        int,
-        Field(ge=0, le=65535),
-        Variable("RELAY_CONSOLE_PORT", f"{_WHOLE} 0 to 65535 (0: any free port)", "Port of `relay console`."),
-    ] = 8090
-    password: Annotated[
-        _Secret,
-        Field(min_length=8),
-        Variable("RELAY_CONSOLE_PASSWORD", "at least 8 characters", "What `relay console` asks everybody for."),
-    ] = None
-    user_header: Annotated[
-        str | None,
-        Field(pattern=r"^[0-9A-Za-z-]+$"),
-        Variable(
-            "RELAY_CONSOLE_USER_HEADER",
-            "the name of an HTTP header, together with RELAY_CONSOLE_PROXIES",
-            "The header in which a trusted proxy names the user that it has let in; then no password is asked for.",
-        ),
-    ] = None
-    proxies: Annotated[
-        tuple[Annotated[str, AfterValidator(_network)], ...],
-        BeforeValidator(_split_at_commas),
-        Variable(
-            "RELAY_CONSOLE_PROXIES",
-            "addresses or networks such as 10.1.2.0/24, separated by commas, together with RELAY_CONSOLE_USER_HEADER",
-            "Where trusted proxies connect from. From elsewhere the header does not count.",
-        ),
-    ] = ()
-    path_prefix: Annotated[
-        str,
-        Field(pattern=r"^(/[0-9A-Za-z._~-]+)*$"),
-        Variable("RELAY_CONSOLE_PATH_PREFIX", "a path such as /relay", "The path behind which a proxy shows the page."),
-    ] = ""
-    dashboard_url: Annotated[
-        str | None,
-        AfterValidator(web_address),
-        Variable("RELAY_CONSOLE_DASHBOARD_URL", "an http:// or https:// address", "The dashboard to link to."),
-    ] = None
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches `host`."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 class LogSettings(SettingsGroup):
@@ -475,10 +388,5 @@ class Settings(SettingsGroup):
 
     def require_guarded_console(self) -> Self:
         """Return these settings if the console may listen where they say. Raises ConfigurationError."""
-        console = self.console
-        if bool(console.user_header) != bool(console.proxies):
-            name = "RELAY_CONSOLE_PROXIES" if console.user_header else "RELAY_CONSOLE_USER_HEADER"
-            raise ConfigurationError(name, "", "RELAY_CONSOLE_USER_HEADER and RELAY_CONSOLE_PROXIES go together")
-        if not (console.is_loopback or console.password or console.user_header):
-            raise ConfigurationError("RELAY_CONSOLE_HOST", console.host, _CONSOLE_HOST)
+        self.console.require_guarded()
         return self

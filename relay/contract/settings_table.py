@@ -5,7 +5,8 @@ from typing import Any, Final, NamedTuple, cast, get_args
 
 from pydantic import SecretStr
 
-from relay.contract.settings import Settings, SettingsGroup, Variable
+from relay.contract.settings import Settings
+from relay.contract.settings_group import SettingsGroup, Variable
 
 
 class SettingRow(NamedTuple):

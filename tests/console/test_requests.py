@@ -3,7 +3,7 @@
 import pytest
 
 from relay.console.requests import cookie_of, is_known_host, is_same_origin, user_of, without_prefix
-from relay.contract.settings import ConsoleSettings
+from relay.contract.console_settings import ConsoleSettings
 
 LOOPBACK = ConsoleSettings()
 OPEN = ConsoleSettings(host="0.0.0.0")

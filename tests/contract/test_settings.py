@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from relay.contract.console_settings import ConsoleSettings
 from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
 from relay.contract.settings import (
-    ConsoleSettings,
     DeliverySettings,
     FacilitatorSettings,
     HttpSettings,
