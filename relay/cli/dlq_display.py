@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from relay.contract.subjects import DLQ_STREAM
-from relay.contract.text import escape, format_counts
+from relay.contract.text import escape, format_counts, how_many
 from relay.dead_letters.description import describe_letter, pretty_body
 from relay.dead_letters.stored import StoredDeadLetter, number_of
 
@@ -87,4 +87,4 @@ def _body_lines(text: str, *, full: bool) -> Iterator[str]:
         yield escape(line)
     left_out = len(text) - sum(map(len, shown)) - len(shown) + 1
     if left_out > 0:
-        yield f"... and {left_out} characters more: --full shows them"
+        yield f"... and {how_many(left_out, 'character')} more: --full shows them"

@@ -13,7 +13,7 @@ from nicegui.client import Client
 from relay.console.watching import Watching
 from relay.contract.errors import BrokerUnavailable, NotPermitted, RelayError
 from relay.contract.subjects import is_job_uuid
-from relay.contract.text import escape
+from relay.contract.text import escape, how_many
 from relay.dead_letters.description import pretty_body
 from relay.doctor.findings import Level
 from relay.nats.frames import FrameClient
@@ -168,4 +168,5 @@ def body_text(body: bytes) -> None:
     lines = (escape(line) for line in text[:_SHOWN_CHARS].split("\n"))
     ui.label("\n".join(lines)).classes("mono")
     if len(text) > _SHOWN_CHARS:
-        ui.label(f"... and {len(text) - _SHOWN_CHARS:,} characters more")
+        more = len(text) - _SHOWN_CHARS
+        ui.label(f"... and {how_many(f'{more:,}', 'character')} more")

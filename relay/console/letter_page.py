@@ -11,6 +11,7 @@ from relay.console.frame import body_text, card, connected, failed, fields, fram
 from relay.console.watching import Watching
 from relay.contract.errors import RelayError
 from relay.contract.subjects import DLQ_STREAM
+from relay.contract.text import how_many
 from relay.dead_letters import stream
 from relay.dead_letters.description import describe_letter
 from relay.dead_letters.selection import Selection
@@ -40,7 +41,8 @@ async def show_letter(watching: Watching, actions: Actions, sequence: int) -> No
         with card("Body in hexadecimal"):
             ui.label(hexadecimal(letter.body[:_HEX_BYTES])).classes("mono")
             if len(letter.body) > _HEX_BYTES:
-                ui.label(f"... and {len(letter.body) - _HEX_BYTES:,} bytes more")
+                more = len(letter.body) - _HEX_BYTES
+                ui.label(f"... and {how_many(f'{more:,}', 'byte')} more")
 
 
 async def _found(watching: Watching, sequence: int) -> StoredDeadLetter | None:

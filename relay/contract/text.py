@@ -67,6 +67,11 @@ def format_size(count: int) -> str:
     return f"{count} B"
 
 
+def how_many(count: int | str, noun: str) -> str:
+    """A number with its noun: `1 byte`, `2 bytes`."""
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+
+
 def format_counts(by_reason: Mapping[str, int]) -> str:
     """Dead letters by reason, in the order of the mapping: `refused 2, without a reason 1`."""
     return ", ".join(f"{reason or 'without a reason'} {count}" for reason, count in by_reason.items())

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from relay.contract.subjects import Reason
+from relay.contract.text import how_many
 from relay.contract.wire import PYDANTIC_ERROR_TYPES, Reply
 from relay.core.backoff import Backoff
 
@@ -88,7 +89,7 @@ def judge(reply: Reply, attempts: int, policy: RetryPolicy) -> Verdict:
     if attempts < policy.max_attempts:
         return Retry(told, policy.backoff.delay_s(attempts))
     reason = Reason.JOB_NOT_FOUND if NOT_FOUND in types else Reason.REFUSED
-    return DeadLetter(reason, f"the Facilitator answered {attempts} times, the last time: {told}")
+    return DeadLetter(reason, f"the Facilitator answered {how_many(attempts, 'time')}, the last time: {told}")
 
 
 def judge_repeated(attempts: int, policy: RetryPolicy, *, explained: bool) -> Ack | Retry | DeadLetter:
@@ -118,5 +119,6 @@ def judge_drop(attempts: int, policy: RetryPolicy) -> DeadLetter | None:
     """What to do with the suspect of a dropped connection; `attempts` counts this drop. None: it may go once more."""
     if attempts < policy.max_attempts:
         return None
-    error = f"the Facilitator dropped the connection {attempts} times when this update was the first unanswered one"
+    drops = how_many(attempts, "time")
+    error = f"the Facilitator dropped the connection {drops} when this update was the first unanswered one"
     return DeadLetter(Reason.CONNECTION_DROPPED, f"{error}, and answered a repeat of an earlier update in between")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from relay.contract.subjects import STATUS_STREAM
-from relay.contract.text import format_duration
+from relay.contract.text import format_duration, how_many
 from relay.contract.wire import Unsendable, decode
 from relay.dead_letters.replay_message import original_headers
 from relay.dead_letters.runbook import ADVICE, PAGE
@@ -19,7 +19,10 @@ def describe_letter(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[tupl
     for name, value in original_headers(letter).items():
         yield "header", f"{name}: {value}"
     _, problem = pretty_body(letter.body)
-    yield "body", f"{len(letter.body)} bytes" + (f"; it cannot be parsed: {problem}" if problem else "")
+    yield (
+        "body",
+        f"{how_many(len(letter.body), 'byte')}" + (f"; it cannot be parsed: {problem}" if problem else ""),
+    )
     fault = decode(letter.body, letter.job)
     if isinstance(fault, Unsendable):
         same = fault.error == letter.error
@@ -43,7 +46,10 @@ def _summary(letter: StoredDeadLetter, now: dt.datetime) -> Iterator[tuple[str, 
     if letter.replayed_from:
         yield "replay of", f"dead letter {letter.replayed_from}"
     for failure in letter.history:
-        yield "before", f"{failure.reason} after {failure.attempts} attempts, {failure.failed_at}"
+        yield (
+            "before",
+            f"{failure.reason} after {how_many(failure.attempts, 'attempt')}, {failure.failed_at}",
+        )
 
 
 def pretty_body(body: bytes) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from relay.contract.report import ConnectionReport, LostOwner
 from relay.contract.subjects import ADVISORY_STREAM, DLQ_STREAM, LEASE_BUCKET, LEASE_STREAM, STATUS_STREAM
-from relay.contract.text import format_counts, format_duration, format_size
+from relay.contract.text import format_counts, format_duration, format_size, how_many
 from relay.dead_letters.runbook import ADVICE
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
 from relay.overview.reports import find_disagreements
@@ -173,8 +173,9 @@ def _unexplained(snapshot: Snapshot) -> list[Finding]:
     return [
         fail(
             "lanes",
-            f"lane {lane.lane}, driven by {worker}: the Facilitator says that it has {lane.unexplained} updates that"
-            " cannot have reached it before (job.integrity_error); it probably stores nothing",
+            f"lane {lane.lane}, driven by {worker}: the Facilitator says that it has"
+            f" {how_many(lane.unexplained, 'update')} that cannot have reached it before (job.integrity_error);"
+            " it probably stores nothing",
             "look for a migration, or a sequence that lies behind, in its database: docs/operations.md,"
             " RelayUnexplainedDuplicates; if somebody else sends the same jobs' updates, set RELAY_OTHER_SENDERS=true",
         )
@@ -189,7 +190,7 @@ def _lanes_ok(lanes: Collection[LaneSnapshot]) -> Finding:
     for lane in lanes:
         by_owner[str(lane.owner)].append(lane.lane)
     shares = "; ".join(f"{_numbered(numbers)} by {owner}" for owner, numbers in sorted(by_owner.items()))
-    return ok("lanes", f"{len(lanes)} lanes, each driven: {shares}")
+    return ok("lanes", f"{how_many(len(lanes), 'lane')}, each driven: {shares}")
 
 
 def _numbered(lanes: list[int]) -> str:

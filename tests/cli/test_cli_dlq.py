@@ -105,7 +105,7 @@ async def test_show_history(run, dlq):
     out = (await run("show 1")).out
     assert "replay of   dead letter 17\n" in out
     assert "before      job_not_found after 5 attempts, 2026-11-22T01:00:00.000+00:00\n" in out
-    assert "before      refused after 1 attempts, 2026-11-22T02:00:00.000+00:00\n" in out
+    assert "before      refused after 1 attempt, 2026-11-22T02:00:00.000+00:00\n" in out
 
 
 async def test_show_truncates(run, dlq):

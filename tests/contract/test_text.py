@@ -14,6 +14,7 @@ from relay.contract.text import (
     format_counts,
     format_duration,
     format_size,
+    how_many,
     one_line,
     redact_url,
     wants_color,
@@ -99,3 +100,9 @@ def test_colors(monkeypatch, terminal, variables, colored):
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: terminal)
     assert colored == wants_color(stream)
+
+
+def test_how_many():
+    """One of something is told in the singular, also if the number is a text."""
+    told = [how_many(count, "byte") for count in (0, 1, 2, "1", "1,000")]
+    assert ["0 bytes", "1 byte", "2 bytes", "1 byte", "1,000 bytes"] == told
