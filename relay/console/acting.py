@@ -85,7 +85,7 @@ def _ask_purge(actions: Actions, selection: Selection) -> None:
         ui.label("First export them. `relay dlq replay --from FILE` can publish what the file has.")
         ui.button("Export", icon="download", on_click=lambda: ui.download.from_url(f"/export/{name}")).props("no-caps")
         told = ui.label("Nothing is exported yet.")
-        typed = ui.input("Then type what the line above asks for").classes("w-full")
+        typed = ui.input("Then type what the line above asks for").classes("wide")
 
         def begin() -> None:
             if _done(lambda: actions.purge(export)):

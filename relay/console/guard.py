@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, quote
 from relay.console.login import login_page
 from relay.console.requests import cookie_of, is_known_host, is_same_origin, user_of, without_prefix
 from relay.console.sessions import SESSION_S, Sessions
-from relay.contract.settings import ConsoleSettings
+from relay.contract.console_settings import ConsoleSettings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,7 +22,7 @@ NONCE: Final = secrets.token_urlsafe(24)
 _COOKIE: Final = "relay_console"
 _MOST_FORM_BYTES: Final = 4096
 _SOCKET: Final = "/_nicegui_ws/"
-_ALIVE: Final = "/healthz"
+ALIVE: Final = "/healthz"
 # Vue compiles the templates of the library in the browser, which needs unsafe-eval; Quasar sets styles inline.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
@@ -67,7 +67,7 @@ class Guard:
             await _answer(send, 421, "relay console: this is not the name of this machine")
         elif path is None:
             await _answer(send, 308, "", {"Location": f"{self._settings.path_prefix}/"})
-        elif path == _ALIVE:
+        elif path == ALIVE:
             await _answer(send, 200, "ok")
         elif scope["method"] not in {"GET", "HEAD"}:
             if not is_same_origin(headers.get("origin", ""), host):

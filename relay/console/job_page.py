@@ -34,7 +34,7 @@ def show_job(watching: Watching, tail: Tail, job: str) -> None:
     """Build the page; new updates and their ends are added by themselves."""
     with frame(watching, f"Job {job}", "/jobs"):
         with card(f"Job {job}"):
-            told = ui.column().classes("w-full")
+            told = ui.column().classes("wide")
             ui.link("Its dead letters", f"/dead-letters?job={job}")
             timeline = ui.element("ol").classes("timeline")
         with told:
@@ -114,7 +114,7 @@ class _Timeline:
                     body_text(message.body)
 
         with ui.expansion("Body").props("dense") as fold:
-            box = ui.column().classes("w-full")
+            box = ui.column().classes("wide")
         fold.on_value_change(lambda event: open_body() if event.value else None)
 
     async def _took(self, update: UpdateReply) -> str:

@@ -89,8 +89,13 @@ def _live(watching: Watching, tail: Tail) -> None:
         field.on_value_change(clear)
     ui.keyboard(on_key=press)
     ui.timer(_EVERY_S, look)
+
+    async def begin() -> None:
+        await tail.watch(1)
+        table.props('no-data-label="Nothing has come yet."')
+
     client = ui.context.client
-    client.on_connect(lambda: tail.watch(1))
+    client.on_connect(begin)
     client.on_disconnect(lambda: tail.watch(-1))
 
 
@@ -104,7 +109,7 @@ def _table() -> ui.table:
         {"name": "detail", "label": "", "field": "detail", **left},
     ]
     table = ui.table(rows=[], columns=columns, row_key="id", pagination=0).classes("tail")
-    table.props('flat dense :grid="Quasar.Screen.lt.sm" hide-pagination no-data-label="Nothing has come yet."')
+    table.props('flat dense :grid="Quasar.Screen.lt.sm" hide-pagination no-data-label="Not listening yet."')
     table.add_slot(
         "body-cell-what",
         '<q-td :props="props"><span class="level" :class="props.row.level">'

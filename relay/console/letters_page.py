@@ -163,7 +163,7 @@ def _short(error: str) -> str:
 
 
 def _counts(watching: Watching) -> None:
-    with card("How many, and when"):
+    with card("How many, and when (UTC)"):
         text = ui.label()
         chart = ui.echart(_options(), renderer="svg").classes("chart")
         options = cast("dict[str, Any]", chart.options)
@@ -224,6 +224,7 @@ def bars(per_minute: Mapping[tuple[int, str], int]) -> list[dict[str, Any]]:
 def _options() -> dict[str, Any]:
     return {
         "animation": False,
+        "useUTC": True,
         "textStyle": {"color": _GREY},
         "legend": {"bottom": 0, "type": "scroll", "textStyle": {"color": _GREY}},
         "grid": {"left": 8, "right": 12, "top": 12, "bottom": 40, "containLabel": True},

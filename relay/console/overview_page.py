@@ -36,8 +36,8 @@ def show_overview(watching: Watching) -> None:
         _banner(watching)
         _figures(watching)
         with ui.element("div").classes("two"):
-            _chart(watching, "Updates per second", _RATES, {"type": "value", "min": 0})
-            _chart(watching, "Milliseconds, 99 of 100 are faster", _TIMINGS, {"type": "log"})
+            _chart(watching, "Updates per second (UTC)", _RATES, {"type": "value", "min": 0})
+            _chart(watching, "Milliseconds, 99 of 100 are faster (UTC)", _TIMINGS, {"type": "log"})
         _findings(watching)
         with ui.element("div").classes("two"):
             _lanes(watching)
@@ -107,6 +107,7 @@ def _chart(watching: Watching, title: str, lines: _Lines, axis: dict[str, Any]) 
 def _options(lines: _Lines, axis: dict[str, Any]) -> dict[str, Any]:
     return {
         "animation": False,
+        "useUTC": True,
         "textStyle": {"color": _GREY},
         "legend": {"bottom": 0, "textStyle": {"color": _GREY}, "itemWidth": 30},
         "grid": {"left": 8, "right": 12, "top": 12, "bottom": 34, "containLabel": True},
@@ -134,7 +135,7 @@ def _options(lines: _Lines, axis: dict[str, Any]) -> dict[str, Any]:
 
 def _findings(watching: Watching) -> None:
     with card("What the doctor finds"):
-        box = ui.column().classes("w-full gap-0")
+        box = ui.column().classes("findings")
     shown: list[Finding] = []
 
     def show() -> None:

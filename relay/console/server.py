@@ -24,11 +24,14 @@ from relay.console.letters_page import LettersQuery, show_letters
 from relay.console.nicegui_app import TITLE, mount_pages
 from relay.console.overview_page import show_overview
 from relay.console.watching import Watching
+from relay.contract.console_settings import ConsoleSettings
 from relay.contract.errors import RelayError
-from relay.contract.settings import ConsoleSettings, Settings
+from relay.contract.settings import Settings
 from relay.contract.subjects import is_job_uuid
 
 _STOP_S: Final = 1
+_BUILD_S: Final = 60.0
+"""How long a page may take: a search among very many dead letters, or a slow NATS. Without NATS it says so earlier."""
 Sequence = Annotated[int | None, Query(ge=1, le=2**63)]
 
 
@@ -89,11 +92,11 @@ def _add_pages(app: FastAPI, watching: Watching) -> None:
         else:
             show_jobs(watching, tail, uuid)
 
-    @ui.page("/dead-letters")
+    @ui.page("/dead-letters", response_timeout=_BUILD_S)
     async def _(job: str = "", reason: str = "", since: str = "", below: Sequence = None) -> None:
         await show_letters(watching, actions, LettersQuery(job, reason, since, below))
 
-    @ui.page("/dead-letters/{sequence}")
+    @ui.page("/dead-letters/{sequence}", response_timeout=_BUILD_S)
     async def _(sequence: int) -> None:
         await show_letter(watching, actions, sequence)
 

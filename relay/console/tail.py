@@ -89,7 +89,7 @@ class Tail:
         return STATUS_SUBJECTS in self._rights.hear
 
     async def watch(self, change: int) -> None:
-        """One more page watches (1), or one less (-1)."""
+        """One more page watches (1), or one less (-1). Afterwards everything is heard that is published then."""
         self._watchers += change
         await self._adjust()
 
@@ -109,6 +109,8 @@ class Tail:
             return
         if self._watchers and self._updates is None:
             self._updates = await self._client.subscribe(STATUS_SUBJECTS, cb=self._update)
+            with contextlib.suppress(nats.errors.Error):  # while NATS is away; the client subscribes again later
+                await self._client.flush()
         elif not self._watchers and self._updates is not None:
             updates, self._updates = self._updates, None
             with contextlib.suppress(nats.errors.Error):

@@ -11,6 +11,7 @@ from promql import parse, selectors
 from test_alerts import RECORDS
 from test_kubernetes_security import DNS, NATS, allowed
 
+from relay.console.guard import ALIVE
 from relay.contract.environment import load_settings
 from relay.contract.settings import DeliverySettings
 
@@ -181,10 +182,27 @@ def test_the_console_may_look_only():
     assert not settings.console.is_loopback
 
 
+def test_the_console_is_reached():
+    """One console, because its pages are in its memory; Service, policy and probes find what it serves."""
+    made = added("console")
+    spec, service = made["Deployment/relay-console"]["spec"], made["Service/relay-console"]["spec"]
+    (container,) = containers(made["Deployment/relay-console"])
+    assert (1, "Recreate", ["console"]) == (spec["replicas"], spec["strategy"]["type"], container["args"])
+    labels = spec["template"]["metadata"]["labels"]
+    policy = made["NetworkPolicy/relay-console"]["spec"]
+    for selected in (spec["selector"]["matchLabels"], service["selector"], policy["podSelector"]["matchLabels"]):
+        assert selected.items() <= labels.items()
+    (port,), (served,) = service["ports"], container["ports"]
+    assert served["name"] == port["targetPort"]
+    for kind in ("startup", "liveness"):
+        assert {"path": ALIVE, "port": served["name"]} == container[f"{kind}Probe"]["httpGet"]
+
+
 def test_the_image_with_the_console():
-    """The build argument that the component names is the Containerfile's, and its lock has NiceGUI."""
-    said = re.findall(r"LOCK=(\S+\.lock)", (ROOT / "deploy/kubernetes/console/kustomization.yaml").read_text())
-    assert "nicegui==" in (ROOT / said[0]).read_text()
+    """The build argument that the component and the page name is the Containerfile's, and its lock has NiceGUI."""
+    (said,) = re.findall(r"LOCK=(\S+\.lock)", (ROOT / "deploy/kubernetes/console/kustomization.yaml").read_text())
+    assert f"--build-arg LOCK={said} " in (ROOT / "docs/kubernetes.md").read_text()
+    assert "nicegui==" in (ROOT / said).read_text()
 
 
 def test_the_image_with_tracing():
