@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from cli_kit import make_command
-from console_kit import TIMEOUT_S, Console, chromium, console_process, tab
+from console_kit import TIMEOUT_S, VIEWPORT, Console, Tab, chromium, console_process, opened_tab
 from playwright.async_api import Browser, Page, expect
 from relay_kit import Scene, serving
 
@@ -49,8 +49,16 @@ def relay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
     return make_command(monkeypatch, tmp_path)
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_tab(browser: Browser) -> AsyncIterator[Tab]:
+    """A new tab is a new process, which compiles the library again: that takes a second of processor time."""
+    async with opened_tab(browser) as opened:
+        yield opened
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page of the browser that has opened nothing yet."""
-    async with tab(browser) as page:
-        yield page
+async def page(shared_tab: Tab) -> AsyncIterator[Page]:
+    """A page for tests that open something on `console`; it may still show what the test before has opened."""
+    await shared_tab.page.set_viewport_size(VIEWPORT)
+    yield shared_tab.page
+    shared_tab.check()

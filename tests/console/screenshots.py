@@ -24,7 +24,9 @@ TRAFFIC_S = 75
 async def save(page: Page, name: str) -> None:
     await page.wait_for_timeout(1500)  # for fonts, and the end of the library's animations
     shot = Image.open(io.BytesIO(await page.screenshot()))
-    shot.convert("RGB").quantize(COLOURS).save(FOLDER / f"{name}.png", optimize=True)
+    # Other methods give rare colours to their neighbours: a yellow warning is red then.
+    few = shot.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(FOLDER / f"{name}.png", optimize=True)
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,7 @@
 
 from console_kit import IN_BROWSER, tab
 from playwright.async_api import Page, expect
-from relay_kit import new_job
+from relay_kit import new_job, update
 
 pytestmark = IN_BROWSER
 
@@ -49,13 +49,16 @@ async def test_live_tail(stage, console, browser, page: Page):
     await page.goto(f"{console.url}jobs")
     rows = page.locator(".tail tbody tr")
     await expect(page.get_by_text("Nothing has come yet.")).to_be_visible()
-    await page.get_by_label("Job (UUID)").fill(job)
-    await page.get_by_label("Job (UUID)").blur()
 
     async def publish_both() -> None:
         for each in (other, job):
             await stage.settled(await stage.publish(each))
 
+    await stage.settled(await stage.publish(other, "received"))
+    await expect(rows).to_have_count(2)
+    await page.get_by_label("Job (UUID)").fill(job)
+    await page.get_by_label("Job (UUID)").blur()
+    await expect(rows).to_have_count(0)
     await publish_both()
     await expect(rows).to_have_count(2)
     await expect(rows.nth(1)).to_contain_text("published")
@@ -70,9 +73,16 @@ async def test_live_tail(stage, console, browser, page: Page):
     await expect(rows).to_have_count(2)
     await page.keyboard.press("p")
     await expect(rows).to_have_count(4)
-    await page.get_by_role("checkbox", name="Dead letters only").click()
+    await page.get_by_role("combobox", name="Status").click()
+    await page.get_by_role("option", name="failed", exact=True).click()
+    await expect(rows).to_have_count(0)
     await publish_both()
-    await stage.settled(await stage.publish_body(job, b"{"))
+    await stage.settled(await stage.publish(job, "failed"))
+    await expect(rows).to_have_count(2)
+    await expect(rows.filter(has_text="failed")).to_have_count(2)
+    await page.get_by_role("checkbox", name="Dead letters only").click()
+    await expect(rows).to_have_count(0)
+    await stage.settled(await stage.publish_body(job, b"{"), await stage.publish_body(job, update(job, "failed", 7)))
     await expect(rows).to_have_count(1)
     await expect(rows.nth(0)).to_contain_text("dead-lettered")
-    await expect(rows.nth(0)).to_contain_text("invalid_json")
+    await expect(rows.nth(0)).to_contain_text("invalid_schema")

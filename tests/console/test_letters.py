@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import re
 
-from console_kit import IN_BROWSER, tab
+from console_kit import IN_BROWSER, VIEWPORT
 from playwright.async_api import Page, expect
 from relay_kit import Scene, new_job
 
@@ -12,6 +13,8 @@ from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.messages import get_message
 
 pytestmark = IN_BROWSER
+MANY = 100
+"""So many dead letters are not replayed at one a second before the browser can stop it, however slow it is."""
 
 
 async def dead_letter(stage: Scene, job: str, body: bytes = b"{", headers: dict[str, str] | None = None):
@@ -49,6 +52,36 @@ async def test_replay_from_click_to_facilitator(stage, console, page: Page):
     await stage.facilitator.wait_for(lambda facilitator: len(facilitator.rows_of(job)) == 2)
     assert "accepted" == stage.facilitator.current_status(job)
     assert await get_message(stage.nc, DLQ_STREAM, letter.sequence) is None
+
+
+async def test_replay_at_a_low_rate_is_stopped(stage, console, page: Page):
+    """A replay keeps to its rate, shows how far it is, and ends at the button; the rest stays, to be replayed later."""
+    jobs = {new_job() for _ in range(MANY)}
+    stage.facilitator.unknown_jobs.update(jobs)
+    await stage.settled(*await asyncio.gather(*map(stage.publish, jobs)), timeout_s=60)
+    stage.facilitator.unknown_jobs.difference_update(jobs)
+
+    async def replay(rate: str) -> None:
+        await page.get_by_role("button", name="Replay all that match").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_label("At most this many a second").fill(rate)
+        await dialog.get_by_role("button", name="Replay", exact=True).click()
+
+    def relayed() -> set[str]:
+        return {job for job in jobs if stage.facilitator.rows_of(job)}
+
+    await page.goto(f"{console.url}dead-letters?reason={Reason.JOB_NOT_FOUND}")
+    await replay("1")
+    await expect(page.get_by_text(re.compile(rf"replayed ([2-9]|\d\d) of {MANY}"))).to_be_visible()
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.get_by_text("Replay stopped")).to_be_visible()
+    left = {letter.job for letter in await stage.dead_letters() if letter.reason == Reason.JOB_NOT_FOUND}
+    assert left
+    await stage.facilitator.wait_for(lambda _: relayed() | left == jobs)
+    await replay("")
+    await expect(page.get_by_text("Replay done")).to_be_visible()
+    await stage.facilitator.wait_for(lambda _: relayed() == jobs)
+    assert MANY == sum(len(stage.facilitator.rows_of(job)) for job in jobs)
 
 
 async def test_purge(stage, console, page: Page):
@@ -112,7 +145,10 @@ async def test_filters(stage, console, page: Page):
     await page.wait_for_url(f"**/dead-letters?job={job}&since=15m")
     await expect(page.get_by_role("row", name=job)).to_be_visible()
     await expect(page.get_by_role("link", name=str(letter.sequence), exact=True)).to_be_visible()
-    await page.goto(f"{console.url}dead-letters?job={job}&reason={Reason.TOO_LARGE}")
+    await page.get_by_role("combobox", name="Reason").click()
+    await page.get_by_role("option", name=Reason.TOO_LARGE).click()
+    await page.get_by_role("button", name="Show").click()
+    await page.wait_for_url(f"**/dead-letters?job={job}&reason={Reason.TOO_LARGE}&since=15m")
     await expect(page.get_by_text("No dead letter matches.")).to_be_visible()
     for query, said in (
         ("since=yesterday", "since 'yesterday' is not allowed"),
@@ -122,22 +158,21 @@ async def test_filters(stage, console, page: Page):
         await expect(page.get_by_role("alert")).to_contain_text(said)
 
 
-async def test_narrow_and_by_keyboard(stage, console, browser):
+async def test_narrow_and_by_keyboard(stage, console, page: Page):
     """On 400 pixels nothing is cut off, and everything is reached by the keyboard: here a letter of the list."""
     job = new_job()
     letter = await dead_letter(stage, job)
-    async with tab(browser, viewport={"width": 400, "height": 800}) as page:
-        for path in ("", "jobs", f"jobs/{job}", "dead-letters", f"dead-letters/{letter.sequence}"):
-            await page.goto(console.url + path)
-            await expect(page.get_by_role("status")).to_contain_text("pdates")
-            assert 400 >= await page.evaluate("document.documentElement.scrollWidth"), path
-    async with tab(browser) as page:
-        await page.goto(f"{console.url}dead-letters?job={job}")
-        link = page.get_by_role("link", name=str(letter.sequence), exact=True)
-        await expect(link).to_be_visible()
-        for _ in range(40):
-            await page.keyboard.press("Tab")
-            if await link.evaluate("each => each === document.activeElement"):
-                break
-        await page.keyboard.press("Enter")
-        await expect(page.get_by_role("button", name="Replay this one")).to_be_visible()
+    await page.set_viewport_size({"width": 400, "height": 800})
+    for path in ("", "jobs", f"jobs/{job}", f"dead-letters/{letter.sequence}", f"dead-letters?job={job}"):
+        await page.goto(console.url + path)
+        await expect(page.get_by_role("status")).to_contain_text("pdates")
+        assert 400 >= await page.evaluate("document.documentElement.scrollWidth"), path
+    await page.set_viewport_size(VIEWPORT)
+    link = page.get_by_role("link", name=str(letter.sequence), exact=True)
+    await expect(link).to_be_visible()
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        if await link.evaluate("each => each === document.activeElement"):
+            break
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("button", name="Replay this one")).to_be_visible()

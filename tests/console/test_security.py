@@ -6,12 +6,15 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from console_kit import IN_BROWSER, Console, console_process, tab
+from http_proxy import reverse_proxy
 from playwright.async_api import expect
 
 from relay.console.sessions import TRIES
 
 pytestmark = IN_BROWSER
 PASSWORD = "correct horse battery"
+PROXY = "127.0.0.9"
+"""The address of the trusted proxy."""
 SOCKET = "_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
 
@@ -19,7 +22,7 @@ SOCKET = "_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 async def guarded(stage, tmp_path_factory) -> AsyncIterator[Console]:
     """A console behind a path that asks for a password, or trusts a proxy."""
     settings = {"CONSOLE_PASSWORD": PASSWORD, "CONSOLE_HOST": "0.0.0.0", "CONSOLE_PATH_PREFIX": "/relay"}
-    proxy = {"CONSOLE_USER_HEADER": "X-User", "CONSOLE_PROXIES": "127.0.0.9"}
+    proxy = {"CONSOLE_USER_HEADER": "X-User", "CONSOLE_PROXIES": PROXY}
     async with console_process(
         tmp_path_factory.mktemp("guarded"), NATS_URL=stage.server.url, **settings, **proxy
     ) as console:
@@ -94,7 +97,7 @@ async def test_nobody_is_let_in_without_password(guarded, http):
     assert 200 == await status(http, f"{url}healthz")
     assert not await socket_is_let_in(http, url, Origin=origin)
     assert 401 == await status(http, url, X_User="ann")  # from an address that is not the proxy's
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=("127.0.0.9", 0))) as proxy:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(PROXY, 0))) as proxy:
         assert 200 == await status(proxy, url, X_User="ann")
         assert 401 == await status(proxy, url)
 
@@ -121,6 +124,25 @@ async def test_password_in_the_browser(browser, guarded, http):
         await page.get_by_role("button", name="Sign out").click()
         await expect(page.get_by_label("Password")).to_be_visible()
         assert 401 == await status(http, guarded.url, Cookie=token)
+
+
+async def test_behind_a_proxy(browser, guarded):
+    """A proxy removes the path and names the user: nobody is asked, and pages, files, live news and links all work."""
+    target = guarded.url.removesuffix("/relay/")
+    async with reverse_proxy(target, "/relay", PROXY, {"X-User": "ann"}) as url, tab(browser) as page:
+        await page.goto(url)
+        await expect(page.locator(".banner .headline")).to_contain_text("Updates flow")
+        await page.get_by_role("button", name="Dark or light").click()
+        await expect(page.get_by_text("Colours: dark")).to_be_visible()
+        await page.get_by_role("link", name="Dead letters").click()
+        await page.get_by_label("Since").fill("1h")
+        await page.get_by_label("Since").press("Enter")
+        await page.wait_for_url(f"{url}dead-letters?since=1h")
+        await page.get_by_role("button", name="Purge all that match").click()
+        async with page.expect_download() as downloading:
+            await page.get_by_role("button", name="Export").click()
+        assert (await downloading.value).url.startswith(f"{url}export/")
+        await expect(page.get_by_text("Nothing is exported yet.")).to_be_hidden()
 
 
 async def test_signing_in(stage, tmp_path, http):

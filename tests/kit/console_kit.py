@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, ViewportSize, async_playwright
 
 TIMEOUT_S = 90
 """For whatever a test waits for: a machine that is shared may be slow."""
@@ -20,6 +20,7 @@ IN_BROWSER = [
     pytest.mark.timeout(300),
 ]
 """The marks of tests that share one browser, one relay and one console."""
+VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
 CHROMIUM = "chromium"
 """Debian's: `apt-get install chromium`, or `make browser`."""
 
@@ -80,27 +81,38 @@ class Tab:
         if message.type == "error":
             self.errors.append(message.text)
 
+    def check(self, *allowed: str) -> None:
+        """Its scripts must have reported no error, such as a breach of the Content-Security-Policy, since last time.
+
+        `allowed`: parts of the errors that the test makes by itself.
+        """
+        errors, self.errors = self.errors, []
+        assert [] == [each for each in errors if not any(part in each for part in allowed)]
+
 
 @contextlib.asynccontextmanager
 async def tab(browser: Browser, *, allowed: tuple[str, ...] = (), **options: Any) -> AsyncIterator[Page]:
-    """A page, whose scripts must report no error, such as a breach of the Content-Security-Policy.
+    """A page that is closed at the end and must have reported no errors but those `allowed`."""
+    async with opened_tab(browser, **options) as opened:
+        yield opened.page
+        opened.check(*allowed)
 
-    `allowed`: parts of the errors that the test makes by itself.
-    """
+
+@contextlib.asynccontextmanager
+async def opened_tab(browser: Browser, **options: Any) -> AsyncIterator[Tab]:
     # One context keeps the library's files for all; options need one of their own.
     context = browser.contexts[0] if browser.contexts and not options else await new_context(browser, **options)
     try:
         opened = Tab(await context.new_page())
         opened.page.on("console", opened.hear)
         opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
-        yield opened.page
-        assert [] == [each for each in opened.errors if not any(part in each for part in allowed)]
+        yield opened
     finally:
         await (context.close() if options else opened.page.close())
 
 
 async def new_context(browser: Browser, **options: Any) -> BrowserContext:
     """As a browser that was just installed."""
-    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    context = await browser.new_context(**({"viewport": VIEWPORT} | options))
     context.set_default_timeout(TIMEOUT_S * 1000)
     return context
