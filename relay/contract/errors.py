@@ -45,13 +45,18 @@ class IdentityError(RelayError):
 
 
 class BrokerUnavailable(RelayError):  # noqa: N818 - named for the state it reports, as in the NATS clients
-    """No nats-server could be reached, or none accepted the credentials. `servers` is empty if none is connected."""
+    """No nats-server could be reached, or none accepted the credentials. `servers` is empty if none is connected.
 
-    def __init__(self, servers: Sequence[str], cause: str) -> None:
+    `remedy` is what to do about the cause; empty if nobody knows.
+    """
+
+    def __init__(self, servers: Sequence[str], cause: str, remedy: str = "") -> None:
         self.servers = tuple(servers)
         self.cause = cause
+        self.remedy = remedy
         to = f" to {', '.join(servers)}" if servers else ""
-        super().__init__(f"no NATS connection{to}: {cause}; check RELAY_NATS_URL and the NATS credentials")
+        remedy = remedy or "check RELAY_NATS_URL and the NATS credentials"
+        super().__init__(f"no NATS connection{to}: {cause}; {remedy}")
 
 
 class NotPermitted(BrokerUnavailable):

@@ -49,8 +49,8 @@ async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Fi
     try:
         client = await open_client(settings.model_copy(update={"urls": (url,)}), timeout_s)
     except (BrokerUnavailable, ConfigurationError) as error:
-        cause = error.cause if isinstance(error, BrokerUnavailable) else str(error)
-        return fail(NATS, f"{where}: {cause}", "check RELAY_NATS_URL, that server, and the NATS credentials")
+        cause, remedy = (error.cause, error.remedy) if isinstance(error, BrokerUnavailable) else (str(error), "")
+        return fail(NATS, f"{where}: {cause}", remedy or "check RELAY_NATS_URL, that server, and the NATS credentials")
     try:
         await require_server(client)
     except UnsuitableServer as error:

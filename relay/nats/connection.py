@@ -26,6 +26,7 @@ from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, REMEDIES, 
 from relay.nats.frames import FrameClient
 from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
 from relay.nats.refusals import Refusals
+from relay.nats.server_errors import explained
 from relay.observability.logs import get_logger
 
 if TYPE_CHECKING:  # see relay/producer/__init__.py
@@ -312,6 +313,7 @@ class _Callbacks:
     on_reconnected: Callable[[], None] | None
     connected: bool = False
     failures: list[str] = field(default_factory=list[str])
+    remedies: list[str] = field(default_factory=list[str])
 
     @property
     def servers(self) -> list[str]:
@@ -321,21 +323,25 @@ class _Callbacks:
         problem = _describe(error)
         if isinstance(error, TimeoutError) and not self.client.is_connected:
             problem = f"no answer within {_TIMING['connect_timeout']:g} s"
+        problem, remedy = explained(problem)
+        told = f"{problem}; {remedy}" if remedy else problem
         if not self.client.is_connected:
-            self.client.failed(problem)
+            self.client.failed(told)
         if not self.connected:
-            self._give_up_after_one_round(problem, error)
-        elif problem not in self.failures:
+            self._give_up_after_one_round(problem, remedy, error)
+        elif told not in self.failures:
             # During an outage nats-py reports an error four times a second. It is logged once until the reconnect.
-            self.failures.append(problem)
-            _log.warning("NATS trouble", error=problem)
+            self.failures.append(told)
+            _log.warning("NATS trouble", error=told)
 
-    def _give_up_after_one_round(self, problem: str, error: Exception) -> None:
+    def _give_up_after_one_round(self, problem: str, remedy: str, error: Exception) -> None:
         # Raising from the callback is the only way to end nats-py's first round of attempts. With unlimited attempts it
         # would go on for ever. With a limit it would forget the servers that were away, also for later reconnects.
         self.failures.append(problem)
+        self.remedies += [remedy] if remedy else []
         if len(self.failures) >= len(self.urls):
-            raise BrokerUnavailable(self.servers, "; ".join(dict.fromkeys(self.failures))) from error
+            causes, remedies = ("; ".join(dict.fromkeys(each)) for each in (self.failures, self.remedies))
+            raise BrokerUnavailable(self.servers, causes, remedies) from error
 
     async def disconnected(self) -> None:
         if self.client.is_closed:

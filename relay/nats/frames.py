@@ -28,6 +28,7 @@ from relay.nats.headers import parse_headers
 from relay.nats.nats_py import (
     DialedTransport,
     abort,
+    bytes_unread,
     demand_tls,
     end_quietly,
     forbid_clear_text,
@@ -37,6 +38,7 @@ from relay.nats.nats_py import (
     subscribe_again,
 )
 from relay.nats.refusals import TOO_MANY, Refusals
+from relay.nats.server_errors import error_in
 from relay.network.dialer import Dialer
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
@@ -63,7 +65,7 @@ class SpokeFirst(nats.errors.Error):
     def __init__(self, ended: str) -> None:
         super().__init__(
             f"{ended}; it may not expect TLS before all else (no `handshake_first` in its configuration): then unset"
-            " RELAY_NATS_TLS_FIRST"
+            " RELAY_NATS_TLS_FIRST; or it has as many connections as its max_connections allows: then its log says so"
         )
 
 
@@ -243,13 +245,23 @@ class FrameClient(Client):
             sign_in_with(self, self._sign_in())
             await super()._process_connect_init()
         except BaseException as error:
+            said = await self._said(error)
             abort(self)  # nats-py would leave the socket open
-            if (told := self._without_greeting(error)) is not None:
+            if (told := said or self._without_greeting(error)) is not None:
                 raise told from error
             if isinstance(error, Exception) and not isinstance(error, OSError | nats.errors.Error):
                 # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
                 raise CannotConnect(describe(error)) from error
             raise
+
+    async def _said(self, error: BaseException) -> nats.errors.Error | None:
+        """The error that the server gave before it ended the connection, if nats-py did not read as far as that.
+
+        It did not if writing failed first.
+        """
+        if not isinstance(error, OSError) or (said := error_in(await bytes_unread(self))) is None:
+            return None
+        return nats.errors.Error(f"nats: {said}")
 
     def _without_greeting(self, error: BaseException) -> nats.errors.Error | None:
         """What it likely means if an attempt ended before the server's first line; None if that says nothing."""
@@ -332,7 +344,10 @@ class FrameClient(Client):
         without_reason = isinstance(e, nats.errors.UnexpectedEOF | OSError) and not self._server_info.get("ldm")
         if self.is_connected and without_reason and self._needed >= _LARGE_BYTES:
             self._lost_at = self._needed, self._server_id
-        await super()._process_op_err(e)
+        said = await self._said(e) if self.is_connected else None
+        await super()._process_op_err(said or e)
+        if said is not None:
+            await self._error_cb(said)
 
     async def _attempt_reconnect(self) -> None:
         """Reconnect. nats-py's own ends at an exception that it does not expect, and then nobody would reconnect."""

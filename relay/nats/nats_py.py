@@ -22,6 +22,7 @@ from relay.observability.logs import get_logger
 _DEFAULT_PORT: Final = 4222
 _CLOSE_GRACE_S: Final = 2.0
 _FORGOTTEN_AFTER_S: Final = 0.05
+_UNREAD_S: Final = 0.1
 _log = get_logger(__name__, guest=True)
 
 
@@ -159,7 +160,25 @@ def abort(client: Client) -> None:
     if writer is not None:
         writer.transport.abort()
     elif (session := getattr(transport, "_client", None)) is not None:  # of a WebSocket
-        session.detach()  # otherwise aiohttp complains about it when it is collected
+        session.detach()  # otherwise aiohttp complains about it, and about the connection, when it is collected
+        if transport._ws is not None:  # noqa: SLF001
+            transport._ws._response.close()  # noqa: SLF001
+
+
+async def bytes_unread(client: Client) -> bytes:
+    """What the server has sent on a broken connection, and nats-py has not read: its reason, perhaps.
+
+    Without it, that is lost when a write fails, because a reader raises the error of the connection first. It is not
+    public. Waits for no more than a tenth of a second.
+    """
+    transport: Any = client._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if isinstance(transport, TcpTransport):
+        reader: Any = transport._io_reader  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        return bytes(reader._buffer) if reader is not None else b""  # noqa: SLF001
+    with contextlib.suppress(Exception):  # whatever a library for WebSocket raises about a broken connection
+        async with asyncio.timeout(_UNREAD_S):
+            return await transport.readline()
+    return b""
 
 
 async def subscribe_again(client: Client, refusals: Refusals) -> None:

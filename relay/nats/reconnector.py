@@ -117,7 +117,8 @@ class Reconnector:
                     on_reconnected=self._changed.set,
                 )
             except BrokerUnavailable as error:
-                self._problem = f"no NATS connection to {', '.join(error.servers)}: {error.cause}"
+                why = "; ".join(filter(None, (error.cause, error.remedy)))
+                self._problem = f"no NATS connection to {', '.join(error.servers)}: {why}"
             except ConfigurationError as error:
                 if not failures:
                     raise

@@ -10,14 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from cli_kit import make_command
 from decentralized import STORAGE, Decentralized
 from relay_kit import ACKED, Scene, new_job, running, said
 
 from relay.contract.environment import load_settings
+from relay.contract.model import JobStatus, JobStatusUpdate
 from relay.contract.settings import NatsSettings
 from relay.local.server import NatsServer
 from relay.nats import connection
 from relay.nats.frames import FrameClient
+from relay.producer import Limits, PublishTimedOut, StatusPublisher
 from relay.service.app import Relay
 from relay.service.intervals import Intervals
 
@@ -30,6 +33,8 @@ accounts {{
 system_account: SYS
 """
 ANYBODY = "{user: anybody, password: anybody}"
+ANYBODYS = {"NATS_USER": "anybody", "NATS_PASSWORD": "anybody"}
+FULL = "maximum connections exceeded: the server has as many connections as its max_connections allows; raise it"
 
 
 def user(password: str) -> str:
@@ -162,6 +167,38 @@ async def test_account_without_jetstream_for_a_while(config, facilitator, after)
         await until(lambda: relay.worker_status.missing() == [])
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))
         assert [] == await scene.broken_promises()
+
+
+async def test_no_room_for_connections(config, facilitator, monkeypatch, tmp_path):
+    """If a reload of the server leaves no room for connections, a relay that was connected, one that starts, commands
+    and a producer name the limit, and what to do; the relays go on when there is room.
+    """
+    command = make_command(monkeypatch, tmp_path)
+    configure(config)
+    async with (
+        NatsServer(config_file=config) as server,
+        Scene(server, facilitator, **ANYBODYS) as scene,
+        scene.relay() as relay,
+    ):
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        configure(config, server="max_connections: -1")
+        reload(server)
+        await said(relay, lambda told: FULL in str(told["missing"]))
+        async with running(Relay(scene.settings, None)) as (second, _):
+            await said(second, lambda told: FULL in str(told["missing"]))
+            for arguments in (("provision",), ("doctor",)):
+                ended = await command(*arguments, NATS_URL=server.url, FACILITATOR_AUTH="none", **ANYBODYS)
+                told = " ".join((ended.out + ended.err).split()).replace(" -> ", "; ")
+                assert (1, True) == (ended.code, FULL in told), told
+            sign_in = {"user": "anybody", "password": "anybody"}
+            async with StatusPublisher(server.url, limits=Limits(timeout_s=0.5), **sign_in) as publisher:
+                with pytest.raises(PublishTimedOut, match=FULL):
+                    await publisher.publish(JobStatusUpdate(uuid=new_job(), status=JobStatus.ACCEPTED))
+            configure(config)
+            reload(server)
+            await scene.reconnected()
+            assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+            assert [] == await scene.broken_promises()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""What nats-server says before it ends a connection reaches whoever connects, although a write fails before it is read.
+
+A server that has no room for another connection says so before it has heard anything, and hangs up.
+"""
+
+import asyncio
+import gc
+import socket
+from typing import Any
+
+import pytest
+
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.settings import NatsSettings
+from relay.local.server import NatsServer
+from relay.nats.connection import close, connect
+from relay.nats.server_errors import explained
+
+FULL = "maximum connections exceeded: the server has as many connections as its max_connections allows; raise it"
+ACCOUNT_FULL = "maximum account active connections exceeded: the NATS account has as many connections as its limits"
+WRONG_PORT = "attempted to connect to route port: this is the server's port for its cluster; use the port for clients"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type 'float' is deprecated")  # in what nats-py calls
+@pytest.mark.parametrize("way", ["plain", "tls", "websocket", "account", "port of the cluster"])
+async def test_the_reason_of_the_server(certificate, way):
+    """The error names it each time, with what it means and what to do; no library complains."""
+    (cert, key), port, complaints = certificate, free_port(), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    tls = f'tls {{cert_file: "{cert}", key_file: "{key}"'
+    config, url, options, told = {
+        "plain": ("max_connections: 1", None, {}, FULL),
+        "tls": (f"max_connections: 1\n{tls}}}", None, {"ca_file": cert}, FULL),
+        "websocket": (
+            f'max_connections: 1\nwebsocket {{listen: "127.0.0.1:{port}", no_tls: true}}',
+            f"ws://127.0.0.1:{port}",
+            {},
+            FULL,
+        ),
+        "account": (
+            "accounts {A {users: [{user: a, password: a}], limits: {max_connections: 1}}}",
+            None,
+            {"user": "a", "password": "a"},
+            ACCOUNT_FULL,
+        ),
+        "port of the cluster": (
+            f'cluster {{name: c, listen: "127.0.0.1:{port}"}}',
+            f"nats://127.0.0.1:{port}",
+            {},
+            WRONG_PORT,
+        ),
+    }[way]
+    async with NatsServer(extra_config=config, jetstream=False) as server:
+        holder = None
+        if way in {"plain", "tls", "websocket", "account"}:
+            holder = await connect(NatsSettings(urls=(server.url,), **options), name="holder")
+        settings = NatsSettings(urls=(url or server.url,), **options)
+        for _ in range(5):
+            with pytest.raises(BrokerUnavailable) as raised:
+                await connect(settings, name="test")
+            assert told in str(raised.value)
+        gc.collect()
+        await asyncio.sleep(0)  # what is collected complains in the loop
+        if holder is not None:
+            await close(holder)
+    assert [] == complaints
+
+
+@pytest.mark.parametrize(
+    ("said", "problem", "remedy"),
+    [
+        (
+            "Authentication Timeout.",
+            "Authentication Timeout: signing in took longer than the `timeout` of the server's `authorization` allows",
+            "wait, or raise it",
+        ),
+        (
+            "user authentication expired",
+            "user authentication expired: the user's JWT has expired",
+            "issue a new one",
+        ),
+        ("Something New", "Something New", ""),
+    ],
+)
+def test_what_it_means(said, problem, remedy):
+    """The server's words stay, also those that nobody has thought of."""
+    assert (problem, remedy) == explained(said)
