@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import typer
 
@@ -21,6 +23,7 @@ except ImportError:  # on Windows and PyPy
     new_event_loop = None
 
 R = TypeVar("R")
+_FILES: Final = 16
 
 
 def complain(problem: str) -> None:
@@ -49,10 +52,21 @@ def run(work: Coroutine[Any, Any, R]) -> R:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see relay.service.surroundings
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        _require_files()
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(work)
     finally:
         work.close()  # if the event loop could not be made; otherwise it has ended
+
+
+def _require_files() -> None:
+    """Raise OSError if the process may not open as many files as an event loop and a few connections need.
+
+    uvloop could not be closed after it failed to open its own: the error would be lost among others.
+    """
+    with contextlib.ExitStack() as opened:
+        for _ in range(_FILES):
+            opened.enter_context(Path(os.devnull).open("rb"))
 
 
 @contextlib.asynccontextmanager

@@ -199,7 +199,7 @@ async def test_folder_is_gone(nats_server, tmp_path):
 async def test_no_more_files(nats_server, tmp_path):
     """A process that may open too few files says so in one line."""
     ended = await shell(
-        "ulimit -n 12 && relay serve",
+        "ulimit -n 11 && relay serve",
         tmp_path,
         NATS_URL=nats_server.url,
         FACILITATOR_URL="ws://127.0.0.1:1/ws/v0/",
