@@ -69,6 +69,16 @@ class SpokeFirst(nats.errors.Error):
         )
 
 
+class CertificateRefused(nats.errors.Error):
+    """The server demands a client certificate, and ended the connection after INFO; `ended` says how that ended."""
+
+    def __init__(self, ended: str) -> None:
+        super().__init__(
+            f"{ended}; the server demands a client certificate (RELAY_NATS_CERT_FILE), and may have refused ours: there"
+            " is none, it has expired, or the server does not trust its authority"
+        )
+
+
 class CannotConnect(nats.errors.Error):
     """An attempt to connect failed with an exception that nats-py does not expect."""
 
@@ -247,7 +257,7 @@ class FrameClient(Client):
         except BaseException as error:
             said = await self._said(error)
             abort(self)  # nats-py would leave the socket open
-            if (told := said or self._without_greeting(error)) is not None:
+            if (told := said or self._without_greeting(error) or self._without_certificate(error)) is not None:
                 raise told from error
             if isinstance(error, Exception) and not isinstance(error, OSError | nats.errors.Error):
                 # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
@@ -273,6 +283,16 @@ class FrameClient(Client):
         if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
             return kind("it does not answer with TLS")
         return kind("it hangs up without a word") if _NO_INFO in str(error) else None
+
+    def _without_certificate(self, error: BaseException) -> nats.errors.Error | None:
+        """What it may mean if a server that demands certificates hangs up; None if that says nothing.
+
+        With TLS 1.3 it refuses a certificate only after the handshake, and its reason is lost if a write fails first.
+        """
+        if not (self._greeted and self._server_info.get("tls_verify") and isinstance(error, OSError)):
+            return None
+        we_refuse_its_own = isinstance(error, ssl.SSLCertVerificationError)
+        return None if we_refuse_its_own else CertificateRefused(describe(error))
 
     def _take_sign_in(self, server: Any) -> None:
         """Keep what the server's address says about signing in, and take it out of the address.

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import pytest
+from authority import Authority
 
 from relay.contract.errors import BrokerUnavailable
 from relay.contract.settings import NatsSettings
@@ -69,6 +70,22 @@ async def test_the_reason_of_the_server(certificate, way):
         if holder is not None:
             await close(holder)
     assert [] == complaints
+
+
+@pytest.mark.parametrize("shown", ["none", "expired", "of another authority"])
+async def test_a_refused_certificate(tmp_path, shown):
+    """Each time, also when the alert of the server is lost, the error says what a refusal of the certificate means."""
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    cert, key, server_cert, server_key = (tmp_path / name for name in ("cert", "key", "server.cert", "server.key"))
+    ours.issue(server_cert, server_key)
+    (ours if shown == "expired" else others).issue(cert, key, days=-1 if shown == "expired" else 2)
+    files = {} if shown == "none" else {"cert_file": cert, "key_file": key}
+    config = f'tls {{cert_file: "{server_cert}", key_file: "{server_key}", ca_file: "{ours.ca}", verify: true}}'
+    async with NatsServer(extra_config=config, jetstream=False) as server:
+        settings = NatsSettings(urls=(server.url,), ca_file=ours.ca, **files)
+        for _ in range(5):
+            with pytest.raises(BrokerUnavailable, match=r"demands a client certificate .* may have refused ours"):
+                await connect(settings, name="test")
 
 
 @pytest.mark.parametrize(
