@@ -5,11 +5,12 @@ A server that has no room for another connection says so before it has heard any
 
 import asyncio
 import gc
-import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from authority import Authority
+from tcp_server import reserved_port
 
 from relay.contract.errors import BrokerUnavailable
 from relay.contract.settings import NatsSettings
@@ -22,16 +23,18 @@ ACCOUNT_FULL = "maximum account active connections exceeded: the NATS account ha
 WRONG_PORT = "attempted to connect to route port: this is the server's port for its cluster; use the port for clients"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+@pytest.fixture
+def port() -> Iterator[int]:
+    """For a server that listens on another port as well."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type 'float' is deprecated")  # in what nats-py calls
 @pytest.mark.parametrize("way", ["plain", "tls", "websocket", "account", "port of the cluster"])
-async def test_the_reason_of_the_server(certificate, way):
+async def test_the_reason_of_the_server(certificate, port, way):
     """The error names it each time, with what it means and what to do; no library complains."""
-    (cert, key), port, complaints = certificate, free_port(), list[Any]()
+    (cert, key), complaints = certificate, list[Any]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     tls = f'tls {{cert_file: "{cert}", key_file: "{key}"'
     config, url, options, told = {
