@@ -1,7 +1,6 @@
 """A real cluster of three nats-servers on loopback, for tests and benchmarks that stop some of them."""
 
 import asyncio
-import socket
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -14,7 +13,7 @@ from pydantic import SecretStr
 from relay.contract.errors import LocalServerError, RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_consumer_info, api_consumer_stepdown, api_stream_info, api_stream_stepdown
-from relay.local.server import NatsServer
+from relay.local.server import NatsServer, reserve_port
 from relay.nats.connection import api_request, close, connect
 from relay.nats.frames import FrameClient
 from relay.timing.waiting import set_within
@@ -54,7 +53,7 @@ class NatsCluster:
     """
 
     def __init__(self, accounts: str = _ACCOUNTS, user: str | None = None, password: str | None = None) -> None:
-        self._routes = [_reserve_port() for _ in range(NODES)]
+        self._routes = [reserve_port() for _ in range(NODES)]
         ports = [reserved.getsockname()[1] for reserved in self._routes]
         if sys.platform != "linux":
             self._release_routes()
@@ -214,19 +213,6 @@ def _config(number: int, ports: list[int], accounts: str) -> str:
     routes = ", ".join(f'"nats://{_HOST}:{port}"' for port in ports)
     cluster = f'{{name: local, listen: "{_HOST}:{ports[number]}", routes: [{routes}]}}'
     return f"server_name: {_name(number)}\ncluster: {cluster}\n{accounts}"
-
-
-def _reserve_port() -> socket.socket:
-    """A free port for a node's route, which the other nodes must know before that node runs.
-
-    On Linux the socket stays bound without listening. Then no process that asks for any free port gets this one, even
-    while the node is down, but the node, which asks for exactly this port, does. On other systems the port is released,
-    and another process may take it before the node starts.
-    """
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind((_HOST, 0))
-    return reserved
 
 
 async def _monitor(node: NatsServer) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections import deque
@@ -46,6 +47,23 @@ def find_server() -> str:
     return binary
 
 
+def reserve_port(port: int = 0) -> socket.socket:
+    """Keep a port of the loopback address for a server; 0: any free one.
+
+    On Linux the socket stays bound without listening. Then no process that asks for any free port gets this one, while
+    a server that asks for exactly this port does. Elsewhere close the socket before the server starts: another process
+    may take the port in between.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        reserved.bind((_HOST, port))
+    except OSError:
+        reserved.close()
+        raise
+    return reserved
+
+
 class NatsServer:
     """One nats-server process, started by `start` or `async with`, ended by `stop` or `kill`.
 
@@ -81,6 +99,8 @@ class NatsServer:
         self._port = _RANDOM_PORT
         self._monitor_port = _RANDOM_PORT
         self._log: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
+        self._reserved: list[socket.socket] = []
+        """The ports, once the server has ended, so that it finds them free when it starts again."""
         self._process: asyncio.subprocess.Process | None = None
         self._log_reader: asyncio.Task[None] | None = None
 
@@ -157,6 +177,8 @@ class NatsServer:
             if self._process is not None:
                 await self.stop()
         finally:
+            for reserved in self._reserved:
+                reserved.close()
             shutil.rmtree(self._folder)
 
     async def __aenter__(self) -> Self:
@@ -181,6 +203,12 @@ class NatsServer:
         if port == _RANDOM_PORT:
             raise LocalServerError("this nats-server has no port yet: start it first")
         return port
+
+    def _reserve_ports(self) -> None:
+        if sys.platform == "linux" and not self._reserved:
+            for port in {self._port, self._monitor_port} - {_RANDOM_PORT}:
+                with contextlib.suppress(OSError):  # somebody was faster
+                    self._reserved.append(reserve_port(port))
 
     async def _until_ready(self, ready: asyncio.Event) -> None:
         said_so = asyncio.create_task(ready.wait())
@@ -228,5 +256,6 @@ class NatsServer:
             raise LocalServerError(problem, self.log_tail) from error
         finally:
             self._process = None
+            self._reserve_ports()
             if log_reader is not None:
                 await log_reader

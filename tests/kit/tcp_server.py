@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+
+from relay.local.server import reserve_port
 
 Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -38,7 +39,5 @@ async def tcp_server(converse: Converse, host: str = "127.0.0.1", port: int = 0,
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
     """A port of 127.0.0.1 for a server that asks for it; meanwhile nobody gets it who asks for any free port."""
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
+    with reserve_port() as reserved:
         yield reserved.getsockname()[1]

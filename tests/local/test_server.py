@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import urllib.request
 from pathlib import Path
@@ -116,6 +117,15 @@ async def test_max_payload_is_the_servers(connect):
         client = await connect(server.url)
         assert 70_000 == client.max_payload
         await client.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be kept for a server that is down")
+async def test_its_port_is_kept_while_it_is_down(nats_server):
+    """Nobody gets the port of a stopped server but the server itself."""
+    await nats_server.stop()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", nats_server.port))
+    await nats_server.start()
 
 
 async def test_without_a_binary_it_says_what_to_install(monkeypatch, tmp_path):
