@@ -24,6 +24,7 @@ except ImportError:  # on Windows and PyPy
 
 R = TypeVar("R")
 _FILES: Final = 16
+"""How many files an event loop and a few connections open."""
 
 
 def complain(problem: str) -> None:
@@ -60,7 +61,7 @@ def run(work: Coroutine[Any, Any, R]) -> R:
 
 
 def _require_files() -> None:
-    """Raise OSError if the process may not open as many files as an event loop and a few connections need.
+    """Raise OSError if the process may not open so many files.
 
     uvloop could not be closed after it failed to open its own: the error would be lost among others.
     """
