@@ -11,7 +11,6 @@ the connection until its pings fail, and again with each redelivery.
 
 import asyncio
 import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
@@ -23,7 +22,8 @@ from nats.aio.subscription import Subscription
 from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
 from relay.contract.subjects import API, on_api
-from relay.contract.text import describe
+from relay.nats.arrival_rate import ArrivalRate
+from relay.nats.attempts import explain
 from relay.nats.headers import parse_headers
 from relay.nats.nats_py import (
     DialedTransport,
@@ -49,54 +49,13 @@ TakeBatch = Callable[[list[tuple[bytes, bytes, bytes, bytes]]], None]
 """As Take, with a list of one or more messages."""
 
 
-class NoGreeting(nats.errors.Error):
-    """The server did not say anything after the TCP connection was made; `ended` says how that ended."""
-
-    def __init__(self, ended: str) -> None:
-        super().__init__(
-            f"{ended}; it may expect TLS before it says anything (`handshake_first: true` in its configuration): then"
-            " set RELAY_NATS_TLS_FIRST=true"
-        )
-
-
-class SpokeFirst(nats.errors.Error):
-    """The server did not wait for TLS, or does not go on after it; `ended` says how that ended."""
-
-    def __init__(self, ended: str) -> None:
-        super().__init__(
-            f"{ended}; it may not expect TLS before all else (no `handshake_first` in its configuration): then unset"
-            " RELAY_NATS_TLS_FIRST; or it has as many connections as its max_connections allows: then its log says so"
-        )
-
-
-class CertificateRefused(nats.errors.Error):
-    """The server demands a client certificate, and ended the connection after INFO; `ended` says how that ended."""
-
-    def __init__(self, ended: str) -> None:
-        super().__init__(
-            f"{ended}; the server demands a client certificate (RELAY_NATS_CERT_FILE), and may have refused ours: there"
-            " is none, it has expired, or the server does not trust its authority"
-        )
-
-
-class CannotConnect(nats.errors.Error):
-    """An attempt to connect failed with an exception that nats-py does not expect."""
-
-
 T = TypeVar("T")
 _HEAD: Final = re.compile(rb"(H)?MSG ([^ \t\r\n]+) (\d+) (?:([^ \t\r\n]+) )?(?(1)(\d+) )(\d+)\r\n").match
 _LARGE_BYTES: Final = 64 * 1024
 """Messages of this size or more can fill the server's buffer for this client quickly."""
-_NO_INFO: Final = "empty response from server"
-"""What nats-py says if the connection ends before the first line."""
-_NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
-"""The reasons that OpenSSL gives if what it reads is not TLS."""
 _LINE_END: Final = b"\r\n"
 _PING: Final = b"PING\r\n"
 _SUBSCRIBE_AGAIN_S: Final = 5.0
-_LEAST_BYTES: Final = 128 * 1024
-_MOST_BYTES: Final = 4 * 1024 * 1024
-"""How many bytes tell how fast they arrive: at least, so that it is known, and at most, so that it is recent."""
 _LINE_ENDS: Final = re.compile(r"[\r\n]")
 
 
@@ -147,7 +106,7 @@ class FrameClient(Client):
         """By subscription: the messages that one read of the socket has brought."""
         self._needed = 0
         """The least number of bytes that the incomplete frame in the parser's buffer will have."""
-        self._rate = _Rate()
+        self._rate = ArrivalRate()
         parser: Any = self._ps
         self._parse_line: Callable[[bytes], Coroutine[Any, Any, None]] = parser.parse
         parser.parse = self._read
@@ -257,12 +216,11 @@ class FrameClient(Client):
         except BaseException as error:
             said = await self._said(error)
             abort(self)  # nats-py would leave the socket open
-            if (told := said or self._without_greeting(error) or self._without_certificate(error)) is not None:
-                raise told from error
-            if isinstance(error, Exception) and not isinstance(error, OSError | nats.errors.Error):
-                # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
-                raise CannotConnect(describe(error)) from error
-            raise
+            info = self._server_info if self._greeted else None
+            told = said or explain(error, info=info, websocket=self._over_websocket, options=self.options)
+            if told is None:
+                raise
+            raise told from error
 
     async def _said(self, error: BaseException) -> nats.errors.Error | None:
         """The error that the server gave before it ended the connection, if nats-py did not read as far as that.
@@ -272,27 +230,6 @@ class FrameClient(Client):
         if not isinstance(error, OSError) or (said := error_in(await bytes_unread(self))) is None:
             return None
         return nats.errors.Error(f"nats: {said}")
-
-    def _without_greeting(self, error: BaseException) -> nats.errors.Error | None:
-        """What it likely means if an attempt ended before the server's first line; None if that says nothing."""
-        if self._greeted or getattr(getattr(self._current_server, "uri", None), "scheme", "") in {"ws", "wss"}:
-            return None
-        kind = SpokeFirst if self.options["tls_handshake_first"] else NoGreeting
-        if isinstance(error, TimeoutError):
-            return kind(f"no answer within {self.options['connect_timeout']:g} s")
-        if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
-            return kind("it does not answer with TLS")
-        return kind("it hangs up without a word") if _NO_INFO in str(error) else None
-
-    def _without_certificate(self, error: BaseException) -> nats.errors.Error | None:
-        """What it may mean if a server that demands certificates hangs up; None if that says nothing.
-
-        With TLS 1.3 it refuses a certificate only after the handshake, and its reason is lost if a write fails first.
-        """
-        if not (self._greeted and self._server_info.get("tls_verify") and isinstance(error, OSError)):
-            return None
-        we_refuse_its_own = isinstance(error, ssl.SSLCertVerificationError)
-        return None if we_refuse_its_own else CertificateRefused(describe(error))
 
     def _take_sign_in(self, server: Any) -> None:
         """Keep what the server's address says about signing in, and take it out of the address.
@@ -316,8 +253,12 @@ class FrameClient(Client):
         await super()._process_info(info, initial_connection)
         connected = self._current_server
         for server in self._server_pool:  # nats-py takes the servers that this one names for TCP servers
-            if server.discovered and connected is not None and connected.uri.scheme in {"ws", "wss"}:
+            if server.discovered and connected is not None and self._over_websocket:
                 server.uri = server.uri._replace(scheme=connected.uri.scheme)
+
+    @property
+    def _over_websocket(self) -> bool:
+        return self._current_server is not None and self._current_server.uri.scheme in {"ws", "wss"}
 
     async def _process_err(self, err_msg: str) -> None:
         """Reconnect after an error with which the server ends the connection.
@@ -454,32 +395,6 @@ class FrameClient(Client):
                     take(messages)
                 except Exception as error:  # noqa: BLE001 - as in `_give`
                     await self._error_cb(error)
-
-
-class _Rate:
-    """How fast bytes arrive of which the server has sent more: the rest of a message whose beginning has come."""
-
-    def __init__(self) -> None:
-        self._bytes = 0.0
-        self._seconds = 0.0
-        self._last_s = 0.0
-
-    @property
-    def bytes_per_s(self) -> float | None:
-        return self._bytes / self._seconds if self._bytes >= _LEAST_BYTES and self._seconds else None
-
-    def began(self, now_s: float) -> None:
-        """The beginning of a message has come."""
-        self._last_s = now_s
-
-    def read(self, size_bytes: int, now_s: float) -> None:
-        """More of it has come. What was read long ago counts less and less."""
-        self._bytes += size_bytes
-        self._seconds += now_s - self._last_s
-        self._last_s = now_s
-        if self._bytes > _MOST_BYTES:
-            self._bytes /= 2
-            self._seconds /= 2
 
 
 def publication(subject: bytes, payload: bytes, reply: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
