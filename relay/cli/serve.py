@@ -14,8 +14,8 @@ import typer
 
 from relay.cli.common import run
 from relay.contract.environment import load_settings
+from relay.contract.facilitator_messages import authentication_request
 from relay.contract.settings import FacilitatorSettings, Settings
-from relay.contract.wire import authentication_request
 from relay.core.backoff import Backoff
 from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
 from relay.observability import logs

@@ -18,8 +18,8 @@ showing it once more changes nothing. When it was acknowledged, each control was
 
 from typing import Final
 
+from relay.contract.facilitator_messages import Reply
 from relay.contract.model import JobStatus
-from relay.contract.wire import Reply
 from relay.core.verdict import INTEGRITY_ERROR
 
 CONTROL_MAX_BYTES: Final = 64 * 1024

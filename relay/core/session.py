@@ -32,7 +32,7 @@ from itertools import repeat
 from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
-from relay.contract.wire import HEARTBEAT, Push, Reply, decode_incoming
+from relay.contract.facilitator_messages import HEARTBEAT, Push, Reply, decode_incoming
 from relay.core.control import Control, shows_storing
 
 T = TypeVar("T")

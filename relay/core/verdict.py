@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from relay.contract.facilitator_messages import PYDANTIC_ERROR_TYPES, Reply
 from relay.contract.subjects import Reason
 from relay.contract.text import how_many
-from relay.contract.wire import PYDANTIC_ERROR_TYPES, Reply
 from relay.core.backoff import Backoff
 
 INTEGRITY_ERROR: Final = "job.integrity_error"

@@ -12,9 +12,9 @@ from typing import Final
 from websockets import InvalidHandshake, InvalidStatus, ProxyError
 
 from relay.contract.errors import IdentityError
+from relay.contract.facilitator_messages import Reply, authentication_request, decode_incoming
 from relay.contract.settings import FacilitatorSettings
 from relay.contract.text import redact_url
-from relay.contract.wire import Reply, authentication_request, decode_incoming
 from relay.doctor.findings import Finding, fail, ok, unchecked, warn
 from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
 from relay.facilitator.sign_in import remedy

@@ -13,6 +13,7 @@ from bittensor_wallet import Keyfile, Keypair
 from nats.aio.msg import Msg
 
 from relay.contract.errors import LocalServerError
+from relay.contract.facilitator_messages import authentication_request
 from relay.contract.settings import DeliverySettings, FacilitatorSettings, HttpSettings, NatsSettings, Settings
 from relay.contract.subjects import (
     DLQ_STREAM,
@@ -21,7 +22,6 @@ from relay.contract.subjects import (
     SOURCE_SEQUENCE_HEADER,
     STATUS_STREAM,
 )
-from relay.contract.wire import authentication_request
 from relay.facilitator.identity import Signer, load_signer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING

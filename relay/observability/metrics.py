@@ -18,9 +18,10 @@ from typing import Final, Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from relay.contract.facilitator_messages import PushKind
 from relay.contract.report import Timing
 from relay.contract.subjects import Reason
-from relay.contract.wire import PushKind, Repair
+from relay.contract.wire import Repair
 from relay.core.verdict import Outcome
 from relay.observability.collectors import Collected, DurationHistogram, KnownGauge, LogMetrics
 

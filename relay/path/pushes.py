@@ -5,8 +5,8 @@ import hashlib
 from typing import Final
 
 from relay.contract.errors import JetStreamError, RelayError
+from relay.contract.facilitator_messages import PushKind
 from relay.contract.subjects import MSG_ID_HEADER, cheated_subject, request_subject
-from relay.contract.wire import PushKind
 from relay.core.backoff import Backoff
 from relay.core.session import Pushed
 from relay.nats.connection import publish_confirmed

@@ -7,7 +7,6 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from relay.contract import wire
-from relay.contract.wire import Reply, decode_incoming
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 RESPONSE = b'"miner_response":{"docker_process_stderr":"","docker_process_stdout":"42"}'
@@ -92,8 +91,3 @@ def test_what_parsers_read_differently_takes_the_long_way(member):
 @pytest.mark.parametrize("member", [RESPONSE, LEFT_OPEN])
 def test_the_usual_update_takes_the_short_way(member):
     assert wire._plain(update(member)) is not None
-
-
-@pytest.mark.parametrize("text", wire._USUAL)
-def test_a_usual_answer_is_what_decoding_it_says(text):
-    assert Reply("success") == wire._decode_incoming(text) == decode_incoming(text)

@@ -5,8 +5,8 @@ import math
 import pytest
 from delivery_kit import FakeDelivery
 
+from relay.contract.facilitator_messages import Reply, ReplyError
 from relay.contract.subjects import Reason
-from relay.contract.wire import Reply, ReplyError
 from relay.core.backoff import Backoff
 from relay.core.continuity import ConsumerState, Continuity
 from relay.core.control import CONTROL_MAX_BYTES, Control, shows_storing

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.contract.wire import HEARTBEAT, Push, PushKind, Reply, ReplyError
+from relay.contract.facilitator_messages import HEARTBEAT, Push, PushKind, Reply, ReplyError
 from relay.core.session import (
     HEARTBEAT_INTERVAL_S,
     Answered,

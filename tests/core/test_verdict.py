@@ -1,7 +1,7 @@
 import pytest
 
+from relay.contract.facilitator_messages import Reply, ReplyError
 from relay.contract.subjects import Reason
-from relay.contract.wire import Reply, ReplyError
 from relay.core.backoff import Backoff
 from relay.core.verdict import (
     ACKNOWLEDGED,

@@ -19,10 +19,11 @@ from relay_kit import update
 from relay.cli.dlq_display import json_row
 from relay.contract.environment import load_settings
 from relay.contract.errors import ConfigurationError
+from relay.contract.facilitator_messages import Push, Reply, decode_incoming
 from relay.contract.settings import Settings
 from relay.contract.settings_table import settings_table
 from relay.contract.subjects import status_subject
-from relay.contract.wire import Push, Reply, Unsendable, decode, decode_incoming
+from relay.contract.wire import Unsendable, decode
 from relay.core.backoff import Backoff
 from relay.core.session import Answered, Broken, Opened, Pushed, Session, Unpaired
 from relay.core.verdict import RetryPolicy, judge

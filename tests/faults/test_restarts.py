@@ -11,8 +11,8 @@ from bittensor_wallet import Keypair
 from nats.aio.subscription import Subscription
 from relay_kit import DUPLICATE, PROBE, STATUSES, Scene, new_job, update
 
+from relay.contract.facilitator_messages import authentication_request
 from relay.contract.subjects import STATUS_STREAM, status_subject
-from relay.contract.wire import authentication_request
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import Fault, stall
 from relay.local.ledger import DROPPED

@@ -3,8 +3,9 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.contract.facilitator_messages import PushKind
 from relay.contract.subjects import Reason
-from relay.contract.wire import PushKind, Repair
+from relay.contract.wire import Repair
 from relay.core.verdict import Outcome
 from relay.observability.metrics import Metrics
 

@@ -8,8 +8,8 @@ import pytest
 from bittensor_wallet import Keypair
 from relay_kit import ACKED, TERMED, Scene, counters, new_job, said
 
+from relay.contract.facilitator_messages import authentication_request
 from relay.contract.subjects import Reason
-from relay.contract.wire import authentication_request
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import (
     ANSWER_TWICE,

@@ -10,8 +10,8 @@ import pytest
 from nats.js.errors import NotFoundError
 from relay_kit import ACKED, Scene, counters, new_job
 
+from relay.contract.facilitator_messages import Push, PushKind
 from relay.contract.subjects import REQUEST_STREAM
-from relay.contract.wire import Push, PushKind
 from relay.core.backoff import Backoff
 from relay.core.session import Pushed
 from relay.observability.metrics import Metrics
