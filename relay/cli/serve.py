@@ -18,9 +18,10 @@ from relay.contract.facilitator_messages import authentication_request
 from relay.contract.settings import FacilitatorSettings, Settings
 from relay.core.backoff import Backoff
 from relay.facilitator.identity import UNUSED_HOTKEY, load_signer
+from relay.network.listener import listen
 from relay.observability import logs
 from relay.service.app import Relay
-from relay.service.health import HealthServer, listen
+from relay.service.health import HealthServer
 from relay.service.supervisor import LISTENER_VARIABLE, Supervisor
 from relay.service.worker_probes import WorkerProbes
 
@@ -86,7 +87,7 @@ async def _supervise(settings: Settings, workers: int, *, provision_first: bool)
     backoff = Backoff(settings.delivery.backoff_initial_s, settings.delivery.backoff_max_s, random.random)
     probes = WorkerProbes(workers)
     supervisor = Supervisor(command, workers, probes, backoff)
-    health = HealthServer(listen(settings.http.host, settings.http.port), probes)
+    health = HealthServer(listen(settings.http.host, settings.http.port, prefix="RELAY_HTTP"), probes)
     _log.info("probes and metrics", host=settings.http.host, port=health.port)
     _stop_on_signals(supervisor.stop, again=supervisor.stop)
     async with asyncio.TaskGroup() as group:

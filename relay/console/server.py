@@ -25,9 +25,9 @@ from relay.console.nicegui_app import TITLE, mount_pages
 from relay.console.overview_page import show_overview
 from relay.console.watching import Watching
 from relay.contract.console_settings import ConsoleSettings
-from relay.contract.errors import RelayError
 from relay.contract.settings import Settings
 from relay.contract.subjects import is_job_uuid
+from relay.network.listener import listen
 
 _STOP_S: Final = 1
 _BUILD_S: Final = 60.0
@@ -35,16 +35,15 @@ _BUILD_S: Final = 60.0
 Sequence = Annotated[int | None, Query(ge=1, le=2**63)]
 
 
-class CannotListen(RelayError):  # noqa: N818 - named for what happened
-    """The address is taken, or is not one of this machine."""
-
-
 async def serve(settings: Settings, on_listening: Callable[[str], None]) -> None:
     """Serve the pages until SIGTERM or Ctrl-C. `on_listening` is called with their address.
 
-    Raises CannotListen, and ConfigurationError for credentials of NATS that cannot be used.
+    Raises ConfigurationError if it cannot listen there, and for credentials of NATS that cannot be used.
     """
-    with _listen(settings.console) as listening:
+    with contextlib.ExitStack() as stack:
+        listening = listen(settings.console.host, settings.console.port, prefix="RELAY_CONSOLE")
+        for each in listening:
+            stack.enter_context(each)
         watching = Watching(settings)
         app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
         _add_pages(app, watching)
@@ -66,11 +65,11 @@ async def serve(settings: Settings, on_listening: Callable[[str], None]) -> None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, setattr, server, "should_exit", True)  # noqa: FBT003 - of setattr
-        on_listening(_address(listening, settings.console))
+        on_listening(_address(listening[0], settings.console))
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(watching.run())
             try:
-                await server.serve(sockets=[listening])
+                await server.serve(sockets=listening)
             finally:
                 watch.cancel()
 
@@ -113,17 +112,6 @@ def _add_export(app: FastAPI, actions: Actions) -> None:
         return StreamingResponse(
             actions.export(export), media_type="application/jsonl", headers={"Content-Disposition": file}
         )
-
-
-def _listen(settings: ConsoleSettings) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise CannotListen(
-            f"cannot listen on {where}: {error.strerror or error}; RELAY_CONSOLE_PORT says where"
-        ) from error
 
 
 def _address(listening: socket.socket, settings: ConsoleSettings) -> str:

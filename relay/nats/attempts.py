@@ -20,6 +20,10 @@ _SPEAKS_FIRST: Final = (
     "it may not expect TLS before all else (no `handshake_first` in its configuration): then unset"
     " RELAY_NATS_TLS_FIRST; or it has as many connections as its max_connections allows: then its log says so"
 )
+_ANSWERS_IN_CLEAR_TEXT: Final = (
+    "the server ends the TLS handshake in clear text, as it does when it has as many connections as its max_connections"
+    " allows, or takes no more of them for another reason: its log says which"
+)
 _REFUSES_CERTIFICATE: Final = (
     "the server demands a client certificate (RELAY_NATS_CERT_FILE), and may have refused ours: there is none, it has"
     " expired, or the server does not trust its authority"
@@ -43,6 +47,8 @@ def explain(
     """
     if info is None and not websocket and (ended := _before_info(error, options)) is not None:
         return AttemptFailed(f"{ended}; {_SPEAKS_FIRST if options['tls_handshake_first'] else _EXPECTS_TLS_FIRST}")
+    if info is not None and _reads_no_tls(error):
+        return AttemptFailed(f"{describe(error)}; {_ANSWERS_IN_CLEAR_TEXT}")
     if info is not None and info.get("tls_verify") and _hung_up(error):
         # With TLS 1.3 it refuses a certificate only after the handshake, and a write that fails first loses its reason.
         return AttemptFailed(f"{describe(error)}; {_REFUSES_CERTIFICATE}")
@@ -56,9 +62,13 @@ def _before_info(error: BaseException, options: Mapping[str, Any]) -> str | None
     """How an attempt ended before INFO; None if that says nothing about who speaks first."""
     if isinstance(error, TimeoutError):
         return f"no answer within {options['connect_timeout']:g} s"
-    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+    if _reads_no_tls(error):
         return "it does not answer with TLS"
     return "it hangs up without a word" if _NO_INFO in str(error) else None
+
+
+def _reads_no_tls(error: BaseException) -> bool:
+    return isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS
 
 
 def _hung_up(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ from relay.leases.leases import Leases
 from relay.leases.ownership import Ownership
 from relay.nats.connection import Requester, close, connect, require_server
 from relay.nats.frames import FrameClient
+from relay.network.listener import listen
 from relay.observability.logs import get_logger
 from relay.observability.loop_lag import measure_loop_lag
 from relay.observability.metrics import Metrics
@@ -50,7 +51,7 @@ from relay.query.archive import Archive
 from relay.query.progress_sources import ProgressSources
 from relay.query.responders import ReportingDriver, serve_reports
 from relay.query.service import StatusService
-from relay.service.health import HealthServer, listen
+from relay.service.health import HealthServer
 from relay.service.intervals import DEFAULTS, Intervals
 from relay.service.lifecycle import background, unless
 from relay.service.line import Line, LineSettings, for_lane
@@ -112,7 +113,8 @@ class Relay:
         self._ownership: Ownership | None = None
         self._place_until_known = any_place(random.random)
         self._health = HealthServer(
-            [listener] if listener else listen(settings.http.host, settings.http.port), self.worker_status
+            [listener] if listener else listen(settings.http.host, settings.http.port, prefix="RELAY_HTTP"),
+            self.worker_status,
         )
 
     @property

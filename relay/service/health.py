@@ -7,9 +7,7 @@ client when it has too many connections, and takes over the signals of the proce
 
 import asyncio
 import contextlib
-import errno
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +16,6 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import h11
 
-from relay.contract.errors import ConfigurationError
 from relay.observability.logs import get_logger
 from relay.observability.metrics import CONTENT_TYPE
 
@@ -30,8 +27,6 @@ _GRACE_S: Final = 1.0
 _CHUNK_BYTES: Final = 65536
 _TEXT: Final = "text/plain; charset=utf-8"
 _METHODS: Final = ("GET", "HEAD")
-_ALL_INTERFACES: Final = ("0.0.0.0", "::")  # noqa: S104 - only if the setting names one of them
-_NO_SUCH_ADDRESS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _INVALID: Final = "Invalid HTTP request received."
 
 
@@ -200,45 +195,3 @@ def _serialized(http: h11.Connection, response: _Response, *, with_body: bool = 
     head = h11.Response(status_code=response.status, reason=response.status.phrase, headers=headers)
     parts = [head, *([h11.Data(data=response.body)] if with_body else []), h11.EndOfMessage()]
     return b"".join(http.send(part) or b"" for part in parts)
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen there, one for each address of the host; port 0 takes a free one, the same for all.
-
-    The address of all interfaces, 0.0.0.0 or ::, stands for those of both families. A family that this system does not
-    have is left out, unless no other is left.
-
-    Raises ConfigurationError, naming RELAY_HTTP_HOST or RELAY_HTTP_PORT, if it cannot.
-    """
-    hosts = _ALL_INTERFACES if host in _ALL_INTERFACES else (host,)
-    try:
-        found = [each for name in hosts for each in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
-    except (socket.gaierror, UnicodeError) as error:  # the latter for what cannot be a host name at all
-        raise _unusable_host(host, str(error)) from error
-    listeners: list[socket.socket] = []
-    missing: OSError | None = None
-    for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
-        try:
-            taken = listeners[0].getsockname()[1] if listeners else port
-            listeners.append(socket.create_server((str(address), taken), family=family))
-        except OSError as error:
-            if error.errno not in _NO_SUCH_ADDRESS:
-                for listener in listeners:
-                    listener.close()
-                raise _unusable(host, port, error) from error
-            missing = error
-    if missing is not None and not listeners:
-        raise _unusable(host, port, missing) from missing
-    return listeners
-
-
-def _unusable(host: str, port: int, error: OSError) -> ConfigurationError:
-    cause = os.strerror(error.errno or 0)
-    if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
-        return _unusable_host(host, cause)
-    allowed = f"{cause} on {host}; give a port that is free and open to this user, or 0 for any free one"
-    return ConfigurationError("RELAY_HTTP_PORT", str(port), allowed)
-
-
-def _unusable_host(host: str, cause: str) -> ConfigurationError:
-    return ConfigurationError("RELAY_HTTP_HOST", host, f"{cause}; give a host name or address of this machine")

@@ -32,7 +32,8 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.network.dialer import Dialer
-from relay.service.health import HealthServer, listen
+from relay.network.listener import listen
+from relay.service.health import HealthServer
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 5
@@ -199,7 +200,7 @@ class _Answers:
 
 async def test_probes():
     """Whatever is sent to the HTTP port, answers stay short, and the next probe is answered."""
-    server = HealthServer(listen(HOST, 0), _Answers())
+    server = HealthServer(listen(HOST, 0, prefix="RELAY_HTTP"), _Answers())
     serving = asyncio.create_task(server.serve())
     rng = Random(7)
     noise = [http_noise(rng) for _ in range(EXAMPLES)]

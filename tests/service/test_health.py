@@ -1,19 +1,16 @@
 import asyncio
 import contextlib
-import errno
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from process_kit import Response, ask
 
-from relay.contract.errors import ConfigurationError
-from relay.service.health import HealthServer, ProbeAnswers, listen
+from relay.network.listener import listen
+from relay.service.health import HealthServer, ProbeAnswers
 
 HOST = "127.0.0.1"
 
@@ -36,7 +33,7 @@ class Answers:
 
 @contextlib.asynccontextmanager
 async def serving(answers: ProbeAnswers | None = None, **options: float) -> AsyncIterator[HealthServer]:
-    server = HealthServer(listen(HOST, 0), answers or Answers(), **options)
+    server = HealthServer(listen(HOST, 0, prefix="RELAY_HTTP"), answers or Answers(), **options)
     task = asyncio.create_task(server.serve())
     try:
         yield server
@@ -101,7 +98,7 @@ async def test_ends_promptly_when_cancelled():
 @pytest.mark.parametrize("turns", [1, 2, 3])
 async def test_cancelled_while_starting(turns):
     """If it is cancelled while it starts, after any number of loop turns, it frees the port, too."""
-    server = HealthServer(listen(HOST, 0), Answers())
+    server = HealthServer(listen(HOST, 0, prefix="RELAY_HTTP"), Answers())
     task = asyncio.create_task(server.serve())
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -113,7 +110,7 @@ async def test_cancelled_while_starting(turns):
 
 def test_never_served():
     """A server that is closed before it serves frees the port."""
-    server = HealthServer(listen(HOST, 0), Answers())
+    server = HealthServer(listen(HOST, 0, prefix="RELAY_HTTP"), Answers())
     server.close()
     socket.create_server((HOST, server.port)).close()
 
@@ -126,79 +123,18 @@ async def test_signals_stay_with_the_process():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_port_in_use():
-    """A port that is in use is refused by name, before anything is served."""
-    with socket.create_server((HOST, 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(ConfigurationError) as caught:
-            listen(HOST, port)
-    assert (caught.value.variable, caught.value.value) == ("RELAY_HTTP_PORT", str(port))
-    expected = (
-        f"RELAY_HTTP_PORT='{port}' is not allowed: Address already in use on 127.0.0.1; "
-        "give a port that is free and open to this user, or 0 for any free one"
-    )
-    assert str(caught.value) == expected
-
-
-@pytest.mark.parametrize("host", ["a..b", "relay.invalid", "192.0.2.1"])
-def test_host_of_another_machine(host):
-    """A host that is malformed, unknown, or not of this machine is refused by name."""
-    with pytest.raises(ConfigurationError) as caught:
-        listen(host, 0)
-    assert (caught.value.variable, caught.value.value) == ("RELAY_HTTP_HOST", host)
-    assert caught.value.allowed.split("; ")[-1] == "give a host name or address of this machine"
-
-
-async def test_host_with_addresses_of_both_families(monkeypatch):
-    """All addresses of a host are served, on the same port."""
-    look_up = socket.getaddrinfo
-    both = ("::1", "127.0.0.1", "127.0.0.1")
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda _, *more, **options: [look_up(a, *more, **options)[0] for a in both]
-    )
-    server = HealthServer(listen("both.example", 0), Answers())
-    monkeypatch.undo()
-    serving = asyncio.create_task(server.serve())
-    for address in ("127.0.0.1", "::1"):
-        reader, writer = await asyncio.open_connection(address, server.port)
+async def test_several_addresses():
+    """Each of several listeners is served."""
+    listeners = [each for host in ("127.0.0.1", "::1") for each in listen(host, 0, prefix="RELAY_HTTP")]
+    addresses = [listener.getsockname()[:2] for listener in listeners]
+    serving = asyncio.create_task(HealthServer(listeners, Answers()).serve())
+    for address in addresses:
+        reader, writer = await asyncio.open_connection(*address)
         writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
         assert b"HTTP/1.1 200 OK\r\n" == await reader.readline()
         writer.close()
     serving.cancel()
     await asyncio.wait([serving])
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_all_interfaces(host):
-    """The address of all interfaces of one family serves both, in a network namespace that nobody else reaches."""
-    script = f"""
-import socket
-from relay.service.health import listen
-listeners = listen({host!r}, 0)
-for address in ("127.0.0.1", "::1"):
-    socket.create_connection((address, listeners[0].getsockname()[1])).close()
-"""
-    command = ["unshare", "-rn", "sh", "-c", f"ip link set lo up && {sys.executable} -"]
-    done = subprocess.run(command, input=script, check=False, capture_output=True, text=True)
-    assert (0, "") == (done.returncode, done.stderr)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_system_without_one_family(monkeypatch, host):
-    """A family that the system does not have is left out."""
-    create = socket.create_server
-
-    def only_ipv4(address, *, family):
-        if family == socket.AF_INET6:
-            raise OSError(errno.EAFNOSUPPORT, "no IPv6 here")
-        return create(("127.0.0.1", address[1]), family=family)
-
-    monkeypatch.setattr(socket, "create_server", only_ipv4)
-    listeners = listen(host, 0)
-    families = [listener.family for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    assert [socket.AF_INET] == families
 
 
 async def test_broken_readiness_is_an_error():
