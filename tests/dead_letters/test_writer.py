@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 from dead_letter_kit import JOB, Dlq, change_stream
-from relay_kit import ACKED, TERMED, Scene, new_job, said
+from relay_kit import ACKED, TERMED, Scene, missing, new_job, said
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, Reason, status_subject
 from relay.dead_letters.writer import DeadLetterWriter
@@ -30,7 +30,7 @@ async def scene() -> AsyncIterator[Scene]:
         yield scene
 
 
-async def missing(scene: Scene) -> Restore:
+async def deleted(scene: Scene) -> Restore:
     await scene.nc.jetstream().delete_stream(DLQ_STREAM)
     return scene.provision
 
@@ -63,7 +63,7 @@ async def silent(scene: Scene) -> Restore:
     return restore
 
 
-TROUBLES = {missing: "run `relay provision`", full: "maximum messages exceeded", silent: "no PubAck within"}
+TROUBLES = {deleted: "run `relay provision`", full: "maximum messages exceeded", silent: "no PubAck within"}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
@@ -99,10 +99,9 @@ async def test_dead_letter_that_is_too_large_is_named():
         bad = await scene.publish_body(new_job(lane=2), b"x" * 1_500_000, dead_letter=Reason.INVALID_JSON)
         for _ in range(3):
             await scene.kept(bad)
-        [missing] = (await said(relay, lambda told: len(told["missing"]) == 1))["missing"]
-        assert missing.startswith("lane 2: the dead letter of update 1 of JOB_STATUS cannot be written: ")
-        assert "size" in missing
-        assert "raise max_payload" in missing
+        trouble = await missing(relay, "lane 2: the dead letter of update 1 of JOB_STATUS cannot be written: ")
+        assert "size" in trouble
+        assert "raise max_payload" in trouble
         await change_stream(scene.nc, DLQ_STREAM, max_msg_size=-1)
         assert [TERMED] == await scene.settled(bad)
         await said(relay, lambda told: told["ready"])

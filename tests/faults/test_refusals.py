@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_kit import make_command
 from decentralized import STORAGE, Decentralized
-from relay_kit import ACKED, Scene, new_job, running, said
+from relay_kit import ACKED, Scene, missing, new_job, running, said
 
 from relay.contract.environment import load_settings
 from relay.contract.model import JobStatus, JobStatusUpdate
@@ -83,10 +83,10 @@ async def test_the_operator_refuses_the_account(tmp_path, facilitator, refusal, 
     ):
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))
         await push(realm.account(**refusal(realm.user("relay"))))
-        await said(relay, lambda told: problem in str(told["missing"]))
+        await missing(relay, problem)
         settings = load_settings(scene.environment | {"RELAY_NATS_CREDS": str(creds)}, None)
         async with running(Relay(settings, None, intervals=Intervals(provision_check_s=0.1))) as (second, _):
-            await said(second, lambda told: problem in str(told["missing"]))
+            await missing(second, problem)
             await push(realm.account())
             for each in (relay, second):
                 await said(each, lambda told: told["ready"])
@@ -183,9 +183,9 @@ async def test_no_room_for_connections(config, facilitator, monkeypatch, tmp_pat
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))
         configure(config, server="max_connections: -1")
         reload(server)
-        await said(relay, lambda told: FULL in str(told["missing"]))
+        await missing(relay, FULL)
         async with running(Relay(scene.settings, None)) as (second, _):
-            await said(second, lambda told: FULL in str(told["missing"]))
+            await missing(second, FULL)
             for arguments in (("provision",), ("doctor",)):
                 ended = await command(*arguments, NATS_URL=server.url, FACILITATOR_AUTH="none", **ANYBODYS)
                 told = " ".join((ended.out + ended.err).split()).replace(" -> ", "; ")

@@ -341,6 +341,12 @@ async def said(relay: Relay, condition: Callable[[dict[str, Any]], bool]) -> dic
     return told
 
 
+async def missing(relay: Relay, part: str) -> str:
+    """The sentence with `part` among what /readyz calls missing, as soon as there is one; others may come first."""
+    told = await said(relay, lambda told: part in str(told["missing"]))
+    return next(sentence for sentence in told["missing"] if part in sentence)
+
+
 async def heard_no_receipt(nc: Client, job: str) -> None:
     """Publish something that is no receipt again and again, until somebody hears it."""
     with contextlib.suppress(nats.errors.TimeoutError):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from bittensor_wallet import Keypair
-from relay_kit import ACKED, TERMED, Scene, counters, new_job, said
+from relay_kit import ACKED, TERMED, Scene, counters, missing, new_job, said
 
 from relay.contract.facilitator_messages import authentication_request
 from relay.contract.subjects import Reason
@@ -187,8 +187,7 @@ async def test_wrong_signature(nats_server):
         async with scene.relay(FORGED) as relay:
             updates = await scene.publish_lives(2)
             await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.signature_invalid"] >= 3)
-            [trouble] = (await said(relay, lambda told: len(told["missing"]) == 1))["missing"]
-            assert trouble == (
+            assert await missing(relay, "refuses this validator") == (
                 "the Facilitator refuses this validator: auth.signature_invalid: The signature does not match the"
                 " public key.; check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active"
                 " there"
@@ -210,8 +209,7 @@ async def test_unknown_validator(nats_server):
     ):
         updates = await scene.publish_lives(2)
         await facilitator.wait_for(lambda facilitator: facilitator.replies["auth.validator_not_found"] >= 3)
-        [trouble] = (await said(relay, lambda told: len(told["missing"]) == 1))["missing"]
-        assert trouble == (
+        assert await missing(relay, "refuses this validator") == (
             "the Facilitator refuses this validator: auth.validator_not_found: No active validator has this"
             " public key.; check RELAY_FACILITATOR_HOTKEY_FILE, and that this validator is registered and active there;"
             " the Facilitator reads its list of validators anew every 5 minutes, so a change may take that long"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dead_letter_kit import change_stream
-from relay_kit import ACKED, Scene, counters, gauges, new_job, said
+from relay_kit import ACKED, Scene, counters, gauges, missing, new_job, said
 
 from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import REQUEST_STREAM
@@ -98,9 +98,7 @@ async def test_pushes(nats_server, facilitator, spoil, causes, mend):
         await scene.settled(await scene.publish(new_job()))
         await spoil(scene)
         await facilitator.push_job_request(job := new_job())
-        told = await said(relay, lambda told: not told["ready"])
-        assert "job requests of the Facilitator cannot be stored" in told["missing"][0]
-        assert causes[0] in told["missing"][0]
+        assert causes[0] in await missing(relay, "job requests of the Facilitator cannot be stored")
         assert 0 == gauges(relay)["relay_pushes_up"]
         assert causes[1] in await doctor(scene, "workers")
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))
@@ -144,7 +142,7 @@ async def test_too_many_subscriptions(tmp_path: Path, facilitator, monkeypatch):
     enough = config.read_text()
     config.write_text(f"{enough}max_subscriptions: 10\n")
     async with nats_server, Scene(nats_server, facilitator, **ANYBODY) as scene, scene.relay(**GUEST) as relay:
-        await said(relay, lambda told: "fewer subscriptions than a worker needs" in str(told["missing"]))
+        await missing(relay, "fewer subscriptions than a worker needs")
         assert 0 == counters(relay)["relay_nats_reconnects"]
         config.write_text(enough)
         await nats_server.restart()

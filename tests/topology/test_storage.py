@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cli_kit import make_command
-from relay_kit import ACKED, Scene, new_job, running, said
+from relay_kit import ACKED, Scene, missing, new_job, running
 
 from relay.local.server import NatsServer
 from relay.service.app import Relay
@@ -59,7 +59,7 @@ async def test_an_account_that_demands_limits(facilitator, monkeypatch, tmp_path
         assert (1, True) == (refused.code, DEMANDS in refused.err)
         assert DEMANDS in (await command("doctor", "--json", **given)).out
         async with running(Relay(Scene(server, facilitator, **SIGN_IN).settings, None)) as (relay, _):
-            await said(relay, lambda told: DEMANDS in str(told["missing"]))
+            await missing(relay, DEMANDS)
         too_much = await command("provision", **given, STORAGE_MB="280")
         assert "JOB_STATUS is to have 229376000: set RELAY_STORAGE_MB to at most 256" in too_much.err
         async with scene, scene.relay():
