@@ -364,7 +364,7 @@ class FrameClient(Client):
                     self._rate.began(time.monotonic())
                     return
                 if head is None:
-                    await self._parse_line(data[start:end])
+                    await self._take_line(data[start:end])
                 else:
                     sid, message = _message(data, head, end - len(_LINE_END))
                     if sid in self._take_batches:
@@ -376,6 +376,23 @@ class FrameClient(Client):
             del data, head, message  # large bodies have been copied out of it, and are decoded next
             if self._read_together:
                 await self._give_batches()
+
+    async def _take_line(self, line: bytes) -> None:
+        try:
+            await self._parse_line(line)
+        except (nats.errors.ProtocolError, OSError):
+            raise
+        except Exception as error:
+            # At any other, nats-py's read loop ends, and the connection stays silent until its pings fail.
+            await self._error_cb(error)
+            raise nats.errors.ProtocolError from error
+
+    async def _process_pong(self) -> None:
+        # nats-py fails at the PONG of a flush that was cancelled or took too long.
+        pongs: list[asyncio.Future[bool]] = self._pongs  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if pongs and pongs[0].done():
+            pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _give(self, sid: bytes, message: tuple[bytes, bytes, bytes, bytes]) -> None:
         if (take := self._takes.get(sid)) is not None:

@@ -81,7 +81,7 @@ async def test_dead_letters_cannot_be_written(scene, capsys, trouble):
         await asyncio.gather(*(scene.kept(update) for update in bad + held))
     assert 16 == await scene.unsettled()
     logged = [line for line in capsys.readouterr().out.splitlines() if "the dead letters cannot be reached" in line]
-    assert {True} == {TROUBLES[trouble] in line for line in logged}
+    assert any(TROUBLES[trouble] in line for line in logged), logged
     await restore()
     assert [TERMED] * 8 + [ACKED] * 8 == await scene.settled(*bad, *held)
     assert [] == await scene.broken_promises()

@@ -1,6 +1,7 @@
 """The client that reads and writes in batches: messages arrive whole, in order, at their subscription."""
 
 import asyncio
+import json
 
 import nats.errors
 import pytest
@@ -163,6 +164,30 @@ async def test_who_fails_over_a_message(nc, monkeypatch):
         nc.write(publication(b"in", body))
     await ours.drain()
     assert (["unfit"], [b"first", b"second"]) == (told, [body for *_, body in took])
+
+
+async def test_a_flush_that_was_cancelled(nc):
+    """The connection outlives the PONG for a flush that nobody waits for any more."""
+    _, took = await listening(nc, "in")
+    flush = asyncio.create_task(nc.flush())
+    await asyncio.sleep(0)  # so that it waits for its PONG
+    flush.cancel()
+    nc.write(publication(b"in", b"later"))
+    await nc.flush()
+    assert (True, [b"later"]) == (flush.cancelled(), [body for *_, body in took])
+
+
+async def test_a_line_that_nats_py_fails_at(nc, monkeypatch):
+    """It ends the connection, not only the reading from it, and the client is told why."""
+    told = []
+
+    async def tell(error: Exception) -> None:
+        told.append(type(error))
+
+    monkeypatch.setattr(nc, "_error_cb", tell)
+    with pytest.raises(nats.errors.ProtocolError):
+        await nc._ps.parse(b"INFO {\r\n")
+    assert [json.JSONDecodeError] == told
 
 
 async def test_a_subscription_that_is_refused(nc):
