@@ -23,6 +23,7 @@ _DEFAULT_PORT: Final = 4222
 _CLOSE_GRACE_S: Final = 2.0
 _FORGOTTEN_AFTER_S: Final = 0.05
 _UNREAD_S: Final = 0.1
+_CONNECT: Final = b"CONNECT "
 _log = get_logger(__name__, guest=True)
 
 
@@ -30,11 +31,15 @@ class DialedTransport(TcpTransport):
     """nats-py's transport for TCP and TLS, which tries all addresses of a server's name.
 
     nats-py waits for the first address as long as it waits for a connection, and then starts again with it.
+
+    It also sends CONNECT together with the PING that follows. Of two writes to a server that has hung up, the second
+    fails, and then what the server has said before, its reason, is never read.
     """
 
     def __init__(self, dialer: Dialer) -> None:
         super().__init__()
         self._dialer = dialer
+        self._unsent = b""
 
     def __bool__(self) -> bool:
         return True  # also before the first connection: nats-py would replace it
@@ -50,6 +55,14 @@ class DialedTransport(TcpTransport):
             raise
         self._bare_io_reader = self._io_reader = reader
         self._bare_io_writer = self._io_writer = writer
+        self._unsent = b""
+
+    def write(self, payload: bytes) -> None:
+        if payload.startswith(_CONNECT):
+            self._unsent = payload
+            return
+        payload, self._unsent = self._unsent + payload, b""
+        super().write(payload)
 
 
 def bound_closing(client: Client) -> None:

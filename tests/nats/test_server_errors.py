@@ -6,11 +6,15 @@ A server that has no room for another connection says so before it has heard any
 import asyncio
 import contextlib
 import gc
+import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from authority import Authority
+from nats.aio.transport import TcpTransport
 from tcp_server import reserved_port, tcp_server
 
 from relay.contract.errors import BrokerUnavailable
@@ -85,6 +89,29 @@ async def test_the_reason_of_the_server(certificate, port, way):
         if holder is not None:
             await close(holder)
     assert [] == complaints
+
+
+async def test_the_reason_comes_as_we_sign_in(monkeypatch):
+    """A server that hangs up in the moment of the client's first write is still heard."""
+    listener, hung_up, write = socket.create_server(("127.0.0.1", 0)), threading.Event(), TcpTransport.write
+
+    def refuse() -> None:
+        connection, _ = listener.accept()
+        connection.sendall(b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576}\r\n')
+        connection.recv(1, socket.MSG_PEEK)
+        connection.sendall(b"-ERR 'maximum connections exceeded'\r\n")
+        connection.close()  # it has not read everything, so it resets the connection
+        hung_up.set()
+
+    def write_and_wait(transport, payload):
+        write(transport, payload)
+        hung_up.wait(20)
+
+    monkeypatch.setattr(TcpTransport, "write", write_and_wait)
+    with listener, ThreadPoolExecutor() as threads:
+        threads.submit(refuse)
+        with pytest.raises(BrokerUnavailable, match=FULL):
+            await connect(NatsSettings(urls=(f"nats://127.0.0.1:{listener.getsockname()[1]}",)), name="test")
 
 
 async def test_the_reason_in_the_middle_of_the_handshake():
