@@ -13,7 +13,7 @@ The Facilitator may have stored the update as well, if a worker sent it before i
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from nats.aio.msg import Msg
@@ -44,6 +44,9 @@ from relay.timing.room import Room
 from relay.timing.waiting import set_within
 
 _log = get_logger(__name__)
+
+_STORED_S: Final = 0.25
+"""When NATS has surely stored what it has sent to us."""
 
 
 class _Advisory(msgspec.Struct, frozen=True):
@@ -92,9 +95,11 @@ class Advisories:
         subscription = await self._client.subscribe(self._subject, cb=self._heard)
         try:
             while True:
+                hinted = self._hint.is_set()
                 self._hint.clear()
                 await self._look()
-                await set_within(self._hint, self._look_every_s)
+                # A hint can come before NATS has stored what it is about.
+                await set_within(self._hint, min(_STORED_S, self._look_every_s) if hinted else self._look_every_s)
         finally:
             if not self._client.is_closed:
                 await subscription.unsubscribe()
