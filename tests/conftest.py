@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from guarded_nats import guarded_server, passwords
 from nats.aio.client import Client
 from relay_kit import Scene
 from tcp_proxy import TcpProxy
+from tcp_server import reserved_port
 from xdist.scheduler import LoadScopeScheduling
 
 from relay.contract.settings import NatsSettings
@@ -61,10 +62,15 @@ async def nats_server() -> AsyncIterator[NatsServer]:
 
 
 @pytest.fixture
-async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
-    """A nats-server with the users of deploy/nats/users.conf; guarded_nats.py in tests/kit signs in as each of them."""
+def users_have_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passwords of the users of deploy/nats/users.conf are in the environment of servers that start now."""
     for name, value in passwords().items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+async def guarded(users_have_passwords: None) -> AsyncIterator[NatsServer]:  # noqa: ARG001
+    """A nats-server with the users of deploy/nats/users.conf; guarded_nats.py in tests/kit signs in as each of them."""
     async with guarded_server() as server:
         yield server
 
@@ -119,6 +125,13 @@ async def proxied(nats_server: NatsServer) -> AsyncIterator[TcpProxy]:
     """A proxy in front of `nats_server`."""
     async with TcpProxy(nats_server.port).serving() as proxy:
         yield proxy
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port of 127.0.0.1 where nobody listens."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture

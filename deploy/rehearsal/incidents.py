@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from started_relay import StartedRelay
+
 from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import (
@@ -178,14 +180,16 @@ class Rehearsal:
 
     async def start(self, ahead_s: float = 0.0) -> None:
         """Start the relay, and wait until it relays."""
-        self._relay = await self._run("-c", CLOCK, str(ahead_s), "serve", stderr=asyncio.subprocess.DEVNULL)
+        log = self.site.config.with_name("relay.log")
+        with log.open("wb") as file:
+            process = await self._run("-c", CLOCK, str(ahead_s), "serve", stderr=file.fileno())
+        self._relay = StartedRelay(process, log)
         await self.site.publish(str(uuid4()))
         rows = len(self.site.facilitator.rows)
         await self.site.facilitator.wait_for(lambda facilitator: len(facilitator.rows) > rows, WITHIN_S)
 
     async def stop(self) -> None:
-        self._relay.terminate()
-        await self._relay.wait()
+        await self._relay.stop()
 
     async def examine(self) -> list[dict[str, str]]:
         """What `relay doctor` finds."""

@@ -21,9 +21,9 @@ from typing import Final
 
 from rehearsed_site import ROOT, Site, require, site
 
-from relay.contract.subjects import DLQ_STREAM, LEASE_STREAM, STATUS_STREAM, api_consumer_list, lane_consumer
+from relay.contract.subjects import DLQ_STREAM, LEASE_STREAM, STATUS_STREAM, lane_consumer
 from relay.local.ledger import DROPPED
-from relay.nats.connection import api_request
+from relay.topology.consumer_state import lane_consumers
 
 OLD: Final = os.environ.get("OLD", "HEAD~100")
 BACKLOG_S: Final = 3
@@ -171,8 +171,8 @@ async def a_stream_edited(site: Site) -> None:
 
 async def old_updates_purged(site: Site) -> None:
     """Everything below the lowest ack floor is removed."""
-    infos = (await api_request(site.nats, api_consumer_list(STATUS_STREAM)))["consumers"]
-    floor = min(info["ack_floor"]["stream_seq"] for info in infos)
+    infos = await lane_consumers(site.nats)
+    floor = min(info["ack_floor"]["stream_seq"] for info in infos.values())
     await nats(site, "stream", "purge", STATUS_STREAM, "--seq", str(floor), "--force")
 
 
@@ -243,6 +243,7 @@ async def main() -> None:
             await procedure(running)
             took_s = time.monotonic() - began_s
             lost = await running.until_settled()
+            running.require_relays()
             updates, reordered, repeats = (now - then for now, then in zip(running.counted(), before, strict=True))
             broken = broken or bool(lost or reordered)
             print(

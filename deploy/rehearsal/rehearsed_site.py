@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
+
+from started_relay import StartedRelay
 
 from relay.contract.errors import RelayError
 from relay.contract.settings import NatsSettings
@@ -24,6 +28,7 @@ ROOT: Final = Path(__file__).parents[2]
 ROLES: Final = ("producer", "runner", "relay", "operator", "observer", "admin")
 ANYBODY: Final = "anybody"
 """A user of the relay's account who may do everything; password likewise."""
+CONNECTED_WITHIN_S: Final = 60
 STATUSES: Final = ("received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed")
 
 
@@ -49,9 +54,12 @@ def sign_in(role: str) -> dict[str, str]:
 
 
 class Site:
-    """A cluster, a Facilitator, relays and a producer. `settings` are those of every relay and command."""
+    """A cluster, a Facilitator, relays and a producer. `settings` are those of every relay and command.
 
-    def __init__(self, cluster: NatsCluster, facilitator: FacilitatorSimulator, nats: FrameClient) -> None:
+    `logs` is the folder with the logs of the relays.
+    """
+
+    def __init__(self, cluster: NatsCluster, facilitator: FacilitatorSimulator, nats: FrameClient, logs: Path) -> None:
         self.cluster, self.facilitator, self.nats = cluster, facilitator, nats
         self.settings = {
             "RELAY_NATS_URL": ",".join(cluster.urls),
@@ -69,7 +77,8 @@ class Site:
         self.longest_s = 0.0
         """The longest time that a publish took to be confirmed, tries included."""
         self._publishing = asyncio.Lock()
-        self.relays: list[asyncio.subprocess.Process] = []
+        self.relays: list[StartedRelay] = []
+        self._logs, self._numbers = logs, itertools.count(1)
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
 
     # Relays and commands.
@@ -77,15 +86,25 @@ class Site:
     async def start_relay(self, at: Path = ROOT, **settings: str) -> None:
         """Start a relay of the version in a folder, and wait until it is connected to the Facilitator."""
         connections = self.facilitator.accepted
-        log = asyncio.subprocess.DEVNULL
-        self.relays.append(await self._run("serve", role="relay", at=at, stderr=log, **settings))
-        await self.facilitator.wait_for(lambda facilitator: facilitator.accepted > connections, 60)
+        version = "" if at == ROOT else "-of-the-older-version"
+        log = self._logs / f"relay-{next(self._numbers)}{version}.log"
+        with log.open("wb") as file:
+            relay = StartedRelay(await self._run("serve", role="relay", at=at, stderr=file.fileno(), **settings), log)
+        self.relays.append(relay)
+        try:
+            await self.facilitator.wait_for(lambda facilitator: facilitator.accepted > connections, CONNECTED_WITHIN_S)
+        except TimeoutError:
+            relay.require_running()
+            relay.give_up(f"has no connection to the Facilitator after {CONNECTED_WITHIN_S} s")
 
     async def stop_relay(self) -> None:
         """Stop the oldest relay as a supervisor does."""
-        relay = self.relays.pop(0)
-        relay.terminate()
-        await relay.wait()
+        await self.relays.pop(0).stop()
+
+    def require_relays(self) -> None:
+        """End the rehearsal, with the reason, if a relay has ended by itself."""
+        for relay in self.relays:
+            relay.require_running()
 
     async def relay(self, *arguments: str, at: Path = ROOT) -> tuple[int, str]:
         """Run a command of the relay as the operator; returns its exit code and what it printed."""
@@ -186,23 +205,24 @@ class Site:
 async def site(**settings: str) -> AsyncIterator[Site]:
     """A cluster of three, provisioned; with a producer that publishes, and no relay yet."""
     give_passwords()
-    async with (
-        NatsCluster(users(), ANYBODY, ANYBODY) as cluster,
-        FacilitatorSimulator() as facilitator,
-    ):
-        nats = await connect(NatsSettings(urls=cluster.urls, user=ANYBODY, password=ANYBODY), name="rehearsal")
-        site = Site(cluster, facilitator, nats)
-        site.settings |= settings
-        code, out = await site.relay("provision")
-        assert code == 0, out
-        publishing = asyncio.create_task(site.publish_jobs())
-        try:
-            yield site
-        finally:
-            publishing.cancel()
-            while site.relays:
-                await site.stop_relay()
-            await close(nats)
+    with tempfile.TemporaryDirectory() as logs:
+        async with (
+            NatsCluster(users(), ANYBODY, ANYBODY) as cluster,
+            FacilitatorSimulator() as facilitator,
+        ):
+            nats = await connect(NatsSettings(urls=cluster.urls, user=ANYBODY, password=ANYBODY), name="rehearsal")
+            site = Site(cluster, facilitator, nats, Path(logs))
+            site.settings |= settings
+            code, out = await site.relay("provision")
+            assert code == 0, out
+            publishing = asyncio.create_task(site.publish_jobs())
+            try:
+                yield site
+            finally:
+                publishing.cancel()
+                for relay in site.relays:
+                    await relay.end()
+                await close(nats)
 
 
 def require(*programs: str) -> None:

@@ -21,6 +21,8 @@ WRONG_STREAM: Final = 10060
 """Another stream stores this subject than the publish expects."""
 WRONG_LAST_SEQUENCE: Final = 10071
 STREAM_FULL: Final = 10077
+CONSUMER_OFFLINE: Final = 10119
+"""All servers that keep a consumer are away. The relay uses it also for one whose leader does not answer."""
 CONSUMER_EXISTS: Final = 10148
 IN_PROCESS: Final = 10158
 """The cluster has not yet decided about an earlier publish with the same `Nats-Msg-Id`."""
@@ -56,7 +58,7 @@ REMEDIES: Final[Mapping[int, str]] = {
         "RELAY_STORAGE_MB"
     ),
     10118: _OFFLINE,
-    10119: _OFFLINE,
+    CONSUMER_OFFLINE: _OFFLINE,
     10120: "the NATS account has no limits for this number of copies: add them, or set RELAY_REPLICAS to one it has",
     10121: "raise `max_ack_pending` in the `limits` of nats-server's `jetstream` block",
     10122: "set RELAY_STORAGE_MB lower, or allow more bytes in a stream of the NATS account",

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.contract.errors import JetStreamError
-from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer, lane_filter
+from relay.contract.subjects import (
+    STATUS_STREAM,
+    api_consumer_info,
+    api_consumer_list,
+    lane_consumer,
+    lane_filter,
+    lane_of_consumer,
+)
 from relay.core.continuity import ConsumerState
 from relay.nats.connection import Requester, api_request
-from relay.nats.err_codes import CONSUMER_NOT_FOUND
+from relay.nats.err_codes import CONSUMER_NOT_FOUND, CONSUMER_OFFLINE, REMEDIES
 from relay.nats.messages import find_message
 from relay.timing.room import Room
 
@@ -43,6 +50,27 @@ async def find_consumer_state(client: Requester, lane: int, *, timeout_s: float)
             return None
         raise
     return consumer_state_of(info)
+
+
+async def lane_consumers(client: Requester) -> dict[str, dict[str, Any]]:
+    """What JetStream's API answers about each lane's consumer that exists, by name.
+
+    Raises JetStreamError if there are others that nobody answers for, and as `api_request` does. A cluster lists those
+    by name only, if their leader says nothing for 4 seconds: they are not missing, and nobody knows how they are.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    silent: set[str] = set()
+    request, offset, total = api_consumer_list(STATUS_STREAM), 0, 1
+    while offset < total:
+        page = await api_request(client, request, {"offset": offset})
+        infos: list[dict[str, Any]] = page["consumers"] or []
+        found |= {info["name"]: info for info in infos if lane_of_consumer(info["name"]) is not None}
+        silent |= {name for name in page.get("missing") or () if lane_of_consumer(name) is not None}
+        offset, total = offset + page["limit"], page["total"]
+    if silent:
+        why = f"nobody answers for {', '.join(sorted(silent))}, so nobody knows how they are"
+        raise JetStreamError(request, 503, CONSUMER_OFFLINE, why, REMEDIES[CONSUMER_OFFLINE])
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.topology.comparison import Config
+from relay.topology.consumer_state import lane_consumers
 from relay.topology.drift import Drift, find_drift
 from relay.topology.lane_change import intake_closed
 from relay.topology.lane_growth import is_growth, paused, resume_ready
@@ -74,7 +75,7 @@ async def look(client: FrameClient, topology: Topology) -> Drift:
     """As `check`, for a relay that runs: with few requests, and without what follows a setting."""
     wanted_now = wanted(topology, client.max_payload)
     streams = {name: info for name in wanted_now.streams if (info := await _stream_info(client, name)) is not None}
-    consumers = await _lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
+    consumers = await lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
     ours = {name: info for name, info in consumers.items() if name in wanted_now.consumers}
     return find_drift(wanted_now, Actual(streams, ours, {}, {}))
 
@@ -113,7 +114,7 @@ async def resume_lanes(client: FrameClient) -> list[str]:
 
     Safe to repeat. Raises as `api_request` does.
     """
-    return await resume_ready(client, await _lane_consumers(client))
+    return await resume_ready(client, await lane_consumers(client))
 
 
 async def resume_all_lanes(client: FrameClient, tell: Callable[[str], object]) -> None:
@@ -268,7 +269,7 @@ async def _read(client: FrameClient, wanted_now: Wanted) -> Actual:
         for config in wanted_now.streams.values()
         for subject in config["subjects"]
     }
-    consumers = await _lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
+    consumers = await lane_consumers(client) if subjects.STATUS_STREAM in streams else {}
     last_stored = {name: await _last_sequence(client, info["config"]) for name, info in consumers.items()}
     missing = [name for name in wanted_now.consumers if name not in consumers]
     return Actual(streams, consumers, last_stored, captured_by, await _floors(client, streams, missing))
@@ -308,19 +309,6 @@ async def _last_sequence(client: FrameClient, consumer: Config) -> int:
 async def _capturing(client: FrameClient, subject: str) -> list[str]:
     answer = await api_request(client, api_stream_names(), {"subject": subject})
     return answer["streams"] or []
-
-
-async def _lane_consumers(client: FrameClient) -> dict[str, Config]:
-    found: dict[str, Config] = {}
-    offset = 0
-    while True:
-        request = subjects.api_consumer_list(subjects.STATUS_STREAM)
-        page = await api_request(client, request, {"offset": offset})
-        infos: list[dict[str, Any]] = page["consumers"] or []
-        found |= {info["name"]: info for info in infos if subjects.lane_of_consumer(info["name"]) is not None}
-        offset += len(infos)
-        if not infos or offset >= page["total"]:
-            return found
 
 
 async def _apply(client: FrameClient, step: Step) -> None:

@@ -3,7 +3,6 @@
 If these tests fail with a line of `unshare`, this system does not let its users make process namespaces.
 """
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from namespaces import as_process_1
+from polling import until
 from process_kit import TIMEOUT_S, RelayProcess, started
 from relay_kit import new_job
 
@@ -54,9 +54,7 @@ class Process1:
         """End the orphan, and wait until its exit status is taken."""
         (orphan,) = [pid for pid in children(self.pid) if name(pid) == "sleep"]
         os.kill(orphan, signal.SIGKILL)
-        async with asyncio.timeout(TIMEOUT_S):
-            while orphan in children(self.pid):  # noqa: ASYNC110 - the kernel tells nobody else
-                await asyncio.sleep(0.005)
+        await until(lambda: orphan not in children(self.pid))
 
 
 @contextlib.asynccontextmanager

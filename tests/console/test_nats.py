@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from console_kit import IN_BROWSER, console_process, tab
-from guarded_nats import guarded_server, passwords, settings, variables
+from guarded_nats import guarded_server, settings, variables
 from playwright.async_api import expect
 from tcp_proxy import TcpProxy
 
@@ -79,10 +79,9 @@ async def test_many_tabs_cost_nothing(stage, console, browser, page):
     assert took_s > 3  # two intervals of 2 s lie between three questions; one, if both tabs asked
 
 
-async def test_observer(monkeypatch, browser, tmp_path):
+@pytest.mark.usefixtures("users_have_passwords")
+async def test_observer(browser, tmp_path):
     """With the observer's user everything is shown and nothing offered; and the server refuses, whatever is tried."""
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
     async with guarded_server() as server:
         anybody = await connect(settings(server, "anybody"), name="test")
         await provision(anybody, topology_of(Settings().delivery))

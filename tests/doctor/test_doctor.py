@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from bittensor_wallet import Keypair
 from cli_kit import hotkey_file, make_command
-from guarded_nats import ANYBODY, guarded_server, passwords, variables
+from guarded_nats import ANYBODY, variables
 from relay_kit import Scene, new_job
 from tcp_server import tcp_server
 
@@ -300,9 +300,9 @@ async def test_no_such_domain(examine, nats_server):
     assert "nobody answers $JS.nowhere.API.INFO: there is no such JetStream domain" in told(findings, "nats")
 
 
-async def test_the_relays_own_user(examine, monkeypatch):
+async def test_the_relays_own_user(examine, guarded, facilitator):
     """The user `relay` of deploy/nats/users.conf has all permissions it needs; what it may not see is reported."""
-    findings, worker = await examine_as("relay", examine, monkeypatch)
+    findings, worker = await examine_as("relay", examine, guarded, facilitator)
     assert [("dead letters", "warn"), ("copies", "warn")] == not_ok(findings)
     told_by_worker = "by reason; the workers have written unknown_status 1)"
     assert told(findings, "dead letters").startswith("1 in JOB_DLQ (this NATS user may not count them ")
@@ -311,25 +311,22 @@ async def test_the_relays_own_user(examine, monkeypatch):
 
 
 @pytest.mark.parametrize("role", ["operator", "observer"])
-async def test_others(role, examine, monkeypatch):
+async def test_others(role, examine, guarded, facilitator):
     """With `operator` or `observer` the rest can be checked; the report says that this is not the relay's user."""
-    findings, _ = await examine_as(role, examine, monkeypatch)
+    findings, _ = await examine_as(role, examine, guarded, facilitator)
     assert [("permissions", "warn"), ("dead letters", "warn"), ("copies", "warn")] == not_ok(findings)
     assert told(findings, "permissions").endswith("so it is not the relay's")
     assert "1 alive, version " in told(findings, "workers")
 
 
-async def examine_as(role, examine, monkeypatch):
+async def examine_as(role, examine, server, facilitator):
     """The findings with a user of deploy/nats/users.conf and a running relay, and that relay's id."""
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
-    async with guarded_server() as server, FacilitatorSimulator() as simulator:
-        quick = {"FACILITATOR_URL": simulator.url, "FACILITATOR_AUTH": "none"}
-        async with Scene(server, simulator, **variables(ANYBODY)) as scene, scene.relay(**variables("relay")):
-            await scene.owned(lambda: len(scene.owners) == 4)
-            await scene.settled(await scene.publish(new_job()), await scene.publish(new_job(), "nonsense"))
-            _, findings = await examine(NATS_URL=server.url, **quick, **variables(role))
-            return findings, scene.takings[0].worker
+    quick = {"FACILITATOR_URL": facilitator.url, "FACILITATOR_AUTH": "none"}
+    async with Scene(server, facilitator, **variables(ANYBODY)) as scene, scene.relay(**variables("relay")):
+        await scene.owned(lambda: len(scene.owners) == 4)
+        await scene.settled(await scene.publish(new_job()), await scene.publish(new_job(), "nonsense"))
+        _, findings = await examine(NATS_URL=server.url, **quick, **variables(role))
+        return findings, scene.takings[0].worker
 
 
 async def test_looking_changes_nothing(examine, nats_server):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guarded_nats import ANYBODY, USERS, let_anybody_in, passwords, variables
+from guarded_nats import ANYBODY, USERS, let_anybody_in, variables
 from incidents import INCIDENTS, WITHIN_S, Incident, Site
 from relay_kit import Scene, new_job
 
@@ -21,10 +21,12 @@ IMPATIENT = replace(DEFAULTS, canary_after_s=1.0, topology_look_s=0.5)
 
 
 @pytest.fixture
-async def scene(monkeypatch, tmp_path: Path, facilitator: FacilitatorSimulator) -> AsyncIterator[Scene]:
+async def scene(
+    users_have_passwords: None,  # noqa: ARG001
+    tmp_path: Path,
+    facilitator: FacilitatorSimulator,
+) -> AsyncIterator[Scene]:
     """A relay at a server with the users of deploy/nats/users.conf, which has relayed an update."""
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
     config = tmp_path / "nats-server.conf"
     config.write_text(f'jetstream {{store_dir: "store"}}\nmax_payload: 8MB\n{let_anybody_in(USERS)}')
     quick = {"LEASE_TTL": "2", "BACKOFF_MAX": "0.1"}

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import socket
 import ssl
 
 import pytest
@@ -131,13 +130,6 @@ async def test_hangs_up():
     async with tcp_server(hang_up) as port:
         with pytest.raises(CannotConnect, match="the proxy hung up without an answer"):
             await opened("ws://facilitator.example/ws/v0/", f"http://127.0.0.1:{port}")
-
-
-@pytest.fixture
-def unused_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 async def test_the_setting(nats_server, facilitator):

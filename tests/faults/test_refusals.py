@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cli_kit import make_command
 from decentralized import STORAGE, Decentralized
+from polling import until
 from relay_kit import ACKED, Scene, missing, new_job, running, said
 
 from relay.contract.environment import load_settings
@@ -90,9 +91,7 @@ async def test_the_operator_refuses_the_account(tmp_path, facilitator, refusal, 
             await push(realm.account())
             for each in (relay, second):
                 await said(each, lambda told: told["ready"])
-            async with asyncio.timeout(10):
-                while not scene.nc.is_connected:  # noqa: ASYNC110 - it may not have been refused, and tells nobody then
-                    await asyncio.sleep(0.01)
+            await until(lambda: scene.nc.is_connected)  # it may not have been refused
             await scene.nc.flush()
             assert [ACKED] == await scene.settled(await scene.publish(new_job()))
             assert [] == await scene.broken_promises()

@@ -12,6 +12,7 @@ from relay_kit import ACKED, DUPLICATE, PROBE, STATUSES, TERMED, Scene, new_job
 from relay.contract.subjects import Reason, lane_of
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
+from relay.overview.reports import gather_reports
 from relay.path.dead_letter_worker import WRITERS
 
 UPDATES = 3_600
@@ -179,7 +180,7 @@ async def test_planned_hand_over(workers, change):
 @pytest.mark.timeout(120)
 async def test_sleeper():
     """A worker that is suspended until its leases expire sends nothing of the lost lanes when it wakes, and takes lanes
-    again; meanwhile the other worker drives all lanes.
+    again; meanwhile the other worker drives all lanes, and reports from whom it took them.
     """
     async with crew_of(2, lease_ttl_s=1, ack_wait_s=1) as (scene, crew):
         heard = overhear(scene.facilitator)
@@ -188,6 +189,7 @@ async def test_sleeper():
         await rows(scene, 100)
         with asleep(sleeper):
             await scene.owned(lambda: len(scene.lanes_of(other)) == LANES, PATIENCE_S)
+            (report,) = (await gather_reports(scene.nc, 1, PATIENCE_S)).values()
             await publishing
             await scene.publish_lives(20)
             await scene.dust_settled(PATIENCE_S)
@@ -197,6 +199,7 @@ async def test_sleeper():
         await scene.publish_lives(20)
         broken = await scene.broken_promises(PATIENCE_S)
     assert broken == []
+    assert {report.lost_owner.worker} == {taking.worker for taking in scene.takings if taking.pid == sleeper.pid}
     assert len(trespasses(scene, heard, sleeper, crew.connections[sleeper])) <= CAUGHT_IN_THE_ACT
     assert set(scene.facilitator.replies) <= {"success", DUPLICATE, PROBE}
 

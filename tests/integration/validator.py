@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -19,7 +18,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from polling import until
 from relay_kit import Scene, counters, new_job, serving
+from tcp_server import reserved_port
 
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import REQUEST_STREAM, api_consumer_info
@@ -201,18 +202,20 @@ async def test_both_ways(project: Project, scene: Scene):
 
 
 async def stored_requests(scene: Scene, count: int) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while (await scene.nc.jetstream().stream_info(REQUEST_STREAM)).state.messages < count:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    async def stored() -> bool:
+        return (await scene.nc.jetstream().stream_info(REQUEST_STREAM)).state.messages >= count
+
+    await until(stored, TIMEOUT_S)
 
 
 async def durable_there(scene: Scene) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            with contextlib.suppress(JetStreamError):
-                await api_request(scene.nc, api_consumer_info(REQUEST_STREAM, "runner"))
-                return
-            await asyncio.sleep(0.02)
+    async def there() -> bool:
+        with contextlib.suppress(JetStreamError):
+            await api_request(scene.nc, api_consumer_info(REQUEST_STREAM, "runner"))
+            return True
+        return False
+
+    await until(there, TIMEOUT_S)
 
 
 async def status_of(url: str) -> int:
@@ -231,19 +234,18 @@ async def status_of(url: str) -> int:
 @contextlib.asynccontextmanager
 async def redis_server(project: Project) -> AsyncIterator[None]:
     """The project's Redis, on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = ("--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(project.folder))
-    process = await asyncio.create_subprocess_exec("redis-server", *options, stdout=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            while b"Ready to accept connections" not in await process.stdout.readline():
-                assert process.returncode is None
-        project.environment["REDIS_URL"] = f"redis://127.0.0.1:{port}"
-        yield
-    finally:
-        process.terminate()
-        await process.communicate()
+    with reserved_port() as port:
+        options = ("--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(project.folder))
+        process = await asyncio.create_subprocess_exec("redis-server", *options, stdout=asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while b"Ready to accept connections" not in await process.stdout.readline():
+                    assert process.returncode is None
+            project.environment["REDIS_URL"] = f"redis://127.0.0.1:{port}"
+            yield
+        finally:
+            process.terminate()
+            await process.communicate()
 
 
 if not PYTHON.exists():

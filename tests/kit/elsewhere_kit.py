@@ -1,14 +1,16 @@
 """Servers whose streams a client reaches through another domain or account."""
 
-import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import nats
 import nats.errors
+from nats.aio.client import Client
+from polling import until
 from tcp_server import reserved_port
 
 from relay.local.server import NatsServer
@@ -68,14 +70,16 @@ async def _linked(leaf: NatsServer) -> None:
     """Wait until the leaf node has its connection to the hub, about which it tells nobody."""
     client = await nats.connect(leaf.url, user="relay", password="secret")
     try:
-        async with asyncio.timeout(10):
-            while True:
-                with contextlib.suppress(nats.errors.NoRespondersError):
-                    await client.request("$JS.hub.API.INFO", timeout=5)
-                    return
-                await asyncio.sleep(0.02)
+        await until(partial(_answers, client, "$JS.hub.API.INFO"))
     finally:
         await client.close()
+
+
+async def _answers(client: Client, subject: str) -> bool:
+    with contextlib.suppress(nats.errors.NoRespondersError):
+        await client.request(subject, timeout=5)
+        return True
+    return False
 
 
 @contextlib.asynccontextmanager

@@ -82,3 +82,8 @@ async def until_heard(client: Client) -> None:
     Every role may send this request. (`flush` does not suffice: its PING overtakes what waits in the client.)
     """
     await client.request("$JS.API.INFO", timeout=5)
+
+
+def violations(server: NatsServer) -> list[str]:
+    """What the server has refused to any user, as far as its log goes back."""
+    return [line for line in server.log_tail.splitlines() if "Violation" in line]

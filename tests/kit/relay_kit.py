@@ -24,6 +24,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from oracle import Published, oracle
+from polling import until
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.contract.environment import load_settings
@@ -335,10 +336,12 @@ async def serving(scene: Scene, **variables: str) -> AsyncIterator[Relay]:
 
 async def said(relay: Relay, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """What /readyz says as soon as the condition holds for it."""
-    async with asyncio.timeout(20):
-        while not condition(told := await relay.worker_status.readiness()):  # noqa: ASYNC110 - a probe is not told
-            await asyncio.sleep(0.01)
-    return told
+
+    async def look() -> dict[str, Any] | None:
+        told = await relay.worker_status.readiness()
+        return told if condition(told) else None
+
+    return await until(look)
 
 
 async def missing(relay: Relay, part: str) -> str:

@@ -4,15 +4,30 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from cluster_kit import ELECTION_S, LANES, flows, lead, load, scene_at
+from polling import until
 from relay_kit import new_job
 
-from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, api_consumer_list, lane_consumer, status_subject
+from relay.contract.settings import DeliverySettings
+from relay.contract.subjects import (
+    LEASE_STREAM,
+    STATUS_STREAM,
+    api_consumer_create,
+    api_consumer_info,
+    api_consumer_list,
+    lane_consumer,
+    status_subject,
+)
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
+from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.err_codes import CONSUMER_OFFLINE
+from relay.nats.frames import FrameClient
+from relay.topology.provision import check, look, resume_lanes, topology_of
 
 
 @pytest.fixture
@@ -41,7 +56,8 @@ async def relay(*arguments: str, **settings: str) -> tuple[int, str]:
 
 async def test_three_replicas(cluster, connect):
     """With REPLICAS=3 all three nodes store every stream and every lane consumer, and a check finds no difference. The
-    number of lanes can be changed to any other, and the stream goes on storing.
+    number of lanes can be changed to any other, and the stream goes on storing. A consumer whose only node is away is
+    called neither missing nor in place.
     """
     settings = {"RELAY_NATS_URL": ",".join(cluster.urls), "RELAY_REPLICAS": "3"}
     provisioned = await relay("provision", **settings)
@@ -54,17 +70,46 @@ async def test_three_replicas(cluster, connect):
     assert [1, 2] == [(await publish_confirmed(nc, status_subject(new_job()), b"{}")).sequence - 1 for _ in range(2)]
     assert (0, "everything is in place\n") == checked
     assert [2] * (5 + LANES) == [len(info["cluster"]["replicas"]) for info in streams + consumers]
+    await (await alone_with(cluster, nc, lane_consumer(0))).stop()
+    said = await until(partial(said_of_silence, nc))
+    assert ["nobody answers for relay-lane-0, so nobody knows how they are"] * 3 == said
 
 
-async def test_stream_leader_dies(cluster, facilitator):
-    """When the leader of JOB_STATUS dies, to which relay and producer are connected, no update is lost."""
+async def alone_with(cluster: NatsCluster, nc: FrameClient, consumer: str) -> NatsServer:
+    """Let only one node keep a consumer; returns that node."""
+    info = api_consumer_info(STATUS_STREAM, consumer)
+    config = (await api_request(nc, info))["config"] | {"num_replicas": 1}
+    update = {"stream_name": STATUS_STREAM, "config": config, "action": "update"}
+    await api_request(nc, api_consumer_create(STATUS_STREAM, consumer, config["filter_subject"]), update)
+
+    async def is_alone() -> bool:
+        return not (await api_request(nc, info))["cluster"].get("replicas")
+
+    await until(is_alone)
+    return await cluster.leader_of_consumer(STATUS_STREAM, consumer)
+
+
+async def said_of_silence(nc: FrameClient) -> list[str]:
+    """What a check, a relay that runs and the end of a change of lanes say of a consumer that does not answer."""
+    wanted = topology_of(DeliverySettings(lanes=6, replicas=3))
+    asked = await asyncio.gather(check(nc, wanted), look(nc, wanted), resume_lanes(nc), return_exceptions=True)
+    said = [each.description for each in asked if getattr(each, "err_code", None) == CONSUMER_OFFLINE]
+    return said if len(said) == len(asked) else []
+
+
+@pytest.mark.parametrize(("stream", "connected"), [(STATUS_STREAM, True), (LEASE_STREAM, False)])
+async def test_stream_leader_dies(cluster, facilitator, stream, connected):
+    """When the leader of JOB_STATUS dies, to which relay and producer are connected, or unnoticed that of the leases,
+    lanes may stop, and no update is lost.
+    """
     victim, other, _ = cluster.nodes
-    async with scene_at(victim, facilitator) as scene, scene.relay():
-        await lead(cluster, other, but=STATUS_STREAM, instead=victim)
+    async with scene_at(victim if connected else other, facilitator) as scene, scene.relay():
+        await lead(cluster, other, but=stream, instead=victim)
         async with load(scene):
             await cluster.kill(victim)
-            leader = await cluster.leader_of_stream(STATUS_STREAM)
-            await scene.reconnected()
+            leader = await cluster.leader_of_stream(stream)
+            if connected:
+                await scene.reconnected()
             settled = await flows(scene, cluster)
             await cluster.start(victim)
             await cluster.until_current()
@@ -90,23 +135,6 @@ async def test_consumer_leader_dies(cluster, facilitator):
         broken = await scene.broken_promises(ELECTION_S)
     assert leader is not victim
     assert ["+ACK"] * LANES == settled + settled_meanwhile
-    assert [] == broken
-
-
-async def test_lease_leader_dies(cluster, facilitator):
-    """While the lease bucket has no leader, lanes may stop; they go on when it has one again."""
-    victim, other, _ = cluster.nodes
-    async with scene_at(other, facilitator) as scene, scene.relay():
-        await lead(cluster, other, but=LEASE_STREAM, instead=victim)
-        async with load(scene):
-            await cluster.kill(victim)
-            leader = await cluster.leader_of_stream(LEASE_STREAM)
-            settled = await flows(scene, cluster)
-            await cluster.start(victim)
-            await cluster.until_current()
-        broken = await scene.broken_promises(ELECTION_S)
-    assert leader is not victim
-    assert ["+ACK"] * LANES == settled
     assert [] == broken
 
 

@@ -2,7 +2,6 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
 import ssl
 
 import pytest
@@ -36,12 +35,6 @@ async def kept(nc):
     return nc
 
 
-def unused_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
-
-
 @contextlib.asynccontextmanager
 async def says(info):
     """A server that sends this INFO, answers PING, and nothing else."""
@@ -56,9 +49,9 @@ async def says(info):
         yield f"nats://127.0.0.1:{port}"
 
 
-async def test_no_server_is_an_error_at_once(connect):
+async def test_no_server_is_an_error_at_once(connect, unused_port):
     """If no server listens, the first connection fails after one try, with the address and the cause."""
-    url = f"nats://127.0.0.1:{unused_port()}"
+    url = f"nats://127.0.0.1:{unused_port}"
     with pytest.raises(BrokerUnavailable, match=f"no NATS connection to {url}: .*Connect"):
         await connect(url)
 
@@ -85,9 +78,9 @@ async def test_not_connected(nc):
         await api_request(nc, "$JS.API.INFO")
 
 
-async def test_one_server_of_several_is_enough(nats_server):
+async def test_one_server_of_several_is_enough(nats_server, unused_port):
     """The first connection tries each server once before it gives up."""
-    away = f"nats://127.0.0.1:{unused_port()}"
+    away = f"nats://127.0.0.1:{unused_port}"
     settings = NatsSettings(urls=(away, nats_server.url))
     client = await connection.connect(settings, name="test")
     assert client.is_connected
@@ -134,9 +127,9 @@ async def test_right_credentials_are_let_in(connect):
         await connection.close(client)
 
 
-async def test_an_error_shows_no_password():
+async def test_an_error_shows_no_password(unused_port):
     """Credentials in a URL do not appear in errors."""
-    url = f"nats://relay:hidden@127.0.0.1:{unused_port()}"
+    url = f"nats://relay:hidden@127.0.0.1:{unused_port}"
     with pytest.raises(BrokerUnavailable) as caught:
         await connection.connect(NatsSettings(urls=(url,)), name="test")
     assert "hidden" not in str(caught.value)

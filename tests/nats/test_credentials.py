@@ -5,7 +5,7 @@ import json
 import nkeys
 import pytest
 from decentralized import Decentralized, new_key, public
-from guarded_nats import USERS, passwords
+from guarded_nats import USERS
 from relay_kit import Scene, new_job
 
 from relay.contract.errors import BrokerUnavailable, ConfigurationError
@@ -36,10 +36,9 @@ async def test_credentials_of_another_operator_are_refused(tmp_path):
             await connect(settings, name="test")
 
 
-async def test_a_user_signs_in_with_an_nkey(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("users_have_passwords")
+async def test_a_user_signs_in_with_an_nkey(tmp_path):
     """If users.conf has an NKey instead of name and password, RELAY_NATS_NKEY_FILE is accepted; another key is not."""
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
     right, wrong = (new_key(nkeys.PREFIX_BYTE_USER) for _ in range(2))
     by_key = USERS.replace("user: relay\n                password: $NATS_RELAY_PASSWORD", f"nkey: {public(right)}")
     files = []

@@ -3,15 +3,15 @@
 import asyncio
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from guarded_nats import ANYBODY, ROOT, let_anybody_in, passwords, settings, variables
+from guarded_nats import ANYBODY, ROOT, let_anybody_in, settings, variables
 from relay_kit import Scene, new_job
+from tcp_server import reserved_port
 
 from relay.contract.errors import BrokerUnavailable, UnsuitableServer
 from relay.contract.settings import DeliverySettings, NatsSettings
@@ -38,10 +38,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, certificates: Path) -> None:
+def environment(users_have_passwords: None, monkeypatch: pytest.MonkeyPatch, certificates: Path) -> None:  # noqa: ARG001
     files = {"CERT": "tls.crt", "KEY": "tls.key", "CA": "ca.crt"}
-    for name, value in passwords().items():
-        monkeypatch.setenv(name, value)
     for name, file in files.items():
         monkeypatch.setenv(f"NATS_TLS_{name}_FILE", str(certificates / file))
 
@@ -118,13 +116,8 @@ async def test_clients_can_be_made_to_show_a_certificate(certificates, tmp_path)
 @pytest.fixture
 def route_ports() -> Iterator[list[int]]:
     """Three free ports, reserved until the servers take them."""
-    reserved = [socket.socket() for _ in range(3)]
-    for each in reserved:
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        each.bind(("127.0.0.1", 0))
-    yield [each.getsockname()[1] for each in reserved]
-    for each in reserved:
-        each.close()
+    with reserved_port() as one, reserved_port() as two, reserved_port() as three:
+        yield [one, two, three]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ A proxy before each server records what clients send. Certificates are real.
 
 import asyncio
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 import pytest
 from cli_kit import make_command
+from polling import until
 from tcp_proxy import TcpProxy
+from tcp_server import reserved_port
 
 from relay.contract.environment import load_settings
 from relay.contract.errors import BrokerUnavailable
@@ -156,14 +157,6 @@ async def test_closing_in_the_middle_of_a_reconnect_sends_nothing(certificate):
     assert b"" == recorded.heard
 
 
-@pytest.fixture
-def route_ports() -> list[int]:
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in (one, other)]
-
-
 def member(port: int, routes: list[int], advertised: str, more: str) -> NatsServer:
     """A server of a cluster that tells clients to look for it at `advertised`."""
     others = ", ".join(f'"nats-route://127.0.0.1:{each}"' for each in routes)
@@ -171,27 +164,25 @@ def member(port: int, routes: list[int], advertised: str, more: str) -> NatsServ
     return NatsServer(jetstream=False, extra_config=f'{PASSWORD}\nclient_advertise: "{advertised}"\n{cluster}\n{more}')
 
 
-async def test_a_server_that_another_one_named_hears_nothing(certificate, route_ports):
+async def test_a_server_that_another_one_named_hears_nothing(certificate):
     """A server without TLS that a server with TLS has named is treated like one from the settings."""
-    first, second = route_ports
-    listener = socket.create_server(("127.0.0.1", 0))
-    plain_address = f"127.0.0.1:{listener.getsockname()[1]}"
-    listener.close()
-    async with (
-        member(first, [second], "127.0.0.1:1", tls(certificate)) as secure,
-        member(second, [first], plain_address, "") as plain,
-    ):
-        recorded = Recorded(plain)
-        recorded.proxy.port = int(plain_address.rpartition(":")[2])
-        async with recorded.proxy.serving():
-            client = await connect(NatsSettings(urls=(secure.url,), ca_file=certificate[0], **SIGN_IN), name="test")
-            while plain_address not in [server.uri.netloc for server in client._server_pool]:
-                await client.flush()  # INFO comes when the servers have found each other
-            problems = noted_problems(client)
-            await secure.kill()
-            while PROBLEM not in await problems.get():
-                pass
-            await close(client)
+    with reserved_port() as first, reserved_port() as second, reserved_port() as proxy:
+        async with (
+            member(first, [second], "127.0.0.1:1", tls(certificate)) as secure,
+            member(second, [first], f"127.0.0.1:{proxy}", "") as plain,
+        ):
+            recorded = Recorded(plain)
+            recorded.proxy.port = proxy
+            async with recorded.proxy.serving():
+                settings = NatsSettings(urls=(secure.url,), ca_file=certificate[0], **SIGN_IN)
+                client = await connect(settings, name="test")
+                while recorded.address not in [server.uri.netloc for server in client._server_pool]:
+                    await client.flush()  # INFO comes when the servers have found each other
+                problems = noted_problems(client)
+                await secure.kill()
+                while PROBLEM not in await problems.get():
+                    pass
+                await close(client)
     assert b"" == recorded.heard
 
 
@@ -251,8 +242,7 @@ async def test_a_relay_waits_for_tls(plain, facilitator):
     relay, stop = Relay(load_settings(nats | others, None), None), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(relay.run(stop))
-        while plain.proxy.connections < 2:  # noqa: ASYNC110 - the proxy tells nobody
-            await asyncio.sleep(0.01)
+        await until(lambda: plain.proxy.connections >= 2)
         readiness = await relay.worker_status.readiness()
         stop.set()
     assert (False, b"") == (readiness["ready"], plain.heard)

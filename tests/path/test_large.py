@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from oracle import Published
+from polling import until
 from relay_kit import ACKED, STATUSES, Scene, counters, new_job, update
 
 from relay.contract.sizes import MAX_FRAME_BYTES
@@ -55,9 +56,11 @@ async def deliveries(scene: Scene) -> int:
 
 async def lanes_have(scene: Scene, field: str, count: int) -> None:
     """Wait until the consumers of all lanes together have so many `num_ack_pending`, or whatever `field` names."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while sum(info[field] for info in await lane_infos(scene)) != count:  # noqa: ASYNC110 - the server does not tell
-            await asyncio.sleep(0.01)
+
+    async def have() -> bool:
+        return sum(info[field] for info in await lane_infos(scene)) == count
+
+    await until(have, TIMEOUT_S)
 
 
 async def taken_for_dead(scene: Scene, at_hand: list[Published]) -> None:

@@ -1,8 +1,7 @@
 """Markers that nats-server stores in the place of messages that are gone are neither updates nor dead letters."""
 
-import asyncio
-
 import pytest
+from polling import until
 from relay_kit import ACKED, TERMED, Scene, counters, new_job, update
 
 from relay.contract import subjects
@@ -31,9 +30,7 @@ async def test_markers_are_acknowledged(marking):
         headers = {"Nats-TTL": "1s"}  # the server's shortest
         first = await marking.publish_body(job, update(job), headers, status="accepted")
         assert [ACKED] == await marking.settled(first)
-        async with asyncio.timeout(10):
-            while not counters(relay)["relay_markers"]:  # noqa: ASYNC110 - nobody is told of a marker
-                await asyncio.sleep(0.02)
+        await until(lambda: counters(relay)["relay_markers"])
         gone = await Archive(marking.nc).last_update(job)
         later = await marking.publish(job, "completed", {})
         assert [ACKED] == await marking.settled(later)

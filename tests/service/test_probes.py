@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from polling import until
 from process_kit import ask
 from relay_kit import ACKED, Scene, counters, gauges, lane_changes, new_job
 
@@ -35,10 +36,12 @@ LANES_CHANGED_TO = {
 
 async def look_until(looked_at: Backlog | LaneCount, condition: Callable[[], bool]) -> None:
     """Look until the condition holds, as the relay does every five seconds."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
-            await looked_at._look()
-            await asyncio.sleep(0.02)
+
+    async def look() -> bool:
+        await looked_at._look()
+        return condition()
+
+    await until(look)
 
 
 def looking_at_backlog(scene: Scene, relay: Relay) -> Callable[..., Any]:
