@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 it ran and found something wrong, 2 usage or configuration
 """
 
 import contextlib
-import errno
 import gc
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from relay.cli.output import NOBODY_READS, Output, OutputLost
 from relay.cli.stdin import InputUnreadable
 from relay.contract.errors import ConfigurationError, IdentityError, RelayError
 from relay.observability.log_stream import replaced_stderr
+from relay.service.surroundings import exhausted
 
 COMMANDS: Final = ("serve", "provision", "publish", "query", "top", "doctor", "demo", "dlq", "console")
 """Each is defined in the module of its name in this package."""
@@ -80,7 +80,7 @@ def _run(asked: Sequence[str]) -> None:
             command()
         finally:
             sys.stdout.flush()  # here an error can still be told
-    except (RelayError, OSError, ExceptionGroup) as raised:
+    except (RelayError, OSError, RuntimeError, ExceptionGroup) as raised:
         leaves = list(map(_in_words, _leaves(raised)))
         expected = [leaf for leaf in leaves if isinstance(leaf, RelayError)]
         if len(expected) < len(leaves):
@@ -93,11 +93,9 @@ def _run(asked: Sequence[str]) -> None:
 
 
 def _in_words(error: Exception) -> Exception:
-    """The error in words for an operator, if the process has reached its limit of open files."""
-    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
-        limit = "raise the limit of open files (`ulimit -n`, or LimitNOFILE of systemd); 1024 are enough"
-        return RelayError(f"the system opens no more files for this process ({error.strerror}): {limit}")
-    return error
+    """The error in words for an operator, if the process has reached a limit of the system."""
+    words = exhausted(error)
+    return error if words is None else RelayError(words)
 
 
 def _leaves(raised: Exception) -> Iterator[Exception]:

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import AsyncGenerator, Coroutine
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import typer
@@ -16,6 +14,7 @@ from relay.contract.settings import NatsSettings, Settings
 from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
 from relay.observability import logs
+from relay.service.surroundings import require_files
 
 try:
     from uvloop import new_event_loop
@@ -53,21 +52,11 @@ def run(work: Coroutine[Any, Any, R]) -> R:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see relay.service.surroundings
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _require_files()
+        require_files(_FILES)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(work)
     finally:
         work.close()  # if the event loop could not be made; otherwise it has ended
-
-
-def _require_files() -> None:
-    """Raise OSError if the process may not open so many files.
-
-    uvloop could not be closed after it failed to open its own: the error would be lost among others.
-    """
-    with contextlib.ExitStack() as opened:
-        for _ in range(_FILES):
-            opened.enter_context(Path(os.devnull).open("rb"))
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from relay.nats.frames import FrameClient
 async def plan_purge(client: FrameClient, selection: Selection, export: Path | None) -> PurgePlan:
     """Count what there is to remove, and write it to the new file `export`, if that is given.
 
-    Raises BadParameter if the file is there already or cannot be written. Cancelling it leaves an incomplete file.
+    Raises BadParameter if the file is there already or cannot be written. If it fails or is cancelled, no file is left.
     """
     plan = PurgePlan()
     with _new_file(export) as file:
@@ -36,9 +36,13 @@ def _new_file(path: Path | None) -> Generator[BinaryIO | None]:
     try:
         # It may soon be the only copy of these dead letters: never overwrite another one.
         with path.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                path.unlink()  # nobody shall take it for all of them
+                raise
         folder = os.open(path.absolute().parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the name of a new file is on the disk when its folder is

@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final
@@ -38,8 +39,14 @@ async def stdin_lines() -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[bytes | OSError] = asyncio.Queue(_MAX_LINES)
 
-    def pass_on(item: bytes | OSError) -> None:
-        asyncio.run_coroutine_threadsafe(lines.put(item), loop).result()
+    def pass_on(item: bytes | OSError) -> bool:
+        putting = lines.put(item)
+        try:
+            asyncio.run_coroutine_threadsafe(putting, loop).result()
+        except (RuntimeError, concurrent.futures.CancelledError):  # the event loop has ended
+            putting.close()
+            return False
+        return True
 
     threading.Thread(target=_read_lines, args=(pass_on,), daemon=True).start()
     while item := await lines.get():
@@ -48,12 +55,13 @@ async def stdin_lines() -> AsyncIterator[bytes]:
         yield item
 
 
-def _read_lines(pass_on: Callable[[bytes | OSError], None]) -> None:
-    """Pass on each line; at the end an empty one, or the error."""
+def _read_lines(pass_on: Callable[[bytes | OSError], bool]) -> None:
+    """Pass on each line; at the end an empty one, or the error. `pass_on` returns whether anybody takes more."""
     try:
         with open(_STDIN, "rb", closefd=False) as stdin:
             for line in without_mark(stdin):
-                pass_on(line)
+                if not pass_on(line):
+                    return
     except OSError as error:
         pass_on(error)
     else:

@@ -4,7 +4,8 @@
     ├── ConfigurationError      a setting is missing or wrong (exit 2)
     ├── IdentityError           the hotkey cannot be used (exit 2)
     ├── BrokerUnavailable       no nats-server answers or accepts our credentials
-    │   └── NotPermitted        our NATS account lacks the permission (the server just does not answer)
+    │   ├── NotPermitted        our NATS account lacks the permission (the server just does not answer)
+    │   └── Unanswered          the server is connected, and does not answer a request
     ├── UnsuitableServer        nats-server is too old, or runs without JetStream
     ├── NotProvisioned          streams or consumers are missing or differ
     ├── UnsafeChange            provisioning would endanger updates, so it refused
@@ -65,6 +66,17 @@ class NotPermitted(BrokerUnavailable):
     def __str__(self) -> str:
         return (
             f"the NATS account does not permit this: {self.cause}; use credentials that may do it, or have it permitted"
+        )
+
+
+class Unanswered(BrokerUnavailable):
+    """A server is connected, and does not answer a request; `cause` says which."""
+
+    def __str__(self) -> str:
+        at = f" at {', '.join(self.servers)}" if self.servers else ""
+        return (
+            f"connected to NATS{at}, but {self.cause}; if this lasts, the server is overloaded, or JetStream there has "
+            "no leader or is switched off: look at its log"
         )
 
 

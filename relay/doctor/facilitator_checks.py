@@ -30,6 +30,10 @@ _CREDENTIALS: Final = (
 _TROUBLE: Final = (
     "a proxy answers, and the Facilitator behind it does not: ask those who run it; the relay goes on trying"
 )
+_UNTRUSTED: Final = (
+    "this machine does not trust its certificate: as the error says, fix the certificate, the host name in "
+    "RELAY_FACILITATOR_URL, the authorities that this machine trusts, or its clock"
+)
 _ANOTHER_SERVER: Final = "another server answers there: check host and path of RELAY_FACILITATOR_URL"
 _STATUS_REMEDIES: Final = {
     401: _CREDENTIALS,
@@ -138,7 +142,7 @@ def _remedy(error: BaseException | None) -> str:
         case InvalidHandshake():
             return _remedy_of_answer(error)
         case ssl.SSLError():
-            return "this machine does not trust its certificate: fix the certificate, or this machine's clock"
+            return _UNTRUSTED
         case socket.gaierror():
             return "check the host name in RELAY_FACILITATOR_URL, and DNS"
         case _:

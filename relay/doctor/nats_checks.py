@@ -20,12 +20,17 @@ from relay.topology.provision import check, topology_of
 NATS: Final = "nats"
 TOPOLOGY: Final = "topology"
 ACCOUNT: Final = "account"
+_ANSWER_TIMEOUT_S: Final = 2.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 _CLUSTER: Final = 3
 """A cluster has so many servers, or more."""
 _NO_QUORUM: Final = (
     "bring one of them back with its disk; do not reduce RELAY_REPLICAS and do not start empty servers in their place "
     "(docs/operations.md, Two servers of three)"
+)
+_NO_ANSWER: Final = (
+    "look at its log: it may be overloaded, without a leader, or its JetStream switched off; and check whether this "
+    "user may use JetStream"
 )
 _OPEN_SERVER: Final = "check that it is the right server; configure its users (docs/security.md), or unset RELAY_NATS_*"
 
@@ -52,11 +57,11 @@ async def check_server(settings: NatsSettings, url: str, timeout_s: float) -> Fi
         cause, remedy = (error.cause, error.remedy) if isinstance(error, BrokerUnavailable) else (str(error), "")
         return fail(NATS, f"{where}: {cause}", remedy or "check RELAY_NATS_URL, that server, and the NATS credentials")
     try:
-        await require_server(client)
+        await require_server(client, timeout_s=_ANSWER_TIMEOUT_S)
     except UnsuitableServer as error:
         return fail(NATS, error.problem, error.remedy)
     except BrokerUnavailable as error:
-        return fail(NATS, f"{where}: {error.cause}", "check that server, and whether this user may use JetStream")
+        return fail(NATS, f"{where}: {error.cause}", _NO_ANSWER)
     else:
         server = client.connected_server_version
         version = f"{server.major}.{server.minor}.{server.patch}"

@@ -43,8 +43,8 @@ _GIVING_UP: Final = CloseCode.PROTOCOL_ERROR
 """The code with which we close a connection whose replies cannot be paired any more."""
 _TOLD_IN_VAIN: Final = 10
 """While the Facilitator drops every connection at the first update, this many are logged, and the others as debug."""
-_CANCELLED: Final = Close(CloseCode.GOING_AWAY, "")
-"""Stands for the close frame when we are cancelled: a drop would be blamed on an update."""
+_CANCELLED: Final = ConnectionClosed(Close(CloseCode.GOING_AWAY, ""), ours=True)
+"""Stands for the end of the connection when we are cancelled: a drop would be blamed on an update."""
 
 
 class UpdateSupply(Protocol):
@@ -123,6 +123,10 @@ class FacilitatorConnection:
         self._socket: WebSocket | None = None
         self._in_vain = 0
         """How many connections in a row were lost at an update, and none was answered since."""
+        self._refused = False
+        """Whether the Facilitator has refused the sign-in on the present connection."""
+        self._given_up: str | None = None
+        """Why we close the present connection; None if we do not."""
 
     @property
     def unanswered(self) -> int:
@@ -184,23 +188,24 @@ class FacilitatorConnection:
             on_writable=self.send,
             dialer=self._dialer,
         )
-        closing: Close | None = _CANCELLED
+        ended = _CANCELLED
         self._socket = socket
+        self._refused, self._given_up = False, None
         try:
-            closing = await self._converse(socket, answers, pushes)
+            ended = await self._converse(socket, answers, pushes)
         finally:
             self._socket = None
             # Also if cancelled: what was not answered must go back to its lanes.
-            lost = self._session.closed(closing.code if closing else None)
+            lost = self._session.closed(ended.close.code if ended.close else None)
             self._in_vain += lost.suspect is not None
             answers.lost(lost)
             if lost.dropped_alone:
                 self._pace.dropped_at_suspect()
             await socket.close()
-        self._note_lost(closing)
+        self._note_lost(ended)
 
-    async def _converse(self, socket: WebSocket, answers: AnswerSink, pushes: PushQueue) -> Close | None:
-        """Send and receive until either side closes; returns its close frame, or None if there was none."""
+    async def _converse(self, socket: WebSocket, answers: AnswerSink, pushes: PushQueue) -> ConnectionClosed:
+        """Send and receive until either side closes; returns how the connection ended."""
         async with asyncio.TaskGroup() as group:
             watching = [
                 group.create_task(self._watch(socket)),
@@ -211,7 +216,7 @@ class FacilitatorConnection:
                 while True:
                     await self._take_in(await socket.receive(), socket, answers, pushes)
             except ConnectionClosed as closed:
-                return closed.close
+                return closed
             finally:
                 for task in watching:
                     task.cancel()
@@ -246,6 +251,7 @@ class FacilitatorConnection:
                 self.send()
             case SignInRefused(error):
                 self._pace.refused()
+                self._refused = True
                 self._complain(f"the Facilitator refuses this validator: {error}; {remedy(error)}")
                 await socket.close()
             case Broken() as broken:
@@ -290,6 +296,7 @@ class FacilitatorConnection:
             socket.send(heartbeat.encode())
 
     async def _break(self, socket: WebSocket, broken: Broken) -> None:
+        self._given_up = broken.why
         _log.warning("the connection to the Facilitator must be made anew", why=broken.why)
         await socket.close(_GIVING_UP)
 
@@ -298,10 +305,13 @@ class FacilitatorConnection:
             (_log.debug if quietly else _log.error)(trouble)
         self.trouble = trouble
 
-    def _note_lost(self, closing: Close | None) -> None:
-        how = f"closed with {closing.code} {closing.reason}".rstrip() if closing else "dropped without a close frame"
-        if self.trouble is not None:  # the sign-in was never accepted
-            self._metrics.connection_refused()
-        else:
+    def _note_lost(self, ended: ConnectionClosed) -> None:
+        how = str(ended) if self._given_up is None else f"given up: {self._given_up}"
+        quietly = self._in_vain > _TOLD_IN_VAIN
+        if self.trouble is None:
             self._metrics.connection_lost()
-            self._complain(f"the connection to the Facilitator was {how}", quietly=self._in_vain > _TOLD_IN_VAIN)
+            self._complain(f"the connection to the Facilitator was {how}", quietly=quietly)
+            return
+        self._metrics.connection_refused()
+        if not self._refused:  # which was told
+            self._complain(f"the connection to the Facilitator ended at the sign-in: it was {how}", quietly=quietly)

@@ -11,23 +11,22 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
-from relay.contract.text import describe, one_line, redact_url
+from relay.contract.text import escape, redact_url
 from relay.facilitator.framing import MASK_BYTES, ShortTexts, framed
+from relay.facilitator.handshake_errors import explained, no_answer
 from relay.facilitator.tunnel import Tunnel
 from relay.network.dialer import Dialer
 
 _TCP_TIMEOUT_S: Final = 2.0
 """For a TCP connection to any address of the name. Short, because only the network and the kernel take part in it, and
 while we wait for packets that are dropped we do not notice that the server is back."""
-_MAX_LOCATION_CHARS: Final = 300
 _END_OF_RESPONSE: Final = b"\r\n\r\n"
 _UNREAD_BATCH: Final = 256
 """With more messages than this waiting to be received, nothing more is read from the network."""
@@ -36,11 +35,20 @@ _UNREAD_BYTES: Final = 1024 * 1024
 
 
 class ConnectionClosed(Exception):  # noqa: N818 - it is the normal end of every connection
-    """The connection is closed or closing. `close` is the close frame, None if there was none."""
+    """The connection is closed or closing. `close` is the close frame, None if there was none.
 
-    def __init__(self, close: Close | None) -> None:
+    `ours`: we have closed it, by ourselves or because the other side has broken the protocol.
+    """
+
+    def __init__(self, close: Close | None, *, ours: bool = False) -> None:
         self.close = close
-        super().__init__(f"closed with {close}" if close else "dropped without a close frame")
+        self.ours = ours
+        if close is None:
+            told = "dropped without a close frame"
+        else:
+            reason = escape(close.reason)
+            told = f"given up: {reason or close.code}" if ours else f"closed with {close.code} {reason}".rstrip()
+        super().__init__(told)
 
 
 class CannotConnect(Exception):  # noqa: N818 - named for the state it reports
@@ -60,7 +68,7 @@ class WebSocket(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._shaken = loop.create_future()
         self._gone = loop.create_future()
-        self._response = b""
+        self.response = b""
         """What has come of the answer to the request for a WebSocket, and what came together with its end."""
         self._short_texts = ShortTexts()
         self._fragments: list[bytes] = []
@@ -73,7 +81,7 @@ class WebSocket(asyncio.Protocol):
     def send(self, *texts: bytes) -> None:
         """Write text messages, each as UTF-8, with one call. Raises ConnectionClosed."""
         if self._protocol.state is not State.OPEN:
-            raise ConnectionClosed(self._closing)
+            raise self._ended()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(framed(texts, os.urandom(MASK_BYTES * len(texts)))))
 
@@ -130,9 +138,16 @@ class WebSocket(asyncio.Protocol):
         self._flush()
         await asyncio.shield(self._gone)
 
-    @property
-    def _closing(self) -> Close | None:
-        return self._protocol.close_rcvd or self._protocol.close_sent
+    def _ended(self) -> ConnectionClosed:
+        protocol = self._protocol
+        received, sent = protocol.close_rcvd, protocol.close_sent
+        if sent is None or protocol.close_rcvd_then_sent:
+            return ConnectionClosed(received)
+        if sent.code == CloseCode.INVALID_DATA:
+            # From them, this code would complain about a message of ours.
+            not_text = Close(CloseCode.PROTOCOL_ERROR, "the reason in its close frame is not UTF-8")
+            return ConnectionClosed(not_text, ours=True)
+        return ConnectionClosed(received or sent, ours=True)
 
     async def shake_hands(self, headers: Sequence[tuple[str, str]]) -> None:
         """Ask for the upgrade to a WebSocket, with these further headers.
@@ -161,8 +176,8 @@ class WebSocket(asyncio.Protocol):
         else:
             self._messages += messages
         if opening:
-            self._response += data
-            self._short_texts.follow(self._response.partition(_END_OF_RESPONSE)[2])
+            self.response += data
+            self._short_texts.follow(self.response.partition(_END_OF_RESPONSE)[2])
         if self._messages:
             self._hand_over()
             unread = len(self._messages) > _UNREAD_BATCH or sum(map(len, self._messages)) > _UNREAD_BYTES
@@ -219,7 +234,7 @@ class WebSocket(asyncio.Protocol):
             receiving.set_result(self._messages)
             self._messages = []
         elif self._gone.done():
-            receiving.set_exception(ConnectionClosed(self._closing))
+            receiving.set_exception(self._ended())
 
     def _take_in(self, frame: Frame) -> None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
@@ -285,17 +300,17 @@ async def connect(
                 )
             else:
                 transport, websocket = await _through(urlsplit(proxy), connected, uri, make, stage)
-            stage.waits_for = "there is no answer to the request for a WebSocket"
             try:
                 await websocket.shake_hands(headers)
             except BaseException:
+                stage.waits_for = no_answer(websocket.response)
                 transport.abort()
                 raise
     except TimeoutError as error:
         raise CannotConnect(str(error) or f"after {open_timeout_s:g} s {stage.waits_for} yet") from error
     except Exception as error:
         # Whatever it is, another attempt may succeed, and nothing above knows more about it.
-        raise CannotConnect(_explained(error, url)) from error
+        raise CannotConnect(explained(error, url)) from error
     return websocket
 
 
@@ -342,14 +357,3 @@ async def _through(
         transport.abort()
         raise
     return transport, websocket
-
-
-def _explained(error: Exception, url: str) -> str:
-    """The message of an error; if the server sends us elsewhere, also where to."""
-    if not isinstance(error, InvalidStatus) or "Location" not in error.response.headers:
-        return describe(error)
-    try:
-        target = redact_url(urljoin(url, one_line(error.response.headers["Location"])))[:_MAX_LOCATION_CHARS]
-    except ValueError:
-        target = "something that is no address"
-    return f"{describe(error)}; it redirects to {target}, and redirects are not followed"

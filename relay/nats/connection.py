@@ -17,6 +17,7 @@ from relay.contract.errors import (
     NotPermitted,
     PublishUnconfirmed,
     RelayError,
+    Unanswered,
     UnsuitableServer,
 )
 from relay.contract.subjects import api_account_info
@@ -236,7 +237,8 @@ async def _requested(
     except TimeoutError as error:
         if (refusal := not_permitted(client, subject)) is not None:
             raise NotPermitted(_servers(url), refusal) from error
-        raise BrokerUnavailable(_servers(url), f"no answer to {subject} within {timeout_s:g} s") from error
+        kind = Unanswered if client.is_connected else BrokerUnavailable
+        raise kind(_servers(url), f"no answer to {subject} within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise BrokerUnavailable(_servers(url), f"{subject}: {_describe(error)}") from error
 
@@ -283,7 +285,7 @@ async def publish_confirmed(
     return PubAck(ack.stream, ack.seq, ack.duplicate)
 
 
-async def require_server(client: Client) -> None:
+async def require_server(client: Client, *, timeout_s: float = 5.0) -> None:
     """Raise UnsuitableServer unless the server that `client` is connected to is new enough and runs JetStream.
 
     Only that server is asked, not the others of its cluster. Raises BrokerUnavailable as `api_request` does. Cancelling
@@ -300,7 +302,7 @@ async def require_server(client: Client) -> None:
             f"nats-server {found}{_at(_servers(client.connected_url))} is too old",
             f"the relay needs {needed} or newer: upgrade the server",
         )
-    await api_request(client, api_account_info())
+    await api_request(client, api_account_info(), timeout_s=timeout_s)
 
 
 @dataclass(slots=True)

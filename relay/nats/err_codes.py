@@ -47,11 +47,19 @@ REMEDIES: Final[Mapping[int, str]] = {
     10047: _LIMITS,
     10053: _LIMITS,
     STREAM_NOT_FOUND: _PROVISION,
+    10057: (
+        "if the stream has `deny_delete`, that cannot be undone: back it up, delete it, and make it again with `relay "
+        "provision`"
+    ),
     10065: "another stream takes these subjects already: look for it with `nats stream subjects`, and change it",
     10074: "a single nats-server keeps one copy: set RELAY_REPLICAS=1, or run a cluster of three servers",
     STREAM_FULL: "raise the limit of the stream (`nats stream edit`), or make room",
     10109: (
         "the stream is sealed, which cannot be undone: back it up, delete it, and make it again with `relay provision`"
+    ),
+    10110: (
+        "if the stream has `deny_purge`, that cannot be undone: back it up, delete it, and make it again with `relay "
+        "provision`"
     ),
     10113: (
         "the NATS account demands a limit in bytes of each stream (max_bytes_required): run `relay provision` with "

@@ -160,9 +160,16 @@ def dropped_lines() -> int:
 
 @contextlib.contextmanager
 def replaced_stderr() -> Generator[None]:
-    """Let standard error neither block nor raise inside the block. Configure logs inside it, so that they use it."""
+    """Let standard error neither block nor raise inside the block. Configure logs inside it, so that they use it.
+
+    Does nothing if the system starts no thread for it.
+    """
     before = sys.stderr
-    stream = LogStream(before, _log.warning)
+    try:
+        stream = LogStream(before, _log.warning)
+    except RuntimeError:  # the system starts no more threads for this process
+        yield
+        return
     _replacements.append(stream)
     sys.stderr = cast("TextIO", stream)
     try:

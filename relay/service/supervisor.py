@@ -3,6 +3,8 @@
     started ──► running ──► ended ──► exit status 2: wrong configuration, no restart helps ───────► all stop, exit 2
        ▲                      ├─────► too often within a minute ──────────────────────────────────► all stop, exit 1
        └────── backoff ◄──────┘
+               │    ▲
+               └────┘ the system starts no process now; if it never did, all stop, exit 1
 
 The parent relays nothing itself: each worker has its own event loop, connections and share of the lanes. The parent
 answers probes for all: each worker inherits a Unix socket, on which it answers the parent; see worker_probes.py.
@@ -24,6 +26,7 @@ from typing import Final
 from relay.core.backoff import Backoff
 from relay.observability.logs import get_logger
 from relay.service.children import die_with_parent
+from relay.service.surroundings import exhausted, require_files
 from relay.service.worker_probes import WorkerProbes
 from relay.timing.waiting import set_within
 
@@ -31,6 +34,8 @@ _log = get_logger(__name__)
 
 LISTENER_VARIABLE: Final = "_RELAY_LISTENER"
 """Tells a worker the file descriptor of the socket on which it answers its parent. Not a setting."""
+_FILES: Final = 8
+"""How many files uvloop opens to start a process."""
 _MOST_DEATHS: Final = 5
 _WITHIN_S: Final = 60.0
 _FAILED: Final = 1
@@ -75,10 +80,17 @@ class Supervisor:
 
     async def _keep_running(self, worker: int) -> None:
         deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+        failures = 0
         while not self._stopping.is_set():
-            if deaths:
+            if deaths and not failures:
                 self._probes.restarted(worker)
-            status = await self._run(worker)
+            try:
+                status = await self._run(worker)
+            except OSError as error:
+                failures += 1
+                await self._not_started(worker, error, failures if deaths else 0)
+                continue
+            failures = 0
             if self._stopping.is_set():
                 self._stopped(worker, status)
                 return
@@ -96,7 +108,10 @@ class Supervisor:
                 await set_within(self._stopping, delay_s)
 
     async def _run(self, worker: int) -> int:
-        """Run a worker until it ends; returns its exit status, or minus the signal that ended it."""
+        """Run a worker until it ends; returns its exit status, or minus the signal that ended it.
+
+        Raises OSError if it cannot be started.
+        """
         with private_listener() as listener:
             process = await self._start(listener)
             watching = asyncio.create_task(self._probes.watch(worker, listener.getsockname()))
@@ -114,6 +129,7 @@ class Supervisor:
                     await process.wait()
 
     async def _start(self, listener: socket.socket) -> Process:
+        require_files(_FILES)
         return await asyncio.create_subprocess_exec(
             *self._command,
             env=os.environ | {LISTENER_VARIABLE: str(listener.fileno())},
@@ -122,6 +138,16 @@ class Supervisor:
             start_new_session=True,
             preexec_fn=die_with_parent(),
         )
+
+    async def _not_started(self, worker: int, error: OSError, failures: int) -> None:
+        """The worker could not be started: wait, or, if it never ran, give up. The other workers may run on."""
+        problem = f"a worker cannot be started: {exhausted(error) or error}"
+        if not failures:
+            self._give_up(_FAILED, f"{problem}; giving up", worker)
+            return
+        delay_s = self._backoff.delay_s(failures)
+        _log.error(f"{problem}; trying again", worker=worker, in_s=round(delay_s, 2))
+        await set_within(self._stopping, delay_s)
 
     def _stopped(self, worker: int, status: int) -> None:
         # A single SIGTERM kills a worker only while it starts, when it has nothing at hand yet.

@@ -3,13 +3,16 @@
 This module imports only the standard library, because libraries read such variables when they are imported.
 """
 
+import contextlib
+import errno
 import importlib
 import importlib.util
 import os
 import signal
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from io import TextIOWrapper
+from pathlib import Path
 from types import ModuleType
 from typing import Final, Literal
 
@@ -20,6 +23,25 @@ _OF_LIBRARIES: Final = (
 """Beginnings of names. They are set for other programs of an image, and would end the relay, or change what it does."""
 _SIZES: Final = ("COLUMNS", "LINES")
 _MAX_SIZE: Final = 1000
+_OPEN_FILES: Final = (
+    "opens no more files",
+    "raise the limit of open files (`ulimit -n`, or LimitNOFILE of systemd); 1024 are enough",
+)
+_PROCESSES: Final = (
+    "starts no more processes and threads",
+    "raise the limit of processes (`ulimit -u`, TasksMax of systemd, or the pids limit of the container)",
+)
+_DISK: Final = ("has no more room on a disk", "make room, or raise the quota")
+_EXHAUSTED: Final[Mapping[int, tuple[str, str]]] = {
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.EAGAIN: _PROCESSES,
+    errno.ENOMEM: ("has no more memory", "give it more"),
+    errno.ENOSPC: _DISK,
+    errno.EDQUOT: _DISK,
+}
+"""By error: what the system does not give any more, and what to do."""
+_NO_THREAD: Final = "can't start new thread"
 
 
 def prepare() -> None:
@@ -73,6 +95,27 @@ def _restore_signals() -> None:
     if sys.platform != "win32":
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
+
+
+def require_files(count: int) -> None:
+    """Raise OSError if the process may not open so many more files.
+
+    Call it before uvloop opens some: after a failure in the middle it prints tracebacks, or hides the error.
+    """
+    with contextlib.ExitStack() as opened:
+        for _ in range(count):
+            opened.enter_context(Path(os.devnull).open("rb"))
+
+
+def exhausted(error: Exception) -> str | None:
+    """What the system does not give this process any more, and what to do; None if the error means something else."""
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        found, cause = _PROCESSES, _NO_THREAD
+    elif isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        found, cause = _EXHAUSTED[error.errno], error.strerror
+    else:
+        return None
+    return f"the system {found[0]} for this process ({cause}): {found[1]}"
 
 
 def _open_closed_streams() -> None:

@@ -20,6 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.observability.collectors import Collected, LogMetrics
+from relay.service.surroundings import exhausted
 
 _CHUNK_BYTES: Final = 65536
 
@@ -166,7 +167,7 @@ class WorkerProbes:
         except BlockingIOError as error:  # so many connections wait there that the system takes no more
             raise NoAnswer("it has left too many questions unanswered") from error
         except (OSError, h11.RemoteProtocolError) as error:
-            raise NoAnswer("it has ended") from error
+            raise NoAnswer(exhausted(error) or "it has ended") from error
         process.answered_s = self._clock()
         return body
 

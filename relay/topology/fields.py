@@ -100,7 +100,7 @@ STREAM_FIELDS: Final[Mapping[str, Field]] = {
     "duplicate_window": _yours("the advisory stream alone leaves it to the server: its messages have no id"),
     "placement": _yours("where the copies are"),
     "mirror": _harmful("the stream takes nothing from publishers, only from another stream", Remedy.REFUSE),
-    "sources": _harmful("another stream's messages would be taken for the relay's own", Remedy.REFUSE),
+    "sources": _harmful("another stream's messages are taken for the relay's own"),
     "compression": _yours("smaller files for more processor time"),
     "first_seq": _yours("where the stream began to count"),
     "subject_transform": _harmful("messages would be stored under subjects where nobody looks for them"),

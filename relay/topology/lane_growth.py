@@ -2,13 +2,14 @@
 
 With twice as many lanes, the jobs of lane l are afterwards in lane l, with the same consumer, or in a new one, l + n.
 So only new lanes may overtake: lane m must deliver nothing before lane m modulo n has settled all that was stored when
-the number was changed. Until then the new consumers are paused; their metadata say for what they wait.
+the number was changed. Until then the new consumers are paused; their metadata say for what they wait. The stream's
+metadata say from which numbers the lanes were raised, so that a consumer that was deleted meanwhile waits again.
 """
 
 import asyncio
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from relay.contract import subjects
@@ -18,6 +19,9 @@ from relay.nats.messages import find_message
 
 WAITS_KEY: Final = "relay.waits-for"
 """In the metadata of a lane consumer: `<lane> <sequence>`, up to which that lane must be settled first."""
+RAISED_KEY: Final = "relay.raised-from"
+"""In the metadata of the status stream: the numbers of lanes before each raise, since no lane waited; such as `2 4`."""
+_NUMBERS: Final = re.compile(r"[1-9][0-9]{0,3}(?: [1-9][0-9]{0,3})*")
 _TEXT: Final = re.compile(r"([0-9]{1,4}) ([0-9]{1,18})")
 _UNKNOWN: Final = 10**18 - 1
 """Stands for the sequence until the number of lanes is changed, also if the process that did it was killed."""
@@ -31,8 +35,31 @@ def is_growth(old: int, new: int) -> bool:
     return new > old and new % old == 0
 
 
+def raised_from(stream: Mapping[str, Any]) -> tuple[int, ...]:
+    """What RAISED_KEY says in the configuration of the status stream."""
+    found = _NUMBERS.fullmatch(stream.get("metadata", {}).get(RAISED_KEY, ""))
+    return tuple(map(int, found[0].split())) if found else ()
+
+
+def raised_again(stream: Mapping[str, Any], consumers: Iterable[Mapping[str, Any]], old: int) -> tuple[int, ...]:
+    """What it is to say when the lanes are raised from `old`, with these lane consumers, given with their INFO."""
+    waits = any(WAITS_KEY in info["config"].get("metadata", {}) for info in consumers)
+    return (*(raised_from(stream) if waits else ()), old)
+
+
+def noted(stream: Mapping[str, Any], raised: Sequence[int]) -> dict[str, Any]:
+    """The configuration of the status stream, with `raised` in its metadata."""
+    kept = {key: value for key, value in stream.get("metadata", {}).items() if key != RAISED_KEY and key[:5] != "_nats"}
+    return {**stream, "metadata": kept | ({RAISED_KEY: " ".join(map(str, raised))} if raised else {})}
+
+
+def lanes_before(lane: int, raised: Sequence[int]) -> int | None:
+    """The number of lanes before the raise that made this lane; None if it was there before."""
+    return max((old for old in raised if old <= lane), default=None)
+
+
 def paused(config: Mapping[str, Any], lane: int, old: int) -> dict[str, Any]:
-    """The configuration of a new lane's consumer, to be made before the change."""
+    """The configuration of a new lane's consumer, to be made before the change, or later if it was deleted."""
     until = (dt.datetime.now(dt.UTC) + _PAUSE).isoformat()
     return {**config, "pause_until": until, "metadata": {**config["metadata"], WAITS_KEY: f"{lane % old} {_UNKNOWN}"}}
 
@@ -61,8 +88,8 @@ async def resume_ready(client: Requester, consumers: Mapping[str, Mapping[str, A
 
 
 async def _is_settled(client: Requester, info: Mapping[str, Any] | None, lane: int, sequence: int) -> bool:
-    if info is None:
-        return False
+    if info is None or WAITS_KEY in info["config"].get("metadata", {}):
+        return False  # older updates of its jobs may be in the lane for which it waits itself
     floor = info["ack_floor"]["stream_seq"]
     request = {"seq": floor + 1, "next_by_subj": subjects.lane_filter(lane)}
     oldest = await find_message(client, STATUS_STREAM, request)

@@ -15,7 +15,7 @@ from relay.topology.comparison import Change, Config, differences, merged
 from relay.topology.copies import find_lost
 from relay.topology.downgrade import find_downgrades
 from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, is_vital
-from relay.topology.lane_growth import WAITS_KEY, is_growth
+from relay.topology.lane_growth import WAITS_KEY, is_growth, raised_again, raised_from
 from relay.topology.options import Options, judge_options
 from relay.topology.storage import find_overfull
 
@@ -110,6 +110,8 @@ class Plan:
     """What the steps would make weaker than it is; see downgrade.py. They are carried out only if this is wanted."""
     lost_copies: tuple[str, ...] = ()
     """What fewer servers keep than it is configured to have, and what to do: nothing that provisioning can do."""
+    raised_from: tuple[int, ...] = ()
+    """The numbers of lanes before they were raised; see lane_growth.py."""
 
     @property
     def in_place(self) -> bool:
@@ -182,7 +184,8 @@ def make_plan(wanted: Wanted, actual: Actual) -> Plan:
     found = {name: info["config"] for name, info in actual.streams.items()}
     downgrades = (*find_downgrades(wanted.streams, found), *find_overfull(wanted.streams, actual.streams))
     lost = tuple(find_lost(actual.streams, actual.consumers))
-    return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades, lost)
+    raised = _raised_from(actual, lane_change)
+    return Plan((*streams, *consumers, *surplus), refusals, lane_change, downgrades, lost, raised)
 
 
 def make_lasting_plan(wanted: Wanted, actual: Actual) -> Plan:
@@ -272,6 +275,14 @@ def _lane_change(wanted: Wanted, actual: Actual) -> LaneChange | None:
     if status is None or old is None or old == wanted.lanes:
         return None
     return LaneChange(old, wanted.lanes, status["state"]["last_seq"])
+
+
+def _raised_from(actual: Actual, lane_change: LaneChange | None) -> tuple[int, ...]:
+    config: Config = actual.streams.get(subjects.STATUS_STREAM, {}).get("config", {})
+    if lane_change is None:
+        return raised_from(config)
+    grows = is_growth(lane_change.old, lane_change.new)
+    return raised_again(config, actual.consumers.values(), lane_change.old) if grows else ()
 
 
 def _stream_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Streams, lane consumers and the lease bucket: what is wanted, what exists, and changing one into the other."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from relay.topology.comparison import Config
 from relay.topology.consumer_state import lane_consumers
 from relay.topology.drift import Drift, find_drift
 from relay.topology.lane_change import intake_closed
-from relay.topology.lane_growth import is_growth, paused, resume_ready
+from relay.topology.lane_growth import is_growth, lanes_before, noted, paused, resume_ready
 from relay.topology.lease_ttl import lower_ttl
 from relay.topology.plan import LANE_CAPACITY, Actual, Kind, Plan, Step, Verb, Wanted, make_plan
 from relay.topology.storage import find_storage_refusals, max_bytes_of
@@ -93,7 +93,7 @@ async def provision(client: FrameClient, topology: Topology, *, downgrade: bool 
         raise UnsafeChange(refusals)
     change = plan.lane_change
     grows = change is not None and is_growth(change.old, change.new)
-    for step in _consumers_first(plan, change.old) if change is not None and grows else plan.steps:
+    for step in _ordered(plan, consumers_first=grows):
         if plan.lane_change is not None and not grows and step.name == subjects.STATUS_STREAM:
             async with intake_closed(client, plan.lane_change):
                 await _apply(client, step)
@@ -130,13 +130,26 @@ async def resume_all_lanes(client: FrameClient, tell: Callable[[str], object]) -
         await asyncio.sleep(_RESUME_AGAIN_S)
 
 
-def _consumers_first(plan: Plan, old: int) -> Iterator[Step]:
-    """The steps of a growth: the new lanes' consumers are made before the change, paused."""
-    for step in plan.steps:
-        lane = subjects.lane_of_consumer(step.name)
-        if step.kind is Kind.CONSUMER and step.verb is Verb.CREATED and lane is not None:
-            yield replace(step, config=paused(step.config, lane, old))
-    yield from (step for step in plan.steps if not (step.kind is Kind.CONSUMER and step.verb is Verb.CREATED))
+def _ordered(plan: Plan, *, consumers_first: bool) -> list[Step]:
+    """The steps as they are carried out. The consumers of lanes that must wait for others are made paused.
+
+    `consumers_first`: make the new consumers before the rest, as the lanes are raised.
+    """
+    steps = [_waiting(step, plan) for step in plan.steps]
+    return sorted(steps, key=lambda step: not _is_new_consumer(step)) if consumers_first else steps
+
+
+def _waiting(step: Step, plan: Plan) -> Step:
+    lane = subjects.lane_of_consumer(step.name)
+    if _is_new_consumer(step) and lane is not None and (old := lanes_before(lane, plan.raised_from)) is not None:
+        return replace(step, config=paused(step.config, lane, old))
+    if plan.lane_change is not None and step.name == subjects.STATUS_STREAM:
+        return replace(step, config=noted(step.config, plan.raised_from))
+    return step
+
+
+def _is_new_consumer(step: Step) -> bool:
+    return step.kind is Kind.CONSUMER and step.verb is Verb.CREATED
 
 
 def wanted(topology: Topology, max_payload: int) -> Wanted:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -243,6 +244,20 @@ async def test_bad_files(run, dlq, tmp_path):
     ended = await run("purge --all --yes --export letters")
     assert (2, "") == (ended.code, ended.out)
     assert [2] == await dlq.sequences()
+
+
+async def test_no_room_for_the_export(run, dlq, tmp_path):
+    """If the file cannot be written to its end, nothing is removed, and no incomplete file is left."""
+    await dlq.write(body=b"x" * 1_000_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        ended = await run("purge --all --yes --export letters")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (2, "") == (ended.code, ended.out)
+    assert "letters cannot be written (File too large)" in ended.err
+    assert (False, [1]) == ((tmp_path / "letters").exists(), await dlq.sequences())
 
 
 @pytest.mark.parametrize("command", ["list", "show 1", "replay 1", "replay --all", "purge --all --yes"])

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from cli_kit import TIMEOUT_S, Ended, start_command
 
+from relay.cli import stdin
 from relay.contract.model import JobStatusUpdate
 from relay.producer import message_id
 
@@ -129,3 +132,23 @@ async def test_without_stream(publish):
     cause = "no stream captures this subject, or its servers elect a leader; if it lasts, run `relay provision`"
     expected = f"relay: publish on job.status.{A} was not confirmed: {cause}\n"
     assert Ended(1, "", expected) == await publish(A, "received")
+
+
+def test_lines_that_nobody_takes_any_more(monkeypatch):
+    """When the command ends, as by Ctrl-C, the thread that reads ahead ends as well, without a traceback."""
+    reading, writing = os.pipe()
+    os.write(writing, b"line\n" * 1000)
+    os.close(writing)
+    failed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    monkeypatch.setattr(stdin, "_STDIN", reading)
+    before = set(threading.enumerate())
+
+    async def first_line() -> bytes:
+        return await anext(stdin.stdin_lines())
+
+    assert b"line\n" == asyncio.run(first_line())
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    os.close(reading)
+    assert [] == failed

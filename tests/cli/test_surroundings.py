@@ -196,17 +196,23 @@ async def test_folder_is_gone(nats_server, tmp_path):
     assert Ended(0, "", "0 dead letters\n") == await shell(line, tmp_path, NATS_URL=nats_server.url)
 
 
-async def test_no_more_files(nats_server, tmp_path):
-    """A process that may open too few files says so in one line."""
+@pytest.mark.parametrize(
+    ("limit", "options", "says"),
+    [(11, "", "relay: {}"), (20, "--workers 2", '"event": "a worker cannot be started: {}')],
+)
+async def test_no_more_files(nats_server, tmp_path, limit, options, says):
+    """A process that may open too few files says so in one line; so does a parent that can start no worker."""
     ended = await shell(
-        "ulimit -n 11 && relay serve",
+        f"ulimit -n {limit} && relay serve {options}",
         tmp_path,
         NATS_URL=nats_server.url,
         FACILITATOR_URL="ws://127.0.0.1:1/ws/v0/",
         FACILITATOR_AUTH="none",
+        HTTP_PORT="0",
     )
-    assert (1, True) == (ended.code, ended.err.startswith("relay: the system opens no more files for this process"))
-    assert 1 == ended.err.count("\n")
+    said = [line for line in ended.err.splitlines() if "probes and metrics" not in line]
+    assert (1, 1) == (ended.code, len(said))
+    assert says.format("the system opens no more files for this process (Too many open files)") in said[0]
 
 
 async def test_byte_order_mark(relay, nats_server, dlq, tmp_path):

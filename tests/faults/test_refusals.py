@@ -18,6 +18,7 @@ from relay_kit import ACKED, Scene, missing, new_job, running, said
 from relay.contract.environment import load_settings
 from relay.contract.model import JobStatus, JobStatusUpdate
 from relay.contract.settings import NatsSettings
+from relay.doctor.nats_checks import check_server
 from relay.local.server import NatsServer
 from relay.nats import connection
 from relay.nats.frames import FrameClient
@@ -162,6 +163,31 @@ async def test_account_without_jetstream_for_a_while(config, facilitator, after)
         reload(server)
         await until(lambda: "JetStream" in str(relay.worker_status.missing()))
         configure(config, user("right"))
+        reload(server)
+        await until(lambda: relay.worker_status.missing() == [])
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        assert [] == await scene.broken_promises()
+
+
+async def test_jetstream_is_switched_off_for_a_while(config, facilitator, after):
+    """If JetStream is switched off by a reload of the server, which then gives no answer, a relay and the doctor say
+    what that may be; the relay goes on when JetStream is there again.
+    """
+    on = f'jetstream: {{store_dir: "{config.parent}/store"}}'
+    config.write_text(on)
+    async with (
+        NatsServer(config_file=config) as server,
+        Scene(server, facilitator, LEASE_TTL="1") as scene,
+        scene.relay() as relay,
+    ):
+        assert [ACKED] == await scene.settled(await scene.publish(new_job()))
+        until = after(type(relay._ownership), "_rebalance")
+        config.write_text("")
+        reload(server)
+        await until(lambda: "or is switched off: look at its log" in str(relay.worker_status.missing()))
+        finding = await check_server(scene.settings.nats, server.url, 3)
+        assert ("no answer to $JS.API.INFO" in finding.found, "switched off" in finding.remedy) == (True, True)
+        config.write_text(on)
         reload(server)
         await until(lambda: relay.worker_status.missing() == [])
         assert [ACKED] == await scene.settled(await scene.publish(new_job()))

@@ -265,7 +265,9 @@ async def test_headers_of_the_upgrade(nats_server):
 
 @pytest.mark.parametrize("outage", ["database_down", "cache_down"])
 async def test_outage_behind_the_facilitator(nats_server, outage):
-    """While the Facilitator's database or cache is down, it drops every connection, and no update is blamed."""
+    """While the Facilitator's database or cache is down, it drops every connection; the relay is not ready and says so,
+    and no update is blamed.
+    """
     async with (
         FacilitatorSimulator({PUBLIC_KEY}, service_time_s=0.002) as facilitator,
         Scene(nats_server, facilitator, MAX_ATTEMPTS="2") as scene,
@@ -276,6 +278,8 @@ async def test_outage_behind_the_facilitator(nats_server, outage):
         with getattr(facilitator, outage)():
             connections = facilitator.accepted
             await facilitator.wait_for(lambda facilitator: facilitator.accepted > connections + 2)
+            told = "the connection to the Facilitator ended at the sign-in: it was dropped without a close frame"
+            await said(relay, lambda status: status["missing"] == [told])
 
         assert await scene.settled(*await publishing) == [ACKED] * 30
         assert await scene.broken_promises() == []

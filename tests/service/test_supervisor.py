@@ -199,3 +199,25 @@ async def test_worker_that_keeps_dying(capsys):
     backoff = Backoff(0.01, 0.02, random.random)
     assert 1 == await Supervisor(["false"], 2, WorkerProbes(2), backoff).run()
     assert 1 == capsys.readouterr().out.count("a worker ended 5 times within 60 s, with exit status 1; giving up")
+
+
+async def test_worker_that_cannot_be_started(tmp_path, capsys):
+    """If the system cannot start a worker again, the parent waits and tries again; if it never could, it gives up."""
+    command = tmp_path / "worker"
+    command.write_text(f"#!/bin/sh\nrm {command}\nexit 1")
+    command.chmod(0o700)
+    waits: list[float] = []
+
+    def wait() -> float:
+        waits.append(0.5)
+        if len(waits) == 2:  # after its end, and after the start that failed
+            command.write_text("#!/bin/sh\nexit 2")
+            command.chmod(0o700)
+        return 0.5
+
+    assert 2 == await Supervisor([str(command)], 1, WorkerProbes(1), Backoff(0.01, 0.02, wait)).run()
+    assert 1 == capsys.readouterr().out.count("No such file or directory: ")
+    command.unlink()
+    assert 1 == await Supervisor([str(command)], 2, WorkerProbes(2), Backoff(0.01, 0.02, wait)).run()
+    told = capsys.readouterr().out
+    assert (1, 1) == (told.count("a worker cannot be started: "), told.count("giving up"))

@@ -130,6 +130,7 @@ PUT_BACK: list[tuple[str, dict[str, Any]]] = [
     ("JOB_STATUS", {"consumer_limits": {"inactive_threshold": MINUTE, "max_ack_pending": 1000}}),
     ("JOB_DLQ", {"subject_transform": {"src": "job.dlq.*", "dest": "elsewhere.{{wildcard(1)}}"}}),
     ("JOB_DLQ", {"max_age": MINUTE * 60}),
+    ("JOB_DLQ", {"sources": [{"name": "JOB_REQUESTS"}]}),
     ("JOB_ADVISORIES", {"max_msg_size": 10}),
     ("KV_RELAY_LEASES", {"subject_delete_marker_ttl": MINUTE}),
     ("relay-lane-0", {"max_bytes": 1000}),

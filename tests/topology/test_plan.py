@@ -214,7 +214,6 @@ def test_updates_without_lanes_are_refused():
         ({"storage": "memory"}, "has storage memory, the relay needs file"),
         ({"retention": "interest"}, "has retention interest, the relay needs limits"),
         ({"mirror": {"name": "X"}}, "has mirror "),
-        ({"sources": [{"name": "X"}]}, "has sources "),
         ({"sealed": True}, "has sealed "),
     ],
 )

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -54,10 +55,10 @@ async def publish(nc, uuids, body=b"{}") -> None:
         await publish_confirmed(nc, f"job.status.{uuid}", body)
 
 
-async def relayed(nc, lanes) -> list[tuple[str, bytes]]:
+async def relayed(nc, lanes: Iterable[int]) -> list[tuple[str, bytes]]:
     """Token and body of each update that the lane consumers deliver, in stream order; the updates are acknowledged."""
     updates = []
-    for lane in range(lanes):
+    for lane in lanes:
         inbox = await nc.subscribe("pulled.here")
         # Without waiting: the server answers 404 as soon as there is nothing more.
         await nc.publish(subjects.api_pull("JOB_STATUS", subjects.lane_consumer(lane)), PULL_ALL, reply="pulled.here")
@@ -185,7 +186,7 @@ async def test_what_an_operator_added_stays(provisioned, topology):
 async def test_a_consumer_keeps_its_place_through_a_change(provisioned, topology):
     """A changed lane consumer does not deliver settled updates again."""
     await publish_confirmed(provisioned, f"job.status.{UUID_A}", b"{}")
-    await relayed(provisioned, 4)
+    await relayed(provisioned, range(4))
     name = subjects.lane_consumer(subjects.lane_of(UUID_A, 4))
     await provision(provisioned, replace(topology, ack_wait_s=11))
     info = await consumer_info(provisioned, name)
@@ -221,7 +222,7 @@ async def test_lanes_stay_while_updates_are_unacknowledged(provisioned, topology
 async def test_lanes_stay_while_a_lane_cannot_say_what_is_settled(provisioned, topology):
     """The number of lanes is not changed while a lane's consumer is missing and updates are stored."""
     await publish_confirmed(provisioned, f"job.status.{UUID_A}", b"{}")
-    await relayed(provisioned, 4)
+    await relayed(provisioned, range(4))
     await api_request(provisioned, subjects.api_consumer_delete("JOB_STATUS", "relay-lane-2"))
     assert "relay-lane-2 is missing" in await refused(provisioned, replace(topology, lanes=6))
 
@@ -231,12 +232,12 @@ async def test_lanes_change_when_all_is_settled(provisioned, topology, lanes):
     """If all is settled, the lanes change: later updates are filed anew, and old ones are not delivered again."""
     uuids = [str(UUID(int=n)) for n in range(40)]
     await publish(provisioned, uuids, b"old")
-    assert [(uuid, b"old") for uuid in uuids] == await relayed(provisioned, 4)
+    assert [(uuid, b"old") for uuid in uuids] == await relayed(provisioned, range(4))
     await provision(provisioned, replace(topology, lanes=lanes))
     infos = (await api_request(provisioned, subjects.api_consumer_list("JOB_STATUS")))["consumers"]
     assert {f"relay-lane-{lane}" for lane in range(lanes)} == {info["name"] for info in infos}
     await publish(provisioned, uuids, b"new")
-    assert [(uuid, b"new") for uuid in uuids] == await relayed(provisioned, lanes)
+    assert [(uuid, b"new") for uuid in uuids] == await relayed(provisioned, range(lanes))
 
 
 async def test_lanes_change_although_a_server_hears_late_of_the_closed_stream(provisioned, topology, monkeypatch):
@@ -258,11 +259,11 @@ async def test_lanes_that_come_back_do_not_repeat_what_was_settled(provisioned, 
     """After fewer lanes and then more again, new consumers start after the updates of earlier ones."""
     uuids = [str(UUID(int=n)) for n in range(20)]
     await publish(provisioned, uuids, b"old")
-    await relayed(provisioned, 4)
+    await relayed(provisioned, range(4))
     for lanes in (1, 3, 4):
         await provision(provisioned, replace(topology, lanes=lanes))
     await publish(provisioned, uuids, b"new")
-    assert [(uuid, b"new") for uuid in uuids] == await relayed(provisioned, 4)
+    assert [(uuid, b"new") for uuid in uuids] == await relayed(provisioned, range(4))
 
 
 async def test_lanes_stay_when_an_update_slips_in(nats_server, topology, connect):
@@ -311,10 +312,6 @@ async def test_an_interrupted_lane_change_is_completed_by_the_next(provisioned, 
     [
         ({"storage": "memory"}, "stream JOB_STATUS has storage memory, the relay needs file"),
         ({"retention": "workqueue"}, "stream JOB_STATUS has retention workqueue, the relay needs limits"),
-        (
-            {"subjects": [], "sources": [{"name": "ELSEWHERE"}]},
-            "stream JOB_STATUS has sources ",
-        ),
         ({"subjects": [], "mirror": {"name": "ELSEWHERE"}}, "stream JOB_STATUS has mirror "),
     ],
 )
