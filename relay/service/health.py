@@ -202,19 +202,19 @@ def _serialized(http: h11.Connection, response: _Response, *, with_body: bool = 
     return b"".join(http.send(part) or b"" for part in parts)
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
+def listen(host: str, port: int, variables: str = "RELAY_HTTP") -> list[socket.socket]:
     """Sockets that listen there, one for each address of the host; port 0 takes a free one, the same for all.
 
     The address of all interfaces, 0.0.0.0 or ::, stands for those of both families. A family that this system does not
     have is left out, unless no other is left.
 
-    Raises ConfigurationError, naming RELAY_HTTP_HOST or RELAY_HTTP_PORT, if it cannot.
+    Raises ConfigurationError if it cannot; it names `variables`, with _HOST or _PORT at the end.
     """
     hosts = _ALL_INTERFACES if host in _ALL_INTERFACES else (host,)
     try:
         found = [each for name in hosts for each in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
     except (socket.gaierror, UnicodeError) as error:  # the latter for what cannot be a host name at all
-        raise _unusable_host(host, str(error)) from error
+        raise _unusable_host(host, str(error), variables) from error
     listeners: list[socket.socket] = []
     missing: OSError | None = None
     for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
@@ -225,20 +225,20 @@ def listen(host: str, port: int) -> list[socket.socket]:
             if error.errno not in _NO_SUCH_ADDRESS:
                 for listener in listeners:
                     listener.close()
-                raise _unusable(host, port, error) from error
+                raise _unusable(host, port, error, variables) from error
             missing = error
     if missing is not None and not listeners:
-        raise _unusable(host, port, missing) from missing
+        raise _unusable(host, port, missing, variables) from missing
     return listeners
 
 
-def _unusable(host: str, port: int, error: OSError) -> ConfigurationError:
+def _unusable(host: str, port: int, error: OSError, variables: str) -> ConfigurationError:
     cause = os.strerror(error.errno or 0)
     if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
-        return _unusable_host(host, cause)
+        return _unusable_host(host, cause, variables)
     allowed = f"{cause} on {host}; give a port that is free and open to this user, or 0 for any free one"
-    return ConfigurationError("RELAY_HTTP_PORT", str(port), allowed)
+    return ConfigurationError(f"{variables}_PORT", str(port), allowed)
 
 
-def _unusable_host(host: str, cause: str) -> ConfigurationError:
-    return ConfigurationError("RELAY_HTTP_HOST", host, f"{cause}; give a host name or address of this machine")
+def _unusable_host(host: str, cause: str, variables: str) -> ConfigurationError:
+    return ConfigurationError(f"{variables}_HOST", host, f"{cause}; give a host name or address of this machine")
