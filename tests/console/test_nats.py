@@ -36,6 +36,8 @@ SHOWN = "getElement(document.querySelector('.chart').id.slice(1)).chart.getOptio
 """The times of the views that the charts show."""
 MORE_MIB = 64
 """So much more memory than before they may cost."""
+PADDING = b" " * (2 * MORE_MIB * 2**20 // LETTERS)
+"""Of each body: together they are twice as large, so that a console that holds them is seen."""
 
 
 def headers(reason: Reason) -> dict[str, str]:
@@ -195,10 +197,11 @@ async def test_a_great_many_letters(browser, tmp_path):
 
 async def fill(client, count: int) -> None:
     """Store so many dead letters, without waiting for each PubAck."""
-    line = publication(dlq_subject(JOB).encode(), b'{"status": "failed"}', headers=headers(Reason.REFUSED))
+    subject, body, refused = dlq_subject(JOB), b'{"status": "failed"}' + PADDING, headers(Reason.REFUSED)
+    line = publication(subject.encode(), body, headers=refused)
     while count:
-        part = min(1000, count)
+        part = min(500, count)
         client.write(line * (part - 1))
         # The answer to this one tells that the server has stored those before, so that none are dropped.
-        await publish_confirmed(client, dlq_subject(JOB), b"{}", headers(Reason.REFUSED), timeout_s=30)
+        await publish_confirmed(client, subject, body, refused, timeout_s=30)
         count -= part
