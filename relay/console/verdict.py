@@ -38,7 +38,7 @@ class Standing:
         """A new view. What was found before a trouble says nothing of the time after it."""
         self.view = view
         if view.trouble is not None or view.snapshot is None:
-            self._state = self._state_before = ()
+            self._state = ()
         else:
             now = check_state(view.snapshot)
             self._state, self._state_before = now, self._state or now
