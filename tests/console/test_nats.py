@@ -109,8 +109,8 @@ async def test_observer(monkeypatch, browser, tmp_path):
         try:
             watching = Watching(Settings(nats=settings(server, "observer")))
             await refuses(watching, observer, letter.sequence)
-            await publish_confirmed(anybody, dlq_subject(JOB), b"{}", headers(Reason.REFUSED))
-            await exports_at_a_time(Actions(watching))
+            other = await publish_confirmed(anybody, dlq_subject(JOB), b"{}", headers(Reason.REFUSED))
+            await exports_at_a_time(Actions(watching), (letter.sequence, other.sequence))
             operator = await connect(settings(server, "operator"), name="test")
             assert (await find_rights(operator)).act
             await close(operator)
@@ -144,9 +144,9 @@ async def refuses(watching: Watching, observer, sequence: int) -> None:
     assert not actions.latest.stopped  # it had ended
 
 
-async def exports_at_a_time(actions: Actions) -> None:
+async def exports_at_a_time(actions: Actions, sequences: tuple[int, int]) -> None:
     """What may be purged is what a complete file has, also while a second file is written."""
-    export = actions.export_named(actions.prepare_export(Selection()))
+    export = actions.export_named(actions.prepare_export(Selection(sequences=sequences)))
     first, second = actions.export(export), actions.export(export)
     await anext(first)
     await anext(second)
