@@ -2,21 +2,22 @@
 # pyright: reportUnknownMemberType=false
 # The types of NiceGUI are partly unknown.
 
+import datetime as dt
 from collections.abc import Callable
 
 from nicegui import ui
 
-from relay.console.actions import REHEARSED, Action, Actions, DryRun, Export
+from relay.console.actions import REHEARSED, Actions, DryRun, Export
 from relay.console.frame import problem
 from relay.contract.errors import RelayError
 from relay.contract.text import format_counts
 from relay.dead_letters.selection import Selection
 
-Choose = Callable[[], Selection | None]
+Choose = Callable[[], Selection]
 
 
 def act_on(actions: Actions, choose: Choose, what: str) -> None:
-    """Two buttons for what `choose` selects when they are pressed."""
+    """Two buttons for what `choose` selects when they are pressed; it raises ValueError to say why that is nothing."""
 
     async def replay() -> None:
         if (selection := _chosen(choose)) is not None:
@@ -31,10 +32,11 @@ def act_on(actions: Actions, choose: Choose, what: str) -> None:
 
 
 def _chosen(choose: Choose) -> Selection | None:
-    selection = choose()
-    if selection is None:
-        ui.notify("Select some first.", type="warning")
-    return selection
+    try:
+        return choose()
+    except ValueError as error:
+        ui.notify(str(error), type="warning")
+        return None
 
 
 async def _ask_replay(actions: Actions, selection: Selection) -> None:
@@ -64,6 +66,9 @@ async def _ask_replay(actions: Actions, selection: Selection) -> None:
 
 def _tell_dry_run(found: DryRun) -> None:
     total = found.plan.reasons.total()
+    if not total:
+        ui.label("There is nothing to replay.")
+        return
     ui.label(f"{total:,} would be replayed: {format_counts(dict(found.plan.reasons.most_common()))}")
     if total > REHEARSED:
         ui.label(f"The oldest {REHEARSED:,} were looked at closely:")
@@ -134,41 +139,20 @@ def action_card(actions: Actions) -> None:
         text = ui.label()
         problems = ui.label().classes("mono")
         stop = ui.button("Stop", icon="stop", on_click=actions.stop).props("no-caps outline")
+        again = ui.button("Show what is left", icon="refresh", on_click=ui.navigate.reload).props("no-caps outline")
+    loaded_at = dt.datetime.now(dt.UTC)
 
     def show() -> None:
         action = actions.latest
         box.set_visibility(action is not None)
         if action is None:
             return
-        heading.text, text.text = _headline(action), _progress(action)
+        heading.text, text.text = action.headline, action.progress
         bar.value = action.done / action.total if action.total else 1.0
-        bar.set_visibility(not action.ended)
-        stop.set_visibility(not action.ended)
+        bar.set_visibility(action.ended_at is None)
+        stop.set_visibility(action.ended_at is None)
+        again.set_visibility(action.ended_at is not None and action.ended_at > loaded_at)
         problems.text = "\n".join(action.problems)
 
     show()
     ui.timer(0.3, show)
-
-
-def _headline(action: Action) -> str:
-    name = action.name.capitalize()
-    if not action.ended:
-        return f"{name} under way"
-    if action.error:
-        return f"{name} failed"
-    return f"{name} stopped" if action.stopped else f"{name} done"
-
-
-def _progress(action: Action) -> str:
-    if action.name == "purge":
-        told = f"removed {action.removed:,} of {action.total:,}" if action.ended else f"removing {action.total:,}"
-    else:
-        summary = action.summary
-        told = f"replayed {summary.replayed:,} of {action.total:,}"
-        if summary.already_stored:
-            told += f", {summary.already_stored:,} had been replayed before"
-        if summary.problems:
-            told += f", {summary.problems:,} cannot be replayed and are kept"
-    if action.error:
-        told += f". {action.error}. When that is mended, begin again: nothing is lost, and nothing is sent twice"
-    return told

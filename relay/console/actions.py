@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Coroutine, Iterator
@@ -39,10 +40,6 @@ class DryRun:
     warned: list[Rehearsal] = field(default_factory=list[Rehearsal])
     """The first of those with warnings."""
 
-    @property
-    def rehearsed(self) -> int:
-        return min(REHEARSED, self.plan.reasons.total())
-
 
 @dataclass(slots=True)
 class Export:
@@ -65,14 +62,46 @@ class Action:
     removed: int = 0
     """By a purge."""
     problems: list[str] = field(default_factory=list[str])
-    ended: bool = False
+    ended_at: dt.datetime | None = None
     stopped: bool = False
+    """By somebody, before its end."""
     error: str = ""
 
     @property
     def done(self) -> int:
         summary = self.summary
         return self.removed + summary.replayed + summary.already_stored + summary.problems
+
+    @property
+    def headline(self) -> str:
+        name = self.name.capitalize()
+        if self.ended_at is None:
+            return f"{name} under way"
+        how = "failed" if self.error else "stopped" if self.stopped else "done"
+        return f"{name} {how} at {self.ended_at:%Y-%m-%d %H:%M:%S} UTC"
+
+    @property
+    def progress(self) -> str:
+        """How far it is, or how it ended and what to do then."""
+        return self._purged() if self.name == "purge" else self._replayed()
+
+    def _purged(self) -> str:
+        if self.ended_at is None:
+            return f"removing {self.total:,}"
+        if not self.error and not self.stopped:
+            return f"removed {self.removed:,} of {self.total:,}"
+        told = f"some of the {self.total:,} may be removed, the others are kept: export and purge what is left"
+        return f"{self.error}; {told}" if self.error else told
+
+    def _replayed(self) -> str:
+        told = f"replayed {self.summary.replayed:,} of {self.total:,}"
+        if self.summary.already_stored:
+            told += f", {self.summary.already_stored:,} had been replayed before"
+        if self.summary.problems:
+            told += f", {self.summary.problems:,} cannot be replayed and are kept"
+        if self.error:
+            told += f". {self.error}. When that is mended, begin again: nothing is lost, and nothing is sent twice"
+        return told
 
 
 class Actions:
@@ -136,16 +165,17 @@ class Actions:
 
     async def export(self, export: Export) -> AsyncGenerator[bytes]:
         """The lines of the file. Afterwards `export` says whether it is complete."""
-        export.plan, export.complete, export.error = PurgePlan(), False, ""
+        plan = export.plan = PurgePlan()
+        export.complete, export.error = False, ""
         try:
-            lines = exported(self._acting(), export.selection, export.plan)
+            lines = exported(self._acting(), export.selection, plan)
             async with contextlib.aclosing(lines):
                 async for line in lines:
                     yield line
         except RelayError as error:
             export.error = str(error)
             raise
-        export.complete = True
+        export.plan, export.complete = plan, True  # of this file, if two are written at a time
 
     def purge(self, export: Export) -> None:
         """Begin to remove what was exported, and nothing else."""
@@ -159,7 +189,7 @@ class Actions:
 
     def stop(self) -> None:
         """End what is under way; it can be begun again, and nothing is lost or sent twice."""
-        if self._task is not None and self.latest is not None:
+        if self._task is not None and self.latest is not None and self.is_busy:
             self.latest.stopped = True
             self._task.cancel()
 
@@ -184,7 +214,7 @@ class Actions:
             action.error = f"it broke: {'; '.join(repr(each) for each in _leaves(errors))}"
             _log.exception("a replay or purge ended unexpectedly")
         finally:
-            action.ended = True
+            action.ended_at = dt.datetime.now(dt.UTC)
 
     def _acting(self) -> FrameClient:
         client = self._watching.client

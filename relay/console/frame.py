@@ -50,15 +50,15 @@ def frame(watching: Watching, title: str, here: str) -> Generator[None]:
         _dark_button(dark)
         if watching.settings.console.password is not None:
             _sign_out(watching.settings.console.path_prefix)
-    shown: list[Level] = []
+    shown: list[str] = []
 
     def show_state() -> None:
-        level = watching.verdict.level
-        if shown != [level]:
-            shown[:] = [level]
+        found = watching.standing.verdict
+        if shown != [found.headline]:
+            shown[:] = [found.headline]
             state.clear()
             with state:
-                badge(level, watching.verdict.headline, on_bar=True)
+                badge(found.level, found.headline, on_bar=True)
 
     follow(watching, show_state)
     ui.element("div").props('id="content" tabindex="-1"')

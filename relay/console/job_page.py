@@ -22,6 +22,7 @@ from relay.nats.messages import get_message
 from relay.query.replies import UpdateProgress, UpdateReply
 
 _ASK_AGAIN_S: Final = 10.0
+_LOOK_S: Final = 0.5
 _MOST_SHOWN: Final = 500
 _LEVELS: Final = {
     UpdateProgress.PENDING: Level.WARN,
@@ -36,37 +37,49 @@ def show_job(watching: Watching, tail: Tail, job: str) -> None:
         with card(f"Job {job}"):
             told = ui.column().classes("wide")
             ui.link("Its dead letters", f"/dead-letters?job={job}")
+            more = ui.label(f"There are more; these are the newest {_MOST_SHOWN}.")
             timeline = ui.element("ol").classes("timeline")
+        more.set_visibility(False)
         with told:
             client = connected(watching)
         if client is None:
             return
-        shown = _Timeline(client, tail, timeline)
-        following = asyncio.create_task(_follow(client, job, shown, told))
+        follower, shown = JobFollower(job), _Timeline(client, tail, timeline, more)
+        following = asyncio.create_task(_follow(client, job, follower, shown))
         ui.context.client.on_delete(lambda: following.cancel() and None)
+        _tell_problems(follower, told)
 
 
-async def _follow(client: FrameClient, job: str, shown: "_Timeline", told: ui.element) -> None:
-    def tell(text: str) -> None:
-        told.clear()
-        with told:
-            problem(f"{text}; still asking")
-
-    updates = follow(client, job, JobFollower(job), ask_again_s=_ASK_AGAIN_S, on_problem=tell)
-    async with contextlib.aclosing(updates):
+async def _follow(client: FrameClient, job: str, follower: JobFollower, shown: "_Timeline") -> None:
+    async with contextlib.aclosing(follow(client, job, follower, ask_again_s=_ASK_AGAIN_S)) as updates:
         async for update in updates:
-            if not shown.items:
-                told.clear()
             await shown.show(update)
+
+
+def _tell_problems(follower: JobFollower, told: ui.element) -> None:
+    """Say why there is no answer, as long as there is none."""
+    said = ""
+
+    def look() -> None:
+        nonlocal said
+        if follower.problem != said:
+            said = follower.problem
+            told.clear()
+            if said:
+                with told:
+                    problem(f"{said}; still asking")
+
+    ui.timer(_LOOK_S, look)
 
 
 class _Timeline:
     """The updates of a job on the page, each with what became of it."""
 
-    def __init__(self, client: FrameClient, tail: Tail, box: ui.element) -> None:
+    def __init__(self, client: FrameClient, tail: Tail, box: ui.element, more: ui.element) -> None:
         self._client = client
         self._tail = tail
         self._box = box
+        self._more = more
         self.items: dict[int, ui.element] = {}
         """By sequence."""
 
@@ -78,6 +91,7 @@ class _Timeline:
             if len(self.items) >= _MOST_SHOWN:
                 oldest = next(iter(self.items))
                 self.items.pop(oldest).delete()
+                self._more.set_visibility(True)
             with self._box:
                 item = self.items[update.sequence] = ui.element("li")
         item.clear()

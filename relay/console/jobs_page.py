@@ -8,7 +8,7 @@ from typing import Any, Final
 from nicegui import ui
 from nicegui.events import KeyEventArguments
 
-from relay.console.frame import card, frame, problem
+from relay.console.frame import card, connected, frame, problem
 from relay.console.tail import DEAD_LETTERED, Filter, Heard, Tail
 from relay.console.watching import Watching
 from relay.contract.model import JobStatus
@@ -31,7 +31,8 @@ def show_jobs(watching: Watching, tail: Tail, wanted: str) -> None:
         with card("Find a job"):
             _search(wanted)
         with card("Updates as they come"):
-            _live(watching, tail)
+            if connected(watching) is not None:
+                _live(watching, tail)
 
 
 def _search(wanted: str) -> None:
@@ -52,7 +53,7 @@ def _search(wanted: str) -> None:
 
 
 def _live(watching: Watching, tail: Tail) -> None:
-    if watching.client is not None and not tail.may_hear:
+    if not tail.may_hear:
         problem("The NATS user of this console may not subscribe to updates.")
         return
     with ui.element("div").classes("form"):
@@ -90,13 +91,14 @@ def _live(watching: Watching, tail: Tail) -> None:
     ui.keyboard(on_key=press)
     ui.timer(_EVERY_S, look)
 
+    client = ui.context.client
+
     async def begin() -> None:
-        await tail.watch(1)
+        await tail.watch(client.id)
         table.props('no-data-label="Nothing has come yet."')
 
-    client = ui.context.client
     client.on_connect(begin)
-    client.on_disconnect(lambda: tail.watch(-1))
+    client.on_delete(lambda: tail.leave(client.id))
 
 
 def _table() -> ui.table:

@@ -15,16 +15,20 @@ from relay.contract.text import how_many
 from relay.dead_letters import stream
 from relay.dead_letters.description import describe_letter
 from relay.dead_letters.selection import Selection
-from relay.dead_letters.stored import StoredDeadLetter
+from relay.dead_letters.stored import StoredDeadLetter, number_of
 
 _HEX_BYTES: Final = 16_384
 _HEX_WIDTH: Final = 16
 
 
-async def show_letter(watching: Watching, actions: Actions, sequence: int) -> None:
-    """Build the page."""
-    with frame(watching, f"Dead letter {sequence}", "/dead-letters"):
+async def show_letter(watching: Watching, actions: Actions, wanted: str) -> None:
+    """Build the page. `wanted`: the sequence, as it is written in the address."""
+    sequence = number_of(wanted) or 0
+    with frame(watching, f"Dead letter {sequence or ''}", "/dead-letters"):
         action_card(actions)
+        if not sequence:
+            problem(f"{wanted[:80]!a} is not the number of a dead letter.")
+            return
         with card(f"Dead letter {sequence} in {DLQ_STREAM}"):
             letter = await _found(watching, sequence)
             if letter is None:

@@ -4,14 +4,14 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import urlencode
 
 from nicegui import ui
 
-from relay.console.acting import act_on, action_card
+from relay.console.acting import Choose, act_on, action_card
 from relay.console.actions import Actions
 from relay.console.frame import card, connected, failed, follow, frame, problem
 from relay.console.watching import Watching
@@ -57,58 +57,75 @@ async def show_letters(watching: Watching, actions: Actions, query: LettersQuery
         action_card(actions)
         _counts(watching)
         with card("Dead letters, the newest first"):
-            _form(query)
+            asked = _form(query)
             try:
                 selection = query.selection()
             except ValueError as error:
                 problem(str(error))
                 return
-            await _list(watching, actions, query, selection)
+            if (table := await _list(watching, query, selection)) is not None:
+                _act(watching, actions, table, lambda: _unchanged(selection, query, asked()))
 
 
-async def _list(watching: Watching, actions: Actions, query: LettersQuery, selection: Selection) -> None:
+async def _list(watching: Watching, query: LettersQuery, selection: Selection) -> ui.table | None:
+    """A page of them; None if it cannot be read, which is told."""
     if (client := connected(watching)) is None:
-        return
+        return None
     try:
         page = await newest_first(client, selection, query.below, scan=watching.rights.scan)
     except RelayError as error:
         failed(watching, error)
-        return
+        return None
     table = _table(watching, page)
     with ui.row().classes("items-center"):
         if query.below is not None:
             ui.link("Newest", query.address(below=None))
         if page.below is not None:
             ui.link("Older", query.address(below=page.below))
-        if not page.rows and page.below is not None:
-            ui.label(f"None among those looked at; there may be some below {page.below}.")
+    return table
+
+
+def _act(watching: Watching, actions: Actions, table: ui.table, all_that_match: Choose) -> None:
     if watching.rights.act:
         with ui.row():
             act_on(actions, lambda: _selected(table), "selected")
-            act_on(actions, lambda: selection, "all that match")
+            act_on(actions, all_that_match, "all that match")
     else:
         ui.label("The NATS user of this console may look at dead letters, and not act on them.").classes("dim")
 
 
-def _selected(table: ui.table) -> Selection | None:
+def _unchanged(selection: Selection, query: LettersQuery, asked: LettersQuery) -> Selection:
+    """What the page shows, unless the fields above it ask for something else by now: people act on what they see."""
+    if asked.address() != query.address(below=None):
+        raise ValueError("The filters were changed. Press Show first, and look at what matches.")
+    return selection
+
+
+def _selected(table: ui.table) -> Selection:
     rows = cast("list[dict[str, Any]]", table.selected)
-    return Selection(sequences=tuple(row["seq"] for row in rows)) if rows else None
+    if not rows:
+        raise ValueError("Select some first.")
+    return Selection(sequences=tuple(row["seq"] for row in rows))
 
 
-def _form(query: LettersQuery) -> None:
+def _form(query: LettersQuery) -> Callable[[], LettersQuery]:
+    """The filters. Returns what they ask for, whenever it is called."""
     with ui.element("div").classes("form"):
         reasons = {"": "any reason"} | {reason.value: reason.value for reason in Reason}
         reason = ui.select(reasons, value=query.reason if query.reason in reasons else "", label="Reason")
         job = ui.input("Job (UUID)", value=query.job).props("clearable").classes("uuid")
         since = ui.input("Since", value=query.since, placeholder="15m, 2h, 3d").props("clearable")
 
+        def asked() -> LettersQuery:
+            return LettersQuery((job.value or "").strip(), reason.value or "", (since.value or "").strip())
+
         def apply() -> None:
-            wanted = LettersQuery((job.value or "").strip(), reason.value or "", (since.value or "").strip())
-            ui.navigate.to(wanted.address())
+            ui.navigate.to(asked().address())
 
         for field in (job, since):
             field.on("keydown.enter", apply)
         ui.button("Show", on_click=apply).props("no-caps unelevated")
+    return asked
 
 
 def _table(watching: Watching, page: LetterPage) -> ui.table:
@@ -129,9 +146,10 @@ def _table(watching: Watching, page: LetterPage) -> ui.table:
         selection="multiple" if watching.rights.act else None,
         pagination=0,
     )
-    table.props(
-        'flat dense wrap-cells :grid="Quasar.Screen.lt.sm" hide-pagination no-data-label="No dead letter matches."'
-    )
+    none = "No dead letter matches."
+    if page.below is not None:
+        none = f"None among those looked at; there may be older ones, below {page.below}."
+    table.props(f'flat dense wrap-cells :grid="Quasar.Screen.lt.sm" hide-pagination no-data-label="{none}"')
     table.add_slot("body-cell-seq", _link("letter"))
     table.add_slot("body-cell-job", _link("jobs"))
     return table

@@ -5,11 +5,11 @@ from typing import Any, Final, cast
 from nicegui import ui
 
 from relay.console.frame import SHAPES, WORDS, badge, card, follow, frame
-from relay.console.recent import SHOWN_S, series
+from relay.console.recent import SHOWN_S, figures, rate, series
 from relay.console.watching import Watching
 from relay.contract.text import format_duration
 from relay.doctor.findings import Finding, Level
-from relay.overview.rows import LaneRow, WorkerRow, lane_rows, worker_rows
+from relay.overview.rows import LaneRow, Urgency, WorkerRow, lane_rows, worker_rows
 
 _MS: Final = 1000
 _LEAST_SHOWN_S: Final = 60.0
@@ -52,7 +52,7 @@ def _banner(watching: Watching) -> None:
         reason = ui.label().classes("reason")
 
     def show() -> None:
-        found = watching.verdict
+        found = watching.standing.verdict
         box.classes(replace=f"banner {found.level}")
         icon.name = SHAPES[found.level]
         headline.text, reason.text = found.headline, found.reason
@@ -63,25 +63,14 @@ def _banner(watching: Watching) -> None:
 def _figures(watching: Watching) -> None:
     labels: dict[str, ui.label] = {}
     with ui.element("section").classes("figures"):
-        for name in ("published/s", "acknowledged/s", "dead-lettered/s", "waiting", "oldest", "dead letters"):
+        for name in figures(watching.view):
             with ui.column().classes("figure"):
-                labels[name] = ui.label("-").classes("value")
+                labels[name] = ui.label().classes("value")
                 ui.label(name).classes("name")
 
     def show() -> None:
-        view = watching.view
-        interval, snapshot = view.interval, view.snapshot
-        if interval is not None:
-            labels["published/s"].text = f"{interval.published:.1f}"
-            labels["acknowledged/s"].text = f"{interval.settled.get('acknowledged', 0.0):.1f}"
-            labels["dead-lettered/s"].text = f"{interval.settled.get('dead_lettered', 0.0):.1f}"
-        elif view.trouble is not None:
-            for name in ("published/s", "acknowledged/s", "dead-lettered/s"):
-                labels[name].text = "-"
-        if snapshot is not None:
-            labels["waiting"].text = f"{sum(lane.unsettled for lane in snapshot.lanes):,}"
-            labels["oldest"].text = format_duration(max((lane.oldest_s or 0.0 for lane in snapshot.lanes), default=0.0))
-            labels["dead letters"].text = f"{snapshot.dead_letters.total:,}"
+        for name, text in figures(watching.view).items():
+            labels[name].text = text
 
     follow(watching, show)
 
@@ -139,7 +128,7 @@ def _findings(watching: Watching) -> None:
     shown: list[Finding] = []
 
     def show() -> None:
-        found = sorted(watching.findings, key=lambda finding: -list(Level).index(finding.level))
+        found = sorted(watching.standing.findings, key=lambda finding: -list(Level).index(finding.level))
         if found == shown:
             return
         shown[:] = found
@@ -173,23 +162,22 @@ def _lanes(watching: Watching) -> None:
 
     def show() -> None:
         view = watching.view
-        table.rows = [_lane(row) for row in lane_rows(view.snapshot, view.interval)] if view.snapshot else []
+        rows = lane_rows(view.snapshot, view.interval) if view.snapshot else []
+        table.rows = [_lane(row, view.trouble) for row in rows]
 
     follow(watching, show)
 
 
-def _lane(row: LaneRow) -> dict[str, Any]:
-    lane, level = row.lane, Level(row.urgency.value)
+def _lane(row: LaneRow, trouble: str | None) -> dict[str, Any]:
+    lane = row.lane
     return {
         "id": lane.lane,
         "lane": lane.lane,
-        "state": WORDS[level],
-        "level": level.value,
-        "shape": SHAPES[level],
+        **_state(row.urgency, trouble),
         "owner": row.owner,
         "waiting": lane.waiting,
         "delivered": lane.delivered,
-        "rate": _rate(row.deliveries_per_s),
+        "rate": rate(row.deliveries_per_s),
         "oldest": "" if lane.oldest_s is None else format_duration(lane.oldest_s),
     }
 
@@ -210,26 +198,32 @@ def _workers(watching: Watching) -> None:
     def show() -> None:
         view = watching.view
         rows = worker_rows(view.snapshot, view.interval) if view.snapshot else ()
-        table.rows = [_worker(number, row) for number, row in enumerate(rows)]
+        table.rows = [_worker(number, row, view.trouble) for number, row in enumerate(rows)]
 
     follow(watching, show)
 
 
-def _worker(number: int, row: WorkerRow) -> dict[str, Any]:
-    level, report = Level(row.urgency.value), row.report
+def _worker(number: int, row: WorkerRow, trouble: str | None) -> dict[str, Any]:
+    report = row.report
     return {
         "id": number,
         "worker": row.worker,
-        "state": WORDS[level],
-        "level": level.value,
-        "shape": SHAPES[level],
+        **_state(row.urgency, trouble),
         "facilitator": row.state,
         "window": "" if row.window is None else f"{row.unanswered}/{row.window}",
-        "rate": _rate(row.settled_per_s),
+        "rate": rate(row.settled_per_s),
         "lanes": "" if report is None else ", ".join(str(lane.lane) for lane in report.lanes),
         "version": "" if report is None else report.version,
         "up": "" if report is None else format_duration(report.uptime_s),
     }
+
+
+def _state(urgency: Urgency, trouble: str | None) -> dict[str, Any]:
+    """How a row is: in words, a colour and a shape. It is outdated while there is a trouble."""
+    level = Level(urgency.value)
+    if trouble is not None:
+        return {"state": "outdated", "level": "", "shape": "history"}
+    return {"state": WORDS[level], "level": level.value, "shape": SHAPES[level]}
 
 
 def _table(title: str, columns: list[dict[str, Any]]) -> ui.table:
@@ -242,7 +236,3 @@ def _table(title: str, columns: list[dict[str, Any]]) -> ui.table:
             '<q-icon :name="props.row.shape" aria-hidden="true" /> {{ props.value }}</span></q-td>',
         )
     return table
-
-
-def _rate(per_s: float | None) -> str:
-    return "-" if per_s is None else f"{per_s:.1f}"

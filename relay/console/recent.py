@@ -1,4 +1,4 @@
-"""What the charts show: the figures of the last 15 minutes. Without I/O."""
+"""The figures of now, and those of the last 15 minutes, which the charts show. Without I/O."""
 
 import datetime as dt
 import math
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from relay.contract.text import format_duration
 from relay.overview.snapshot import OUTCOMES, TIMINGS, Interval
 from relay.overview.watch import View
 
@@ -37,10 +38,10 @@ class Recent:
         """A view without an interval is a gap."""
         interval = view.interval
         latencies = {name: _p99_ms(interval, name) for name in TIMINGS}
-        self.points.append(Point(view.at, {name: _rate(interval, name) for name in RATES}, latencies))
+        self.points.append(Point(view.at, {name: _per_s(interval, name) for name in RATES}, latencies))
 
 
-def _rate(interval: Interval | None, name: str) -> float | None:
+def _per_s(interval: Interval | None, name: str) -> float | None:
     if interval is None:
         return None
     return round(interval.published if name == "published" else interval.settled.get(name, 0.0), 1)
@@ -54,3 +55,23 @@ def _p99_ms(interval: Interval | None, name: str) -> float | None:
 def series(points: Iterable[Point], name: str) -> list[tuple[str, float | None]]:
     """The pairs of time and value that a chart draws; the name is one of RATES or of TIMINGS."""
     return [(each.at.isoformat(timespec="seconds"), (each.per_s | each.p99_ms)[name]) for each in points]
+
+
+def figures(view: View) -> dict[str, str]:
+    """What a view knows in figures, by name; `-` for what it does not know."""
+    interval, snapshot = view.interval, view.snapshot if view.trouble is None else None
+    lanes = () if snapshot is None else snapshot.lanes
+    oldest_s = max((lane.oldest_s or 0.0 for lane in lanes), default=0.0)
+    return {
+        "published/s": rate(interval and interval.published),
+        "acknowledged/s": rate(interval and interval.settled.get("acknowledged", 0.0)),
+        "dead-lettered/s": rate(interval and interval.settled.get("dead_lettered", 0.0)),
+        "not settled": "-" if snapshot is None else f"{sum(lane.unsettled for lane in lanes):,}",
+        "oldest": "-" if snapshot is None else format_duration(oldest_s),
+        "dead letters": "-" if snapshot is None else f"{snapshot.dead_letters.total:,}",
+    }
+
+
+def rate(per_s: float | None) -> str:
+    """A rate with one decimal; `-` if it is not known."""
+    return "-" if per_s is None else f"{per_s:.1f}"

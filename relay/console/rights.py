@@ -36,7 +36,10 @@ class Rights:
 
 
 async def find_rights(client: FrameClient) -> Rights:
-    """Ask. Nothing else may use the connection meanwhile, as for `missing_permissions`. Raises BrokerUnavailable."""
+    """Ask. Nothing else may use the connection meanwhile, as for `missing_permissions`.
+
+    Raises BrokerUnavailable, also if JetStream does not answer: then nobody knows.
+    """
     heard = [Permission(subject, subscribe=True) for subject in (STATUS_SUBJECTS, DLQ_SUBJECTS, RECEIPT_SUBJECTS)]
     removals = [api_message_delete(DLQ_STREAM), api_message_delete(STATUS_STREAM)]
     try:
@@ -58,6 +61,6 @@ async def _all_answered(client: FrameClient, subjects: Sequence[str]) -> bool:
     for subject in subjects:
         try:
             await client.request(subject, UNPARSABLE, timeout=_TIMEOUT_S)
-        except (nats.errors.NoRespondersError, TimeoutError):
+        except nats.errors.NoRespondersError:
             return False
     return True

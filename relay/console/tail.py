@@ -72,7 +72,7 @@ class Tail:
         self._relayed_ms: OrderedDict[int, float] = OrderedDict()
         self._client: FrameClient | None = None
         self._rights = Rights()
-        self._watchers = 0
+        self._watchers = set[str]()
         self._updates: Subscription | None = None
 
     async def start(self, client: FrameClient, rights: Rights) -> None:
@@ -88,9 +88,14 @@ class Tail:
     def may_hear(self) -> bool:
         return STATUS_SUBJECTS in self._rights.hear
 
-    async def watch(self, change: int) -> None:
-        """One more page watches (1), or one less (-1). Afterwards everything is heard that is published then."""
-        self._watchers += change
+    async def watch(self, page: str) -> None:
+        """One more page watches, or the same one still. Afterwards everything is heard that is published then."""
+        self._watchers.add(page)
+        await self._adjust()
+
+    async def leave(self, page: str) -> None:
+        """A page watches no longer."""
+        self._watchers.discard(page)
         await self._adjust()
 
     def since(self, number: int, wanted: Filter) -> Iterator[Heard]:

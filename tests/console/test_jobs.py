@@ -35,10 +35,14 @@ async def test_timeline(stage, console, page: Page):
     await expect(items.nth(2)).to_contain_text("acknowledged")
 
 
-async def test_unknown_job(console, page: Page):
-    """A job without updates, and what is no UUID, are told as such."""
-    await page.goto(f"{console.url}jobs/{new_job()}")
+async def test_unknown_job(stage, console, page: Page):
+    """A job without updates is told as such, until it has one; what is no UUID is told, too."""
+    job = new_job()
+    await page.goto(f"{console.url}jobs/{job}")
     await expect(page.get_by_role("alert")).to_contain_text("no update of job")
+    await stage.settled(await stage.publish(job))
+    await expect(page.locator(".timeline > li")).to_have_count(1)
+    await expect(page.get_by_role("alert")).to_have_count(0)
     await page.goto(f"{console.url}jobs/nonsense")
     await expect(page.get_by_role("alert")).to_contain_text("'nonsense' is not a UUID with hyphens.")
 

@@ -52,6 +52,8 @@ async def test_replay_from_click_to_facilitator(stage, console, page: Page):
     await stage.facilitator.wait_for(lambda facilitator: len(facilitator.rows_of(job)) == 2)
     assert "accepted" == stage.facilitator.current_status(job)
     assert await get_message(stage.nc, DLQ_STREAM, letter.sequence) is None
+    await page.get_by_role("button", name="Show what is left").click()
+    await expect(page.get_by_text("No dead letter matches.")).to_be_visible()
 
 
 async def test_replay_at_a_low_rate_is_stopped(stage, console, page: Page):
@@ -135,7 +137,7 @@ async def test_one_letter(stage, console, page: Page):
 
 
 async def test_filters(stage, console, page: Page):
-    """Filters as `relay dlq list` has them, in the address; what is not allowed is told, and shows nothing."""
+    """Filters as `relay dlq list` has them, in the address. They count when they are shown; bad ones show nothing."""
     job = new_job()
     letter = await dead_letter(stage, job)
     await page.goto(f"{console.url}dead-letters")
@@ -147,14 +149,18 @@ async def test_filters(stage, console, page: Page):
     await expect(page.get_by_role("link", name=str(letter.sequence), exact=True)).to_be_visible()
     await page.get_by_role("combobox", name="Reason").click()
     await page.get_by_role("option", name=Reason.TOO_LARGE).click()
+    await page.get_by_role("button", name="Purge all that match").click()
+    await expect(page.get_by_text("The filters were changed.")).to_be_visible()
+    await expect(page.get_by_role("dialog")).to_have_count(0)
     await page.get_by_role("button", name="Show").click()
     await page.wait_for_url(f"**/dead-letters?job={job}&reason={Reason.TOO_LARGE}&since=15m")
     await expect(page.get_by_text("No dead letter matches.")).to_be_visible()
-    for query, said in (
-        ("since=yesterday", "since 'yesterday' is not allowed"),
-        ("reason=<b>", "reason '<b>' is not allowed"),
+    for path, said in (
+        ("?since=yesterday", "since 'yesterday' is not allowed"),
+        ("?reason=<b>", "reason '<b>' is not allowed"),
+        ("/first", "'first' is not the number of a dead letter"),
     ):
-        await page.goto(f"{console.url}dead-letters?{query}")
+        await page.goto(f"{console.url}dead-letters{path}")
         await expect(page.get_by_role("alert")).to_contain_text(said)
 
 

@@ -1,14 +1,11 @@
-"""What the first line and the charts say, from views alone."""
+"""The figures of now, and what the charts show, from views alone."""
 
 import datetime as dt
 
-import pytest
 from snapshot_kit import snapshot
 
-from relay.console.recent import Recent, series
-from relay.console.verdict import verdict
-from relay.doctor.findings import Level, fail, ok, warn
-from relay.overview.snapshot import Interval, Quantiles
+from relay.console.recent import Recent, figures, series
+from relay.overview.snapshot import Interval, LaneSnapshot, Quantiles
 from relay.overview.watch import View
 
 AT = dt.datetime(2026, 11, 22, 3, 14, tzinfo=dt.UTC)
@@ -44,17 +41,15 @@ def test_bounded():
     assert 450 == len(recent.points)
 
 
-@pytest.mark.parametrize(
-    ("findings", "trouble", "level", "headline"),
-    [
-        ([ok("lanes", "driven")], None, Level.OK, "Updates flow"),
-        ([ok("lanes", "driven"), warn("clock", "off", "set it")], None, Level.WARN, "Updates flow, have a look"),
-        ([warn("clock", "off", "set it"), fail("lanes", "free", "start")], None, Level.FAIL, "Updates do not flow"),
-        ([ok("lanes", "driven")], "for 2 s now: away", Level.FAIL, "No news from NATS"),
-        ([], None, Level.WARN, "Looking"),
-    ],
-)
-def test_verdict(findings, trouble, level, headline):
-    """The worst finding decides, and without news nothing is green."""
-    found = verdict(findings, trouble)
-    assert (level, headline) == (found.level, found.headline)
+def test_figures():
+    """The figures of a view; what is not known now is neither a zero nor the figure of before."""
+    waiting = snapshot(lanes=(LaneSnapshot(0, "a", 1200, 34, 0, 3.0), LaneSnapshot(1, None, 0, 0, 0, None)))
+    assert {
+        "published/s": "200.5",
+        "acknowledged/s": "199.0",
+        "dead-lettered/s": "0.0",
+        "not settled": "1,234",
+        "oldest": "3.0 s",
+        "dead letters": "0",
+    } == figures(View(AT, waiting, INTERVAL))
+    assert {"-"} == set(figures(View(AT, waiting, None, "for 2 s now: away")).values())
