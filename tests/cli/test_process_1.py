@@ -54,7 +54,7 @@ class Process1:
         """End the orphan, and wait until its exit status is taken."""
         (orphan,) = [pid for pid in children(self.pid) if name(pid) == "sleep"]
         os.kill(orphan, signal.SIGKILL)
-        await until(lambda: orphan not in children(self.pid))
+        await until(lambda: orphan not in children(self.pid), TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager
