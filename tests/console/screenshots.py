@@ -15,8 +15,8 @@ from relay_kit import STATUSES, new_job, update
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 FOLDER = ROOT / "docs" / "console"
-COLOURS = 96
-"""Enough for flat pages; with them a picture has a third of the bytes."""
+FREQUENT, RARE = 32, 64
+"""How many colours of each kind a picture keeps; with them it has a third of the bytes."""
 TRAFFIC_S = 75
 """How long updates flow before the pictures, so that the charts show something."""
 
@@ -24,9 +24,17 @@ TRAFFIC_S = 75
 async def save(page: Page, name: str) -> None:
     await page.wait_for_timeout(1500)  # for fonts, and the end of the library's animations
     shot = Image.open(io.BytesIO(await page.screenshot()))
-    # Other methods give rare colours to their neighbours: a yellow warning is red then.
-    few = shot.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = with_few_colours(shot.convert("RGB"))
     few.save(FOLDER / f"{name}.png", optimize=True)
+
+
+def with_few_colours(shot: Image.Image) -> Image.Image:
+    """The frequent colours as they are, so that no background changes, and rare ones, such as a yellow warning."""
+    by_count = sorted(shot.getcolors(shot.width * shot.height), reverse=True)
+    rare = shot.quantize(RARE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for _, colour in by_count[:FREQUENT] for part in colour] + rare[: 3 * RARE])
+    return shot.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 @contextlib.asynccontextmanager

@@ -14,10 +14,10 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, ViewportSize, async_playwright
 
 TIMEOUT_S = 90
-"""For whatever a test waits for: a machine that is shared may be slow."""
+"""For whatever a test waits for: with a load of 14 on two cores, some tests took over a minute in all."""
 IN_BROWSER = [
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(300),  # with that load the longest, that of many dead letters, took 176 s
 ]
 """The marks of tests that share one browser, one relay and one console."""
 VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
