@@ -46,6 +46,7 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.observability.metrics import Metrics
+from relay.path import advisories
 from relay.path.advisories import Advisories
 from relay.timing.room import Room
 
@@ -188,6 +189,21 @@ async def test_given_up_while_the_lane_is_driven(scene):
         (dead_lettered,) = await exhaust(scene, new_job(LANE), **{REPLAYED_FROM_HEADER: "1"})
         await until_deleted(1)
     assert b'relay_replayed_updates_total{outcome="dead_lettered"} 1.0' in metrics.render()
+    assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
+
+
+async def test_heard_before_it_is_stored(scene, monkeypatch):
+    """An advisory that comes before the server has stored its copy is followed up a moment later."""
+    find, looks = advisories.find_message, []
+
+    async def find_late(*arguments):
+        looks.append(arguments)
+        return None if len(looks) == 2 else await find(*arguments)  # the second look is that of the advisory
+
+    monkeypatch.setattr(advisories, "find_message", find_late)
+    async with watching(scene, new_lane(), look_every_s=3600), deletions(scene) as until_deleted:
+        (dead_lettered,) = await exhaust(scene, new_job(LANE))
+        await until_deleted(1)
     assert [(dead_lettered.sequence, "max_deliver", "2")] == summary(await scene.dead_letters())
 
 
