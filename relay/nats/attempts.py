@@ -24,6 +24,9 @@ _ANSWERS_IN_CLEAR_TEXT: Final = (
     "the server ends the TLS handshake in clear text, as it does when it has as many connections as its max_connections"
     " allows, or takes no more of them for another reason: its log says which"
 )
+_HANGS_UP: Final = (
+    "the server, or what is between, hangs up as we sign in, and the reason did not reach us: the server's log has it"
+)
 _REFUSES_CERTIFICATE: Final = (
     "the server demands a client certificate (RELAY_NATS_CERT_FILE), and may have refused ours: there is none, it has"
     " expired, or the server does not trust its authority"
@@ -52,6 +55,8 @@ def explain(
     if info is not None and info.get("tls_verify") and _hung_up(error):
         # With TLS 1.3 it refuses a certificate only after the handshake, and a write that fails first loses its reason.
         return AttemptFailed(f"{describe(error)}; {_REFUSES_CERTIFICATE}")
+    if info is not None and isinstance(error, nats.errors.UnexpectedEOF):
+        return AttemptFailed(_HANGS_UP)
     if isinstance(error, Exception) and not isinstance(error, OSError | nats.errors.Error):
         # After an exception that nats-py does not expect its reconnect would end, and nobody would notice.
         return AttemptFailed(describe(error))
@@ -73,4 +78,5 @@ def _reads_no_tls(error: BaseException) -> bool:
 
 def _hung_up(error: BaseException) -> bool:
     """Whether the server may have ended the connection; it has not if it is we who refuse its certificate."""
-    return isinstance(error, OSError) and not isinstance(error, ssl.SSLCertVerificationError)
+    we_refuse_its_own = isinstance(error, ssl.SSLCertVerificationError)
+    return isinstance(error, OSError | nats.errors.UnexpectedEOF) and not we_refuse_its_own

@@ -33,6 +33,7 @@ from relay.nats.nats_py import (
     end_quietly,
     forbid_clear_text,
     in_address,
+    require_signed_in,
     sign_in_with,
     stay_cancelled,
     subscribe_again,
@@ -213,6 +214,7 @@ class FrameClient(Client):
         try:
             sign_in_with(self, self._sign_in())
             await super()._process_connect_init()
+            require_signed_in(self)
         except BaseException as error:
             said = await self._said(error)
             abort(self)  # nats-py would leave the socket open
@@ -227,9 +229,10 @@ class FrameClient(Client):
 
         It did not if writing failed first.
         """
-        if not isinstance(error, OSError) or (said := error_in(await bytes_unread(self))) is None:
+        if not isinstance(error, OSError | nats.errors.UnexpectedEOF):
             return None
-        return nats.errors.Error(f"nats: {said}")
+        said = error_in(await bytes_unread(self))
+        return None if said is None else nats.errors.Error(f"nats: {said}")
 
     def _take_sign_in(self, server: Any) -> None:
         """Keep what the server's address says about signing in, and take it out of the address.

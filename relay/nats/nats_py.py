@@ -178,6 +178,20 @@ def abort(client: Client) -> None:
             transport._ws._response.close()  # noqa: SLF001
 
 
+def require_signed_in(client: Client) -> None:
+    """Raise UnexpectedEOF if the connection was lost as we signed in.
+
+    nats-py takes the end of a connection for the answer to its PING, and goes on as if it were connected.
+    """
+    if client.is_connected:
+        return
+    for name in ("_reading_task", "_ping_interval_task", "_flusher_task"):
+        task: asyncio.Task[None] | None = getattr(client, name)
+        if task is not None:
+            task.cancel()
+    raise nats.errors.UnexpectedEOF
+
+
 async def bytes_unread(client: Client) -> bytes:
     """What the server has sent on a broken connection, and nats-py has not read: its reason, perhaps.
 
