@@ -132,7 +132,7 @@ async def test_one_letter(stage, console, page: Page):
     """The page of a letter has its error, the advice, its headers, and its body as text and in hexadecimal."""
     letter = await dead_letter(stage, new_job(), b"\xff\x00 no JSON", {"X-Mine": "yes"})
     await page.goto(f"{console.url}dead-letters/{letter.sequence}")
-    for text in (letter.error, "fix the producer", "X-Mine", "\\xff\\x00 no JSON", "ff 00 20 6e 6f"):
+    for text in (letter.error, "fix the producer", "X-Mine", "Relay-Failed-At", "\\xff\\x00 no JSON", "ff 00 20 6e 6f"):
         await expect(page.get_by_text(text).first).to_be_visible()
 
 
