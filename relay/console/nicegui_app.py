@@ -8,13 +8,11 @@ os.environ["NICEGUI_STORAGE_PATH"] = f"{os.devnull}/nothing"
 
 from fastapi import FastAPI
 from jinja2 import BaseLoader, FunctionLoader
-from nicegui import app as pages
 from nicegui import client, core, ui
 
 from relay.console.guard import NONCE
 
 TITLE: Final = "relay console"
-_UNWANTED: Final = {"/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 _RECONNECT_S: Final = 20.0
 """How long the state of a page is kept while its browser is away."""
 _FAVICON: Final = (
@@ -38,7 +36,6 @@ def mount_pages(app: FastAPI) -> None:
         binding_refresh_interval=None,
     )
     core.app.config.socket_io_js_transports = ["websocket"]
-    pages.router.routes[:] = [each for each in pages.router.routes if getattr(each, "path", "") not in _UNWANTED]
     _mark_scripts()
 
 
