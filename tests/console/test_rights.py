@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
+from polling import until
 
 from relay.console import rights, watching
 from relay.console.rights import Rights
@@ -41,13 +42,11 @@ async def test_jetstream_that_does_not_answer_yet(settings, client, monkeypatch)
     mute = await client.subscribe("$JS.API.>")
     looking = Watching(settings)
     running = asyncio.create_task(looking.run())
-    while looking.view.trouble is None:  # noqa: ASYNC110 - pages are not told either
-        await asyncio.sleep(0.01)
+    trouble = await until(lambda: looking.view.trouble)
     assert looking.client is None
-    assert "no answer in time" in looking.view.trouble
+    assert "no answer in time" in trouble
     await mute.unsubscribe()
-    while looking.client is None:  # noqa: ASYNC110 - likewise
-        await asyncio.sleep(0.01)
+    await until(lambda: looking.client)
     assert Rights(hear=HEARD) == looking.rights
     running.cancel()
     await asyncio.wait([running])
