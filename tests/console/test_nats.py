@@ -75,12 +75,13 @@ async def test_many_tabs_cost_nothing(stage, console, browser, page):
         for each in (page, other):
             await each.goto(console.url)
             await expect(each.locator(".banner .headline")).to_contain_text("Updates flow")
-        asked = await stage.nc.subscribe(REPORT_SUBJECT)
         last = await page.evaluate(f"{SHOWN}.at(-1)")
-        await page.wait_for_function(f"last => {SHOWN}.filter(at => at > last).length >= 3", arg=last)
+        asked = await stage.nc.subscribe(REPORT_SUBJECT)
+        await page.wait_for_function(f"last => {SHOWN}.filter(at => at > last).length >= 6", arg=last)
+        polls = asked.pending_msgs
         shown = await page.evaluate(f"last => {SHOWN}.filter(at => at > last).length", last)
-        await stage.nc.flush()
-    assert shown - 1 <= asked.pending_msgs <= shown + 1
+    # The latest polls may not be shown yet. Were there polls of each page, there would be twice as many.
+    assert 0 < polls <= shown + 3
     await asked.unsubscribe()
 
 
