@@ -25,7 +25,7 @@ from relay.contract.text import describe, redact_url
 from relay.nats.credentials import connect_options
 from relay.nats.err_codes import IN_PROCESS, NO_JETSTREAM, NO_LEADER, REMEDIES, TOO_LARGE
 from relay.nats.frames import FrameClient
-from relay.nats.nats_py import abort, bound_closing, end_reconnect, stay_cancelled
+from relay.nats.nats_py import abort, bound_closing, cancellable, end_reconnect
 from relay.nats.refusals import Refusals
 from relay.nats.server_errors import explained
 from relay.observability.logs import get_logger
@@ -134,29 +134,27 @@ async def connect(
     client = FrameClient(sign_in, tls_only=settings.wants_tls, api=settings.api)
     callbacks = _Callbacks(client, settings.servers, on_disconnected, on_reconnected)
     try:
-        await client.connect(
-            servers=list(settings.servers),
-            name=name,
-            error_cb=callbacks.failed,
-            disconnected_cb=callbacks.disconnected,
-            reconnected_cb=callbacks.reconnected,
-            tls_handshake_first=settings.tls_first,
-            **_TIMING,
-            **sign_in(),
-        )
+        with cancellable():
+            await client.connect(
+                servers=list(settings.servers),
+                name=name,
+                error_cb=callbacks.failed,
+                disconnected_cb=callbacks.disconnected,
+                reconnected_cb=callbacks.reconnected,
+                tls_handshake_first=settings.tls_first,
+                **_TIMING,
+                **sign_in(),
+            )
     except BaseException as error:
-        abort(client)
-        stay_cancelled()
+        if client.is_connected:
+            await close(client)
+        else:
+            abort(client)
         if isinstance(error, Exception) and not isinstance(error, RelayError):
             raise BrokerUnavailable(callbacks.servers, _describe(error)) from error
         raise
     callbacks.connected = True
     bound_closing(client)
-    try:
-        stay_cancelled()
-    except asyncio.CancelledError:
-        await close(client)
-        raise
     return client
 
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_FLUSH_TIMEOUT, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
@@ -29,13 +29,13 @@ from relay.nats.nats_py import (
     DialedTransport,
     abort,
     bytes_unread,
+    cancellable,
     demand_tls,
     end_quietly,
     forbid_clear_text,
     in_address,
     require_signed_in,
     sign_in_with,
-    stay_cancelled,
     subscribe_again,
 )
 from relay.nats.refusals import TOO_MANY, Refusals
@@ -159,9 +159,13 @@ class FrameClient(Client):
         headers: dict[str, Any] | None = None,
     ) -> Msg:
         """nats-py's request, but cancelling it is safe: it then always ends with CancelledError."""
-        answer = await super().request(self.on_wire(subject), payload, timeout, old_style, headers)
-        stay_cancelled()
-        return answer
+        with cancellable():
+            return await super().request(self.on_wire(subject), payload, timeout, old_style, headers)
+
+    async def flush(self, timeout: int = DEFAULT_FLUSH_TIMEOUT) -> None:  # noqa: ASYNC109 - the name in nats-py
+        """nats-py's flush; cancelling it is safe, too."""
+        with cancellable():
+            await super().flush(timeout)
 
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None

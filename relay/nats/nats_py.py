@@ -7,7 +7,7 @@ goes wrong without it.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final
 from urllib.parse import ParseResult, unquote
 
@@ -249,10 +249,17 @@ def sign_in_with(client: Client, options: Mapping[str, Any]) -> None:
         client._setup_nkeys_connect()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
-def stay_cancelled() -> None:
-    """Raise CancelledError if the task is cancelled; call this after nats-py has connected, or answered a request.
+@contextlib.contextmanager
+def cancellable() -> Generator[None]:
+    """Raise CancelledError at the end of the block if its task was cancelled meanwhile, whatever else came of it.
 
     Before Python 3.12, `wait_for`, in which nats-py waits, loses a cancellation that comes together with the answer.
+    Cancellations before the block do not count: a task that cleans up after one may still ask the server.
     """
-    if (task := asyncio.current_task()) is not None and task.cancelling():
-        raise asyncio.CancelledError
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError

@@ -8,7 +8,7 @@ from nats.aio.client import Client
 
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.nats.connection import PubAck, publish_confirmed
-from relay.nats.nats_py import stay_cancelled
+from relay.nats.nats_py import cancellable
 
 if TYPE_CHECKING:  # see __init__.py
     from relay.contract.model import JobStatusUpdate
@@ -49,9 +49,8 @@ async def publish_body(
     2 minutes. With None it is stored each time. For cancellation and errors see `publish_update`.
     """
     headers = None if message_id is None else {MSG_ID_HEADER: message_id}
-    ack = await publish_confirmed(client, status_subject(token), body, headers, timeout_s=timeout_s)
-    stay_cancelled()  # the caller's client may be nats-py's own
-    return ack
+    with cancellable():  # the caller's client may be nats-py's own
+        return await publish_confirmed(client, status_subject(token), body, headers, timeout_s=timeout_s)
 
 
 def name_of(update: "JobStatusUpdate") -> str:

@@ -199,13 +199,42 @@ async def test_a_subscription_that_is_refused(nc):
     assert [b"theirs"] == [message.data for message in await heard(others, 1)]
 
 
-async def test_cancelled_as_the_answer_comes(nc):
+@pytest.mark.parametrize("headers", [None, {"Status": "503"}], ids=["answer", "nobody there"])
+async def test_cancelled_as_the_answer_comes(nc, headers):
     """A request that is cancelled at the moment of its answer ends as cancelled."""
     silent = await nc.subscribe("silent")
     asking = asyncio.create_task(nc.request("silent", timeout=TIMEOUT_S))
     await silent.next_msg(TIMEOUT_S)
     [answer] = nc._resp_map.values()
-    answer.set_result(Msg(nc))
+    answer.set_result(Msg(nc, headers=headers))
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+async def test_cancelled_as_the_pong_comes(nc):
+    """The same of a flush."""
+    flush = asyncio.create_task(nc.flush())
+    await asyncio.sleep(0)  # so that it waits for its PONG
+    nc._pongs[-1].set_result(True)
+    flush.cancel()
+    await asyncio.wait([flush])
+    assert flush.cancelled()
+
+
+async def test_a_task_that_was_cancelled_asks_again(nc):
+    """A task that cleans up after its cancellation gets its answer."""
+    waiting = asyncio.Event()
+
+    async def ask_after_all() -> Msg:
+        try:
+            waiting.set()
+            return await asyncio.Future()
+        except asyncio.CancelledError:
+            await nc.flush()
+            return await nc.request("$JS.API.INFO", timeout=TIMEOUT_S)
+
+    asking = asyncio.create_task(ask_after_all())
+    await waiting.wait()
+    asking.cancel()
+    assert b"account_info_response" in (await asking).data

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from relay.nats.frames import Take, TakeBatch
-from relay.nats.nats_py import stay_cancelled
+from relay.nats.nats_py import cancellable
 from simulation.jetstream import JetStream
 from simulation.network import Inbox, Link
 
@@ -105,14 +105,14 @@ class Client:
     ) -> Msg:
         in_turn = subject.startswith(_WORDS)
         answer = self._link.ask(lambda: self._jetstream.request(subject, payload, headers or {}), after_words=in_turn)
-        message = Msg(self, data=await _within(timeout, answer))  # type: ignore[arg-type]
-        stay_cancelled()
-        return message
+        with cancellable():
+            return Msg(self, data=await _within(timeout, answer))  # type: ignore[arg-type]
 
     # The methods that nats-py's subscriptions call on their client.
 
     async def flush(self) -> None:
-        await _within(DEFAULT_FLUSH_TIMEOUT, self._link.ping())
+        with cancellable():
+            await _within(DEFAULT_FLUSH_TIMEOUT, self._link.ping())
 
     async def _send_unsubscribe(self, number: int, limit: int = 0) -> None:
         assert limit == 0, "that is not modelled"
