@@ -22,6 +22,10 @@ from relay.contract.subjects import JOB_UUID, Reason
 from relay.contract.text import ascii_line
 
 _MAX_DEPTH: Final = 200
+_SMALL_BYTES: Final = 2 * _MAX_DEPTH
+"""In so few bytes nothing is nested deeper than _MAX_DEPTH, because each bracket has a partner."""
+_MAX_VALUES: Final = 2000
+_SAMPLE_BYTES: Final = 64 * 1024
 _FIRST_KEY_BYTES: Final = 64
 _MAX_ERROR_CHARS: Final = 500
 _MAX_ECHO_CHARS: Final = 60
@@ -30,6 +34,8 @@ _NEEDS_METADATA: Final = frozenset[str]({JobStatus.COMPLETED, JobStatus.STREAMIN
 _ANY_UUID: Final = TypeAdapter(UUID)
 # Backslashes pair up from the start of their run, so an even number of them before \u0000 makes it a NUL.
 _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+# NUL, or an escape that msgspec does not write: of \u it writes only those of control characters.
+_OTHER_ESCAPE: Final = re.compile(rb"\\u(?!00(?:0[1-9a-f]|1[0-9a-f]))")
 
 
 class Repair(StrEnum):
@@ -174,8 +180,11 @@ def _decode(body: bytes, token: str) -> Frame:
     if JOB_UUID.fullmatch(token) is None:
         wanted = "a UUID in lower case with hyphens, as in job.status.123e4567-e89b-42d3-a456-426614174000"
         raise _Unfit(Reason.INVALID_UUID, f"the subject ends in {_echo(token)}, but must end in {wanted}")
-    text, nuls = _ESCAPED_NUL.subn(rb"\1\\ufffd", body) if b"\\" in body and b"\\u0000" in body else (body, 0)
-    update, text = _typed(text)
+    text, nuls, update = body, 0, _plain(body)
+    if update is None:
+        if b"\\u0000" in body:
+            text, nuls = _ESCAPED_NUL.subn(rb"\1\\ufffd", body)
+        update, text = _typed(text)
     if not isinstance(update.status, str) or update.status not in _STATUSES:
         raise _unknown_status(update.status)
     repairs = _repairs(update, token)
@@ -195,9 +204,6 @@ def _too_large(text: bytes) -> _Unfit:
 
 def _typed(text: bytes) -> tuple[_Update, bytes]:
     """The update in `text` and its bytes: all of `text`, or only the payload if `text` is an envelope."""
-    update = _plain(text)
-    if update is not None:
-        return update, text
     enveloped = "payload" in _parse(text)  # nothing else is kept: large updates would be held several times
     try:
         if not enveloped:
@@ -210,20 +216,44 @@ def _typed(text: bytes) -> tuple[_Update, bytes]:
 
 
 def _plain(text: bytes) -> _Update | None:
-    """The update in `text`, if `text` is spelled as msgspec spells it; None if it has to be looked at more closely.
+    """The update in `text`, if it is spelled as msgspec spells it but for blanks; None if it needs a closer look.
 
     What msgspec reads and writes again to the very same bytes has nothing that `_parse` refuses: of duplicate keys one
     would be missing, and msgspec reads no invalid UTF-8 and no number that is too large for a float.
     """
-    if text.find(b'": ', 0, _FIRST_KEY_BYTES) >= 0:
-        return None  # msgspec writes no blanks; this saves the attempt for large updates
-    if len(text) > 2 * _MAX_DEPTH and text.count(b"{") + text.count(b"[") > _MAX_DEPTH:  # each bracket has a partner
+    if text.find(b"\\u", 0, _SAMPLE_BYTES) >= 0 and _OTHER_ESCAPE.search(text, 0, _SAMPLE_BYTES):
         return None
     try:
         document = _DOCUMENT.decode(text)
-        return msgspec.convert(document, _Update) if _ENCODER.encode(document) == text else None
-    except ValueError:
+        if len(text) > _SMALL_BYTES and not _is_simple(document):
+            return None
+        # Python's `json` writes a blank after each colon.
+        compact = msgspec.json.format(text, indent=-1) if text.find(b'": ', 0, _FIRST_KEY_BYTES) >= 0 else text
+        return msgspec.convert(document, _Update) if _ENCODER.encode(document) == compact else None
+    except (ValueError, RecursionError):
         return None
+
+
+def _is_simple(document: Any) -> bool:
+    """Whether a document has few members, is not nested too deep, and has no NUL in its texts.
+
+    To look at what was read is quicker than to search megabytes of text for brackets and escapes.
+    """
+    values, containers = [document], 0
+    for value in values:  # it grows meanwhile
+        if isinstance(value, str):
+            if "\0" in value:
+                return False
+        elif isinstance(value, dict):
+            containers += 1
+            values += value
+            values += value.values()
+        elif isinstance(value, list):
+            containers += 1
+            values += value
+        if containers > _MAX_DEPTH or len(values) > _MAX_VALUES:
+            return False
+    return True
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -37,10 +37,15 @@ def compact(value):
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def with_blanks(body):
+    """The same update as Python's `json` spells it by default, but for letters that are not ASCII."""
+    return json.dumps(json.loads(body), ensure_ascii=False).encode()
+
+
 @st.composite
 def spliced(draw):
     """Bytes that are nearly an update: with a piece put in, left out, or copied to another place."""
-    body = update(RESPONSE, LEFT_OPEN)
+    body = draw(st.sampled_from([update(RESPONSE, LEFT_OPEN), with_blanks(update(RESPONSE, LEFT_OPEN))]))
     for _ in range(draw(st.integers(0, 3))):
         start, cut = draw(st.integers(0, len(body))), draw(st.integers(0, 8))
         copied = draw(st.integers(0, len(body)))
@@ -61,13 +66,19 @@ members = st.builds(
 bodies = spliced() | st.lists(members, max_size=4).map(lambda some: update(*some))
 
 
+def output(text):
+    return compact({"miner_response": {"docker_process_stderr": "", "docker_process_stdout": text}})[1:-1]
+
+
 @settings(max_examples=500)
 @given(body=bodies)
 def test_what_is_read_in_the_short_way_is_read_alike_in_the_long_one(body):
     short = wire._plain(body)
     event("short" if short is not None else "long")
     if short is not None:
-        assert "payload" not in wire._parse(body)
+        tree = wire._parse(body)
+        assert "payload" not in tree
+        assert "\\u0000" not in json.dumps(tree).replace("\\\\", "")
         assert short == wire._UPDATE.decode(body)
 
 
@@ -82,12 +93,18 @@ def test_what_is_read_in_the_short_way_is_read_alike_in_the_long_one(body):
         b'"x":"\xff"',
         b'"x":"\\ud800"',
         b'"x":' + b"[" * 201 + b"]" * 201,
+        b'"x":' + b"[" * 5000 + b"]" * 5000,
+        b'"x":"a\\u0000b"',
+        output("\n" * 100_000 + "\0"),
+        output("\n" * 100_000) + b',"x":{"a\\u0000b":1}',
     ],
 )
-def test_what_parsers_read_differently_takes_the_long_way(member):
-    assert wire._plain(update(member)) is None
+@pytest.mark.parametrize("colon", [b'":', b'": '])
+def test_what_needs_a_closer_look_takes_the_long_way(member, colon):
+    assert wire._plain(update(member).replace(b'":', colon)) is None
 
 
-@pytest.mark.parametrize("member", [RESPONSE, LEFT_OPEN])
-def test_the_usual_update_takes_the_short_way(member):
-    assert wire._plain(update(member)) is not None
+@pytest.mark.parametrize("spelled", [bytes, with_blanks])
+@pytest.mark.parametrize("member", [RESPONSE, LEFT_OPEN, output("{'a': [1]}\n\x1b[0m\u00e9" * 10_000)])
+def test_the_usual_update_takes_the_short_way(member, spelled):
+    assert wire._plain(spelled(update(member))) is not None
