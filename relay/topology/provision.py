@@ -1,9 +1,9 @@
 """Streams, lane consumers and the lease bucket: what is wanted, what exists, and changing one into the other."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
@@ -11,7 +11,7 @@ from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import api_stream_names
 from relay.core.floors import Floor
 from relay.nats.connection import api_request, require_server
-from relay.nats.err_codes import STREAM_NOT_FOUND
+from relay.nats.err_codes import CONSUMER_OFFLINE, STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
 from relay.topology.comparison import Config
@@ -23,10 +23,14 @@ from relay.topology.lease_ttl import lower_ttl
 from relay.topology.plan import LANE_CAPACITY, Actual, Kind, Plan, Step, Verb, Wanted, make_plan
 from relay.topology.storage import find_storage_refusals, max_bytes_of
 
+T = TypeVar("T")
+
 DEAD_LETTER_ROOM: Final = 16 * 1024
 """Bytes that a dead letter may need in addition to its update, for the relay's headers with the error's text."""
 
 _RESUME_AGAIN_S: Final = 2.0
+_TRIES: Final = 3
+"""For consumers that nobody answers for; each takes 4 seconds."""
 _NS: Final = 1_000_000_000
 _MINUTE: Final = 60 * _NS
 _HOUR: Final = 60 * _MINUTE
@@ -88,7 +92,7 @@ async def provision(client: FrameClient, topology: Topology, *, downgrade: bool 
     if the server keeps a configuration other than the one sent; and as `check` does. After another error or a
     cancellation, some of the steps may be done: run it again.
     """
-    plan = await check(client, topology)
+    plan = await _once_answered(lambda: check(client, topology))
     if refusals := (*plan.refusals, *(() if downgrade else plan.downgrades)):
         raise UnsafeChange(refusals)
     change = plan.lane_change
@@ -99,14 +103,26 @@ async def provision(client: FrameClient, topology: Topology, *, downgrade: bool 
                 await _apply(client, step)
         else:
             await _apply(client, step)
-    await resume_lanes(client)
-    left_over = await check(client, topology)
+    await _once_answered(lambda: resume_lanes(client))
+    left_over = await _once_answered(lambda: check(client, topology))
     if not left_over.is_done:
         raise UnsuitableServer(
             f"nats-server accepted the configuration and keeps another one ({'; '.join(left_over.to_do)})",
             "look for limits in its configuration and for somebody else who changes these streams",
         )
     return plan
+
+
+async def _once_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again if nobody answers for a consumer: a busy cluster may still elect the leaders of those just made."""
+    tries = _TRIES
+    while True:
+        tries -= 1
+        try:
+            return await ask()
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_OFFLINE or not tries:
+                raise
 
 
 async def resume_lanes(client: FrameClient) -> list[str]:

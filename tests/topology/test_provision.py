@@ -13,7 +13,10 @@ from relay.contract import subjects
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange, UnsuitableServer
 from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
 from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.err_codes import CONSUMER_OFFLINE
 from relay.topology import lane_change
+from relay.topology import provision as provision_module
+from relay.topology.consumer_state import lane_consumers
 from relay.topology.plan import LANE_CAPACITY
 from relay.topology.provision import DEAD_LETTER_ROOM, check, provision
 
@@ -113,6 +116,22 @@ async def test_a_second_run_leaves_everything(provisioned, topology):
     assert {"left"} == {line.split()[0] for line in plan.lines}
     assert plan.in_place
     assert before == await everything(provisioned)
+
+
+@pytest.mark.parametrize(("silences", "ends"), [(2, contextlib.nullcontext()), (3, pytest.raises(JetStreamError))])
+async def test_consumers_that_nobody_answers_for_yet(nc, topology, monkeypatch, silences, ends):
+    """On a busy cluster nobody may answer for consumers that were just made: they are asked about again."""
+    left = iter(range(silences))
+
+    async def elected_late(client):
+        if next(left, None) is not None:
+            raise JetStreamError("CONSUMER.LIST", 503, CONSUMER_OFFLINE, "nobody answers")
+        return await lane_consumers(client)
+
+    monkeypatch.setattr(provision_module, "lane_consumers", elected_late)
+    with ends:
+        await provision(nc, topology)
+        assert (await check(nc, topology)).is_done
 
 
 async def test_a_restarted_server_still_has_everything(nats_server, nc, topology, connect):
