@@ -162,7 +162,18 @@ class LaneRun:
             _log.debug("cannot look at a held lane's consumer", lane=lane.number, error=str(error))
             lane.continuity.be_patient(monotonic())  # while no server answers, nothing comes back either
             return 0
-        return lane.resolve(state, monotonic())
+        now_s = monotonic()
+        overdue = lane.overdue(state, now_s)
+        missing = lane.resolve(state, now_s)
+        if lane.held and overdue:
+            _log.info(
+                "updates delivered earlier have not come back by themselves; asking for them again",
+                lane=lane.number,
+                missing=missing,
+                among=f"{overdue[0]} to {overdue[-1]}",
+            )
+            self.source.ask_again(overdue, state)
+        return missing
 
 
 def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:
