@@ -203,6 +203,9 @@ def _intake(snapshot: Snapshot) -> Finding:
     if troubles:
         found, _, remedy = troubles[0].partition("; ")
         return fail("intake", found, remedy)
+    if idle_s is None:
+        why = f"the latest message of {STATUS_STREAM} has a time in the future: the clock of a nats-server was set back"
+        return unchecked("intake", why)
     if idle_s > UNTRIED_S:
         why = (
             f"{STATUS_STREAM} has stored nothing for {format_duration(idle_s)}, and no worker has tried whether it can"

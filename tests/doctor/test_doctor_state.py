@@ -50,6 +50,7 @@ def test_well():
         (snapshot(reports={}), {"workers": "warn"}),
         (snapshot(report(missing=["stores nothing; x"], intake="stores nothing; x")), {"intake": "fail"}),
         (snapshot(stream={"idle_s": 61.0}), {"intake": "warn"}),
+        (snapshot(stream={"idle_s": None}), {"intake": "warn"}),
         (snapshot(report(missing=["the Facilitator is away"])), {"workers": "fail"}),
         (snapshot(may_ask_workers=False, reports={}), {"workers": "warn"}),
         (snapshot(report(slow_consumer=2)), {"workers": "warn"}),
