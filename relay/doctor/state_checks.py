@@ -100,6 +100,9 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
 def _silent(snapshot: Snapshot, worker: str) -> Finding:
     lanes = [lane.lane for lane in snapshot.lanes if lane.owner == worker]
     silent_s, ttl_s = snapshot.silent_s.get(worker, 0.0), snapshot.streams[LEASE_STREAM].max_age_s
+    if not ttl_s:
+        remedy = f"{LEASE_BUCKET} keeps entries for ever (max_age 0), so it may be gone, with lanes that nobody takes; "
+        return warn("workers", f"no report from {worker}", remedy + "`relay provision` sets max_age again")
     if silent_s <= ttl_s / 2:  # it announces itself every third of that time
         remedy = "if it is not just starting or stopping, look at its log; a worker of an older version never answers"
         return warn("workers", f"no report from {worker}", remedy)
