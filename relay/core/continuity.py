@@ -9,12 +9,22 @@ delivery count shows a gap. It is released when the server has no more updates p
     delivered    the highest stream sequence delivered so far
     released if  updates at hand, up to `delivered`  >=  pending
 
-It is also released when `patience_s` has passed, so that a miscount cannot stop a lane for ever.
+The server goes by its wall clock: if that was set back, or another server with an earlier time leads the consumer now,
+it delivers an update again as much later. So what has not come back in half of `patience_s` is asked for again, which
+the server obeys at any time. The relay does not know which updates are pending. It asks for each stream sequence that
+may be one, and the server ignores the others.
+
+A lane is also released when `patience_s` has passed in which no missing update came, so that a miscount, or an update
+that the server cannot read any more, does not stop it for ever.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
+
+_MOST_TOGETHER: Final = 5_000
+"""How many stream sequences are asked for together: 0.4 MB of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,7 @@ class ConsumerState:
 
 
 def patience_s(ack_wait_s: float) -> float:
-    """How many seconds to wait for what is missing: time for two redeliveries, as the first may get lost as well."""
+    """How many seconds to wait for what is missing: time for two redeliveries, one of them after it was asked for."""
     return 2 * ack_wait_s + 1
 
 
@@ -61,6 +71,9 @@ class Continuity:
         self._patience_s = patience_s
         self._next: int | None = None
         self._give_up_s = 0.0
+        self._least_missing = math.inf
+        self._unasked: range | None = None
+        """Stream sequences that are still to be asked for; None while the server may deliver them again by itself."""
         self._owed = 0
         self._owed_up_to = 0
 
@@ -79,6 +92,8 @@ class Continuity:
     def be_patient(self, now_s: float) -> None:
         """Wait for the full patience again, because nothing could arrive until now."""
         self._give_up_s = now_s + self._patience_s
+        self._least_missing = math.inf
+        self._unasked = None
 
     def delivered(self, consumer_sequences: Iterable[int], now_s: float) -> None:
         """Updates came, with these numbers in the consumer's count of all its deliveries."""
@@ -91,13 +106,33 @@ class Continuity:
     def resolve(self, state: ConsumerState, count_up_to: Callable[[int], int], now_s: float) -> int:
         """Return how many updates are missing. Releases the lane if none is, or if patience is over.
 
+        Patience begins anew with each missing update that has come, so that a slow connection is not given up.
+
         `count_up_to` counts the updates at hand up to a stream sequence.
         """
         owed = self._owed - count_up_to(self._owed_up_to)
         missing = max(0, state.pending - count_up_to(state.delivered), owed)
         # A state that is older than the latest delivery does not show a gap before that.
         current = self._next is None or state.delivered_count + 1 >= self._next
+        if missing < self._least_missing < math.inf:
+            self.be_patient(now_s)
+        self._least_missing = min(missing, self._least_missing)
         if (missing == 0 and current) or now_s >= self._give_up_s:
             self.held = False
             self._owed = 0
         return missing
+
+    def overdue(self, state: ConsumerState, now_s: float) -> range:
+        """The stream sequences to ask the server for again now, before `resolve`; empty if there are none.
+
+        Among them are the missing updates. If there are too many for one time, the next ones follow at the next call.
+        """
+        half_s = self._patience_s / 2
+        if not self.held or now_s < self._give_up_s - half_s:
+            return range(0)
+        if self._unasked is None:
+            self._unasked = range(state.ack_floor + 1, state.delivered + 1)
+        overdue, self._unasked = self._unasked[:_MOST_TOGETHER], self._unasked[_MOST_TOGETHER:]
+        if overdue:
+            self._give_up_s = max(self._give_up_s, now_s + half_s)
+        return overdue

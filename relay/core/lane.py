@@ -166,13 +166,19 @@ class Lane:
         anew since pulling started: that one knows nothing of earlier deliveries, and delivers everything again, which
         only a lane that begins anew can tell from new updates.
         """
-        if state.made_at_s > self._consumer_made_at_s:
+        if self._is_of_another_consumer(state):
             return 0
         missing = self.continuity.resolve(state, self._count_up_to, now_s)
         if not self.held:
             at_hand = {job: tuple(update.sequence for update in found.queue) for job, found in self._jobs.items()}
             self._log.released(state, missing, at_hand)
         return missing
+
+    def overdue(self, state: ConsumerState, now_s: float) -> list[int]:
+        """Sequences to ask the server for again, before `resolve`, because they may be those of missing updates."""
+        if self._is_of_another_consumer(state):
+            return []
+        return [sequence for sequence in self.continuity.overdue(state, now_s) if sequence not in self._at_hand]
 
     # --- what goes out
 
@@ -324,6 +330,9 @@ class Lane:
         else:
             insort(job.queue, update, key=_sequence_of)
         self._promote(job)
+
+    def _is_of_another_consumer(self, state: ConsumerState) -> bool:
+        return state.made_at_s > self._consumer_made_at_s
 
     def _count_up_to(self, sequence: int) -> int:
         """How many updates at hand have a stream sequence of at most `sequence`."""

@@ -22,6 +22,11 @@ class ServerClock:
         self._error_s = float("inf")
         self._seen_s = 0.0
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the server has told its time."""
+        return self._error_s < float("inf")
+
     def told(self, told_at_s: float, asked_s: float, answered_s: float, now_s: float) -> None:
         """The server made an answer at `told_at_s` on its clock, between two moments on this one.
 

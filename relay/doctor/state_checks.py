@@ -100,6 +100,9 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
 def _silent(snapshot: Snapshot, worker: str) -> Finding:
     lanes = [lane.lane for lane in snapshot.lanes if lane.owner == worker]
     silent_s, ttl_s = snapshot.silent_s.get(worker, 0.0), snapshot.streams[LEASE_STREAM].max_age_s
+    if not ttl_s:
+        remedy = f"{LEASE_BUCKET} keeps entries for ever (max_age 0), so it may be gone, with lanes that nobody takes; "
+        return warn("workers", f"no report from {worker}", remedy + "`relay provision` sets max_age again")
     if silent_s <= ttl_s / 2:  # it announces itself every third of that time
         remedy = "if it is not just starting or stopping, look at its log; a worker of an older version never answers"
         return warn("workers", f"no report from {worker}", remedy)
@@ -203,6 +206,9 @@ def _intake(snapshot: Snapshot) -> Finding:
     if troubles:
         found, _, remedy = troubles[0].partition("; ")
         return fail("intake", found, remedy)
+    if idle_s is None:
+        why = f"the latest message of {STATUS_STREAM} has a time in the future: the clock of a nats-server was set back"
+        return unchecked("intake", why)
     if idle_s > UNTRIED_S:
         why = (
             f"{STATUS_STREAM} has stored nothing for {format_duration(idle_s)}, and no worker has tried whether it can"

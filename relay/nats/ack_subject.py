@@ -55,5 +55,14 @@ def ack_of_nothing(stream: str, consumer: str, origin: str = "") -> str:
 
     The server answers it after it has processed the acknowledgements that were sent before.
     """
+    return ack_subject(stream, consumer, _NO_SEQUENCE, 1, origin)
+
+
+def ack_subject(stream: str, consumer: str, sequence: int, consumer_sequence: int, origin: str = "") -> str:
+    """An ACK subject for a delivery that is not at hand. `origin` is that of the deliveries.
+
+    The server goes by the stream's `sequence`. It ignores a `-NAK` if `consumer_sequence` is not between the consumer's
+    ack floor and its latest delivery.
+    """
     names = f"{origin}.{stream}.{consumer}" if origin else f"{stream}.{consumer}"
-    return f"$JS.ACK.{names}.1.{_NO_SEQUENCE}.1.0.0"
+    return f"$JS.ACK.{names}.1.{sequence}.{consumer_sequence}.0.0"

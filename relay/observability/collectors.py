@@ -61,12 +61,12 @@ class KnownGauge(Collector):
         self._values: dict[str, float] = {}
         """By the value of the label."""
 
-    def set(self, value: float, label_value: str = "") -> None:
-        self._values[label_value] = value
-
-    def forget(self, label_value: str = "") -> None:
-        """Its value is not known any more, or was not known before."""
-        self._values.pop(label_value, None)
+    def set(self, value: float | None, label_value: str = "") -> None:
+        """Its value; None if it is not known, or not known any more."""
+        if value is None:
+            self._values.pop(label_value, None)
+        else:
+            self._values[label_value] = value
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(self._name, self._help_text, labels=self._label_names)

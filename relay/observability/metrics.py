@@ -116,10 +116,7 @@ class Metrics:
 
     def dead_letters_stored(self, letters: int | None) -> None:
         """How many dead letters there are; None if that cannot be seen."""
-        if letters is None:
-            self._letters_stored.forget()
-        else:
-            self._letters_stored.set(letters)
+        self._letters_stored.set(letters)
 
     # --- Lanes
 
@@ -152,8 +149,8 @@ class Metrics:
         self._lanes_left[how].inc()
         self._owned[lane].set(0)
         self._in_trouble[lane].set(0)
-        self._lag.forget(str(lane))
-        self._oldest.forget(str(lane))
+        self._lag.set(None, str(lane))
+        self._oldest.set(None, str(lane))
 
     def at_hand(self, lane: int, updates: int) -> None:
         self._at_hand[lane].set(updates)
@@ -259,15 +256,18 @@ class Metrics:
         )
         build.labels(version("job-status-relay"), python_version()).set(1)
         self._nats_connected = self._gauge("relay_nats_connected", "1 while connected to NATS, else 0.")
-        self._intake = self._gauge("relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1.")
+        self._intake = self._known_gauge(
+            "relay_intake_up", "0 if JOB_STATUS stores nothing of what is published, else 1; absent while unknown."
+        )
         self._not_permitted = self._gauge(
             "relay_not_permitted", "Subjects on which NATS does not let this worker publish or listen."
         )
-        self._server_ahead = self._gauge(
+        self._server_ahead = self._known_gauge(
             "relay_nats_clock_ahead_seconds", "How far the clock of NATS is ahead of this machine's; negative: behind."
         )
-        self._missing_copies = self._gauge(
-            "relay_missing_copies", "Copies of streams and lane consumers that are lost, away or behind."
+        self._missing_copies = self._known_gauge(
+            "relay_missing_copies",
+            "Copies of streams and lane consumers that are lost, away or behind; absent while that cannot be seen.",
         )
         self._reconnects = self._counter("relay_nats_reconnects", "Reconnects after a lost connection to NATS.")
         self._slow_consumer = self._counter(
@@ -289,20 +289,23 @@ class Metrics:
             get_args(ControlOutcome),
         )
 
-    def clock(self, server_ahead_s: float) -> None:
-        """The clock of NATS is so far ahead of that of this machine."""
+    def clock(self, server_ahead_s: float | None) -> None:
+        """The clock of NATS is so far ahead of that of this machine; None if that is not known yet."""
         self._server_ahead.set(server_ahead_s)
 
     def not_permitted(self, subjects: int) -> None:
         """The permissions of the NATS user lack so many subjects, as far as they were tried lately."""
         self._not_permitted.set(subjects)
 
-    def copies(self, missing: int) -> None:
-        """So many copies of streams and consumers are lost, away or behind."""
+    def copies(self, missing: int | None) -> None:
+        """So many copies of streams and consumers are lost, away or behind; None while that cannot be seen."""
         self._missing_copies.set(missing)
 
-    def state(self, *, ready: bool, nats: bool, facilitator: int, intake: bool) -> None:
-        """Whether the worker is ready, NATS is connected, and its stream stores; how many connections are signed in."""
+    def state(self, *, ready: bool, nats: bool, facilitator: int, intake: bool | None) -> None:
+        """Whether the worker is ready, NATS is connected, and its stream stores; how many connections are signed in.
+
+        `intake` is None while nobody knows.
+        """
         self._intake.set(intake)
         self._ready.set(ready)
         self._nats_connected.set(nats)

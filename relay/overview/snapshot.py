@@ -57,8 +57,8 @@ class StreamSnapshot:
     """Servers that keep it and are offline or not up to date."""
     canaries: int = 0
     """How many of its messages are no updates, but were published to see whether it stores: see topology/intake.py."""
-    idle_s: float = 0.0
-    """How long it has stored nothing."""
+    idle_s: float | None = 0.0
+    """How long it has stored nothing; None if nobody knows, because the server's clock was set back."""
     copies: int | None = None
     """How many servers keep it, those that are behind included; None if the server is in no cluster."""
 

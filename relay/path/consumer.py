@@ -22,7 +22,7 @@ from relay.core.continuity import ConsumerState
 from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
 from relay.core.stall import StallWatch
-from relay.nats.ack_subject import ack_of_nothing, origin_of, parse_ack_subject
+from relay.nats.ack_subject import ack_of_nothing, ack_subject, origin_of, parse_ack_subject
 from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
@@ -129,6 +129,19 @@ class PullConsumer:
             self._replaced = True
             self._wake.set()
         return state
+
+    def ask_again(self, sequences: Sequence[int], state: ConsumerState) -> None:
+        """Ask for these updates to be delivered again, whatever time it is on the server's clock.
+
+        The server ignores those that are not pending. `state` is the latest one of the consumer.
+        """
+        if not self._client.is_connected:
+            return  # pulling starts over
+        origin = origin_of(self._last_reply)
+        subjects = (
+            ack_subject(self._stream, self.name, sequence, state.delivered_count, origin) for sequence in sequences
+        )
+        self._client.write(b"".join([publication(subject.encode(), b"-NAK") for subject in subjects]))
 
     async def confirm(self) -> None:
         """Wait until the server has processed every acknowledgement sent so far; gives up after 2 seconds.

@@ -107,14 +107,15 @@ class LaneRun:
 
     def report(self) -> LaneReport:
         """The state of the lane."""
-        lane, wall_s = self.lane, time.time() + self._clock.correction_s
-        oldest_s = min((update.delivery.stored_at_s for update in lane.at_hand()), default=wall_s)
+        lane, wall_s, now_s = self.lane, time.time() + self._clock.correction_s, monotonic()
+        # If the server's clock was set back, an update was stored in the future, but it has been at hand for some time.
+        ages_s = (max(wall_s - each.delivery.stored_at_s, now_s - each.delivered_s) for each in lane.at_hand())
         return LaneReport(
             lane=lane.number,
             at_hand=len(lane),
             out=lane.out,
             held=lane.held,
-            oldest_at_hand_s=max(0.0, wall_s - oldest_s),
+            oldest_at_hand_s=max(ages_s, default=0.0),
             trouble=self.source.trouble,
             full=lane.share.is_full,
             unexplained=sum(update.unexplained for update in lane.at_hand()),
@@ -162,7 +163,18 @@ class LaneRun:
             _log.debug("cannot look at a held lane's consumer", lane=lane.number, error=str(error))
             lane.continuity.be_patient(monotonic())  # while no server answers, nothing comes back either
             return 0
-        return lane.resolve(state, monotonic())
+        now_s = monotonic()
+        overdue = lane.overdue(state, now_s)
+        missing = lane.resolve(state, now_s)
+        if lane.held and overdue:
+            _log.info(
+                "updates delivered earlier have not come back by themselves; asking for them again",
+                lane=lane.number,
+                missing=missing,
+                among=f"{overdue[0]} to {overdue[-1]}",
+            )
+            self.source.ask_again(overdue, state)
+        return missing
 
 
 def _settle_again(delivery: DeliveryLike, outcome: Outcome) -> None:

@@ -15,6 +15,7 @@ from relay.core.trace import trace_headers_of
 from relay.core.update import Settled
 from relay.nats.frames import FrameClient, publication
 from relay.observability.metrics import Metrics
+from relay.timing.clock import monotonic
 
 _QUEUE_SIZE: Final = 10_000
 _BATCH: Final = 64
@@ -41,6 +42,7 @@ class Receipts:
         if len(self._queue) >= _QUEUE_SIZE:
             self._metrics.receipt_dropped()
             return
+        stored_s = time.time() + self._clock.correction_s - settled.stored_at_s
         receipt = Receipt(
             uuid=settled.job,
             status=settled.status,
@@ -48,7 +50,7 @@ class Receipts:
             outcome=settled.outcome,
             reason=settled.reason,
             attempts=settled.attempts,
-            relayed_ms=round(1e3 * (time.time() + self._clock.correction_s - settled.stored_at_s), 3),
+            relayed_ms=round(1e3 * max(stored_s, monotonic() - settled.delivered_s), 3),
         )
         headers = trace_headers_of(settled.headers) or None
         self._queue.append((receipt_subject(settled.job), msgspec.json.encode(receipt), headers))

@@ -97,7 +97,9 @@ class Settlement:
                 acknowledged.append(update.delivery)
                 if verdict.outcome is Outcome.ACKNOWLEDGED:  # of a duplicate it is only likely that it is stored
                     latest = update
-                end_to_end_s.setdefault(verdict.outcome, []).append(wall_s - update.delivery.stored_at_s)
+                # Small differences of the clocks are not corrected, so it may seem to be stored after its delivery.
+                stored_s = max(wall_s - update.delivery.stored_at_s, now_s - update.delivered_s)
+                end_to_end_s.setdefault(verdict.outcome, []).append(stored_s)
                 if update.sent_s is not None:
                     hot_path_s.append(update.sent_s - update.delivered_s)
                 if self._observers or update.delivery.headers:
@@ -133,7 +135,8 @@ class Settlement:
             update.lane.settle(update, verdict.outcome)
             update.delivery.ack()
             hot_path_s = [] if update.sent_s is None else [update.sent_s - update.delivered_s]
-            end_to_end_s = time.time() + self._lanes.clock.correction_s - update.delivery.stored_at_s
+            stored_s = time.time() + self._lanes.clock.correction_s - update.delivery.stored_at_s
+            end_to_end_s = max(stored_s, monotonic() - update.delivered_s)
             self._metrics.answered(hot_path_s, [], {verdict.outcome: [end_to_end_s]})
             self._tell(update, verdict.outcome)
         else:

@@ -98,7 +98,7 @@ class WorkerStatus:
             self._metrics.in_trouble(lane.lane, troubled=lane.trouble is not None)
         for line in self._lines[:1]:  # all lines share the memory
             self._metrics.memory(line.lanes.memory.at_hand_bytes, line.lanes.memory.on_request_bytes)
-        self._metrics.clock(self.server_clock.ahead_s)
+        self._metrics.clock(self.server_clock.ahead_s if self.server_clock.is_known else None)
         if (parts := self._parts) is not None:
             self._metrics.copies(parts.topology.missing_copies)
             self._metrics.pushes_state(up=parts.pushes.trouble is None)
@@ -111,7 +111,7 @@ class WorkerStatus:
             ready=not self.missing(),
             nats=self._nats_connected,
             facilitator=sum(each.trouble is None for each in connections),
-            intake=self._intake_trouble is None,
+            intake=self._parts.intake.stores if self._parts is not None else None,
         )
 
     def lanes(self) -> list[LaneReport]:

@@ -18,6 +18,7 @@ from relay.core.continuity import ConsumerState
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND, CONSUMER_OFFLINE, REMEDIES
 from relay.nats.messages import find_message
+from relay.timing.clock import monotonic
 from relay.timing.room import Room
 
 _ROOM_BYTES: Final = 32 * 1024 * 1024
@@ -80,12 +81,13 @@ class _Oldest:
     ack_floor: int
     consumer_made_at_s: float
     stored_at_s: float
-    told_at_s: float
-    """When it was looked up, on the server's clock."""
+    seen_s: float
+    """When it was first looked up, on the monotonic clock."""
+    looked_up_s: float
+    """When it was last looked up."""
 
     def is_of(self, state: ConsumerState) -> bool:
-        same = (self.ack_floor, self.consumer_made_at_s) == (state.ack_floor, state.made_at_s)
-        return same and state.told_at_s - self.told_at_s < _KNOWN_FOR_S
+        return (self.ack_floor, self.consumer_made_at_s) == (state.ack_floor, state.made_at_s)
 
 
 class OldestUpdates:
@@ -105,17 +107,21 @@ class OldestUpdates:
     async def age_s(self, lane: int, state: ConsumerState) -> float | None:
         """The age in seconds of the lane's oldest update that is not settled, on the server's clock; None if all are.
 
-        The oldest is the first one above the ack floor. Raises RelayError as `find_message` does. Cancelling is safe.
+        The oldest is the first one above the ack floor. If the server's clock was set back, the age may be too small,
+        but not less than the time for which it was seen. Raises RelayError as `find_message` does. Cancelling is safe.
         """
         if not state.unsettled:
             return None
-        known = self._known.get(lane)
-        if known is None or not known.is_of(state):
+        now_s, known = monotonic(), self._known.get(lane)
+        if known is not None and not known.is_of(state):
+            known = None
+        if known is None or now_s >= known.looked_up_s + _KNOWN_FOR_S:
             request = {"seq": state.ack_floor + 1, "next_by_subj": lane_filter(lane)}
             async with self._room.held(self._client.max_payload):
                 oldest = await find_message(self._client, STATUS_STREAM, request, timeout_s=self._timeout_s)
             if oldest is None:  # it was settled and removed after the state was taken
                 return None
-            known = _Oldest(state.ack_floor, state.made_at_s, oldest.stored_at_s, state.told_at_s)
+            seen_s = known.seen_s if known is not None and known.stored_at_s == oldest.stored_at_s else now_s
+            known = _Oldest(state.ack_floor, state.made_at_s, oldest.stored_at_s, seen_s, now_s)
             self._known[lane] = known
-        return max(0.0, state.told_at_s - known.stored_at_s)
+        return max(now_s - known.seen_s, state.told_at_s - known.stored_at_s)

@@ -23,14 +23,20 @@ _log = get_logger(__name__)
 
 _LOOKS: Final = 4
 """How often it looks, and how many requests there is time for, while the stream may be idle."""
+_SAME_CLOCK_S: Final = 1.0
+"""So much later than now may the latest update be, as servers' clocks go."""
 _UNSEEN: Final = f"nobody sees whether stream {STATUS_STREAM} stores what is published"
 
 
-def idle_s(info: Mapping[str, Any]) -> float:
-    """How long the stream has stored nothing, on the server's clock, from what JetStream's API answers about it."""
+def idle_s(info: Mapping[str, Any]) -> float | None:
+    """How long the stream has stored nothing, on the server's clock, from what JetStream's API answers about it.
+
+    None if it stored the latest message in the future: its clock was set back, so nobody knows how long ago that was.
+    """
     moments = (info["created"], *((info["state"]["last_ts"],) if info["state"]["last_seq"] else ()))
     last = max(map(dt.datetime.fromisoformat, moments))
-    return max(0.0, (dt.datetime.fromisoformat(info["ts"]) - last).total_seconds())
+    idle_s = (dt.datetime.fromisoformat(info["ts"]) - last).total_seconds()
+    return max(0.0, idle_s) if idle_s > -_SAME_CLOCK_S else None
 
 
 class Intake:
@@ -52,11 +58,19 @@ class Intake:
         """Why the stream stores nothing, and what to do, in words for an operator; None if it stores."""
         self.warning: str | None = None
         """Why nobody knows whether it stores; None if that is known."""
+        self._looked = False
         self._client = client
         self._canary_after_s = canary_after_s
         self._on_stream = on_stream
         self._clock = clock or ServerClock()
         self._look_every_s = canary_after_s / _LOOKS
+
+    @property
+    def stores(self) -> bool | None:
+        """Whether the stream stores what is published; None while nobody knows."""
+        if self.trouble is not None:
+            return False
+        return True if self._looked and self.warning is None else None
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -77,7 +91,8 @@ class Intake:
         told_at_s = dt.datetime.fromisoformat(info["ts"]).timestamp()
         self._clock.told(told_at_s, asked_s, time.time(), monotonic())
         self._tell(info)
-        if idle_s(info) < self._canary_after_s:
+        idle = idle_s(info)
+        if idle is not None and idle < self._canary_after_s:
             self._know(None)
         elif CANARY_SUBJECT not in info["config"]["subjects"]:
             self.warning = f"{_UNSEEN}: the stream does not take {CANARY_SUBJECT}; run `relay provision`"
@@ -102,6 +117,7 @@ class Intake:
 
     def _know(self, trouble: str | None) -> None:
         self.warning = None
+        self._looked = True
         if trouble is not None and trouble != self.trouble:
             _log.error(trouble)
         elif trouble is None and self.trouble is not None:

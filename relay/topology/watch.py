@@ -34,8 +34,8 @@ class TopologyWatch:
         """What `relay provision` leaves as it is, lost copies, and other values of settings, with what they mean."""
         self.unseen: str | None = None
         """Why `troubles` and `warnings` are not of now, in words for an operator; None if they are."""
-        self.missing_copies = 0
-        """How many copies of streams and lane consumers are lost, away or behind."""
+        self.missing_copies: int | None = None
+        """How many copies of streams and lane consumers are lost, away or behind; None while that cannot be seen."""
         self._client = client
         self._topology = topology
         self._look_every_s = look_every_s
@@ -55,6 +55,7 @@ class TopologyWatch:
             if unseen != self.unseen and self._client.is_connected:
                 _log.warning(unseen)
             self.unseen = unseen
+            self.missing_copies = None
             return
         self.unseen = None
         self._tell(drift)

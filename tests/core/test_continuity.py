@@ -147,6 +147,62 @@ def test_patience_starts_anew_with_each_reason_to_wait(what_happens, over_s):
     assert [True, False] == held
 
 
+def taken_over(pending=3, delivered=10, ack_floor=4):
+    """A takeover at time 0 from a worker that had `pending` updates at hand, and the consumer's state."""
+    continuity = Continuity(PATIENCE_S)
+    state = ConsumerState(pending=pending, delivered=delivered, delivered_count=delivered, ack_floor=ack_floor)
+    continuity.began(state, 0.0)
+    return continuity, state
+
+
+def look(continuity, state, count, now_s):
+    """What a look at the consumer leads to: what is asked for again, and whether the lane is still held."""
+    overdue = continuity.overdue(state, now_s)
+    continuity.resolve(state, at_hand(count), now_s)
+    return overdue, continuity.held
+
+
+def test_what_does_not_come_back_by_itself_is_asked_for():
+    """A server whose clock went back redelivers late, so after half of the patience all that is missing is asked for,
+    once; the lane is held for the other half.
+    """
+    continuity, state = taken_over()
+    looks = [look(continuity, state, 1, now_s) for now_s in (5.4, 5.5, 5.7, 10.9, 11.0)]
+    assert [(range(0), True), (range(5, 11), True), (range(0), True), (range(0), True), (range(0), False)] == looks
+
+
+def test_patience_does_not_end_before_it_was_asked():
+    """If the worker stood still meanwhile, it asks late, and waits for the answer."""
+    continuity, state = taken_over()
+    assert (range(5, 11), True) == look(continuity, state, 1, 100.0)
+    assert [True, False] == [look(continuity, state, 1, now_s)[1] for now_s in (105.4, 105.5)]
+
+
+def test_many_are_asked_for_in_turn():
+    """There is a limit to what is asked for together, and the lane is held until all was asked for."""
+    continuity, state = taken_over(delivered=12_004)
+    looks = [look(continuity, state, 1, now_s) for now_s in (9.0, 14.4, 19.8, 25.2, 25.3)]
+    assert [range(5, 5005), range(5005, 10_005), range(10_005, 12_005), range(0), range(0)] == [
+        overdue for overdue, _ in looks
+    ]
+    assert [True, True, True, True, False] == [held for _, held in looks]
+
+
+def test_nothing_is_asked_for_while_nothing_is_missing():
+    """A lane that flows asks for nothing, however long that is."""
+    continuity, state = flowing(), ConsumerState(pending=9, delivered=10, delivered_count=12)
+    assert (range(0), False) == look(continuity, state, 0, 1e6)
+
+
+def test_patience_begins_anew_with_each_update_that_comes_back():
+    """What comes back slowly, because it is much, is neither given up nor asked for."""
+    continuity, state = taken_over(pending=4)
+    came = [(0, 0.0), (1, 5.0), (2, 10.0), (3, 15.0)]
+    assert [(range(0), True)] * 4 == [look(continuity, state, count, now_s) for count, now_s in came]
+    assert (range(5, 11), True) == look(continuity, state, 3, 20.5)
+    assert (range(0), False) == look(continuity, state, 4, 21.0)
+
+
 def test_an_old_look_does_not_end_a_new_hold():
     """A state that the server reported before the gap was noticed does not release the lane."""
     continuity = flowing(delivered_count=12)

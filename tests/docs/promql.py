@@ -45,6 +45,9 @@ def worker_metrics() -> Metrics:
     metrics = Metrics(1)
     metrics.backlog(0, 0, 0)
     metrics.dead_letters_stored(0)
+    metrics.state(ready=True, nats=True, facilitator=1, intake=True)
+    metrics.copies(0)
+    metrics.clock(0.0)
     return metrics
 
 

@@ -7,6 +7,7 @@ import pytest
 from snapshot_kit import LANES, WORKER, report, snapshot
 
 from relay.contract.report import ConnectionReport, LaneReport, LostOwner
+from relay.contract.subjects import LEASE_STREAM
 from relay.dead_letters.reasons import ReasonCounts
 from relay.doctor.findings import Finding, Level, fail, ok
 from relay.doctor.nats_checks import soften_server_failures
@@ -50,6 +51,7 @@ def test_well():
         (snapshot(reports={}), {"workers": "warn"}),
         (snapshot(report(missing=["stores nothing; x"], intake="stores nothing; x")), {"intake": "fail"}),
         (snapshot(stream={"idle_s": 61.0}), {"intake": "warn"}),
+        (snapshot(stream={"idle_s": None}), {"intake": "warn"}),
         (snapshot(report(missing=["the Facilitator is away"])), {"workers": "fail"}),
         (snapshot(may_ask_workers=False, reports={}), {"workers": "warn"}),
         (snapshot(report(slow_consumer=2)), {"workers": "warn"}),
@@ -97,6 +99,19 @@ def test_levels(seen, expected):
 def test_remedies(seen):
     """Every finding that is not ok says what to do."""
     assert [] == [finding for finding in check_state(seen) if (finding.level == "ok") != (finding.remedy == "")]
+
+
+def test_a_silent_worker_whose_entry_stays_for_ever():
+    """In a bucket that forgets nobody a worker without a report is not called dead after no time at all."""
+    seen = snapshot(reports={}, silent_s={WORKER: 0.3})
+    leases = replace(seen.streams[LEASE_STREAM], max_age_s=0.0)
+    [silent] = [
+        each
+        for each in check_state(replace(seen, streams={**seen.streams, LEASE_STREAM: leases}))
+        if each.check == "workers"
+    ]
+    assert (Level.WARN, f"no report from {WORKER}") == (silent.level, silent.found)
+    assert "`relay provision` sets max_age again" in silent.remedy
 
 
 def test_a_silent_owner_in_words():

@@ -123,13 +123,22 @@ def test_nobody_says_0_of_what_is_not_known():
     before = set(dict(series(metrics)))
     metrics.backlog(0, 3, 1.5)
     metrics.dead_letters_stored(4)
+    metrics.state(ready=True, nats=True, facilitator=2, intake=False)
+    metrics.copies(0)
+    metrics.clock(0.0)
     known = set(dict(series(metrics))) - before
     metrics.lane_left(0, "lost")
     metrics.dead_letters_stored(None)
+    metrics.state(ready=True, nats=True, facilitator=2, intake=None)
+    metrics.copies(None)
+    metrics.clock(None)
     expected = {
         "relay_lag{lane=0}",
         "relay_oldest_unrelayed_seconds{lane=0}",
         "relay_dead_letters_stored",
+        "relay_intake_up",
+        "relay_missing_copies",
+        "relay_nats_clock_ahead_seconds",
     }
     assert (expected, before) == (known, set(dict(series(metrics))))
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from relay_kit import new_job, update
+from relay_kit import Scene, new_job, update
 
-from relay.contract.subjects import STATUS_STREAM, lane_consumer, status_subject
+from relay.contract.subjects import STATUS_STREAM, api_pull, lane_consumer, status_subject
 from relay.core.memory import Memory, Share
 from relay.nats.connection import publish_confirmed
 from relay.nats.frames import FrameClient
@@ -63,6 +63,22 @@ async def test_who_takes_deliveries_fails(provisioned):
     with pytest.raises(RuntimeError, match=job):
         async with asyncio.timeout(TIMEOUT_S):
             await consumer.run()
+
+
+async def test_the_clock_of_the_server_was_set_back(nats_server, facilitator):
+    """The server redelivers by its wall clock, so after an hour back what a dead worker had at hand comes an hour late.
+    The relay asks for it, and a newer update of its job waits. Here it is a delay of an hour that makes it late.
+    """
+    async with Scene(nats_server, facilitator, ACK_WAIT="0.2") as scene:
+        job = new_job(lane=0)
+        await scene.publish(job)
+        dead = await scene.nc.subscribe(inbox := scene.nc.new_inbox())
+        await scene.nc.publish(api_pull(STATUS_STREAM, lane_consumer(0)), b'{"batch": 1}', inbox)
+        had = await dead.next_msg(timeout=TIMEOUT_S)
+        await scene.nc.publish(had.reply, b'-NAK {"delay": %d}' % 3_600_000_000_000)
+        await scene.publish(job, "completed", {})
+        async with scene.relay():
+            assert [] == await scene.broken_promises()
 
 
 async def test_the_limit_of_bytes_is_used_up_exactly(provisioned):

@@ -116,6 +116,19 @@ async def test_clock_hours_off(nats_server, facilitator, after, monkeypatch, ahe
         assert 0 < relayed_ms < 2000 * TIMEOUT_S
 
 
+async def test_clock_off_and_not_corrected(nats_server, facilitator, monkeypatch):
+    """If a difference is small, or not known yet, no latency is less than what passed since the delivery."""
+    real_s = time.time
+    monkeypatch.setattr(time, "time", lambda: real_s() - 1000)
+    monkeypatch.setattr(ServerClock, "told", lambda *_: None)
+    async with Scene(nats_server, facilitator, RECEIPTS="true") as scene, scene.relay() as relay:
+        receipts = await scene.nc.subscribe("job.relayed.*")
+        await scene.settled(*[await scene.publish(new_job()) for _ in range(3)])
+        relayed_ms = [json.loads((await receipts.next_msg(timeout=TIMEOUT_S)).data)["relayed_ms"] for _ in range(3)]
+        assert 0 < min(relayed_ms)
+        assert 0 < relay.metrics.timings()["end_to_end"].sum_s
+
+
 async def test_age_while_nats_is_away(nats_server, facilitator):
     """While NATS cannot be asked, a lane's oldest update grows older, and settled updates stay settled."""
     async with Scene(nats_server, facilitator, LEASE_TTL="60", MAX_ATTEMPTS="1000") as scene, scene.relay() as relay:

@@ -63,7 +63,7 @@ async def test_server_removed_from_the_cluster(after):
         await cluster.kill(cluster.nodes[2])
         await remove_peer(cluster, "node-2")
         async with scene.relay(intervals=replace(DEFAULTS, topology_look_s=0.2)) as relay:
-            await looked(lambda: gauges(relay)["relay_missing_copies"] == 9)
+            await looked(lambda: gauges(relay).get("relay_missing_copies") == 9)
             readiness = await relay.worker_status.readiness()
             plan = await check(scene.nc, topology_of(scene.settings.delivery))
             found = await run_checks(scene.settings, None, timeout_s=20, connect_timeout_s=20)

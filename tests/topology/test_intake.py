@@ -1,7 +1,11 @@
 """The canary: does the status stream store what is published?"""
 
+import datetime as dt
+import json
 import resource
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dead_letter_kit import change_stream
@@ -11,6 +15,7 @@ from relay_kit import Scene, gauges, new_job
 from relay.contract.errors import PublishUnconfirmed
 from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info, status_subject
 from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.frames import FrameClient
 from relay.overview.reader import SnapshotReader
 from relay.service.intervals import DEFAULTS
 from relay.topology.intake import Intake, idle_s
@@ -25,11 +30,19 @@ def at(second: int) -> str:
 
 @pytest.mark.parametrize(
     ("created", "last_seq", "last_ts", "expected"),
-    [(at(10), 0, "0001-01-01T00:00:00Z", 20), (at(10), 7, at(25), 5), (at(28), 7, at(25), 2), (at(10), 7, at(31), 0)],
+    [
+        (at(10), 0, "0001-01-01T00:00:00Z", 20),
+        (at(10), 7, at(25), 5),
+        (at(28), 7, at(25), 2),
+        (at(10), 7, at(31), None),
+    ],
     ids=["nothing stored yet", "stored", "restored", "clock set back"],
 )
 def test_idle(created, last_seq, last_ts, expected):
-    """A stream is idle since it stored something or was made, whichever is later, on the server's clock."""
+    """A stream is idle since it stored something or was made, whichever is later, on the server's clock.
+
+    If that lies in the future, nobody knows.
+    """
     info = {"created": created, "ts": at(30), "state": {"last_seq": last_seq, "last_ts": last_ts}}
     assert expected == idle_s(info)
 
@@ -58,6 +71,34 @@ async def test_canary_is_no_update(nats_server, facilitator, after):
         assert before.streams[STATUS_STREAM].last_sequence < now.streams[STATUS_STREAM].last_sequence
         assert (True, 1) == ((await relay.worker_status.readiness())["ready"], gauges(relay)["relay_intake_up"])
     assert 1 == len(facilitator.rows)
+
+
+class SetBack:
+    """The client of a server whose clock was set back by an hour after it had stored its latest message."""
+
+    def __init__(self, client: FrameClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def request(self, *args: Any, **options: Any) -> Any:
+        message = await self._client.request(*args, **options)
+        answer = json.loads(message.data)
+        if "state" not in answer:
+            return message
+        earlier = dt.datetime.fromisoformat(answer["ts"]) - dt.timedelta(hours=1)
+        return SimpleNamespace(data=json.dumps(answer | {"ts": earlier.isoformat()}).encode())
+
+
+async def test_clock_set_back(nats_server, facilitator):
+    """A message from the future does not show that the stream stores anything now, so it is tried."""
+    async with Scene(nats_server, facilitator) as scene:
+        await scene.publish(new_job())
+        intake = Intake(SetBack(scene.nc), canary_after_s=20.0)
+        before = intake.stores
+        await intake._look()
+        assert (None, 1, True) == (before, await canaries(scene), intake.stores)
 
 
 async def test_disk_full_for_updates_only(nats_server, facilitator, after):

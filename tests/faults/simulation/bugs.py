@@ -73,6 +73,13 @@ def gaps_ignored() -> Iterator[None]:
         yield
 
 
+@bug(Kind.KILL, Kind.CLOCK_BACK)
+def late_redeliveries_not_asked_for() -> Iterator[None]:
+    """What the server redelivers later, because its clock went back, is waited for as long as other redeliveries."""
+    with mock.patch.object(Continuity, "overdue", return_value=range(0)):
+        yield
+
+
 @bug()
 def acknowledged_before_the_reply() -> Iterator[None]:
     """Updates are acknowledged when they are sent."""

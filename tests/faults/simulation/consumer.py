@@ -64,6 +64,8 @@ class Consumer:
         self._pulls: deque[_Pull] = deque()
         self._delivered = self._delivered_before = 0
         self._delivered_count = 0
+        self._behind_s = 0.0
+        """How far the leader's clock is behind the true time."""
         self._created = moment(clock.time())
 
     @property
@@ -74,7 +76,7 @@ class Consumer:
         """The parts of a consumer's info that the relay reads."""
         return {
             "created": self._created,
-            "ts": moment(self._clock.time()),
+            "ts": moment(self._clock.time() - self._behind_s),
             "delivered": {"consumer_seq": self._delivered_count, "stream_seq": self._delivered},
             "ack_floor": {"stream_seq": min(self._pending, default=self._delivered + 1) - 1},
             "num_ack_pending": len(self._pending),
@@ -103,6 +105,12 @@ class Consumer:
             if not pull.over and not silently:
                 _end(pull, 409, "Leadership Change")
             pull.over = True
+
+    def set_clock_back(self, by_s: float) -> None:
+        """The leader's clock is set back: what is pending has been so for less time, or for a negative time."""
+        self._behind_s += by_s
+        for pending in self._pending.values():
+            pending.deadline_s += by_s
 
     def delete(self) -> None:
         """Waiting clients are told, and nothing is delivered any more."""

@@ -66,6 +66,11 @@ class JetStream:
         for consumer in self._consumers.values():
             consumer.change_leader(silently=silently)
 
+    def set_clocks_back(self, by_s: float) -> None:
+        """Set back the clock by which the consumers redeliver."""
+        for consumer in self._consumers.values():
+            consumer.set_clock_back(by_s)
+
     def delete_consumers(self) -> None:
         for consumer in self._consumers.values():
             consumer.delete()

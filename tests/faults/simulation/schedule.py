@@ -51,6 +51,7 @@ class Kind(enum.StrEnum):
     HANG_UP = "the Facilitator closes or drops a worker's connections"
     CONSUMERS_ANEW = "the lanes' consumers are deleted and made anew"
     LEADER_CHANGE = "the lanes' consumers change their leader"
+    CLOCK_BACK = "the clock of the server that leads the lanes' consumers goes back"
     INFO_AWAY = "JetStream says nothing of its consumers"
     LETTERS_AWAY = "the dead-letter stream does not answer"
     LETTERS_FULL = "the dead-letter stream is full"

@@ -21,6 +21,8 @@ SETTLED_WITHIN_S = 60.0
 """Virtual seconds after the last fault: leases expire, waits for missing deliveries end, attempts are used up."""
 
 _LOSS = 0.4
+_STEP_FACTOR = 4
+"""A clock goes back by so many times the duration of other faults: up to 42 s."""
 _LAPSES = (Kind.STOP, Kind.NATS_CUT, Kind.NATS_STALL, Kind.LEASES_AWAY, Kind.JETSTREAM_LATE)
 """The faults that may let a worker's lease expire before it is renewed."""
 
@@ -181,6 +183,8 @@ class World:
             return partial(self._be_late, until_s)
         if fault.kind is Kind.LEADER_CHANGE:
             return partial(self.jetstream.change_leaders, silently=fault.code is None)
+        if fault.kind is Kind.CLOCK_BACK:
+            return partial(self.jetstream.set_clocks_back, _STEP_FACTOR * fault.for_s)
         if fault.kind not in away:
             return None
 
