@@ -6,8 +6,9 @@ source is deleted before the dead letter: after an interruption in between, the 
 it again completes the work.
 
 A sequence alone does not identify an update, because a status stream that was deleted and made again counts from 1
-again. An update is the source of a dead letter if it has the sequence and the job that the dead letter names, and is
-not younger. Deleting an update also settles it, even if its worker has not terminated it yet.
+again. An update is the source of a dead letter if it has the sequence, the job and the time that the dead letter names;
+if an older relay did not name the time, it must not be younger. Deleting an update also settles it, even if its worker
+has not terminated it yet.
 """
 
 import asyncio
@@ -21,7 +22,6 @@ from relay.contract.subjects import (
     STATUS_STREAM,
     api_stream_info,
     job_filter,
-    token_of_stored,
 )
 from relay.dead_letters.lookups import Lookups
 from relay.dead_letters.stored import StoredDeadLetter
@@ -42,7 +42,7 @@ class _StreamRange:
     first: int
 
     def may_hold_source_of(self, letter: StoredDeadLetter) -> bool:
-        return letter.stored_at >= self.made_at and letter.source_sequence >= self.first
+        return letter.newest_s >= self.made_at.timestamp() and letter.source_sequence >= self.first
 
 
 _NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -121,8 +121,4 @@ class SourceUpdates:
 
     async def _is_there(self, letter: StoredDeadLetter) -> bool:
         message = await self._messages.get(STATUS_STREAM, letter.source_sequence)
-        return (
-            message is not None
-            and token_of_stored(message.subject) == letter.job
-            and message.stored_at <= letter.stored_at
-        )
+        return message is not None and letter.is_of(message)

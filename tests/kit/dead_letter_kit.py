@@ -29,6 +29,7 @@ from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.nats.connection import PubAck, api_request, publish_confirmed
 from relay.nats.frames import FrameClient
+from relay.nats.messages import get_message
 from relay.nats.pipeline import pipelined
 
 JOB, OTHER = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
@@ -74,9 +75,12 @@ class Dlq:
         headers: Mapping[str, str] | None = None,
         *,
         reason: Reason = Reason.REFUSED,
-        stored_at_s: float = 0.0,
+        stored_at_s: float | None = None,
     ) -> None:
         """Write a dead letter whose source has this sequence, whether it exists or not."""
+        if stored_at_s is None:
+            source = await get_message(self.client, STATUS_STREAM, sequence)
+            stored_at_s = source.stored_at_s if source else 0.0
         update = GivenUpdate(f"job.status.0.{job}", sequence, headers or {}, body, stored_at_s)
         await DeadLetterWriter(self.client).write(update, DeadLetter(reason, "told"), 5)
 

@@ -13,6 +13,7 @@ from nats.errors import NoRespondersError
 from relay_kit import ACKED, STATUSES, Scene, new_job, serving, update
 
 from relay.contract.subjects import (
+    DLQ_STREAM,
     STATUS_STREAM,
     advisory_subject,
     api_consumer_delete,
@@ -123,6 +124,16 @@ async def test_unreadable(scene):
     assert expected == of_each([answer], "status", "terminal", "progress", "reason")
     assert answer["unreadable"].startswith("invalid_json: not JSON that every reader understands alike")
     assert body == base64.b64decode(answer["body"])
+
+
+async def test_dead_letter_that_was_removed_alone(scene):
+    """If somebody removes a dead letter and not its update, the lane's owner still does not call it acknowledged."""
+    job = new_job()
+    async with serving(scene):
+        await scene.settled(await scene.publish_body(job, b"{"))
+        await scene.nc.jetstream().purge_stream(DLQ_STREAM)
+        answer = await latest(scene, job)
+    assert [("dead_lettered", None, None)] == of_each([answer], "progress", "reason", "dead_letter")
 
 
 async def test_history(scene):
