@@ -51,9 +51,14 @@ _MAX_FRUITLESS: Final = 3
 _INACTIVE_NS: Final = 60 * 1_000_000_000
 
 
+async def info(client: Requester) -> dict[str, Any]:
+    """The stream as JetStream's API describes it: when it was `created`, its `state`, ..."""
+    return await _request(client, api_stream_info(DLQ_STREAM))
+
+
 async def state(client: Requester) -> dict[str, Any]:
     """The stream's state as JetStream's API gives it: `messages`, `last_seq`, ..."""
-    return (await _request(client, api_stream_info(DLQ_STREAM)))["state"]
+    return (await info(client))["state"]
 
 
 async def last_sequence(client: Requester) -> int:

@@ -59,7 +59,7 @@ async def test_stream_made_anew_keeps_its_updates(dlq, take):
     """If the status stream was created again, an update with the job and the sequence of a dead letter is kept."""
     await dlq.write()
     await dlq.write(OTHER)
-    await dlq.recreate_status_stream()
+    await dlq.recreate_stream()
     for job in (JOB, OTHER):
         await dlq.publish(job, b"new")
     await take(dlq)

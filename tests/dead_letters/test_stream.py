@@ -8,7 +8,7 @@ from dead_letter_kit import JOB, OTHER, change_stream
 from relay_kit import new_job
 
 from relay.cli.dlq_purge import plan_purge
-from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
+from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned, RelayError
 from relay.contract.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,
@@ -156,7 +156,7 @@ async def test_purge_removes_what_was_exported(dlq, tmp_path, selection, left):
     await dlq.write(reason=Reason.TOO_LARGE)
     exported = [json.loads(line)["sequence"] for line in path.read_text().splitlines()]
     assert sorted({1, 2, 3, 4, 5} - set(exported)) == left
-    assert len(exported) == plan.reasons.total() == await remove(dlq.client, selection, plan.last_sequence)
+    assert len(exported) == plan.reasons.total() == await remove(dlq.client, selection, plan)
     assert left == await dlq.sequences()
 
 
@@ -165,8 +165,19 @@ async def test_limit_of_a_purge(dlq):
     await dlq.write_many(3)
     plan = await plan_purge(dlq.client, Selection(limit=2), None)
     await stream.remove(dlq.client, 1)
-    assert 1 == await remove(dlq.client, Selection(limit=2), plan.last_sequence)
+    assert 1 == await remove(dlq.client, Selection(limit=2), plan)
     assert [3] == await dlq.sequences()
+
+
+async def test_purge_of_another_stream(dlq):
+    """If the stream is made anew after the count, the dead letters that have the same sequences then are kept."""
+    await dlq.write_many(2)
+    plan = await plan_purge(dlq.client, Selection(), None)
+    await dlq.recreate_stream(DLQ_STREAM)
+    await dlq.write_many(2)
+    with pytest.raises(RelayError, match="deleted and made anew"):
+        await remove(dlq.client, Selection(), plan)
+    assert ([1, 2], [1, 2, 3, 4]) == (await dlq.sequences(), await dlq.update_sequences())
 
 
 async def test_purge_of_nothing(dlq):
