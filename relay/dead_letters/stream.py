@@ -272,6 +272,8 @@ async def _consumer(client: FrameClient, reading: _Reading) -> AsyncGenerator[No
     name = reading.consumer = f"{reading.consumer_prefix}{uuid.uuid4().hex[:12]}"
     config = {"stream_name": DLQ_STREAM, "config": reading.config(), "action": "create"}
     made = await _request(client, api_consumer_create(DLQ_STREAM, name, reading.subject), config)
+    # A server can limit the requests of all consumers, and refuses what asks for more.
+    reading.batch_size = min(reading.batch_size, made["config"].get("max_batch") or reading.batch_size)
     reading.begin(made["num_pending"], client.new_inbox())
     subscription = await client.listen(reading.inbox, reading.take)
     try:

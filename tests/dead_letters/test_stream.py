@@ -4,7 +4,7 @@ import datetime as dt
 import json
 
 import pytest
-from dead_letter_kit import JOB, OTHER, change_stream
+from dead_letter_kit import JOB, OTHER, Dlq, change_stream
 from relay_kit import new_job
 
 from relay.cli.dlq_purge import plan_purge
@@ -20,7 +20,9 @@ from relay.contract.subjects import (
 from relay.dead_letters import stream
 from relay.dead_letters.purge import remove
 from relay.dead_letters.selection import Selection
+from relay.local.server import NatsServer
 from relay.nats.connection import api_request
+from relay.topology.provision import provision
 
 # Reading
 
@@ -115,6 +117,17 @@ async def test_nothing_comes(dlq, monkeypatch):
     monkeypatch.setattr(stream._Reading, "take", lambda *_: None)
     with pytest.raises(BrokerUnavailable, match="stopped coming at sequence 1"):
         await dlq.sequences(silence_s=0.05)
+
+
+async def test_a_limit_of_the_server(connect, topology):
+    """A server that limits the batch of each request is asked for less, and everything is read."""
+    limits = "jetstream: {store_dir: store, limits: {max_request_batch: 2}}"
+    async with NatsServer(jetstream=False, extra_config=limits) as server:
+        client = await connect(server.url)
+        await provision(client, topology)
+        dlq = Dlq(client)
+        await dlq.write_many(5)
+        assert [1, 2, 3, 4, 5] == await dlq.sequences()
 
 
 # Removing
