@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from relay.contract.model import JobStatus
-from relay.contract.subjects import is_job_uuid, lane_of, lane_of_stored
+from relay.contract.subjects import STATUS_STREAM, is_job_uuid, lane_of, lane_of_stored
 from relay.contract.wire import Unsendable, decode
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.messages import StoredMessage
@@ -230,9 +230,10 @@ def _decode_request(job: str, request: bytes, kind: type[R]) -> R:
         return kind()
     try:
         return msgspec.json.decode(request, type=kind)
-    except msgspec.DecodeError as error:  # ValidationError is a DecodeError
+    except ValueError as error:  # DecodeError and UnicodeDecodeError are ValueErrors
         raise QueryError(BAD_REQUEST, f"the request cannot be read: {error}") from None
 
 
 def _unknown_job(job: str) -> QueryError:
-    return QueryError(NOT_FOUND, f"no update of job {job} is stored: none was published in the last 7 days")
+    why = f"none was published, or {STATUS_STREAM} keeps it no longer"
+    return QueryError(NOT_FOUND, f"no update of job {job} is stored: {why}")
