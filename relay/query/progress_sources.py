@@ -140,5 +140,5 @@ class ProgressSources:
                 lane_progress_subject(lane), msgspec.json.encode(ProgressRequest(job)), timeout=_OWNER_TIMEOUT_S
             )
             return msgspec.json.decode(reply.data, type=LaneProgress | None)
-        except (nats.errors.Error, TimeoutError, msgspec.DecodeError):
+        except (nats.errors.Error, TimeoutError, ValueError, RecursionError):
             return None  # no owner, or a reply that cannot be read: the server is asked instead

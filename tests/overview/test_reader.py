@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections import Counter
 
+from nats.aio.msg import Msg
 from relay_kit import Scene, new_job
 
 from relay.contract.subjects import (
     DLQ_STREAM,
+    REPORT_SUBJECT,
     STATUS_STREAM,
     api_stream_create,
     api_stream_info,
@@ -80,6 +82,17 @@ async def test_no_worker_answers(provisioned):
     """If no worker subscribes to the question, the reader does not wait for answers."""
     async with asyncio.timeout(TIMEOUT_S):
         assert {} == await gather_reports(provisioned, expected=3, timeout_s=2 * TIMEOUT_S)
+
+
+async def test_answer_that_is_no_report(provisioned):
+    """An answer that cannot be read counts as one: the reader does not wait for another."""
+
+    async def answer(message: Msg) -> None:
+        await message.respond(b'{"worker":"\xff"}')
+
+    await provisioned.subscribe(REPORT_SUBJECT, cb=answer)
+    async with asyncio.timeout(TIMEOUT_S):
+        assert {} == await gather_reports(provisioned, expected=1, timeout_s=2 * TIMEOUT_S)
 
 
 async def test_dead_letters_that_cannot_be_counted(provisioned):
