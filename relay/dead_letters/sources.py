@@ -24,6 +24,7 @@ from relay.contract.subjects import (
     job_filter,
 )
 from relay.dead_letters.lookups import Lookups
+from relay.dead_letters.moments import unix_us
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
@@ -112,7 +113,8 @@ class SourceUpdates:
                 await self._look_up(behind, lookup)
             finally:
                 lookup.ended.set()
-        return lookup.stored_at <= letter.stored_at
+        # A source that seems younger than what follows it is in an earlier stream, and a clock was set back since.
+        return (letter.source_stored_us or 0) <= unix_us(lookup.stored_at) and lookup.stored_at <= letter.stored_at
 
     async def _look_up(self, start: int, lookup: "_AgeLookup") -> None:
         found = await self._messages.find(STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})

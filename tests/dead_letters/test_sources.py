@@ -94,6 +94,20 @@ async def test_clock_set_back(dlq, same_job):
     assert [2] == await dlq.update_sequences()
 
 
+async def test_clock_set_back_and_stream_made_anew(dlq, monkeypatch):
+    """A dead letter of the stream before is not taken for that of an update, even if it seems to be younger."""
+    monkeypatch.setattr(sources, "_STRIDE", 1)
+    await dlq.write()
+    letter = (await dlq.read())[0]
+    await dlq.recreate_stream()
+    for _ in range(2):
+        await dlq.publish()
+    later = letter.stored_at + dt.timedelta(hours=1)
+    headers = {**letter.headers, "Relay-Source-Stored-At": later.isoformat()}
+    await SourceUpdates(dlq.client).remove(replace(letter, stored_at=later, headers=headers), same_job=True)
+    assert [1, 2] == await dlq.update_sequences()
+
+
 async def test_purge_without_a_status_stream(dlq):
     """Dead letters can be purged without a status stream."""
     await dlq.write()
