@@ -130,7 +130,7 @@ def purge(
     if not yes:
         typer.echo(count_line(plan.reasons, limited=False))
         typer.confirm("Remove them for good?", abort=True)
-    typer.echo(f"removed {run(_remove(nats, selected, plan.last_sequence))}")
+    typer.echo(f"removed {run(_remove(nats, selected, plan))}")
 
 
 def _require_all_found(selection: Selection, plan: PurgePlan) -> None:
@@ -201,6 +201,6 @@ async def _plan(nats: NatsSettings, selection: Selection, export: Path | None) -
         return await plan_purge(client, selection, export)
 
 
-async def _remove(nats: NatsSettings, selection: Selection, up_to: int) -> int:
+async def _remove(nats: NatsSettings, selection: Selection, plan: PurgePlan) -> int:
     async with nats_client(nats) as client:
-        return await remove(client, selection, up_to)
+        return await remove(client, selection, plan)

@@ -8,7 +8,7 @@ import msgspec
 
 from relay.contract.subjects import STATUS_STREAM
 from relay.contract.text import escape, format_duration
-from relay.query.replies import UpdateProgress, UpdateReply
+from relay.query.replies import DEAD_LETTER_GONE, UpdateProgress, UpdateReply
 
 _MEANINGS: Final = {
     UpdateProgress.PENDING: "it is not settled yet",
@@ -33,7 +33,7 @@ def details(update: UpdateReply, now: dt.datetime) -> str:
     status = update.status or f"unreadable ({update.unreadable})"
     age_s = max(0.0, (now - dt.datetime.fromisoformat(update.published)).total_seconds())
     published = f"{_time(update)} UTC ({format_duration(age_s)} ago)"
-    meaning = _MEANINGS[update.progress].format(sequence=update.dead_letter)
+    meaning = DEAD_LETTER_GONE if _is_gone(update) else _MEANINGS[update.progress].format(sequence=update.dead_letter)
     lines = (
         f"job        {update.uuid}",
         f"status     {status}{', with which the job ends' if update.terminal else ''}",
@@ -44,9 +44,14 @@ def details(update: UpdateReply, now: dt.datetime) -> str:
 
 
 def _progress(update: UpdateReply) -> str:
-    if update.progress is not UpdateProgress.DEAD_LETTERED:
+    if update.progress is not UpdateProgress.DEAD_LETTERED or _is_gone(update):
         return update.progress
     return f"{update.progress} ({update.reason}, dead letter {update.dead_letter})"
+
+
+def _is_gone(update: UpdateReply) -> bool:
+    """Whether the update was dead-lettered, and the dead letter is no longer there."""
+    return update.progress is UpdateProgress.DEAD_LETTERED and update.dead_letter is None
 
 
 def _time(update: UpdateReply) -> str:

@@ -77,7 +77,7 @@ class JobRequest:
         self._settle = settle
         try:
             self.message = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             self.problem = str(error)
 
     async def ack(self) -> None:

@@ -79,5 +79,5 @@ async def _ask(client: FrameClient, subject: str, request: bytes, kind: type[R],
         raise refusal(headers[_CODE_HEADER], headers.get(_ERROR_HEADER, "no reason is given"))
     try:
         return msgspec.json.decode(answer.data, type=kind)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise QueryFailed(f"the answer on {subject} cannot be read: {error}") from None

@@ -181,8 +181,8 @@ class StatusClient:
                 await _require_permission(client, subject)
                 while not client.is_closed:
                     while waiting:
-                        with contextlib.suppress(msgspec.DecodeError):  # something else was published there
-                            yield _decode_receipt(waiting.popleft())
+                        if (receipt := _receipt_in(waiting.popleft())) is not None:
+                            yield receipt
                     filled.clear()
                     await set_within(filled, _LOOK_S)
             finally:
@@ -230,6 +230,14 @@ async def _require_permission(client: FrameClient, subject: str) -> None:
         await client.flush()
     if (refusal := not_permitted(client, subject)) is not None:
         raise QueryFailed(f"the NATS user may not do this: {refusal}")
+
+
+def _receipt_in(body: bytes) -> Receipt | None:
+    """None if something else was published there."""
+    try:
+        return _decode_receipt(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _known_instead(job: str, wanted: str, timeout_s: float, latest: UpdateReply | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from relay.console.watching import Watching
 from relay.contract.errors import NotPermitted, RelayError
 from relay.dead_letters import stream
-from relay.dead_letters.purge import PurgePlan, counted, exported, remove
+from relay.dead_letters.purge import PurgePlan, counted, exported, remove, require_same_stream
 from relay.dead_letters.rehearsal import Rehearsal, Rehearser
 from relay.dead_letters.replay import ReplayResult
 from relay.dead_letters.replay_all import ReplaySummary, replay_with
@@ -145,6 +145,7 @@ class Actions:
             if result.problem and len(action.problems) < _MOST_PROBLEMS:
                 action.problems.append(f"dead letter {result.letter.sequence} is kept: {result.problem}")
 
+        await require_same_stream(client, dry_run.plan)
         letters = stream.read(client, dry_run.selection, dry_run.plan.last_sequence)
         async with contextlib.aclosing(letters):
             await replay_with(client, letters, summary=action.summary, on_result=on_result, rate_per_s=rate_per_s)
@@ -185,7 +186,7 @@ class Actions:
         self._begin(action, self._purge(client, action, export))
 
     async def _purge(self, client: FrameClient, action: Action, export: Export) -> None:
-        action.removed = await remove(client, export.selection, export.plan.last_sequence)
+        action.removed = await remove(client, export.selection, export.plan)
 
     def stop(self) -> None:
         """End what is under way; it can be begun again, and nothing is lost or sent twice."""

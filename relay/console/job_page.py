@@ -19,7 +19,7 @@ from relay.dead_letters import stream
 from relay.doctor.findings import Level
 from relay.nats.frames import FrameClient
 from relay.nats.messages import get_message
-from relay.query.replies import UpdateProgress, UpdateReply
+from relay.query.replies import DEAD_LETTER_GONE, UpdateProgress, UpdateReply
 
 _ASK_AGAIN_S: Final = 10.0
 _LOOK_S: Final = 0.5
@@ -111,6 +111,8 @@ class _Timeline:
             ui.label(update.unreadable)
         if update.dead_letter is not None:
             ui.link(f"{update.reason}: dead letter {update.dead_letter}", f"/dead-letters/{update.dead_letter}")
+        elif update.progress is UpdateProgress.DEAD_LETTERED:
+            ui.label(DEAD_LETTER_GONE)
         self._folded_body(update.sequence)
 
     def _folded_body(self, sequence: int) -> None:
@@ -133,6 +135,7 @@ class _Timeline:
 
     async def _took(self, update: UpdateReply) -> str:
         """When it was settled, as far as that is known: the relay keeps it for dead letters alone."""
+        ended = "dead-lettered" if update.progress is UpdateProgress.DEAD_LETTERED else "relayed"
         published = dt.datetime.fromisoformat(update.published)
         milliseconds = self._tail.relayed_ms(update.sequence)
         if milliseconds is not None:
@@ -141,8 +144,7 @@ class _Timeline:
             settled = letter
             milliseconds = (settled - published).total_seconds() * 1000
         else:
-            return "" if update.progress is UpdateProgress.PENDING else "when it was relayed is not known: no receipt"
-        ended = "dead-lettered" if update.dead_letter is not None else "relayed"
+            return "" if update.progress is UpdateProgress.PENDING else f"when it was {ended} is not known: no receipt"
         return f"{ended} {settled.astimezone(dt.UTC):%H:%M:%S.%f}"[:-3] + f", after {max(0.0, milliseconds):,.1f} ms"
 
     async def _letter(self, sequence: int) -> dt.datetime | None:

@@ -202,8 +202,8 @@ def _counts(watching: Watching) -> None:
 
 
 def _sentence(counts: ReasonCounts) -> str:
-    if counts.total and not counts.counted:
-        return f"{counts.total:,} in all. This NATS user may not count them by reason."
+    if counts.total and counts.uncounted:
+        return f"{counts.total:,} in all; {counts.uncounted}."
     if counts.counted < counts.total:
         return f"{counts.total:,} in all; the chart shows the newest {counts.counted:,}."
     return f"{counts.total:,} in all."

@@ -132,7 +132,7 @@ class Tail:
     async def _receipt(self, message: Msg) -> None:
         try:
             receipt = msgspec.json.decode(message.data, type=Receipt)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             return  # of another version
         self._relayed_ms[receipt.sequence] = receipt.relayed_ms
         if len(self._relayed_ms) > MOST_RECEIPTS:

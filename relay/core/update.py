@@ -143,10 +143,10 @@ class Settled:
 
 @dataclass(slots=True)
 class DeadLetterHorizon:
-    """When the newest dead letter was stored, in Unix time on the server's clock; infinite if unknown.
+    """When the newest dead letter or its update was stored, in Unix time on the server's clock; infinite if unknown.
 
-    A dead letter is never older than its update. So an update that is newer than the horizon has none, and nothing
-    needs to be looked up for it.
+    A dead letter is never older than its update, unless a clock was set back. So an update that is newer than the
+    horizon has none, and nothing needs to be looked up for it.
     """
 
     at_start_s: float = math.inf

@@ -1,7 +1,8 @@
 """Which updates have a dead letter already, looked up in the dead-letter stream.
 
-Ages are compared without an allowance for clocks that differ. So an update in doubt is sent again, which is allowed; it
-is never dropped because of another update's dead letter, which would lose it.
+A dead letter names its update by sequence and time. Those of older relays do not name the time: then ages are compared,
+without an allowance for clocks that differ. So an update in doubt is sent again, which is allowed; it is never dropped
+because of another update's dead letter, which would lose it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from relay.contract.subjects import (
     token_of_stored,
 )
 from relay.core.update import UpdateLike
-from relay.dead_letters.stored import StoredDeadLetter, source_subject_of
+from relay.dead_letters.stored import StoredDeadLetter, source_subject_of, stored_us
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.messages import find_message
@@ -32,8 +33,10 @@ class _JobIndex:
 
     read_up_to: int = 0
     """The last sequence of the dead-letter stream that was read."""
+    sources: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    """The sequence of each source, and when it was stored, in Unix time in microseconds."""
     stored_at_s: dict[int, float] = field(default_factory=dict[int, float])
-    """By source sequence: when its latest dead letter was stored, in Unix time."""
+    """Of dead letters that do not tell the latter: by source sequence, when the latest was stored itself."""
 
 
 class DeadLetterIndex:
@@ -69,9 +72,12 @@ class DeadLetterIndex:
         """
         subject = dlq_subject(token_of_stored(update.subject))
         last = await self.last(subject)
-        if last is None or last.is_older_than(update.stored_at_s, skew_s=0.0):
+        if last is None:
             return False
-        return last.is_of(update) or await self._is_among_all(update, subject, last.sequence)
+        if last.is_of(update):
+            return True
+        is_older = last.is_older_than(update.stored_at_s, skew_s=0.0)
+        return not is_older and await self._is_among_all(update, subject, last.sequence)
 
     async def _is_among_all(self, update: UpdateLike, subject: str, up_to: int) -> bool:
         source_subject = source_subject_of(update)
@@ -82,8 +88,14 @@ class DeadLetterIndex:
                 break  # the rest were replayed or purged meanwhile
             job.read_up_to = found.sequence
             self._remembered += 1
-            if found.source_subject == source_subject:
+            if found.source_subject != source_subject:
+                continue
+            if (source_us := found.source_stored_us) is not None:
+                job.sources.add((found.source_sequence, source_us))
+            else:
                 job.stored_at_s[found.source_sequence] = found.stored_at.timestamp()
+        if (update.sequence, stored_us(update)) in job.sources:
+            return True
         return job.stored_at_s.get(update.sequence, 0.0) >= update.stored_at_s
 
     def _job(self, source_subject: str, up_to: int) -> _JobIndex:

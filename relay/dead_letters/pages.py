@@ -1,6 +1,7 @@
 """Dead letters page by page, the newest first, in little memory however many there are."""
 
 import contextlib
+import datetime as dt
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ _MOST_LOOKED_AT: Final = 262_144
 """How many sequences are looked at for one page; with few that match, the page is then short, and one can go on."""
 _ONE_BY_ONE: Final = 2_048
 """The same if they are read one by one."""
+
+_CLOCK_STEP: Final = dt.timedelta(hours=1)
+"""If a server's clock was set back by at most this, younger dead letters before older ones are found as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ async def newest_first(
             async for letter in letters:
                 if selection.takes(letter):
                     newest.append(letter)
-                elif selection.since is not None and letter.stored_at < selection.since:
-                    first = letter.sequence + 1  # all before it are older
+                elif selection.since is not None and letter.stored_at < selection.since - _CLOCK_STEP:
+                    first = letter.sequence + 1  # all before it are too old as well
         found += reversed(newest)
         looked_at, high = looked_at + window, low - 1
         window = min(4 * window, _LARGEST_WINDOW)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from relay.contract.errors import RelayError
+from relay.contract.subjects import DLQ_STREAM
 from relay.dead_letters import stream
 from relay.dead_letters.export import to_line
 from relay.dead_letters.selection import Selection
@@ -21,11 +23,14 @@ class PurgePlan:
 
     reasons: Counter[str] = field(default_factory=Counter[str])
     last_sequence: int = 0
+    made_at: str = ""
+    """When the stream that was counted was made. One that is made anew counts from 1 again."""
 
 
 async def counted(client: FrameClient, selection: Selection, plan: PurgePlan) -> AsyncGenerator[StoredDeadLetter]:
     """What is selected now, each when `plan` has counted it."""
-    up_to = await stream.last_sequence(client)
+    info = await stream.info(client)
+    plan.made_at, up_to = info["created"], info["state"]["last_seq"]
     async with contextlib.aclosing(stream.read(client, selection, up_to)) as letters:
         async for letter in letters:
             plan.reasons[letter.reason] += 1
@@ -40,13 +45,23 @@ async def exported(client: FrameClient, selection: Selection, plan: PurgePlan) -
             yield to_line(letter)
 
 
-async def remove(client: FrameClient, selection: Selection, up_to: int) -> int:
-    """Remove what a plan counted, and nothing newer; returns how many of those were still there.
+async def require_same_stream(client: FrameClient, plan: PurgePlan) -> None:
+    """Raises RelayError if the dead letters are not those of the stream that was counted."""
+    if (await stream.info(client))["created"] != plan.made_at:
+        raise RelayError(
+            f"{DLQ_STREAM} was deleted and made anew since its dead letters were counted, so other ones may have their "
+            "sequences now; nothing was done: begin again with those that are there now"
+        )
 
-    `up_to` is the plan's last sequence. Each source is removed before its dead letter, so interrupting this is safe:
-    the next purge completes it.
+
+async def remove(client: FrameClient, selection: Selection, plan: PurgePlan) -> int:
+    """Remove what `plan` counted, and nothing newer; returns how many of those were still there.
+
+    Each source is removed before its dead letter, so interrupting this is safe: the next purge completes it. Raises
+    RelayError, also if the stream is another one by now.
     """
-    removed = 0
+    await require_same_stream(client, plan)
+    removed, up_to = 0, plan.last_sequence
     async with pipelined(client) as pipeline:
         sources = SourceUpdates(pipeline)
 

@@ -18,6 +18,7 @@ from relay.nats.frames import FrameClient
 
 NEWEST: Final = 10_000
 """At most this many dead letters are counted: the newest."""
+_REMOVED: Final = f"only the newest {NEWEST:,} are counted by reason, and these were removed"
 _MINUTE_S: Final = 60
 _CONSUMER_PREFIX: Final = "relay-count-"
 SUBJECTS_TO_COUNT: Final = (
@@ -37,10 +38,13 @@ class ReasonCounts:
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])
     per_minute: Mapping[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int], compare=False)
     """Of the same ones: how many were stored in each minute of Unix time, by reason."""
+    uncounted: str = ""
+    """Why none of them was counted by reason, as a part of a sentence; empty if some were, or there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class _StreamState:
+    made_at: str
     messages: int
     last_sequence: int
 
@@ -50,28 +54,32 @@ class ReasonCounter:
 
     def __init__(self, client: FrameClient) -> None:
         self._client = client
-        self._counted = _StreamState(0, 0)
+        self._counted = _StreamState("", 0, 0)
         self._minutes: Counter[tuple[int, str]] = Counter()
 
     async def count(self) -> ReasonCounts:
         """The counts now. Raises NotProvisioned without a dead-letter stream, and RelayError. Cancelling is safe."""
         now = await self._state()
         if now != self._counted:
+            before = self._counted
             # Both figures grow by the same number unless dead letters were removed; the stream does not say which.
-            grown = now.messages - self._counted.messages == now.last_sequence - self._counted.last_sequence
-            if grown and now.messages <= NEWEST:
-                self._minutes += await self._read(self._counted.last_sequence + 1, now.last_sequence)
+            grown = now.messages - before.messages == now.last_sequence - before.last_sequence
+            if now.messages > NEWEST:
+                self._minutes = await self._read(now.last_sequence - NEWEST + 1, now.last_sequence)
+            elif grown and now.made_at == before.made_at:
+                self._minutes += await self._read(before.last_sequence + 1, now.last_sequence)
             else:
-                self._minutes = await self._read(max(1, now.last_sequence - NEWEST + 1), now.last_sequence)
+                self._minutes = await self._read(1, now.last_sequence)
         self._counted = now
         reasons: Counter[str] = Counter()
         for (_, reason), count in self._minutes.items():
             reasons[reason] += count
-        return ReasonCounts(now.messages, reasons.total(), dict(reasons.most_common()), dict(self._minutes))
+        uncounted = _REMOVED if now.messages and not reasons else ""
+        return ReasonCounts(now.messages, reasons.total(), dict(reasons.most_common()), dict(self._minutes), uncounted)
 
     async def _state(self) -> _StreamState:
-        state = await stream.state(self._client)
-        return _StreamState(state["messages"], state["last_seq"])
+        info = await stream.info(self._client)
+        return _StreamState(info["created"], info["state"]["messages"], info["state"]["last_seq"])
 
     async def _read(self, start: int, end: int) -> Counter[tuple[int, str]]:
         minutes: Counter[tuple[int, str]] = Counter()

@@ -6,8 +6,9 @@ source is deleted before the dead letter: after an interruption in between, the 
 it again completes the work.
 
 A sequence alone does not identify an update, because a status stream that was deleted and made again counts from 1
-again. An update is the source of a dead letter if it has the sequence and the job that the dead letter names, and is
-not younger. Deleting an update also settles it, even if its worker has not terminated it yet.
+again. An update is the source of a dead letter if it has the sequence, the job and the time that the dead letter names;
+if an older relay did not name the time, it must not be younger. Deleting an update also settles it, even if its worker
+has not terminated it yet.
 """
 
 import asyncio
@@ -21,9 +22,9 @@ from relay.contract.subjects import (
     STATUS_STREAM,
     api_stream_info,
     job_filter,
-    token_of_stored,
 )
 from relay.dead_letters.lookups import Lookups
+from relay.dead_letters.moments import unix_us
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
@@ -42,7 +43,7 @@ class _StreamRange:
     first: int
 
     def may_hold_source_of(self, letter: StoredDeadLetter) -> bool:
-        return letter.stored_at >= self.made_at and letter.source_sequence >= self.first
+        return letter.newest_s >= self.made_at.timestamp() and letter.source_sequence >= self.first
 
 
 _NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -112,7 +113,8 @@ class SourceUpdates:
                 await self._look_up(behind, lookup)
             finally:
                 lookup.ended.set()
-        return lookup.stored_at <= letter.stored_at
+        # A source that seems younger than what follows it is in an earlier stream, and a clock was set back since.
+        return (letter.source_stored_us or 0) <= unix_us(lookup.stored_at) and lookup.stored_at <= letter.stored_at
 
     async def _look_up(self, start: int, lookup: "_AgeLookup") -> None:
         found = await self._messages.find(STATUS_STREAM, {"next_by_subj": job_filter("*"), "seq": start})
@@ -121,8 +123,4 @@ class SourceUpdates:
 
     async def _is_there(self, letter: StoredDeadLetter) -> bool:
         message = await self._messages.get(STATUS_STREAM, letter.source_sequence)
-        return (
-            message is not None
-            and token_of_stored(message.subject) == letter.job
-            and message.stored_at <= letter.stored_at
-        )
+        return message is not None and letter.is_of(message)

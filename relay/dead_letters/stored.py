@@ -17,10 +17,12 @@ from relay.contract.subjects import (
     REASON_HEADER,
     REPLAYED_FROM_HEADER,
     SOURCE_SEQUENCE_HEADER,
+    SOURCE_STORED_AT_HEADER,
     SOURCE_SUBJECT_HEADER,
     published_subject,
 )
 from relay.core.update import UpdateLike
+from relay.dead_letters.moments import unix_us
 from relay.nats.messages import StoredMessage
 
 _JOBS_REMEMBERED: Final = 4096
@@ -94,6 +96,20 @@ class StoredDeadLetter:
         return number_of(self.headers.get(SOURCE_SEQUENCE_HEADER, "")) or 0
 
     @property
+    def source_stored_us(self) -> int | None:
+        """When JOB_STATUS stored the update: Unix time in microseconds. None if an older relay did not tell."""
+        try:
+            moment = dt.datetime.fromisoformat(self.headers.get(SOURCE_STORED_AT_HEADER, ""))
+        except ValueError:
+            return None
+        return unix_us(moment) if moment.tzinfo else None
+
+    @property
+    def newest_s(self) -> float:
+        """When it or its source was stored, whichever is later: a clock can have been set back. Unix time."""
+        return max(self.stored_at.timestamp(), (self.source_stored_us or 0) / 1e6)
+
+    @property
     def replayed_from(self) -> str:
         """The sequence of the dead letter that its update was replayed from; empty if the update was never replayed."""
         return self.headers.get(REPLAYED_FROM_HEADER, "")
@@ -116,22 +132,26 @@ class StoredDeadLetter:
         parts = (part.split(" ") for part in text.split("; "))
         return tuple(PastFailure(*part) for part in parts if len(part) == 3)  # noqa: PLR2004 - the fields of PastFailure
 
-    def is_of(self, update: UpdateLike) -> bool:
-        """Whether it is the update's dead letter: it names the update as its source and is not older."""
-        return (
-            self.source_sequence == update.sequence
-            and self.source_subject == source_subject_of(update)
-            and not self.is_older_than(update.stored_at_s, skew_s=0.0)
-        )
+    def is_of(self, update: UpdateLike, *, skew_s: float = 0.0) -> bool:
+        """Whether it is the update's dead letter: it names the update's subject, sequence and time.
+
+        A status stream that was deleted and made again counts from 1 again, so the sequence alone is not enough. A dead
+        letter of an older relay does not name the time; it must not be older than the update, but for `skew_s`.
+        """
+        if self.source_sequence != update.sequence or self.source_subject != source_subject_of(update):
+            return False
+        source_us = self.source_stored_us
+        if source_us is None:
+            return not self.is_older_than(update.stored_at_s, skew_s=skew_s)
+        return source_us == stored_us(update)
 
     def is_older_than(self, stored_at_s: float, *, skew_s: float) -> bool:
         """Whether it was stored before the update that was stored at `stored_at_s` (Unix time).
 
-        A status stream that was deleted and made again counts from 1 again, so a dead letter can name an update's
-        sequence and be older than that update. The two streams can have their leaders on two servers, whose clocks
-        differ; `skew_s` is the allowance for this. The caller decides which error would be worse.
+        The two streams can have their leaders on two servers, whose clocks differ; `skew_s` is the allowance for this.
+        The caller decides which error would be worse.
         """
-        return self.stored_at.timestamp() < stored_at_s - skew_s
+        return self.newest_s < stored_at_s - skew_s
 
 
 def status_in(body: bytes) -> str:
@@ -142,6 +162,11 @@ def status_in(body: bytes) -> str:
         return ""
     status = content.status if content.payload is None else content.payload.status
     return status if isinstance(status, str) else ""
+
+
+def stored_us(update: UpdateLike) -> int:
+    """When JOB_STATUS stored the update: Unix time in microseconds."""
+    return round(update.stored_at_s * 1e6)
 
 
 def source_subject_of(update: UpdateLike) -> str:

@@ -51,9 +51,14 @@ _MAX_FRUITLESS: Final = 3
 _INACTIVE_NS: Final = 60 * 1_000_000_000
 
 
+async def info(client: Requester) -> dict[str, Any]:
+    """The stream as JetStream's API describes it: when it was `created`, its `state`, ..."""
+    return await _request(client, api_stream_info(DLQ_STREAM))
+
+
 async def state(client: Requester) -> dict[str, Any]:
     """The stream's state as JetStream's API gives it: `messages`, `last_seq`, ..."""
-    return (await _request(client, api_stream_info(DLQ_STREAM)))["state"]
+    return (await info(client))["state"]
 
 
 async def last_sequence(client: Requester) -> int:
@@ -267,6 +272,8 @@ async def _consumer(client: FrameClient, reading: _Reading) -> AsyncGenerator[No
     name = reading.consumer = f"{reading.consumer_prefix}{uuid.uuid4().hex[:12]}"
     config = {"stream_name": DLQ_STREAM, "config": reading.config(), "action": "create"}
     made = await _request(client, api_consumer_create(DLQ_STREAM, name, reading.subject), config)
+    # A server can limit the requests of all consumers, and refuses what asks for more.
+    reading.batch_size = min(reading.batch_size, made["config"].get("max_batch") or reading.batch_size)
     reading.begin(made["num_pending"], client.new_inbox())
     subscription = await client.listen(reading.inbox, reading.take)
     try:

@@ -18,6 +18,7 @@ from relay.contract.subjects import (
     REASON_HEADER,
     REPLAYED_FROM_HEADER,
     SOURCE_SEQUENCE_HEADER,
+    SOURCE_STORED_AT_HEADER,
     SOURCE_SUBJECT_HEADER,
     STATUS_STREAM,
     dlq_msg_id,
@@ -29,6 +30,8 @@ from relay.contract.text import one_line
 from relay.core.update import DeadLetterHorizon, UpdateLike
 from relay.core.verdict import DeadLetter
 from relay.dead_letters.index import DeadLetterIndex
+from relay.dead_letters.moments import moment_of_us
+from relay.dead_letters.stored import stored_us
 from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
 from relay.nats.frames import FrameClient
@@ -61,7 +64,7 @@ class DeadLetterWriter:
         except RelayError:
             newest_s = math.inf  # unknown now, so each update has to be looked up
         else:
-            newest_s = newest.stored_at.timestamp() if newest else -math.inf
+            newest_s = newest.newest_s if newest else -math.inf
         self.horizon.at_start_s = self.horizon.newest_s = newest_s
 
     async def write(self, update: UpdateLike, dead_letter: DeadLetter, attempts: int) -> None:
@@ -81,6 +84,7 @@ class DeadLetterWriter:
             ATTEMPTS_HEADER: str(attempts),
             SOURCE_SUBJECT_HEADER: published_subject(update.subject),
             SOURCE_SEQUENCE_HEADER: str(update.sequence),
+            SOURCE_STORED_AT_HEADER: moment_of_us(stored_us(update)).isoformat(timespec="microseconds"),
             FAILED_AT_HEADER: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         }
         try:
@@ -99,7 +103,7 @@ class DeadLetterWriter:
         ack = await publish_confirmed(self._client, subject, update.body, headers, timeout_s=self._write_timeout_s)
         if ack.duplicate and not ((stored := await self._index.at(ack.sequence)) and stored.is_of(update)):
             # The status stream was made again and counts from 1 again, so the id was that of an older update.
-            headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{round(update.stored_at_s * 1e6)}"}
+            headers = headers | {MSG_ID_HEADER: f"{headers[MSG_ID_HEADER]}:{stored_us(update)}"}
             await publish_confirmed(self._client, subject, update.body, headers, timeout_s=self._write_timeout_s)
 
     async def holds(self, update: UpdateLike) -> bool:

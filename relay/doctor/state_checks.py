@@ -243,12 +243,12 @@ def _dead_letters(snapshot: Snapshot) -> Finding:
     if not counts.total:
         return ok("dead letters", f"none in {DLQ_STREAM}")
     newest = f"of the newest {counts.counted}: " if counts.counted < counts.total else ""
-    if reasons := Counter(counts.reasons):
-        detail = f": {newest}{format_counts(reasons)}"
-    else:
+    reasons = Counter(counts.reasons)
+    detail = f": {newest}{format_counts(reasons)}"
+    if counts.uncounted:
         reasons = sum((Counter(report.dead_letters) for report in snapshot.reports.values()), Counter[str]())
         written = f"; the workers have written {format_counts(dict(reasons.most_common()))}" if reasons else ""
-        detail = f" (this NATS user may not count them by reason{written})"
+        detail = f" ({counts.uncounted}{written})"
     remedy = "`relay dlq list` and `relay dlq show SEQ` say more, docs/dead-letters.md what to do about each reason"
     for reason, _ in reasons.most_common(1):
         if advice := ADVICE.get(reason):

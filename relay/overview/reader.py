@@ -1,7 +1,6 @@
 """Reads a snapshot of the relay, only over NATS: streams, lanes, leases, dead letters and the workers' reports."""
 
 import asyncio
-import contextlib
 import datetime as dt
 import time
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ from relay.topology.intake import idle_s
 
 _NS_PER_S: Final = 1_000_000_000
 _TIMEOUT_S: Final = 3.0
+_MAY_NOT_COUNT: Final = "this NATS user may not count them by reason"
 _STREAMS: Final = (STATUS_STREAM, DLQ_STREAM, ADVISORY_STREAM, REQUEST_STREAM, LEASE_STREAM)
 
 
@@ -118,10 +118,14 @@ class SnapshotReader:
             raise
 
     async def _count_dead_letters(self, total: int, permissions: _Permissions) -> ReasonCounts:
-        if permissions.count_reasons:
-            with contextlib.suppress(NotPermitted, UnsuitableServer):  # this account may not make consumers
-                return await self._reasons.count()
-        return ReasonCounts(total)
+        if not permissions.count_reasons:
+            return ReasonCounts(total, uncounted=_MAY_NOT_COUNT)
+        try:
+            return await self._reasons.count()
+        except (NotPermitted, UnsuitableServer):  # this account may not make consumers
+            return ReasonCounts(total, uncounted=_MAY_NOT_COUNT)
+        except (BrokerUnavailable, JetStreamError) as error:  # a limit of the account or the server, for example
+            return ReasonCounts(total, uncounted=f"they cannot be counted by reason: {error}")
 
     async def _lane(self, lane: int, owner: str | None) -> LaneSnapshot:
         state = await find_consumer_state(self._client, lane, timeout_s=_TIMEOUT_S)

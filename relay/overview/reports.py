@@ -78,7 +78,7 @@ class _ReportCollector:
     async def receive(self, message: Msg) -> None:
         nobody_listens = (message.headers or {}).get("Status") == _NO_RESPONDERS
         if not nobody_listens:
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(ValueError, RecursionError):
                 report = msgspec.json.decode(message.data, type=Report)
                 self.reports[report.worker] = report
             self._left -= 1

@@ -126,7 +126,7 @@ class Advisories:
     async def _follow_up(self, message: StoredMessage) -> None:
         try:
             advisory = msgspec.json.decode(message.body, type=_Advisory)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             _log.error("an advisory cannot be read and is deleted", advisory=message.body[:200], error=str(error))
             await self._delete(message)
             return

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from relay.contract.model import JobStatus
-from relay.contract.subjects import is_job_uuid, lane_of, lane_of_stored
+from relay.contract.subjects import STATUS_STREAM, is_job_uuid, lane_of, lane_of_stored
 from relay.contract.wire import Unsendable, decode
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.messages import StoredMessage
@@ -66,20 +66,14 @@ class _Page:
         return Known.UNKNOWN if source is None else source.known(update)
 
     def dead_letter(self, update: StoredMessage) -> StoredDeadLetter | None:
-        """The update's dead letter. One that is older than the update names an update of a stream that was deleted."""
-        return next(
-            (
-                letter
-                for letter in self.dead_letters
-                if letter.source_sequence == update.sequence and not _is_older(letter, update)
-            ),
-            None,
-        )
+        """The update's dead letter, if it was read."""
+        return next((letter for letter in self.dead_letters if letter.is_of(update, skew_s=_CLOCK_SKEW_S)), None)
 
     def progress(self, update: StoredMessage) -> UpdateProgress:
-        if self.dead_letter(update) is not None:
+        known = self.known(update)
+        if known is Known.DEAD_LETTERED or self.dead_letter(update) is not None:
             return UpdateProgress.DEAD_LETTERED
-        is_acknowledged = self.known(update) in (Known.ACKNOWLEDGED, Known.SETTLED)
+        is_acknowledged = known in (Known.ACKNOWLEDGED, Known.SETTLED)
         return UpdateProgress.ACKNOWLEDGED if is_acknowledged else UpdateProgress.PENDING
 
     @property
@@ -94,11 +88,12 @@ class _Page:
 
     @property
     def needs_all_dead_letters(self) -> bool:
-        """Whether the dead letter of an update that counts as acknowledged may be among those not yet read."""
+        """Whether the dead letter of a settled update may be among those not yet read."""
         # If the oldest dead letter that was read is older than the update, all dead letters before it are, too.
         return not self.has_all_dead_letters and any(
-            self.progress(update) is UpdateProgress.ACKNOWLEDGED
-            and not all(_is_older(letter, update) for letter in self.dead_letters)
+            self.progress(update) is not UpdateProgress.PENDING
+            and self.dead_letter(update) is None
+            and not all(letter.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S) for letter in self.dead_letters)
             for update in self.updates
         )
 
@@ -196,11 +191,6 @@ class Answers:
         return msgspec.json.encode(HistoryReply(job, [Raw(reply) for reply in replies[:count]], after))
 
 
-def _is_older(letter: StoredDeadLetter, update: StoredMessage) -> bool:
-    """Whether a dead letter was stored before the update, even if the servers' clocks differ by `_CLOCK_SKEW_S`."""
-    return letter.is_older_than(update.stored_at_s, skew_s=_CLOCK_SKEW_S)
-
-
 def _encode_update(job: str, page: _Page, update: StoredMessage, room: int, *, metadata: bool) -> bytes:
     """The UpdateReply, with the body if `metadata`. The body is null if it would not fit into `room` bytes."""
     reply = _update_reply(job, page, update, metadata=metadata)
@@ -240,9 +230,10 @@ def _decode_request(job: str, request: bytes, kind: type[R]) -> R:
         return kind()
     try:
         return msgspec.json.decode(request, type=kind)
-    except msgspec.DecodeError as error:  # ValidationError is a DecodeError
+    except ValueError as error:  # DecodeError and UnicodeDecodeError are ValueErrors
         raise QueryError(BAD_REQUEST, f"the request cannot be read: {error}") from None
 
 
 def _unknown_job(job: str) -> QueryError:
-    return QueryError(NOT_FOUND, f"no update of job {job} is stored: none was published in the last 7 days")
+    why = f"none was published, or {STATUS_STREAM} keeps it no longer"
+    return QueryError(NOT_FOUND, f"no update of job {job} is stored: {why}")

@@ -48,6 +48,8 @@ class Known(enum.Enum):
     """It is not settled."""
     ACKNOWLEDGED = enum.auto()
     """The Facilitator has acknowledged it."""
+    DEAD_LETTERED = enum.auto()
+    """It was dead-lettered. If it is still stored when its dead letter is gone, somebody removed only that one."""
     SETTLED = enum.auto()
     """It is dead-lettered if it has a dead letter; otherwise the Facilitator has acknowledged it."""
     UNCERTAIN = enum.auto()
@@ -71,7 +73,7 @@ class OwnerProgress:
             case Settled.ACKNOWLEDGED:
                 return Known.ACKNOWLEDGED
             case Settled.DEAD_LETTERED:
-                return Known.SETTLED
+                return Known.DEAD_LETTERED
             case Settled.UNLESS_GIVEN_UP:
                 return Known.UNCERTAIN if self.given_up else Known.SETTLED
             case Settled.UNKNOWN:
@@ -138,5 +140,5 @@ class ProgressSources:
                 lane_progress_subject(lane), msgspec.json.encode(ProgressRequest(job)), timeout=_OWNER_TIMEOUT_S
             )
             return msgspec.json.decode(reply.data, type=LaneProgress | None)
-        except (nats.errors.Error, TimeoutError, msgspec.DecodeError):
+        except (nats.errors.Error, TimeoutError, ValueError, RecursionError):
             return None  # no owner, or a reply that cannot be read: the server is asked instead

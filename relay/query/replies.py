@@ -13,6 +13,10 @@ MOST_UPDATES: Final = 200
 """How many updates one reply on `job.history.<uuid>` has at most."""
 
 
+DEAD_LETTER_GONE: Final = "its dead letter is gone, and `relay dlq` did not remove it"
+"""What an update means that is dead-lettered and has no `dead_letter`."""
+
+
 class UpdateProgress(StrEnum):
     """How far an update got."""
 
@@ -21,7 +25,7 @@ class UpdateProgress(StrEnum):
     ACKNOWLEDGED = "acknowledged"
     """The Facilitator has acknowledged it."""
     DEAD_LETTERED = "dead_lettered"
-    """It is in the dead-letter stream, and will not be sent again."""
+    """It was put into the dead-letter stream, and will not be sent again."""
 
 
 class QueryRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,9 +59,9 @@ class UpdateReply(Struct, frozen=True, kw_only=True):
     """When JOB_STATUS stored it: RFC 3339, UTC."""
     progress: UpdateProgress
     reason: str | None = None
-    """The dead letter's `Relay-Reason`; null if the update is not dead-lettered."""
+    """The dead letter's `Relay-Reason`; null if the update is not dead-lettered, or its dead letter is gone."""
     dead_letter: int | None = None
-    """The dead letter's sequence in JOB_DLQ; null if the update is not dead-lettered."""
+    """The dead letter's sequence in JOB_DLQ; null if the update is not dead-lettered, or its dead letter is gone."""
     unreadable: str | None = None
     """Why the body cannot be read; null if it can."""
     body: Raw | UnsetType = UNSET

@@ -55,7 +55,7 @@ async def _answering(client: FrameClient, subject: str, answer: Callable[[bytes]
         if not message.reply:
             return
         # A worker that gets no reply asks the NATS server instead.
-        with suppress(msgspec.DecodeError, RecursionError, nats.errors.Error):
+        with suppress(ValueError, RecursionError, nats.errors.Error):
             await client.publish(message.reply, msgspec.json.encode(answer(message.data)))
 
     subscription = await client.subscribe(subject, cb=respond)

@@ -123,9 +123,10 @@ async def test_temporary_errors(answering, client, code, error):
         await client.status(JOB, timeout_s=0.3)
 
 
-async def test_unreadable_answer(answering, client):
+@pytest.mark.parametrize("answer", [b"{", b'{"uuid":"\xff"}', b'{"new":' + b"[" * 100_000])
+async def test_unreadable_answer(answering, client, answer):
     """An answer that cannot be read is an error of the client, not a traceback of its parser."""
-    answering.append((b"{", {}))
+    answering.append((answer, {}))
     with pytest.raises(QueryFailed, match="cannot be read"):
         await client.status(JOB)
 

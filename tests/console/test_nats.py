@@ -21,6 +21,7 @@ from relay.contract.subjects import (
     Reason,
     dlq_subject,
 )
+from relay.dead_letters import stream
 from relay.dead_letters.purge import PurgePlan
 from relay.dead_letters.selection import Selection
 from relay.local.server import NatsServer
@@ -124,7 +125,7 @@ async def refuses(watching: Watching, observer, sequence: int) -> None:
     watching.client, watching.rights = observer, await find_rights(observer)
     assert (False, False) == (watching.rights.act, watching.rights.scan)
     selected = Selection(sequences=(sequence,))
-    dry_run = DryRun(selected, PurgePlan(last_sequence=sequence))
+    dry_run = DryRun(selected, PurgePlan(last_sequence=sequence, made_at=(await stream.info(observer))["created"]))
     dry_run.plan.reasons["refused"] = 1
     actions = Actions(watching)
     with pytest.raises(NotPermitted):

@@ -1,5 +1,7 @@
 """Dead letters page by page, and what a replay would do."""
 
+import datetime as dt
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -39,6 +41,22 @@ async def test_newest_first(dlq, monkeypatch, scan):
     since = (await newest_first(dlq.client, Selection(), 5, scan=scan)).rows[0].letter.stored_at
     assert [10, 9, 8, 7, 4] == await all_pages(dlq, Selection(since=since), scan=scan)
     assert all(new > old for new, old in pairwise(everything))
+
+
+async def test_clock_set_back(dlq, monkeypatch):
+    """By time, what came before a clock was set back is found as well."""
+    monkeypatch.setattr(pages, "_FIRST_WINDOW", 2)
+    read = pages._read
+
+    async def read_with_a_step(*arguments, **options):
+        async for letter in read(*arguments, **options):
+            back = dt.timedelta(minutes=30 if letter.sequence == 5 else 0)
+            yield replace(letter, stored_at=letter.stored_at - back)
+
+    monkeypatch.setattr(pages, "_read", read_with_a_step)
+    await dlq.write_many(6)
+    since = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=20)
+    assert [6, 4, 3, 2, 1] == await all_pages(dlq, Selection(since=since))
 
 
 async def test_row(dlq):

@@ -1,7 +1,7 @@
 """Counting dead letters by reason."""
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, Reason
-from relay.dead_letters import stream
+from relay.dead_letters import reasons, stream
 from relay.dead_letters.reasons import ReasonCounter, ReasonCounts
 
 
@@ -20,6 +20,31 @@ async def test_reasons_are_counted_once(dlq):
     await stream.remove_all(dlq.client, DLQ_SUBJECTS, 5)
     assert ReasonCounts() == await counter.count()
     assert [] == await dlq.client.jetstream().consumers_info(DLQ_STREAM)
+
+
+async def test_counted_anew_in_another_stream(dlq):
+    """If the stream was made anew, what was counted in the one before counts no more."""
+    counter = ReasonCounter(dlq.client)
+    for _ in range(3):
+        await dlq.write()
+    assert ReasonCounts(3, 3, {"refused": 3}) == await counter.count()
+    await dlq.recreate_stream(DLQ_STREAM)
+    assert ReasonCounts() == await counter.count()
+    await dlq.write(reason=Reason.TOO_LARGE)
+    assert ReasonCounts(1, 1, {"too_large": 1}) == await counter.count()
+
+
+async def test_newest_were_removed(dlq, monkeypatch):
+    """What is old is counted as well if there are few; if there are many, and none of the newest, the counts say so."""
+    monkeypatch.setattr(reasons, "NEWEST", 2)
+    for _ in range(5):
+        await dlq.write()
+    for sequence in (4, 5):
+        await stream.remove(dlq.client, sequence)
+    found = await ReasonCounter(dlq.client).count()
+    assert (3, 0, True) == (found.total, found.counted, "were removed" in found.uncounted)
+    await stream.remove(dlq.client, 3)
+    assert ReasonCounts(2, 2, {"refused": 2}) == await ReasonCounter(dlq.client).count()
 
 
 async def test_written_while_counting(dlq, monkeypatch):

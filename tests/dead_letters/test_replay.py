@@ -72,7 +72,7 @@ async def test_the_status_stream_was_made_anew(dlq):
     for _ in range(3):
         await dlq.publish(OTHER, b"")
     await dlq.write_many(2)
-    await dlq.recreate_status_stream()
+    await dlq.recreate_stream()
     first, _ = await dlq.read()
     await Replayer(dlq.client).publish(first)
     summary, _ = await dlq.replay()

@@ -59,7 +59,7 @@ async def test_stream_made_anew_keeps_its_updates(dlq, take):
     """If the status stream was created again, an update with the job and the sequence of a dead letter is kept."""
     await dlq.write()
     await dlq.write(OTHER)
-    await dlq.recreate_status_stream()
+    await dlq.recreate_stream()
     for job in (JOB, OTHER):
         await dlq.publish(job, b"new")
     await take(dlq)
@@ -82,6 +82,30 @@ async def test_anothers_update_stays(dlq, monkeypatch, take, stride):
     await take(dlq)
     assert [1, 2, 3] == (await dlq.update_sequences())[:3]
     assert [] == await dlq.sequences()
+
+
+@pytest.mark.parametrize("same_job", [True, False])
+async def test_clock_set_back(dlq, same_job):
+    """A source is deleted even if its dead letter seems to be older, because a clock was set back in between."""
+    await dlq.write_many(2)
+    letter = (await dlq.read())[0]
+    older = replace(letter, stored_at=letter.stored_at - dt.timedelta(hours=1))
+    await SourceUpdates(dlq.client).remove(older, same_job=same_job)
+    assert [2] == await dlq.update_sequences()
+
+
+async def test_clock_set_back_and_stream_made_anew(dlq, monkeypatch):
+    """A dead letter of the stream before is not taken for that of an update, even if it seems to be younger."""
+    monkeypatch.setattr(sources, "_STRIDE", 1)
+    await dlq.write()
+    letter = (await dlq.read())[0]
+    await dlq.recreate_stream()
+    for _ in range(2):
+        await dlq.publish()
+    later = letter.stored_at + dt.timedelta(hours=1)
+    headers = {**letter.headers, "Relay-Source-Stored-At": later.isoformat()}
+    await SourceUpdates(dlq.client).remove(replace(letter, stored_at=later, headers=headers), same_job=True)
+    assert [1, 2] == await dlq.update_sequences()
 
 
 async def test_purge_without_a_status_stream(dlq):
@@ -164,10 +188,9 @@ async def die_before_terminating(client: Client, job: str) -> None:
     inbox = await client.subscribe(client.new_inbox())
     await client.publish(api_pull(STATUS_STREAM, lane_consumer(0)), b"", reply=inbox.subject)
     ack = await Dlq(client).publish(job, b"bad")
-    message = await inbox.next_msg(5)
+    await inbox.next_msg(5)
     await inbox.unsubscribe()
-    stored_at_s = message.metadata.timestamp.timestamp()
-    await Dlq(client).write_for(job, ack.sequence, b"bad", reason=Reason.INVALID_JSON, stored_at_s=stored_at_s)
+    await Dlq(client).write_for(job, ack.sequence, b"bad", reason=Reason.INVALID_JSON)
 
 
 @pytest.mark.parametrize(("take", "moment"), [(Dlq.replay, "before"), (Dlq.replay, "during"), (Dlq.purge, "before")])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from update_kit import GivenUpdate
 
 from relay.contract.subjects import Reason
 from relay.dead_letters.export import from_line, to_line
@@ -71,6 +72,29 @@ def test_replay_ids_differ():
     assert 4 == len(ids)
     assert all(map(is_replay_id, ids))
     assert not is_replay_id("123e4567-accepted")
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "headers", "expected"),
+    [
+        (0, {}, True),
+        (1, {}, False),
+        (-3600, {}, True),
+        (0, {"Relay-Source-Stored-At": "2026-11-22T03:00:00.000000+00:00"}, True),
+        (3600, {"Relay-Source-Stored-At": "2026-11-22T04:00:00.000000+00:00"}, True),
+        (-3600, {"Relay-Source-Stored-At": "2026-11-22T03:00:00.000000+00:00"}, False),
+        (0, {"Relay-Source-Stored-At": "2026-11-22T03:00:00"}, True),
+        (1, {"Relay-Source-Stored-At": "nonsense"}, False),
+        (0, {"Relay-Source-Sequence": "40"}, False),
+        (0, {"Relay-Source-Subject": "job.status.other"}, False),
+    ],
+)
+def test_whose_dead_letter_it_is(ahead_s, headers, expected):
+    """A dead letter is that of the update with its job, sequence and time. If it does not tell the time, or not in a
+    way that can be read, it is not older than its update.
+    """
+    update = GivenUpdate(f"job.status.0.{JOB}", 41, {}, b"", NOW.timestamp() + ahead_s)
+    assert expected == letter(**{name.replace("-", "_"): value for name, value in headers.items()}).is_of(update)
 
 
 @pytest.mark.parametrize("subject", ["", "job.status.", "job.status.a.b", "job.status.*", "job.status.>", "job.dlq.a"])

@@ -4,11 +4,11 @@ import datetime as dt
 import json
 
 import pytest
-from dead_letter_kit import JOB, OTHER, change_stream
+from dead_letter_kit import JOB, OTHER, Dlq, change_stream
 from relay_kit import new_job
 
 from relay.cli.dlq_purge import plan_purge
-from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
+from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned, RelayError
 from relay.contract.subjects import (
     DLQ_STREAM,
     DLQ_SUBJECTS,
@@ -20,7 +20,9 @@ from relay.contract.subjects import (
 from relay.dead_letters import stream
 from relay.dead_letters.purge import remove
 from relay.dead_letters.selection import Selection
+from relay.local.server import NatsServer
 from relay.nats.connection import api_request
+from relay.topology.provision import provision
 
 # Reading
 
@@ -117,6 +119,17 @@ async def test_nothing_comes(dlq, monkeypatch):
         await dlq.sequences(silence_s=0.05)
 
 
+async def test_a_limit_of_the_server(connect, topology):
+    """A server that limits the batch of each request is asked for less, and everything is read."""
+    limits = "jetstream: {store_dir: store, limits: {max_request_batch: 2}}"
+    async with NatsServer(jetstream=False, extra_config=limits) as server:
+        client = await connect(server.url)
+        await provision(client, topology)
+        dlq = Dlq(client)
+        await dlq.write_many(5)
+        assert [1, 2, 3, 4, 5] == await dlq.sequences()
+
+
 # Removing
 
 
@@ -156,7 +169,7 @@ async def test_purge_removes_what_was_exported(dlq, tmp_path, selection, left):
     await dlq.write(reason=Reason.TOO_LARGE)
     exported = [json.loads(line)["sequence"] for line in path.read_text().splitlines()]
     assert sorted({1, 2, 3, 4, 5} - set(exported)) == left
-    assert len(exported) == plan.reasons.total() == await remove(dlq.client, selection, plan.last_sequence)
+    assert len(exported) == plan.reasons.total() == await remove(dlq.client, selection, plan)
     assert left == await dlq.sequences()
 
 
@@ -165,8 +178,19 @@ async def test_limit_of_a_purge(dlq):
     await dlq.write_many(3)
     plan = await plan_purge(dlq.client, Selection(limit=2), None)
     await stream.remove(dlq.client, 1)
-    assert 1 == await remove(dlq.client, Selection(limit=2), plan.last_sequence)
+    assert 1 == await remove(dlq.client, Selection(limit=2), plan)
     assert [3] == await dlq.sequences()
+
+
+async def test_purge_of_another_stream(dlq):
+    """If the stream is made anew after the count, the dead letters that have the same sequences then are kept."""
+    await dlq.write_many(2)
+    plan = await plan_purge(dlq.client, Selection(), None)
+    await dlq.recreate_stream(DLQ_STREAM)
+    await dlq.write_many(2)
+    with pytest.raises(RelayError, match="deleted and made anew"):
+        await remove(dlq.client, Selection(), plan)
+    assert ([1, 2], [1, 2, 3, 4]) == (await dlq.sequences(), await dlq.update_sequences())
 
 
 async def test_purge_of_nothing(dlq):

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 from dead_letter_kit import JOB, Dlq, change_stream
 from relay_kit import ACKED, TERMED, Scene, missing, new_job, said
+from update_kit import GivenUpdate
 
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, Reason, status_subject
+from relay.core.verdict import DeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
@@ -150,7 +153,8 @@ def carried(headers: Mapping[str, str]) -> dict[str, str]:
 
 ADDED = {
     "Nats-Msg-Id",
-    *(f"Relay-{name}" for name in ("Reason", "Error", "Attempts", "Failed-At", "Source-Subject", "Source-Sequence")),
+    *(f"Relay-{name}" for name in ("Reason", "Error", "Attempts", "Failed-At")),
+    *(f"Relay-Source-{name}" for name in ("Subject", "Sequence", "Stored-At")),
 }
 REPLAYED = {"Relay-Replayed-From": "7", "Relay-History": "refused 5 2026-11-22T02:59:00.000+00:00"}
 
@@ -190,6 +194,20 @@ async def test_headers_that_outgrow_their_room(dlq, marks):
     [letter] = await dlq.read()
     assert marks == carried(letter.headers)
     assert "told (the headers of the original were too large, and were left out)" == letter.error
+
+
+async def test_clock_set_back(dlq):
+    """A dead letter is found, and not written again, even if it is older than its update by the clocks of NATS."""
+    ahead_s = round(time.time()) + 3600
+    first, second = (GivenUpdate(f"job.status.0.{JOB}", sequence, {}, b"{}", ahead_s + sequence) for sequence in (1, 2))
+    writer = DeadLetterWriter(dlq.client)
+    for update in (first, second, second):
+        await writer.write(update, DeadLetter(Reason.REFUSED, "told"), 1)
+    assert [1, 2] == [letter.source_sequence for letter in await dlq.read()]
+    assert [True, True, False] == [await writer.holds(each) for each in (first, second, first._replace(sequence=3))]
+    assert not await writer.holds(first._replace(stored_at_s=ahead_s))
+    await writer.look()
+    assert second.stored_at_s == writer.horizon.newest_s
 
 
 async def test_few_bytes_are_dead_lettered_at_a_time(scene, monkeypatch):

@@ -36,6 +36,7 @@ _DEAD_LETTER: Final = {
         subjects.ATTEMPTS_HEADER: {"type": "string", "pattern": "^[0-9]+$"},
         subjects.SOURCE_SUBJECT_HEADER: {"type": "string"},
         subjects.SOURCE_SEQUENCE_HEADER: {"type": "string", "pattern": "^[0-9]+$"},
+        subjects.SOURCE_STORED_AT_HEADER: {"type": "string", "format": "date-time"},
         subjects.FAILED_AT_HEADER: {"type": "string", "format": "date-time"},
     },
     "required": [subjects.REASON_HEADER, subjects.SOURCE_SUBJECT_HEADER, subjects.SOURCE_SEQUENCE_HEADER],

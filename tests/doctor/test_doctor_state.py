@@ -150,8 +150,9 @@ def test_backlog_in_words():
 
 
 def test_most_frequent_reason():
-    """The advice is for the most frequent reason; without permission to count, the workers' own counts are used."""
-    seen = snapshot(report(dead_letters={"refused": 1, "invalid_json": 2}), dead_letters=ReasonCounts(3))
+    """The advice is for the most frequent reason; if they cannot be counted, the workers' own counts are used."""
+    counts = ReasonCounts(3, uncounted="they cannot be counted by reason")
+    seen = snapshot(report(dead_letters={"refused": 1, "invalid_json": 2}), dead_letters=counts)
     [finding] = [each for each in check_state(seen) if each.check == "dead letters"]
     expected = "by reason; the workers have written invalid_json 2, refused 1)"
     assert (True, True) == (finding.found.endswith(expected), finding.remedy.startswith("invalid_json means that "))

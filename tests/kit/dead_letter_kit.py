@@ -21,7 +21,7 @@ from relay.contract.subjects import (
 )
 from relay.core.verdict import DeadLetter
 from relay.dead_letters import stream
-from relay.dead_letters.purge import remove
+from relay.dead_letters.purge import PurgePlan, counted, remove
 from relay.dead_letters.replay import Replayer, ReplayResult
 from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.selection import Selection
@@ -29,6 +29,7 @@ from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.nats.connection import PubAck, api_request, publish_confirmed
 from relay.nats.frames import FrameClient
+from relay.nats.messages import get_message
 from relay.nats.pipeline import pipelined
 
 JOB, OTHER = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
@@ -74,9 +75,12 @@ class Dlq:
         headers: Mapping[str, str] | None = None,
         *,
         reason: Reason = Reason.REFUSED,
-        stored_at_s: float = 0.0,
+        stored_at_s: float | None = None,
     ) -> None:
         """Write a dead letter whose source has this sequence, whether it exists or not."""
+        if stored_at_s is None:
+            source = await get_message(self.client, STATUS_STREAM, sequence)
+            stored_at_s = source.stored_at_s if source else 0.0
         update = GivenUpdate(f"job.status.0.{job}", sequence, headers or {}, body, stored_at_s)
         await DeadLetterWriter(self.client).write(update, DeadLetter(reason, "told"), 5)
 
@@ -109,11 +113,11 @@ class Dlq:
         first, last = info["state"]["first_seq"], info["state"]["last_seq"]
         return sorted(set(range(first, last + 1)) - set(info["state"].get("deleted", [])))
 
-    async def recreate_status_stream(self) -> None:
+    async def recreate_stream(self, name: str = STATUS_STREAM) -> None:
         """Delete the stream and create it again, so that it counts from 1."""
-        config = (await api_request(self.client, api_stream_info(STATUS_STREAM)))["config"]
-        await self.client.jetstream().delete_stream(STATUS_STREAM)
-        await api_request(self.client, api_stream_create(STATUS_STREAM), config)
+        config = (await api_request(self.client, api_stream_info(name)))["config"]
+        await self.client.jetstream().delete_stream(name)
+        await api_request(self.client, api_stream_create(name), config)
 
     async def updates_published(self, count: int) -> asyncio.Event:
         """An event that is set when `count` updates have been published from now on."""
@@ -141,4 +145,8 @@ class Dlq:
 
     async def purge(self, selection: Selection = EVERYTHING) -> None:
         """Do what `relay dlq purge` does after the confirmation."""
-        await remove(self.client, selection, 2**40)
+        plan = PurgePlan()
+        async with contextlib.aclosing(counted(self.client, selection, plan)) as letters:
+            async for _ in letters:
+                pass
+        await remove(self.client, selection, plan)

@@ -355,7 +355,7 @@ async def heard_no_receipt(nc: Client, job: str) -> None:
     with contextlib.suppress(nats.errors.TimeoutError):
         while True:
             with contextlib.suppress(nats.errors.NoRespondersError):
-                await nc.request(receipt_subject(job), b"{", timeout=0.1)
+                await nc.request(receipt_subject(job), b'{"uuid":"\xff"}', timeout=0.1)
 
 
 def counters(relay: Relay) -> Counter[str]:

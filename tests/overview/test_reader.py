@@ -4,14 +4,23 @@ import asyncio
 import time
 from collections import Counter
 
+from nats.aio.msg import Msg
 from relay_kit import Scene, new_job
 
-from relay.contract.subjects import STATUS_STREAM, status_subject
+from relay.contract.subjects import (
+    DLQ_STREAM,
+    REPORT_SUBJECT,
+    STATUS_STREAM,
+    api_stream_create,
+    api_stream_info,
+    dlq_subject,
+    status_subject,
+)
 from relay.dead_letters.reasons import ReasonCounts
 from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import publish_confirmed
+from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.frames import FrameClient
 from relay.overview.reader import SnapshotReader
 from relay.overview.reports import gather_reports
@@ -73,6 +82,29 @@ async def test_no_worker_answers(provisioned):
     """If no worker subscribes to the question, the reader does not wait for answers."""
     async with asyncio.timeout(TIMEOUT_S):
         assert {} == await gather_reports(provisioned, expected=3, timeout_s=2 * TIMEOUT_S)
+
+
+async def test_answer_that_is_no_report(provisioned):
+    """An answer that cannot be read counts as one: the reader does not wait for another."""
+
+    async def answer(message: Msg) -> None:
+        await message.respond(b'{"worker":"\xff"}')
+
+    await provisioned.subscribe(REPORT_SUBJECT, cb=answer)
+    async with asyncio.timeout(TIMEOUT_S):
+        assert {} == await gather_reports(provisioned, expected=1, timeout_s=2 * TIMEOUT_S)
+
+
+async def test_dead_letters_that_cannot_be_counted(provisioned):
+    """If JetStream refuses to let dead letters be read, the snapshot says why, and has everything else."""
+    config = (await api_request(provisioned, api_stream_info(DLQ_STREAM)))["config"] | {"max_consumers": 1}
+    jetstream = provisioned.jetstream()
+    await jetstream.delete_stream(DLQ_STREAM)
+    await api_request(provisioned, api_stream_create(DLQ_STREAM), config)
+    await jetstream.add_consumer(DLQ_STREAM, durable_name="other")
+    await publish_confirmed(provisioned, dlq_subject(new_job()), b"{}")
+    found = (await SnapshotReader(provisioned).read()).dead_letters
+    assert (1, 0, True) == (found.total, found.counted, "maximum consumers limit reached" in found.uncounted)
 
 
 async def test_how_long_workers_are_silent(provisioned):

@@ -9,10 +9,11 @@ import pytest_asyncio
 from relay_kit import ACKED, TERMED, Scene, counters, new_job, update
 
 from relay.contract.errors import PublishUnconfirmed
-from relay.contract.subjects import DLQ_STREAM, Reason
+from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import publish_confirmed
+from relay.nats.messages import get_message
 from relay.service.intervals import Intervals
 
 shared = pytest.mark.asyncio(loop_scope="module")
@@ -126,6 +127,7 @@ async def test_what_the_facilitator_must_not_see(scene, case):
 
     assert await scene.settled(poor, good) == [TERMED, ACKED]
 
+    source = await get_message(scene.nc, STATUS_STREAM, poor.sequence)
     [letter] = await scene.dead_letters(f"job.dlq.{job}")
     told, failed_at = letter.headers.pop("Relay-Error"), letter.headers.pop("Relay-Failed-At")
     assert letter.body == body
@@ -137,6 +139,7 @@ async def test_what_the_facilitator_must_not_see(scene, case):
         "Relay-Attempts": "0",
         "Relay-Source-Subject": f"job.status.{job}",
         "Relay-Source-Sequence": str(poor.sequence),
+        "Relay-Source-Stored-At": source.stored_at.isoformat(timespec="microseconds"),
     }
     assert expected.told.replace("JOB", job) in told
     assert told == told.encode("ascii", "replace").decode()

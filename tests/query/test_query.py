@@ -13,6 +13,7 @@ from nats.errors import NoRespondersError
 from relay_kit import ACKED, STATUSES, Scene, new_job, serving, update
 
 from relay.contract.subjects import (
+    DLQ_STREAM,
     STATUS_STREAM,
     advisory_subject,
     api_consumer_delete,
@@ -123,6 +124,16 @@ async def test_unreadable(scene):
     assert expected == of_each([answer], "status", "terminal", "progress", "reason")
     assert answer["unreadable"].startswith("invalid_json: not JSON that every reader understands alike")
     assert body == base64.b64decode(answer["body"])
+
+
+async def test_dead_letter_that_was_removed_alone(scene):
+    """If somebody removes a dead letter and not its update, the lane's owner still does not call it acknowledged."""
+    job = new_job()
+    async with serving(scene):
+        await scene.settled(await scene.publish_body(job, b"{"))
+        await scene.nc.jetstream().purge_stream(DLQ_STREAM)
+        answer = await latest(scene, job)
+    assert [("dead_lettered", None, None)] == of_each([answer], "progress", "reason", "dead_letter")
 
 
 async def test_history(scene):
@@ -381,12 +392,14 @@ async def test_slow_readers(scene):
 
 NOT_A_UUID = "is not a UUID in lower case with hyphens"
 UNREADABLE = "the request cannot be read:"
-UNKNOWN = f"no update of job {UUID} is stored: none was published in the last 7 days"
+NOT_UTF8 = "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+UNKNOWN = f"no update of job {UUID} is stored: none was published, or JOB_STATUS keeps it no longer"
 REFUSALS = [
     ("job.query.nonsense", b"", "400", f"'nonsense' {NOT_A_UUID}"),
     (query_subject(UUID.upper()), b"", "400", f"'{UUID.upper()}' {NOT_A_UUID}"),
     ("job.history.\u00e9" + "x" * 80, b"", "400", f"'\\xe9{'x' * 59}...' {NOT_A_UUID}"),
     (query_subject(UUID), b"{", "400", f"{UNREADABLE} Input data was truncated"),
+    (query_subject(UUID), b'{"\xff":1}', "400", f"{UNREADABLE} {NOT_UTF8}"),
     (query_subject(UUID), b"[]", "400", f"{UNREADABLE} Expected `object`, got `array`"),
     (query_subject(UUID), b'{"body": true}', "400", f"{UNREADABLE} Object contains unknown field `body`"),
     (history_subject(UUID), b'{"limit": 201}', "400", f"{UNREADABLE} Expected `int` <= 200 - at `$.limit`"),
