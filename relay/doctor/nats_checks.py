@@ -4,6 +4,7 @@ Cancelling a check is safe.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -117,16 +118,17 @@ async def check_account(client: FrameClient, replicas: int) -> Finding:
 def judge_account(info: Mapping[str, Any], replicas: int) -> Finding:
     """The finding of `check_account` from what JetStream's API answers about the account.
 
-    An account with tiers has limits for streams with so many copies (`R3`), each for one copy, and none besides.
+    An account with tiers has limits for streams with so many copies (`R3`), each for one copy, and none besides. Those
+    count in which something is stored; if there is none, that of `replicas`.
     """
-    tiers: Mapping[str, Any] = info.get("tiers") or {}
-    tier = tiers.get(f"R{replicas}")
-    if tiers and tier is None:
-        found = f"it may store streams with {', '.join(sorted(tiers))}, and none with R{replicas}"
-        return fail(ACCOUNT, found, f"raise the limits for R{replicas}, or choose another RELAY_REPLICAS")
-    usage, copies = (tier, replicas) if tier is not None else (info, 1)
-    used: int = usage.get("storage", 0)
-    limit: int = usage.get("limits", {}).get("max_storage", -1) * copies
+    tiers: Mapping[str, Mapping[str, Any]] = info.get("tiers") or {}
+    ours = f"R{replicas}"
+    named = [name for name in tiers if tiers[name].get("storage")] or [ours]
+    if tiers and named[0] not in tiers:
+        found = f"it may store streams with {', '.join(sorted(tiers))}, and none with {ours}"
+        return fail(ACCOUNT, found, f"raise the limits for {ours}, or choose another RELAY_REPLICAS")
+    held = [_used_and_limit(tiers[name], int(name.removeprefix("R"))) for name in named] if tiers else []
+    used, limit = max(held or [_used_and_limit(info, 1)], key=_share)
     if limit < 0:
         return ok(
             ACCOUNT, f"{format_size(used)} stored; it has no limit of its own, the server's shows in its configuration"
@@ -136,3 +138,13 @@ def judge_account(info: Mapping[str, Any], replicas: int) -> Finding:
         return fail(ACCOUNT, "it may store nothing in files (max_storage is 0)", "raise the limit")
     found = f"{format_size(used)} of {format_size(limit)} stored ({used / limit:.0%})"
     return graded(ACCOUNT, used / limit, (NEARLY_FULL, FULL), found, remedy)
+
+
+def _used_and_limit(usage: Mapping[str, Any], copies: int) -> tuple[int, int]:
+    """Bytes of all copies; a negative limit is none."""
+    return usage.get("storage", 0), usage.get("limits", {}).get("max_storage", -1) * copies
+
+
+def _share(used_and_limit: tuple[int, int]) -> float:
+    used, limit = used_and_limit
+    return used / limit if limit else math.inf

@@ -134,10 +134,11 @@ def test_no_quorum():
         ({"limits": {}, "tiers": {"R3": {"storage": 990, "limits": {"max_storage": 330}}}}, "fail", "(100%)"),
         ({"limits": {}, "tiers": {"R3": {"storage": 990, "limits": {"max_storage": -1}}}}, "ok", "no limit of its own"),
         ({"limits": {}, "tiers": {"R1": {"storage": 0, "limits": {"max_storage": 330}}}}, "fail", "none with R3"),
+        ({"limits": {}, "tiers": {"R1": {"storage": 33, "limits": {"max_storage": 330}}}}, "ok", "(10%)"),
     ],
 )
 def test_account(info, level, part):
-    """What the account stores is compared with its limit, with that of its tier for three copies if it has tiers."""
+    """What the account stores is compared with its limit; if it has tiers, with those of the tiers that are in use."""
     finding = judge_account(info, 3)
     assert (level, True) == (finding.level, part in finding.found)
 
