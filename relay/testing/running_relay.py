@@ -91,12 +91,12 @@ class RunningRelay:
             await running
 
         self._opened.push_async_callback(end)
-        started = asyncio.gather(relay.ready.wait(), relay.serving.wait())
-        done, _ = await asyncio.wait({running, started}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
+        starting = asyncio.create_task(_started(relay))
+        done, _ = await asyncio.wait({running, starting}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
         if running in done:
             running.result()
-        if started not in done:
+        if starting not in done:
             missing = "; ".join(relay.worker_status.missing()) or "its status service does not run"
             raise LocalServerError(f"the relay did not start within {_START_S:g} s: {missing}", server.log_tail)
 
@@ -109,3 +109,8 @@ class RunningRelay:
             "RELAY_BACKOFF_INITIAL": "0.05",
         }
         return load_settings({**self.variables, **others}, None)
+
+
+async def _started(relay: Relay) -> None:
+    await relay.ready.wait()
+    await relay.serving.wait()
