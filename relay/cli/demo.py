@@ -20,11 +20,13 @@ from rich.console import Console
 from relay.cli.common import complain, run
 from relay.cli.console import ADDRESS_PREFIX, require_console
 from relay.cli.output import Output
+from relay.contract.errors import LocalServerError
 from relay.facilitator.identity import Signer
 from relay.local.demo import DEMO_DELIVERY, Demo, Load, make_hotkey, open_demo
 from relay.local.display import directions, jobs_by_status, live, summary
 from relay.local.tally import Result
 from relay.observability import logs
+from relay.service.children import die_with_parent
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 """SIGHUP comes when the terminal is closed."""
@@ -131,10 +133,13 @@ async def _page(running: Demo, display: _Display) -> AsyncGenerator[str]:
         cwd=display.log.parent,  # where there is no `.env` file
         env=environment,
         stdout=asyncio.subprocess.PIPE,
+        preexec_fn=die_with_parent(),
     )
     try:
         assert process.stdout is not None, "it is a pipe"
         line = (await process.stdout.readline()).decode()
+        if not line:
+            display.console.print("The page of `relay console` did not start: standard error says why")
         yield line.removeprefix(ADDRESS_PREFIX).strip()
     finally:
         with contextlib.suppress(ProcessLookupError):  # Ctrl-C may have ended it
@@ -145,13 +150,21 @@ async def _page(running: Demo, display: _Display) -> AsyncGenerator[str]:
 @contextlib.contextmanager
 def _folder() -> Generator[Path]:
     """A new folder, removed at the end unless an error occurred, which the log in it may explain."""
-    folder = Path(tempfile.mkdtemp(prefix="relay-demo-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="relay-demo-"))
+    except OSError as error:
+        raise LocalServerError(f"the demo needs a folder for temporary files (TMPDIR): {error}") from error
     try:
         yield folder
     except Exception:
         complain(f"the log of the demo's relay is in {folder}")
         raise
     except BaseException:
-        shutil.rmtree(folder)
+        _remove(folder)
         raise
-    shutil.rmtree(folder)
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # somebody has tidied up
+        shutil.rmtree(folder)

@@ -81,6 +81,6 @@ def _print(finding: Finding) -> None:
     found, *more = textwrap.wrap(escape(finding.found), _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
     typer.echo(f"{level}  {finding.check:13} {found}", color=wants_color(sys.stdout))
     if finding.remedy:
-        more += textwrap.wrap(f"-> {finding.remedy}", _WIDTH - len(_INDENT), break_on_hyphens=False)
+        more += textwrap.wrap(f"-> {escape(finding.remedy)}", _WIDTH - len(_INDENT), break_on_hyphens=False)
     for line in more:
         typer.echo(_INDENT + line)

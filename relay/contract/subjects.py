@@ -89,6 +89,7 @@ class Reason(StrEnum):
     CONNECTION_DROPPED = "connection_dropped"
     UNEXPLAINED_DUPLICATE = "unexplained_duplicate"
     MAX_DELIVER = "max_deliver"
+    NO_LANE = "no_lane"
 
 
 def is_marker(headers: Mapping[str, str], body: bytes) -> bool:
@@ -155,8 +156,11 @@ def job_filter(token: str) -> str:
 
 
 def token_of_stored(subject: str) -> str:
-    """The job token of a stored subject `job.status.<lane>.<token>`: a UUID, unless the producer made a mistake."""
-    return subject.split(".", 3)[3]
+    """The job token of a stored subject: a UUID, unless the producer made a mistake.
+
+    The subject is `job.status.<lane>.<token>`; `job.status.<token>` if the stream had lost its transform.
+    """
+    return subject.rpartition(".")[2]
 
 
 def lane_of_stored(subject: str) -> int:

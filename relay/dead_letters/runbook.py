@@ -70,4 +70,10 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "look for workers that died or were killed at that time; when the cause is gone, replay one first, then the"
         " others",
     ),
+    Reason.NO_LANE: Advice(
+        "the update was published while `JOB_STATUS` had lost its subject transform, so it was filed under no lane,"
+        " where no consumer delivers it",
+        "run `relay provision`, and find out who changed the stream; then replay what its job has not gone beyond, as"
+        " `relay dlq replay --dry-run` says, and purge the rest",
+    ),
 }

@@ -9,7 +9,7 @@ import nats.errors
 
 from relay.contract.errors import NotProvisioned, RelayError
 from relay.contract.settings import NatsSettings, Settings
-from relay.contract.text import describe
+from relay.contract.text import describe, redact_url
 from relay.doctor.facilitator_checks import FACILITATOR, check_facilitator
 from relay.doctor.findings import Finding, Level, fail, unchecked
 from relay.doctor.nats_checks import (
@@ -63,7 +63,7 @@ async def check_broker(
     found = await asyncio.gather(
         _check_servers(settings.nats, timeout_s, connect_timeout_s),
         _isolated(TOPOLOGY, check_topology(client, settings.delivery), timeout_s),
-        _isolated(ACCOUNT, check_account(client), timeout_s),
+        _isolated(ACCOUNT, check_account(client, settings.delivery.replicas), timeout_s),
     )
     return [*itertools.chain(*found)]
 
@@ -71,19 +71,26 @@ async def check_broker(
 async def _check_nats(settings: Settings, timeout_s: float, connect_timeout_s: float) -> list[Finding]:
     servers = await _check_servers(settings.nats, timeout_s, connect_timeout_s)
     if all(server.level is Level.FAIL for server in servers):
-        return [*servers, *(unchecked(name, "no NATS server is fit for it") for name in _ON_NATS)]
+        return [*servers, *_all_unchecked("no NATS server is fit for it")]
     try:
         client = await open_client(settings.nats, connect_timeout_s)
     except RelayError as error:
-        return [*servers, fail(NATS, str(error), "ask again")]
+        return [*servers, fail(NATS, str(error), "ask again"), *_all_unchecked("the connection for it failed")]
     try:
         return [*servers, *await _check_relay(client, settings, timeout_s)]
     finally:
         await close(client, _CLOSE_TIMEOUT_S)
 
 
+def _all_unchecked(why: str) -> list[Finding]:
+    return [unchecked(name, why) for name in _ON_NATS]
+
+
 async def _check_servers(settings: NatsSettings, timeout_s: float, connect_timeout_s: float) -> list[Finding]:
-    checks = (_isolated(NATS, check_server(settings, url, connect_timeout_s), timeout_s) for url in settings.servers)
+    checks = (
+        _isolated(NATS, check_server(settings, url, connect_timeout_s), timeout_s, f"{redact_url(url)}: ")
+        for url in settings.servers
+    )
     return soften_server_failures([*itertools.chain(*await asyncio.gather(*checks))])
 
 
@@ -94,7 +101,7 @@ async def _check_relay(client: FrameClient, settings: Settings, timeout_s: float
     found = await asyncio.gather(
         _isolated(TOPOLOGY, check_topology(client, settings.delivery), timeout_s),
         _isolated(_STATE, _check_state(reader, settings), timeout_s),
-        _isolated(ACCOUNT, check_account(client), timeout_s),
+        _isolated(ACCOUNT, check_account(client, settings.delivery.replicas), timeout_s),
     )
     return [*permissions, *itertools.chain(*found)]
 
@@ -112,18 +119,23 @@ async def _check_state(reader: SnapshotReader, settings: Settings) -> list[Findi
         return [unchecked(name, "; ".join(error.differences)) for name in STATE_CHECKS]
 
 
-async def _isolated(name: str, check: Coroutine[Any, Any, Finding | list[Finding]], timeout_s: float) -> list[Finding]:
-    """The findings of one check. If the check fails, that is a finding, too, so that the other checks go on."""
+async def _isolated(
+    name: str, check: Coroutine[Any, Any, Finding | list[Finding]], timeout_s: float, of: str = ""
+) -> list[Finding]:
+    """The findings of one check. If the check fails, that is a finding, too, so that the other checks go on.
+
+    `of` is what it looked at, for that finding.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             found = await check
     except TimeoutError:
-        return _failed(name, f"it took more than {timeout_s:g} s")
+        return _failed(name, f"{of}it took more than {timeout_s:g} s")
     except (RelayError, nats.errors.Error, OSError) as error:
-        return _failed(name, describe(error))
+        return _failed(name, of + describe(error))
     except Exception as error:  # noqa: BLE001 - it is reported with its type, and the other findings are kept
         _log.exception("a check of the doctor ended unexpectedly", check=name)
-        return _failed(name, f"the check broke: {type(error).__name__}, with its traceback on standard error")
+        return _failed(name, f"{of}the check broke: {type(error).__name__}, with its traceback on standard error")
     else:
         return found if isinstance(found, list) else [found]
 

@@ -4,6 +4,8 @@ Cancelling a check is safe.
 """
 
 import asyncio
+import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from relay.contract.contradictions import ways_to_sign_in
@@ -108,14 +110,41 @@ async def check_topology(client: FrameClient, settings: DeliverySettings) -> Fin
     )
 
 
-async def check_account(client: FrameClient) -> Finding:
-    """How much of the storage of the NATS account is used?"""
-    info: dict[str, Any] = await api_request(client, api_account_info())
-    used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
-    if limit <= 0:
+async def check_account(client: FrameClient, replicas: int) -> Finding:
+    """How much of the storage of the NATS account is used? `replicas`: of the streams; limits may depend on it."""
+    return judge_account(await api_request(client, api_account_info()), replicas)
+
+
+def judge_account(info: Mapping[str, Any], replicas: int) -> Finding:
+    """The finding of `check_account` from what JetStream's API answers about the account.
+
+    An account with tiers has limits for streams with so many copies (`R3`), each for one copy, and none besides. Those
+    count in which something is stored; if there is none, that of `replicas`.
+    """
+    tiers: Mapping[str, Mapping[str, Any]] = info.get("tiers") or {}
+    ours = f"R{replicas}"
+    named = [name for name in tiers if tiers[name].get("storage")] or [ours]
+    if tiers and named[0] not in tiers:
+        found = f"it may store streams with {', '.join(sorted(tiers))}, and none with {ours}"
+        return fail(ACCOUNT, found, f"raise the limits for {ours}, or choose another RELAY_REPLICAS")
+    held = [_used_and_limit(tiers[name], int(name.removeprefix("R"))) for name in named] if tiers else []
+    used, limit = max(held or [_used_and_limit(info, 1)], key=_share)
+    if limit < 0:
         return ok(
             ACCOUNT, f"{format_size(used)} stored; it has no limit of its own, the server's shows in its configuration"
         )
-    found = f"{format_size(used)} of {format_size(limit)} stored ({used / limit:.0%})"
     remedy = "when it is full, publishes are refused: raise the limit, or make room"
+    if limit == 0:
+        return fail(ACCOUNT, "it may store nothing in files (max_storage is 0)", "raise the limit")
+    found = f"{format_size(used)} of {format_size(limit)} stored ({used / limit:.0%})"
     return graded(ACCOUNT, used / limit, (NEARLY_FULL, FULL), found, remedy)
+
+
+def _used_and_limit(usage: Mapping[str, Any], copies: int) -> tuple[int, int]:
+    """Bytes of all copies; a negative limit is none."""
+    return usage.get("storage", 0), usage.get("limits", {}).get("max_storage", -1) * copies
+
+
+def _share(used_and_limit: tuple[int, int]) -> float:
+    used, limit = used_and_limit
+    return used / limit if limit else math.inf

@@ -26,6 +26,7 @@ _CONSUMER_ANEW: Final = (
     "leave the relays running, and run `relay provision` now: it makes the consumer again where the lane was "
     "(docs/operations.md, A lane's consumer)"
 )
+_CARRY_NOTHING: Final = "fix that; until then lanes that this worker takes over stand still"
 _UNKNOWN: Final[Mapping[str, float]] = {}
 STATE_CHECKS: Final = (
     *("workers", "lanes", "intake", "backlog", "dead letters", "advisories", "storage", "copies", "clock"),
@@ -82,6 +83,12 @@ def _worker_problems(snapshot: Snapshot) -> list[Finding]:
         warn("workers", f"{worker}: {each}", "fix that; updates flow meanwhile")
         for worker, report in sorted(snapshot.reports.items())
         for each in report.warnings
+    ]
+    findings += [
+        warn("workers", f"{worker}: its connection has no lanes, and could not carry any: {trouble}", _CARRY_NOTHING)
+        for worker, report in sorted(snapshot.reports.items())
+        for trouble in dict.fromkeys(connection.trouble for connection in report.connections)
+        if trouble is not None and trouble not in report.missing
     ]
     findings += [
         _unanswered(worker, connection)
@@ -219,6 +226,9 @@ def _intake(snapshot: Snapshot) -> Finding:
 
 def _backlog(snapshot: Snapshot) -> Finding:
     waiting = [lane for lane in snapshot.lanes if lane.unsettled]
+    unread = [lane.lane for lane in snapshot.lanes if lane.trouble]
+    if unread and not waiting:
+        return unchecked("backlog", f"{_numbered(unread)} cannot be read: see lanes")
     if not waiting:
         but = " or was given up: see advisories" if snapshot.advisories else ""
         return ok("backlog", f"every stored update is settled{but}")
@@ -226,6 +236,8 @@ def _backlog(snapshot: Snapshot) -> Finding:
     age_s = oldest.oldest_s or 0.0
     count = sum(lane.unsettled for lane in waiting)
     found = f"{count} not settled, the oldest for {format_duration(age_s)} (lane {oldest.lane})"
+    if unread:
+        found += f", without {_numbered(unread)}, which cannot be read"
     max_age_s = snapshot.streams[STATUS_STREAM].max_age_s
     if age_s >= TOO_OLD_S and max_age_s > 0:
         found += f"; JetStream removes it in {format_duration(max(0.0, max_age_s - age_s))}, relayed or not"

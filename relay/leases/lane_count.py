@@ -48,7 +48,7 @@ class LaneCount:
             return None
         if found is None:
             return (
-                f"stream {STATUS_STREAM} files updates in no lanes any more, where no relay sees them; "
+                f"stream {STATUS_STREAM} files updates in no lanes any more, so they become dead letters (no_lane); "
                 "run `relay provision`"
             )
         few, many = sorted((found, self._lanes))

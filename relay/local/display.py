@@ -71,6 +71,8 @@ def summary(result: Result, repeated: int) -> Table:
     rows.add_row("dead letters", _by_reason(result.dead_lettered))
     rows.add_row("reordered", str(result.reordered), style=None if result.reordered == 0 else "bold red")
     rows.add_row("lost", str(result.lost), style=None if result.lost == 0 else "bold red")
+    if result.both:
+        rows.add_row("stored, and a dead letter", str(result.both), style="bold red")
     rows.add_row("publish to Facilitator", _latency(result.latency_ms))
     rows.add_row("", "(the slowest waited for retries)")
     return rows

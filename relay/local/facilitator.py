@@ -53,6 +53,7 @@ MAX_FRAME_BYTES: Final = 16 * 2**20
 READ_AHEAD: Final = 32
 """How many updates may wait behind the one being handled. With one more the server stops reading."""
 _KEPT_FRAMES: Final = 1000
+_KEPT_SIZE: Final = 64 * 2**20
 
 
 class _Session:
@@ -102,8 +103,9 @@ class FacilitatorSimulator:
         self.on_row: Callable[[Row], None] | None = None
         self.replies: Counter[str] = Counter()
         """Replies sent: `success`, by type of their first error, or `injected`."""
-        self.received: deque[str | bytes] = deque(maxlen=_KEPT_FRAMES)
-        """The latest frames, as they were received."""
+        self.received: deque[str | bytes] = deque()
+        """The latest frames, as they were received: at most 1,000, and few of them if they are large."""
+        self._received_size = 0
         self.heartbeats = 0
         self.accepted = 0
         """All connections since the start; `connections` counts the open ones."""
@@ -327,12 +329,18 @@ class FacilitatorSimulator:
             end_code = self._plan.on_connect().fault.end_code
             while end_code is None:
                 frame = await session.connection.recv()
-                self.received.append(frame)
+                self._keep(frame)
                 end_code = await self._take(session, parse(frame), time.monotonic())
             await session.end(end_code)
         finally:
             self._sessions.remove(session)
             self._changed()
+
+    def _keep(self, frame: str | bytes) -> None:
+        self.received.append(frame)
+        self._received_size += len(frame)
+        while len(self.received) > _KEPT_FRAMES or (self._received_size > _KEPT_SIZE and len(self.received) > 1):
+            self._received_size -= len(self.received.popleft())
 
     async def _take(self, session: _Session, message: Message | Answer, arrived_s: float) -> int | None:
         """Handle one message. Returns the code to end the connection with; None if it stays open."""

@@ -19,6 +19,7 @@ from relay.local.ledger import (
     Authentication,
     Conversation,
     Heartbeat,
+    MachineSpecs,
     Message,
     StatusUpdate,
 )
@@ -187,6 +188,8 @@ class FaultPlan:
             return self._strike(Moment.UPDATE, message.job, message.status)
         if isinstance(message, Authentication):
             return self._strike(Moment.AUTHENTICATION)
+        if isinstance(message, MachineSpecs):
+            return NO_INJECTION
         return self._strike(Moment.HEARTBEAT if isinstance(message, Heartbeat) else Moment.INVALID)
 
     def _strike(self, moment: Moment, uuid: str | None = None, status: str | None = None) -> Injection:

@@ -53,6 +53,8 @@ _Stage = Annotated[
 ]
 _Failure = Annotated[str, _or_unknown("timeout", "nonzero_return_code", "download_failed", "upload_failed")]
 _Rejection = Annotated[str, _or_unknown("busy", "invalid_signature", "no_miner_for_job", "validator_blacklisted")]
+_HordeReason = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else "unknown")]
+"""The names that the real server knows are not known here: texts are kept as they are."""
 _CLOSED: Final = ConfigDict(extra="forbid")
 _OPEN: Final = ConfigDict(extra="allow")
 
@@ -84,7 +86,7 @@ class _JobFailure(BaseModel):
 
 class _HordeFailure(BaseModel):
     reported_by: _Participant
-    reason: str
+    reason: _HordeReason
     message: str
     context: dict[str, Any] | None = None
 
@@ -117,6 +119,13 @@ class Heartbeat(BaseModel):
     message_type: Literal["V0Heartbeat"]
 
 
+class MachineSpecs(BaseModel):
+    """What a validator tells about its miners' machines; the relay never sends it."""
+
+    model_config = _OPEN
+    message_type: Literal["V0MachineSpecsUpdate"]
+
+
 class StatusUpdate(BaseModel):
     model_config = _CLOSED
     message_type: Literal["V0JobStatusUpdate"]
@@ -143,7 +152,7 @@ class Answer:
     end_code: int | None = None
 
 
-Message = Authentication | Heartbeat | StatusUpdate
+Message = Authentication | Heartbeat | MachineSpecs | StatusUpdate
 _MESSAGE: Final[TypeAdapter[Message]] = TypeAdapter(Annotated[Message, Field(discriminator="message_type")])
 
 NOTHING: Final = Answer()
@@ -303,7 +312,7 @@ class Conversation:
             return self._authenticate(message)
         if not self.authenticated:
             return error("auth.not_authenticated", "Authenticate first.")
-        if isinstance(message, Heartbeat):
+        if isinstance(message, Heartbeat | MachineSpecs):
             return NOTHING
         return self._ledger.record(message, self.connection, arrived_s, inserts=inserts)
 

@@ -24,6 +24,8 @@ _HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 15.0
 _STOP_TIMEOUT_S: Final = 15.0
 _LOG_TAIL_LINES: Final = 40
+_LOG_LINE_BYTES: Final = 16 * 1024
+"""How much of a line is kept."""
 _CLIENT_PORT: Final = re.compile(rb"Listening for client connections on \S+:(\d+)")
 _MONITOR_PORT: Final = re.compile(rb"Starting http monitor on \S+:(\d+)")
 _READY: Final = b"Server is ready"
@@ -72,6 +74,8 @@ class NatsServer:
 
     The server writes its log to a pipe, and each line wakes the reader, so waiting for readiness needs no polling.
 
+    Raises LocalServerError if there is no room for the folder.
+
     Args:
         max_payload: the largest message that the server accepts, in bytes.
         jetstream: whether JetStream is on.
@@ -89,12 +93,15 @@ class NatsServer:
         extra_config: str = "",
         config_file: Path | None = None,
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="relay-nats-"))
-        self._config_file = (config_file or self._folder / "nats-server.conf").absolute()
-        if config_file is None:
-            store = 'jetstream: {store_dir: "store"}\n' if jetstream else ""
-            sizes = f"max_payload: {max_payload}\nmax_pending: {MAX_PENDING}\n"
-            self._config_file.write_text(f"{sizes}{store}{extra_config}\n")
+        store = 'jetstream: {store_dir: "store"}\n' if jetstream else ""
+        sizes = f"max_payload: {max_payload}\nmax_pending: {MAX_PENDING}\n"
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="relay-nats-"))
+            self._config_file = (config_file or self._folder / "nats-server.conf").absolute()
+            if config_file is None:
+                self._config_file.write_text(f"{sizes}{store}{extra_config}\n")
+        except OSError as error:
+            raise LocalServerError(f"nats-server needs a folder for temporary files (TMPDIR): {error}") from error
         self._greets = "handshake_first: true" not in extra_config
         self._port = _RANDOM_PORT
         self._monitor_port = _RANDOM_PORT
@@ -132,20 +139,23 @@ class NatsServer:
     async def start(self) -> None:
         """Start the server and wait until it is ready.
 
-        Raises LocalServerError, with the end of its log, if it ends or takes too long. After an error or a cancellation
-        no process is left.
+        Raises LocalServerError, with the end of its log, if it cannot be started, ends or takes too long. After an
+        error or a cancellation no process is left.
         """
         if self._process is not None:
             raise LocalServerError(f"this nats-server already runs, as process {self._process.pid}")
-        self._process = await asyncio.create_subprocess_exec(
-            find_server(),
-            *("-c", str(self._config_file)),
-            *("-a", _HOST, "-p", str(self._port), "-m", str(self._monitor_port)),
-            cwd=self._folder,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            preexec_fn=die_with_parent(),
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                find_server(),
+                *("-c", str(self._config_file)),
+                *("-a", _HOST, "-p", str(self._port), "-m", str(self._monitor_port)),
+                cwd=self._folder,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                preexec_fn=die_with_parent(),
+            )
+        except OSError as error:
+            raise LocalServerError(f"nats-server cannot be started: {error}") from error
         ready = asyncio.Event()
         self._log_reader = asyncio.create_task(self._read_log(self._process, ready))
         try:
@@ -153,10 +163,12 @@ class NatsServer:
                 await self._until_ready(ready)
         except BaseException as error:
             await self.kill()
-            if isinstance(error, TimeoutError | OSError):
-                problem = f"nats-server was not ready within {_START_TIMEOUT_S:g} s"
-                raise LocalServerError(problem, self.log_tail) from error
-            raise
+            if not isinstance(error, OSError):
+                raise
+            problem = f"nats-server was not ready within {_START_TIMEOUT_S:g} s"
+            if not isinstance(error, TimeoutError):
+                problem = f"nats-server takes no connection: {error}"
+            raise LocalServerError(problem, self.log_tail) from error
 
     async def stop(self) -> None:
         """Stop the server (SIGTERM) and wait for its end. Its store folder and ports are kept."""
@@ -179,7 +191,8 @@ class NatsServer:
         finally:
             for reserved in self._reserved:
                 reserved.close()
-            shutil.rmtree(self._folder)
+            with contextlib.suppress(FileNotFoundError):  # somebody has tidied up
+                shutil.rmtree(self._folder)
 
     async def __aenter__(self) -> Self:
         try:
@@ -230,16 +243,26 @@ class NatsServer:
             raise LocalServerError(f"nats-server greeted with {greeting[:80]!r} instead of INFO", self.log_tail)
 
     async def _read_log(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
-        # Read until the server ends, because a full pipe would block the server at its next log line.
+        # Read until the server ends, because a full pipe would block the server at its next log line. A line may have
+        # a whole message in it; its beginning is enough.
         assert process.stderr is not None
-        async for line in process.stderr:
-            self._log.append(line.decode(errors="replace").rstrip())
-            if found := _CLIENT_PORT.search(line):
-                self._port = int(found[1])
-            if found := _MONITOR_PORT.search(line):
-                self._monitor_port = int(found[1])
-            if _READY in line:
-                ready.set()
+        rest = b""
+        while chunk := await process.stderr.read(_LOG_LINE_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[:_LOG_LINE_BYTES]
+            for line in lines:
+                self._heard(line[:_LOG_LINE_BYTES], ready)
+        if rest:
+            self._heard(rest, ready)
+
+    def _heard(self, line: bytes, ready: asyncio.Event) -> None:
+        self._log.append(line.decode(errors="replace").rstrip())
+        if found := _CLIENT_PORT.search(line):
+            self._port = int(found[1])
+        if found := _MONITOR_PORT.search(line):
+            self._monitor_port = int(found[1])
+        if _READY in line:
+            ready.set()
 
     async def _end(self, how: signal.Signals) -> None:
         process, log_reader = self._running(), self._log_reader

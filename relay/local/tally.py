@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from relay.core.repeats import may_be_stored
 from relay.local.ledger import Row
 from relay.local.traffic import Published
 
@@ -24,7 +25,7 @@ class Result:
 
     acknowledged: stored by the Facilitator. duplicates: the Facilitator had the same job and status already.
     reordered: rows that arrived after a row of their job that was published later. lost: neither a row nor a dead
-    letter.
+    letter. both: a row and a dead letter whose reason says that there is no row.
     """
 
     published: int
@@ -33,11 +34,12 @@ class Result:
     dead_lettered: Mapping[str, int]
     reordered: int
     lost: int
+    both: int
     latency_ms: Latency
 
     @property
     def kept_the_promise(self) -> bool:
-        return self.lost == 0 and self.reordered == 0
+        return self.lost == 0 and self.both == 0 and self.reordered == 0
 
 
 class Tally:
@@ -124,7 +126,16 @@ class Tally:
             dead_lettered=dict(sorted(Counter(letters.values()).items())),
             reordered=_count_reordered(arrivals, firsts),
             lost=lost,
+            both=self._count_both(letters, stored - firsts.keys()),
             latency_ms=self.latency(),
+        )
+
+    def _count_both(self, letters: Mapping[int, str], unexpected: Collection[tuple[str, str]]) -> int:
+        """How many of the dead letters are among the rows that no other update explains."""
+        return sum(
+            _key(self._published[sequence]) in unexpected
+            for sequence, reason in letters.items()
+            if sequence in self._published and not may_be_stored(reason)
         )
 
     def _note_latency(self, key: tuple[str, str]) -> None:

@@ -2,12 +2,13 @@
 
 import logging
 import sys
-from typing import Any, Final, Literal
+from io import StringIO
+from typing import Any, Final, Literal, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
-from relay.contract.text import wants_color
+from relay.contract.text import escape, wants_color
 
 _TIMESTAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
@@ -28,9 +29,20 @@ def _rendering(form: Literal["json", "console"]) -> list[Processor]:
     if form == "json":
         # The standard library's json on purpose: it can write lone surrogates, which faulty updates may contain.
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    # Plain tracebacks, because the pretty ones print local variables, and those may hold secrets.
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=wants_color(sys.stderr), exception_formatter=plain)]
+    renderer = structlog.dev.ConsoleRenderer(colors=wants_color(sys.stderr), exception_formatter=_write_traceback)
+    return [_escape_texts, renderer]
+
+
+def _escape_texts(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Texts may be a producer's or the Facilitator's: they must not control the terminal, or look like more lines."""
+    return {name: escape(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _write_traceback(output: TextIO, raised: ExcInfo) -> None:
+    # A plain one, because the pretty ones print local variables, and those may hold secrets.
+    plain = StringIO()
+    structlog.dev.plain_traceback(plain, raised)
+    output.write("\n".join(map(escape, plain.getvalue().split("\n"))))
 
 
 def _route_libraries(threshold: int, rendering: list[Processor]) -> None:

@@ -7,6 +7,7 @@ OpenTelemetry's own variables say where spans go and which are sampled: `OTEL_EX
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -66,6 +67,8 @@ class Tracing:
         self._provider = provider
         self._last_spans_s = last_spans_s
         self._tracer = provider.get_tracer("relay", version)
+        # It would warn of each update whose producer wrote a `tracestate` that it does not understand, with the text.
+        logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
 
     def settled(self, settled: Settled) -> None:
         """Make the span of an update that was just settled: its attributes are not known earlier."""

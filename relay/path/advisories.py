@@ -21,25 +21,21 @@ from nats.aio.msg import Msg
 from relay.contract.errors import RelayError
 from relay.contract.subjects import (
     ADVISORY_STREAM,
-    REPLAYED_FROM_HEADER,
     STATUS_STREAM,
     Reason,
     advisory_subject,
     lane_consumer,
-    token_of_stored,
 )
-from relay.contract.wire import Unsendable, decode
 from relay.core.lane import Lane
 from relay.core.ports import SettlementObserver
 from relay.core.trace import traced
-from relay.core.update import Settled
-from relay.core.verdict import DeadLetter, Outcome
+from relay.core.verdict import DeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.nats.frames import FrameClient
 from relay.nats.messages import StoredMessage, delete_message, find_message, get_message
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
-from relay.timing.clock import monotonic
+from relay.path.undelivered import Undelivered
 from relay.timing.room import Room
 from relay.timing.waiting import set_within
 
@@ -78,10 +74,8 @@ class Advisories:
     ) -> None:
         self._client = client
         self._lane = lane
-        self._dead_letters = dead_letters
-        self._metrics = metrics
+        self._undelivered = Undelivered(dead_letters, metrics, observers)
         self._room = room
-        self._observers = observers
         self._look_every_s = look_every_s
         self._subject = advisory_subject(lane_consumer(lane.number))
         self._hint = asyncio.Event()
@@ -149,41 +143,15 @@ class Advisories:
         if update is None:
             _log.warning("an update that reached max_deliver is gone from its stream: too old, or deleted", **where)
             return True
-        where |= traced(update.headers)
         told = f"delivered {advisory.deliveries} times without being settled: look for workers that died with it"
+        letter = DeadLetter(Reason.MAX_DELIVER, told)
         try:
-            if await self._dead_letters.holds(update):
-                return True
-            await self._dead_letters.write(update, DeadLetter(Reason.MAX_DELIVER, told), advisory.deliveries)
+            await self._undelivered.dead_letter(update, letter, lane=self._lane.number, deliveries=advisory.deliveries)
         except RelayError as error:
+            where |= traced(update.headers)
             _log.error("the dead letters cannot be reached; the advisory is kept", **where, error=str(error))
             return False
-        self._metrics.dead_lettered(Reason.MAX_DELIVER)
-        self._tell(update, advisory, told)
-        _log.warning("dead-lettered", subject=update.subject, **where, attempts=advisory.deliveries, error=told)
         return True
-
-    def _tell(self, update: StoredMessage, advisory: _Advisory, error: str) -> None:
-        if REPLAYED_FROM_HEADER in update.headers:
-            self._metrics.replayed(Outcome.DEAD_LETTERED)
-        job = token_of_stored(update.subject)
-        content = decode(update.body, job)
-        settled = Settled(
-            job=job,
-            status=None if isinstance(content, Unsendable) else content.status,
-            sequence=update.sequence,
-            lane=self._lane.number,
-            outcome=Outcome.DEAD_LETTERED,
-            reason=Reason.MAX_DELIVER,
-            error=error,
-            attempts=advisory.deliveries,
-            deliveries=advisory.deliveries,
-            headers=update.headers,
-            stored_at_s=update.stored_at_s,
-            delivered_s=monotonic(),
-        )
-        for observer in self._observers:
-            observer.settled(settled)
 
     async def _delete(self, message: StoredMessage) -> None:
         await delete_message(self._client, ADVISORY_STREAM, message.sequence)  # or another worker did

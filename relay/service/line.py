@@ -35,6 +35,9 @@ from relay.path.limits import LaneLimits
 from relay.path.outlets import Outlets
 from relay.path.question_worker import QuestionWorker
 from relay.path.settlement import Settlement
+from relay.path.strays import LANE as LANE_OF_STRAYS
+from relay.path.strays import Strays
+from relay.path.undelivered import Undelivered
 from relay.service.intervals import DEFAULTS, Intervals
 from relay.timing.room import Room
 
@@ -122,6 +125,11 @@ class Line:
             room=settings.dead_letter_room,
             retry_s=settings.intervals.dead_letter_retry_s,
         )
+        self._strays = Strays(client, Undelivered(self._dead_letters, metrics, observers), settings.dead_letter_room)
+
+    def troubles(self) -> list[str]:
+        """What stands still, and why, in words for an operator: of its lanes, and of updates under none."""
+        return [*self.lanes.troubles(), *([self._strays.trouble] if self._strays.trouble is not None else [])]
 
     async def run(self) -> None:
         """Carry the updates of the lanes that are driven, until cancelled. The leases decide which lanes these are."""
@@ -145,7 +153,11 @@ class Line:
 
     async def _watch_advisories(self, lane: Lane) -> None:
         room = self._settings.dead_letter_room
-        await Advisories(self._client, lane, self._dead_letters, self._metrics, room, observers=self._observers).run()
+        advisories = Advisories(self._client, lane, self._dead_letters, self._metrics, room, observers=self._observers)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(advisories.run())
+            if lane.number == LANE_OF_STRAYS:
+                group.create_task(self._strays.run())
 
 
 def for_lane(lines: Sequence[Line], lane: int) -> Lanes:

@@ -175,6 +175,6 @@ class WorkerStatus:
         if (parts := self._parts) is None:
             return []
         of_all = [each.trouble for each in (parts.ownership, parts.lane_count, parts.intake, parts.pushes)]
-        of_some = [trouble for line in parts.lines for trouble in line.lanes.troubles()]
+        of_some = [trouble for line in parts.lines for trouble in line.troubles()]
         told = [trouble for trouble in of_all if trouble is not None]
         return [*told, *parts.permissions.troubles, *parts.topology.troubles, *of_some]

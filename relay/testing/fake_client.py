@@ -1,5 +1,6 @@
 """A stand-in for StatusClient: it answers what it was given."""
 
+import contextlib
 import datetime as dt
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -64,7 +65,12 @@ class FakeStatusClient:
         timeout_s: float,
     ) -> UpdateReply:
         """As StatusClient.wait_until, but what is not there yet is a WaitTimedOut at once."""
-        for reply in self._replies(uuid, body=False):
+        if (relayed is None) != terminal:
+            raise ValueError("wait for a status with `relayed`, or for the job's end with `terminal=True`")
+        known: list[UpdateReply] = []
+        with contextlib.suppress(UnknownJob):  # the real one waits for it
+            known = self._replies(uuid, body=False)
+        for reply in known:
             if reply.progress is not UpdateProgress.PENDING and (
                 reply.terminal if terminal else reply.status == relayed
             ):

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, Self, TypeVar
 
 from relay.contract.environment import load_settings
+from relay.contract.errors import LocalServerError
 from relay.contract.settings import Settings
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
@@ -56,9 +57,10 @@ class RunningRelay:
         self._run(self._facilitator.push_job_request(job, **fields), _START_S)
 
     def __enter__(self) -> Self:
+        """Start all three. Raises LocalServerError, which says why, if one does not start in time."""
         self._thread.start()
         try:
-            self._run(self._start(), _START_S)
+            self._run(self._start(), None)
         except BaseException:
             self.__exit__()
             raise
@@ -72,7 +74,7 @@ class RunningRelay:
             self._thread.join()
             self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, R], timeout_s: float) -> R:
+    def _run(self, work: Coroutine[Any, Any, R], timeout_s: float | None) -> R:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
     async def _start(self) -> None:
@@ -89,11 +91,14 @@ class RunningRelay:
             await running
 
         self._opened.push_async_callback(end)
-        started = asyncio.gather(relay.ready.wait(), relay.serving.wait())
-        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
-        if running.done():
+        starting = asyncio.create_task(_started(relay))
+        done, _ = await asyncio.wait({running, starting}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        if running in done:
             running.result()
+        if starting not in done:
+            missing = "; ".join(relay.worker_status.missing()) or "its status service does not run"
+            raise LocalServerError(f"the relay did not start within {_START_S:g} s: {missing}", server.log_tail)
 
     def _settings(self) -> Settings:
         others = {
@@ -104,3 +109,8 @@ class RunningRelay:
             "RELAY_BACKOFF_INITIAL": "0.05",
         }
         return load_settings({**self.variables, **others}, None)
+
+
+async def _started(relay: Relay) -> None:
+    await relay.ready.wait()
+    await relay.serving.wait()

@@ -324,12 +324,10 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
     if status is None:
         return
     stored = status["state"]["messages"]
-    old = subjects.lanes_of_transform(status["config"].get("subject_transform"))
+    transform = status["config"].get("subject_transform")
+    old = subjects.lanes_of_transform(transform)
     if old is None and stored:
-        yield (
-            f"stream {subjects.STATUS_STREAM} holds {stored} updates that are filed under no lane, "
-            "so they would never be relayed: relay or copy them elsewhere, delete the stream and provision again"
-        )
+        yield from _lost_lanes_refusals(wanted, actual, stored, other=bool(transform))
     if old is None or old == wanted.lanes:
         return
     unsettled = {name: _unsettled(name, actual) for name in actual.consumers}
@@ -351,6 +349,24 @@ def _lane_refusals(wanted: Wanted, actual: Actual) -> Iterator[str]:
         yield (
             f"{change} while {', '.join(missing)} is missing, so nobody knows what is settled in that lane: "
             f"run `relay provision` with RELAY_LANES={old} first"
+        )
+
+
+def _lost_lanes_refusals(wanted: Wanted, actual: Actual, stored: int, *, other: bool) -> Iterator[str]:
+    """Of a stream without our transform. If it has none at all, it had as many lanes as its consumers say.
+
+    It may have these back. What was published meanwhile becomes dead letters: see path/strays.py.
+    """
+    lanes = max((subjects.lane_of_consumer(name) or 0) + 1 for name in actual.consumers) if actual.consumers else 0
+    if other or not lanes:
+        yield (
+            f"stream {subjects.STATUS_STREAM} holds {stored} updates that are filed under no lane, "
+            "so they would never be relayed: relay or copy them elsewhere, delete the stream and provision again"
+        )
+    elif lanes != wanted.lanes:
+        yield (
+            f"stream {subjects.STATUS_STREAM} has lost its lanes, and by its consumers there were {lanes}: "
+            f"run `relay provision` with RELAY_LANES={lanes} first"
         )
 
 

@@ -1,5 +1,6 @@
 """`relay doctor` with real servers: what it finds, and that it changes nothing."""
 
+import asyncio
 import functools
 import json
 import socket
@@ -13,7 +14,8 @@ from relay_kit import Scene, new_job
 from tcp_server import tcp_server
 
 from relay.cli import doctor
-from relay.contract.settings import FacilitatorSettings
+from relay.contract.errors import BrokerUnavailable
+from relay.contract.settings import FacilitatorSettings, NatsSettings
 from relay.contract.subjects import (
     DLQ_STREAM,
     LEASE_STREAM,
@@ -369,6 +371,37 @@ async def test_one_check_that_breaks(examine, nats_server, monkeypatch):
     code, findings = await examine(NATS_URL=nats_server.url)
     assert (1, "the check broke: KeyError, with its traceback on standard error") == (code, told(findings, "account"))
     assert ("topology", "ok") in [each[:2] for each in findings]
+
+
+async def test_a_check_that_has_no_connection(examine, nats_server, monkeypatch):
+    """If NATS goes away after the servers were checked, the other checks are there, as not made."""
+
+    async def away(*_: object) -> None:
+        raise BrokerUnavailable([], "gone")
+
+    monkeypatch.setattr(checks, "open_client", away)
+    code, findings = await examine(NATS_URL=nats_server.url)
+    assert (1, set(ALL)) == (code, {check for check, _, _ in findings})
+    assert {("warn", "not checked, because the connection for it failed")} == {
+        (verdict, found) for check, verdict, found in findings if check in ON_NATS
+    }
+
+
+async def test_a_server_that_takes_too_long(monkeypatch):
+    """It is named."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(checks, "check_server", hang)
+    findings = await checks._check_servers(NatsSettings(urls=(NOWHERE,)), 0.01, 0.01)
+    assert [f"{NOWHERE}: it took more than 0.01 s"] == [finding.found for finding in findings]
+
+
+def test_texts_of_others(capsys):
+    """Neither what was found nor what to do about it, which a worker may have reported, controls the terminal."""
+    doctor._print(fail("intake", "rings \a", "rings \a"))
+    assert 2 == capsys.readouterr().out.count("rings \\x07")
 
 
 async def test_no_secrets(command, nats_server, tmp_path):

@@ -10,7 +10,7 @@ from relay.contract.report import ConnectionReport, LaneReport, LostOwner
 from relay.contract.subjects import LEASE_STREAM
 from relay.dead_letters.reasons import ReasonCounts
 from relay.doctor.findings import Finding, Level, fail, ok
-from relay.doctor.nats_checks import soften_server_failures
+from relay.doctor.nats_checks import judge_account, soften_server_failures
 from relay.doctor.state_checks import STATE_CHECKS, check_state
 from relay.overview.snapshot import LaneSnapshot, Snapshot
 
@@ -59,7 +59,7 @@ def test_well():
         (snapshot(report(lanes=[CONFUSED, *LANES[1:]])), {"lanes": "fail"}),
         (driven_by(WORKER, None), {"lanes": "fail"}),
         (driven_by(WORKER, OTHER), {"lanes": "warn"}),
-        (driven_by(WORKER, trouble="its consumer is missing"), {"lanes": "fail"}),
+        (driven_by(WORKER, trouble="its consumer is missing"), {"lanes": "fail", "backlog": "warn"}),
         (oldest(59.9), {}),
         (oldest(60.0), {"backlog": "warn"}),
         (oldest(600.0), {"backlog": "fail"}),
@@ -78,6 +78,8 @@ def test_well():
         (snapshot(server_ahead_s=-5.0), {"clock": "warn"}),
         (snapshot(report(server_ahead_s=-7200.0)), {"clock": "warn"}),
         (snapshot(report(server_ahead_s=0.9)), {}),
+        (snapshot(report(connections=[ConnectionReport(32, 0, "refused")])), {"workers": "warn"}),
+        (snapshot(report(missing=["refused"], connections=[ConnectionReport(32, 0, "refused")])), {"workers": "fail"}),
         (snapshot(report(connections=[ConnectionReport(32, 32, None, 9.9)])), {}),
         (snapshot(report(connections=[ConnectionReport(32, 32, None, 10.0)])), {"workers": "warn"}),
         (snapshot(report(connections=[ConnectionReport(32, 32, None, 30.0)])), {"workers": "fail"}),
@@ -137,6 +139,25 @@ def test_no_quorum():
     assert [away, away] == soften_server_failures([away, away])
 
 
+@pytest.mark.parametrize(
+    ("info", "level", "part"),
+    [
+        ({"storage": 5, "limits": {"max_storage": -1}}, "ok", "no limit of its own"),
+        ({"storage": 79, "limits": {"max_storage": 100}}, "ok", "(79%)"),
+        ({"storage": 80, "limits": {"max_storage": 100}}, "warn", "(80%)"),
+        ({"storage": 0, "limits": {"max_storage": 0}}, "fail", "may store nothing"),
+        ({"limits": {}, "tiers": {"R3": {"storage": 990, "limits": {"max_storage": 330}}}}, "fail", "(100%)"),
+        ({"limits": {}, "tiers": {"R3": {"storage": 990, "limits": {"max_storage": -1}}}}, "ok", "no limit of its own"),
+        ({"limits": {}, "tiers": {"R1": {"storage": 0, "limits": {"max_storage": 330}}}}, "fail", "none with R3"),
+        ({"limits": {}, "tiers": {"R1": {"storage": 33, "limits": {"max_storage": 330}}}}, "ok", "(10%)"),
+    ],
+)
+def test_account(info, level, part):
+    """What the account stores is compared with its limit; if it has tiers, with those of the tiers that are in use."""
+    finding = judge_account(info, 3)
+    assert (level, True) == (finding.level, part in finding.found)
+
+
 def test_workers_that_cannot_announce_themselves():
     """If the leases cannot be stored, the workers that run are not called dead, and what they report is shown."""
     seen = snapshot(report(missing=["the lanes cannot be shared out: no room"]), workers=frozenset())
@@ -147,6 +168,11 @@ def test_backlog_in_words():
     """Unsettled updates are counted, with the age of the oldest, its lane, and when JetStream will remove it."""
     expected = "5 not settled, the oldest for 6 d (lane 0); JetStream removes it in 24 h, relayed or not"
     assert expected == found(oldest(6 * 86_400.0), "backlog")
+    unread = LaneSnapshot(1, WORKER, trouble="consumer relay-lane-1 is missing")
+    seen = replace(oldest(1.0), lanes=(oldest(1.0).lanes[0], unread))
+    assert "5 not settled, the oldest for 1.0 s (lane 0), without lane 1, which cannot be read" == found(
+        seen, "backlog"
+    )
 
 
 def test_most_frequent_reason():

@@ -20,7 +20,7 @@ from relay.local.jobs import job_updates, job_uuid, make_scenario, status_messag
 from relay.local.traffic import Published, TrafficSource
 
 TIMEOUT_S = 50
-COUNTS = ("published", "acknowledged", "duplicates", "dead_lettered", "reordered", "lost", "latency_ms")
+COUNTS = ("published", "acknowledged", "duplicates", "dead_lettered", "reordered", "lost", "both", "latency_ms")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def test_demo_accounts_for_everything(start, tmp_path):
     stored = {each.message_id for job in scenario.jobs for each in job}
     expected = scenario.dead_letters
     assert COUNTS == tuple(told)
-    assert (0, 0) == (told["lost"], told["reordered"])
+    assert (0, 0, 0) == (told["lost"], told["both"], told["reordered"])
     assert dict(expected) == told["dead_lettered"]
     assert len(stored) == told["published"]
     assert len(stored) - expected.total() == told["acknowledged"] + told["duplicates"]

@@ -3,9 +3,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -32,6 +34,18 @@ async def hold():
 end_in_order()
 asyncio.run(hold())
 """
+TALKER = """
+import sys
+sys.stderr.write("x" * 300_000 + "\\nthe end")
+sys.exit(3)
+"""
+
+
+def raising(error: Exception):
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    return raises
 
 
 async def stored(client) -> int:
@@ -96,6 +110,33 @@ async def test_a_broken_configuration_is_reported_with_the_servers_words():
     with pytest.raises(LocalServerError, match="not running"):
         _ = server.pid
     await server.close()
+
+
+async def test_without_a_place_it_says_what_is_missing(monkeypatch, tmp_path):
+    """Without a folder for temporary files, or a server that may be executed, the error says so."""
+    monkeypatch.setattr(tempfile, "mkdtemp", raising(FileNotFoundError("No usable temporary directory found")))
+    with pytest.raises(LocalServerError, match=r"a folder for temporary files \(TMPDIR\): No usable"):
+        NatsServer()
+    monkeypatch.undo()
+    server = NatsServer()
+    binary = tmp_path / "nats-server"
+    binary.touch()
+    monkeypatch.setattr(local_server, "find_server", lambda: str(binary))
+    with pytest.raises(LocalServerError, match=r"cannot be started: .*Permission denied"):
+        await server.start()
+    shutil.rmtree(server._folder)
+    await server.close()
+
+
+async def test_a_long_line_in_its_log(monkeypatch, tmp_path):
+    """A line of the log that is as long as a message is read, so that the server is not blocked, and cut off."""
+    binary = tmp_path / "nats-server"
+    binary.write_text(f"#!{sys.executable}\n{TALKER}")
+    binary.chmod(0o755)
+    monkeypatch.setattr(local_server, "find_server", lambda: str(binary))
+    with pytest.raises(LocalServerError, match="exit status 3 before it was ready") as raised:
+        await NatsServer().start()
+    assert ["x" * 100, "the end"] == [line[:100] for line in raised.value.log_tail.splitlines()]
 
 
 async def test_a_second_start_is_refused(nats_server):

@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from relay.contract.errors import LocalServerError
+from relay.local import facilitator as local_facilitator
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import (
     ANSWER_TWICE,
@@ -175,8 +176,9 @@ async def test_behind_a_trusted_proxy():
 
 
 async def test_heartbeat_gets_no_reply(simulator, connection):
-    """A heartbeat is recorded and not answered: the next reply belongs to the next update."""
+    """A heartbeat is recorded and not answered, nor are machine specs: the next reply belongs to the next update."""
     await connection.send(HEARTBEAT)
+    await connection.send('{"message_type":"V0MachineSpecsUpdate","specs":{"cpu":{}}}')
     assert ["job.integrity_error"] == await error_types(connection, update("sent"))
     assert 1 == simulator.heartbeats
 
@@ -273,10 +275,13 @@ async def test_unknown_status(simulator, connection, status):
 
 
 async def test_unknown_texts_in_metadata(simulator, connection):
-    """Unknown texts in the metadata's enumerations are stored as `unknown`."""
+    """Unknown texts in the metadata's enumerations are stored as `unknown`, and so are values that are no texts."""
     details = {"reason": "moon phase", "stage": "execution", "message": "m"}
     assert SUCCESS == await ask(connection, update("failed", {"job_failure_details": details}))
     assert {"job_failure_details": details | {"reason": "unknown"}} == simulator.rows[0].metadata
+    details = {"reported_by": "miner", "reason": None, "message": "m"}
+    assert SUCCESS == await ask(connection, update("horde_failed", {"horde_failure_details": details}))
+    assert {"horde_failure_details": details | {"reason": "unknown"}} == simulator.rows[1].metadata
 
 
 @pytest.mark.parametrize(
@@ -662,6 +667,14 @@ async def test_observation(simulator, connection):
     assert [update(), update()] == list(simulator.received)[1:]
     assert {"success": 2, "job.integrity_error": 1} == simulator.replies
     assert (1, 1, 1) == (simulator.connections, simulator.authenticated, simulator.accepted)
+
+
+async def test_large_frames_are_not_kept_for_ever(simulator, connection, monkeypatch):
+    """Of the frames that it has received, only the latest are kept, by number and by size."""
+    monkeypatch.setattr(local_facilitator, "_KEPT_SIZE", 3 * len(update()))
+    for _ in range(5):
+        await ask(connection, update())
+    assert 3 == len(simulator.received)
 
 
 async def test_wait_for_says_what_there_is(simulator):

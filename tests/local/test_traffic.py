@@ -146,6 +146,15 @@ def test_tally_counts_what_is_lost():
     assert not result.kept_the_promise
 
 
+def test_tally_counts_what_is_in_both_places():
+    """A row of an update with a dead letter breaks the promise, unless the reason leaves open whether there is one."""
+    stored = tally_of(published(1), row())
+    result = stored.result({1: "refused"})
+    assert (1, False) == (result.both, result.kept_the_promise)
+    assert stored.result({1: "connection_dropped"}).kept_the_promise
+    assert tally_of(published(1), row(), published(2)).result({2: "refused"}).kept_the_promise
+
+
 def test_tally_counts_what_is_reordered():
     """A row that arrives after a later-published row of its job is reordered; other jobs do not matter."""
     first, second, third = published(1), published(2, B), published(3, A, "accepted")

@@ -118,6 +118,22 @@ except ValueError:
     assert [line for line in lines if "\x1b" in line or "hunter2" in line] == []
 
 
+@pytest.mark.parametrize("logger", ["get_logger('relay.a')", "logging.getLogger('nats')"])
+def test_texts_of_others_do_not_control_a_terminal(logger):
+    """In the console format no text of an event, a field or an exception clears the screen or looks like a line."""
+    field = ", subject='job.status.\\x1b[2J'" if "relay" in logger else ""
+    lines = errors_of(f"""
+configure('info', 'console')
+try:
+    raise ValueError('\\x1b[2J')
+except ValueError:
+    {logger}.exception('refused: \\x1b[2J\\n2026-11-29 [info] all is well'{field})
+""")
+    assert [line for line in lines if "\x1b" in line or line.startswith("2026-11-29 [info]")] == []
+    assert ("refused: \\x1b[2J\\n2026" in lines[0], lines[-1]) == (True, "ValueError: \\x1b[2J")
+    assert not field or "job.status.\\x1b[2J" in lines[0]
+
+
 @pytest.mark.parametrize("log", ["open('/dev/full', 'w')", "open('/dev/null')", "closed"])
 def test_a_guest_survives_the_log_of_its_host(log):
     """In a job runner's program whose structlog cannot write, lines of the publisher are dropped, and it goes on."""

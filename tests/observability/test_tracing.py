@@ -103,6 +103,15 @@ async def publish(scene: Scene, headers: dict[str, str], **told: Any):
     return await scene.publish_body(job, update(job, told.pop("status", "accepted")), headers, **told)
 
 
+async def test_a_tracestate_that_cannot_be_read(tracing, collector, caplog):
+    """It is left out of the span, and no line is logged for each such update."""
+    async with tracing() as scene, scene.relay():
+        await scene.settled(await publish(scene, TRACED | {"tracestate": "no state"}))
+        (span,) = await collector.collected(1)
+    assert (SPAN, "") == (span.parent_span_id.hex(), span.trace_state)
+    assert [] == [record for record in caplog.records if record.name.startswith("opentelemetry")]
+
+
 async def test_span_of_an_update(tracing, collector):
     """An update's span is a child of its publisher's span, and lasts from its delivery until it is settled."""
     async with tracing() as scene, scene.relay() as relay:

@@ -22,7 +22,8 @@ from relay.producer import (
     StatusPublisher,
     SyncStatusPublisher,
 )
-from relay.testing import FakeStatusClient, FakeStatusPublisher, FakeSyncStatusPublisher
+from relay.service.app import Relay
+from relay.testing import FakeStatusClient, FakeStatusPublisher, FakeSyncStatusPublisher, running_relay
 from relay.testing.running_relay import RunningRelay
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
@@ -58,6 +59,11 @@ async def test_fakes():
     async with FakeStatusClient() as client:
         with pytest.raises(UnknownJob):
             await client.status(JOB)
+        with pytest.raises(WaitTimedOut):
+            await client.wait_until(JOB, terminal=True, timeout_s=1)
+        for both_or_neither in ({}, {"relayed": "completed", "terminal": True}):
+            with pytest.raises(ValueError, match="wait for a status with `relayed`, or"):
+                await client.wait_until(JOB, **both_or_neither, timeout_s=1)
         client.store(update, UpdateProgress.PENDING)
         with pytest.raises(WaitTimedOut):
             await client.wait_until(JOB, terminal=True, timeout_s=1)
@@ -111,6 +117,20 @@ def test_running_relay_that_cannot_start(monkeypatch, tmp_path):
     running = RunningRelay()
     with pytest.raises(LocalServerError, match="nats-server"):
         running.__enter__()
+    assert "relay-for-tests" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_running_relay_that_does_not_get_ready(monkeypatch):
+    """If it does not start in time, the error says for what the relay waits, and no thread is left."""
+
+    async def never(relay: Relay, _: object) -> bool:
+        relay._wait_for("the streams are away")
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(Relay, "_until_provisioned", never)
+    monkeypatch.setattr(running_relay, "_START_S", 0.2)
+    with pytest.raises(LocalServerError, match=r"did not start within 0.2 s: (starting|the streams are away)"):
+        RunningRelay().__enter__()
     assert "relay-for-tests" not in [thread.name for thread in threading.enumerate()]
 
 

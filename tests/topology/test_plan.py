@@ -202,10 +202,21 @@ def test_a_missing_lane_is_not_guessed_settled():
     assert () == make_plan(wanted(6), actual(stream_info(0), lanes=3)).refusals
 
 
-def test_updates_without_lanes_are_refused():
-    """A stream that files updates under no lane is changed if it is empty, and refused otherwise."""
-    assert "holds 3 updates that are filed under no lane" in refusals(4, actual(stream_info(3, subject_transform=None)))
-    assert () == make_plan(wanted(), actual(stream_info(0, subject_transform=None))).refusals
+def test_a_stream_that_never_had_lanes_is_refused():
+    """A stream that files updates under no lane, and has no lane's consumer, is changed only if it is empty."""
+    told = "holds 3 updates that are filed under no lane"
+    assert told in refusals(4, actual(stream_info(3, subject_transform=None), lanes=0))
+    assert () == make_plan(wanted(), actual(stream_info(0, subject_transform=None), lanes=0)).refusals
+    other = stream_info(3, subject_transform={"src": "job.status.*", "dest": "job.{{wildcard(1)}}"})
+    assert told in refusals(4, actual(other))
+
+
+def test_lost_lanes_come_back():
+    """A stream in use that has lost its transform gets it back, but with no other number of lanes than it had."""
+    lost = stream_info(3, subject_transform=None)
+    plan = make_plan(wanted(), actual(lost))
+    assert ((), ("stream JOB_STATUS differs: lanes none -> 4",)) == (plan.refusals, plan.differences)
+    assert "by its consumers there were 4: run `relay provision` with RELAY_LANES=4 first" in refusals(8, actual(lost))
 
 
 @pytest.mark.parametrize(
