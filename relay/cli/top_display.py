@@ -100,19 +100,20 @@ def _lanes(snapshot: Snapshot, interval: Interval | None, max_rows: float) -> Ta
         shown = sorted(most_urgent, key=lambda row: row.lane.lane)
     rows = [_lane_row(row) for row in shown]
     if left_out := len(snapshot.lanes) - len(shown):
-        rows.append(_Row(("", f"and {left_out} more lanes, none older"), "dim"))
+        rows.append(_Row(("", f"and {left_out} more lanes, none more urgent"), "dim"))
     return _table(("lane", "owner", "waiting", "delivered", "deliveries/s", "oldest"), rows, left=("owner",))
 
 
-def _urgency(row: LaneRow) -> tuple[bool, float, int]:
+def _urgency(row: LaneRow) -> tuple[int, float, int]:
     lane = row.lane
-    return lane.owner is None or lane.trouble is not None, lane.oldest_s or 0.0, lane.unsettled
+    return list(Urgency).index(row.urgency), lane.oldest_s or 0.0, lane.unsettled
 
 
 def _lane_row(row: LaneRow) -> _Row:
     lane, rate = row.lane, _rate(row.deliveries_per_s)
     oldest = "" if lane.oldest_s is None else format_duration(lane.oldest_s)
-    cells = (str(lane.lane), row.owner, str(lane.waiting), str(lane.delivered), rate, oldest)
+    counts = (_UNKNOWN, _UNKNOWN) if lane.trouble else (str(lane.waiting), str(lane.delivered))
+    cells = (str(lane.lane), row.owner, *counts, rate, oldest)
     return _Row(cells, _STYLES[row.urgency])
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from typing import Final
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -13,6 +14,8 @@ from relay.contract.subjects import receipt_subject, status_subject
 from relay.nats.frames import FrameClient
 from relay.query.replies import UpdateProgress, UpdateReply
 from relay.timing.waiting import set_within
+
+_NONE: Final = (0, "")
 
 
 class JobFollower:
@@ -27,38 +30,52 @@ class JobFollower:
         self.problem = ""
         """Why the relays did not answer the last time; empty if they did."""
         self._job = job
-        self._settled_up_to = 0
-        self._pending: set[int] = set()
-        """Given as pending, and not settled since."""
+        self._settled_up_to = _NONE
+        """The last update of those that are settled without a gap."""
+        self._given: dict[int, tuple[str, bool]] = {}
+        """By sequence: when the update was published, and whether it was given as settled."""
 
     async def ask(self, client: FrameClient) -> list[UpdateReply]:
         """Ask once; returns what is new, also if the relays stop answering midway. If cancelled, news may get lost."""
         news: list[UpdateReply] = []
-        ended, all_settled = False, True
         try:
-            async with contextlib.aclosing(ask_updates(client, self._job, self._settled_up_to)) as updates:
-                async for update in updates:
-                    settled = update.progress is not UpdateProgress.PENDING
-                    if self._is_news(update.sequence, settled=settled):
-                        news.append(update)
-                    all_settled = all_settled and settled
-                    if all_settled:
-                        self._settled_up_to = update.sequence
-                    ended = update.terminal and settled
+            if not await self._go_on(client, news):
+                self._settled_up_to = _NONE
+                await self._go_on(client, news)
         except QueryFailed as error:
             self.problem = error.problem
         else:
             self.problem = ""
-            self.ended = ended
         return news
 
-    def _is_news(self, sequence: int, *, settled: bool) -> bool:
-        if settled:
-            self._pending.discard(sequence)
-            return True
-        known = sequence in self._pending
-        self._pending.add(sequence)
-        return not known
+    async def _go_on(self, client: FrameClient, news: list[UpdateReply]) -> bool:
+        """Add what is new; begin with the last settled update. False at once if that one is no longer there.
+
+        Then it was removed, as by a replay, or the stream was made anew and counts from 1 again.
+        """
+        begin, ended, all_settled = self._settled_up_to, False, True
+        is_there = begin == _NONE
+        async with contextlib.aclosing(ask_updates(client, self._job, max(0, begin[0] - 1))) as updates:
+            async for update in updates:
+                is_there = is_there or begin == (update.sequence, update.published)
+                if not is_there:
+                    return False
+                settled = update.progress is not UpdateProgress.PENDING
+                if self._is_news(update, settled=settled):
+                    news.append(update)
+                all_settled = all_settled and settled
+                if all_settled:
+                    self._settled_up_to = update.sequence, update.published
+                ended = update.terminal and settled
+        self.ended = ended
+        return is_there
+
+    def _is_news(self, update: UpdateReply, *, settled: bool) -> bool:
+        published, was_settled = self._given.get(update.sequence, ("", False))
+        if published == update.published and (was_settled or not settled):
+            return False
+        self._given[update.sequence] = update.published, settled
+        return True
 
 
 async def follow(

@@ -49,8 +49,12 @@ async def ask_page(
     Raises QueryFailed, also if there are none. Cancelling it is safe.
     """
     request = msgspec.json.encode(HistoryRequest(after=after, metadata=body))
-    page = await _ask(client, history_subject(job), request, HistoryReply, timeout_s)
-    return [msgspec.json.decode(update, type=UpdateReply) for update in page.updates], page.next
+    subject = history_subject(job)
+    page = await _ask(client, subject, request, HistoryReply, timeout_s)
+    try:
+        return [msgspec.json.decode(update, type=UpdateReply) for update in page.updates], page.next
+    except (ValueError, RecursionError) as error:  # of a relay of another version
+        raise QueryFailed(f"an update in the answer on {subject} cannot be read: {error}") from None
 
 
 async def ask_updates(client: FrameClient, job: str, after: int = 0) -> AsyncGenerator[UpdateReply]:

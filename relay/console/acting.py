@@ -31,6 +31,13 @@ def act_on(actions: Actions, choose: Choose, what: str) -> None:
     ui.button(f"Purge {what}", icon="delete", on_click=purge).props("no-caps outline")
 
 
+def _dialog() -> ui.dialog:
+    """A dialog that goes when it is closed, with what it holds; otherwise each press of a button would leave one."""
+    dialog = ui.dialog()
+    dialog.on("hide", dialog.delete)
+    return dialog
+
+
 def _chosen(choose: Choose) -> Selection | None:
     try:
         return choose()
@@ -40,15 +47,19 @@ def _chosen(choose: Choose) -> Selection | None:
 
 
 async def _ask_replay(actions: Actions, selection: Selection) -> None:
-    with ui.dialog() as dialog, ui.card().classes("ask"):
+    with _dialog() as dialog, ui.card().classes("ask"):
         ui.label("Replay: dry run").classes("heading")
         waiting = ui.label("Looking at them ...")
         dialog.open()
+        found, failure = None, ""
         try:
             found = await actions.dry_run(selection)
         except RelayError as error:
-            found = None
-            problem(str(error))
+            failure = str(error)
+        if dialog.is_deleted:
+            return  # somebody closed it meanwhile
+        if failure:
+            problem(failure)
         waiting.set_visibility(False)
         if found is not None:
             _tell_dry_run(found)
@@ -85,7 +96,7 @@ def _ask_purge(actions: Actions, selection: Selection) -> None:
     name = actions.prepare_export(selection)
     export = actions.export_named(name)
     assert export is not None, "it was just prepared"
-    with ui.dialog() as dialog, ui.card().classes("ask"):
+    with _dialog() as dialog, ui.card().classes("ask"):
         ui.label("Purge: remove for good").classes("heading")
         ui.label("First export them. `relay dlq replay --from FILE` can publish what the file has.")
         ui.button("Export", icon="download", on_click=lambda: ui.download.from_url(f"/export/{name}")).props("no-caps")

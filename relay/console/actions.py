@@ -173,15 +173,20 @@ class Actions:
             async with contextlib.aclosing(lines):
                 async for line in lines:
                     yield line
+            # Of this file, if two are written at a time.
+            export.plan, export.complete, export.error = plan, True, ""
         except RelayError as error:
             export.error = str(error)
             raise
-        export.plan, export.complete = plan, True  # of this file, if two are written at a time
+        finally:
+            if not export.complete and not export.error:
+                export.error = "it was broken off before its end; export again"
 
     def purge(self, export: Export) -> None:
         """Begin to remove what was exported, and nothing else."""
         client = self._acting()
-        assert export.complete, "the page offers it only then"
+        if not export.complete:
+            raise RelayError("the file is not written to its end: wait for it, or export again")
         action = Action("purge", export.plan.reasons.total())
         self._begin(action, self._purge(client, action, export))
 

@@ -141,7 +141,7 @@ def connected(watching: Watching) -> FrameClient | None:
     """The connection to NATS. Without one the page says so, and loads itself again when there is one."""
     if watching.client is None:
         problem("There is no connection to NATS.")
-        _load_again(watching)
+        _load_again(Comeback(watching))
     return watching.client
 
 
@@ -149,14 +149,31 @@ def failed(watching: Watching, error: RelayError) -> None:
     """Say what is wrong; if NATS is away, the page loads itself again when it is back."""
     problem(str(error))
     if isinstance(error, BrokerUnavailable) and not isinstance(error, NotPermitted):
-        _load_again(watching)
+        ui.button("Try again", icon="refresh", on_click=ui.navigate.reload).props("no-caps outline")
+        _load_again(Comeback(watching))
 
 
-def _load_again(watching: Watching) -> None:
-    seen = watching.number
+class Comeback:
+    """Whether NATS is back after it was away. If it was not, only this page failed, and would fail again and again."""
+
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+        self._seen = watching.number
+        self._was_away = False
+
+    def look(self) -> bool:
+        """Call it again and again; True when NATS is back."""
+        watching = self._watching
+        is_away = watching.client is None or watching.view.trouble is not None
+        self._was_away = self._was_away or is_away
+        return self._was_away and not is_away and watching.number > self._seen
+
+
+def _load_again(comeback: Comeback) -> None:
+    comeback.look()
 
     def look() -> None:
-        if watching.client is not None and watching.view.trouble is None and watching.number > seen:
+        if comeback.look():
             ui.navigate.reload()
 
     ui.timer(0.5, look)

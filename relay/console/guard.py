@@ -23,6 +23,10 @@ _COOKIE: Final = "relay_console"
 _MOST_FORM_BYTES: Final = 4096
 _SOCKET: Final = "/_nicegui_ws/"
 ALIVE: Final = "/healthz"
+_WRONG_HOST: Final = (
+    "relay console: it listens on loopback, where it is served only under names of this machine, such as localhost;"
+    " behind a proxy, set RELAY_CONSOLE_HOST to another address of this machine (docs/console.md, Who may see it)"
+)
 # Vue compiles the templates of the library in the browser, which needs unsafe-eval; Quasar sets styles inline.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
@@ -64,7 +68,7 @@ class Guard:
         headers, path = _headers(scope), without_prefix(scope["path"], self._settings.path_prefix)
         host = headers.get("host", "")
         if not is_known_host(host, self._settings):
-            await _answer(send, 421, "relay console: this is not the name of this machine")
+            await _answer(send, 421, _WRONG_HOST)
         elif path is None:
             await _answer(send, 308, "", {"Location": f"{self._settings.path_prefix}/"})
         elif path == ALIVE:

@@ -5,6 +5,7 @@
 import asyncio
 import contextlib
 import datetime as dt
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from nicegui import ui
@@ -19,8 +20,10 @@ from relay.dead_letters import stream
 from relay.doctor.findings import Level
 from relay.nats.frames import FrameClient
 from relay.nats.messages import get_message
+from relay.observability.logs import get_logger
 from relay.query.replies import DEAD_LETTER_GONE, UpdateProgress, UpdateReply
 
+_log = get_logger(__name__)
 _ASK_AGAIN_S: Final = 10.0
 _LOOK_S: Final = 0.5
 _MOST_SHOWN: Final = 500
@@ -44,30 +47,61 @@ def show_job(watching: Watching, tail: Tail, job: str) -> None:
             client = connected(watching)
         if client is None:
             return
-        follower, shown = JobFollower(job), _Timeline(client, tail, timeline, more)
-        following = asyncio.create_task(_follow(client, job, follower, shown))
-        ui.context.client.on_delete(lambda: following.cancel() and None)
-        _tell_problems(follower, told)
+        shown = _Timeline(client, tail, timeline, more)
+        following = Following(client, job, shown.show)
+        task = asyncio.create_task(following.run())
+        ui.context.client.on_delete(lambda: task.cancel() and None)
+        _tell(following, told)
 
 
-async def _follow(client: FrameClient, job: str, follower: JobFollower, shown: "_Timeline") -> None:
-    async with contextlib.aclosing(follow(client, job, follower, ask_again_s=_ASK_AGAIN_S)) as updates:
-        async for update in updates:
-            await shown.show(update)
+class Following:
+    """Gives the updates of a job to `show`, until its end; `problem` and `ended` say how it stands, in words."""
+
+    def __init__(self, client: FrameClient, job: str, show: Callable[[UpdateReply], Awaitable[None]]) -> None:
+        self._client = client
+        self._job = job
+        self._show = show
+        self._follower = JobFollower(job)
+        self._broken = ""
+
+    async def run(self) -> None:
+        """Cancelling it is safe."""
+        try:
+            updates = follow(self._client, self._job, self._follower, ask_again_s=_ASK_AGAIN_S)
+            async with contextlib.aclosing(updates):
+                async for update in updates:
+                    await self._show(update)
+        except Exception as error:  # noqa: BLE001 - it is told on the page, and logged
+            self._broken = f"the page cannot show what came now ({error!r}); load it again to try again"
+            _log.exception("a page no longer follows its job", job=self._job)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing new is shown; empty if nothing is wrong."""
+        asking = self._follower.problem and f"{self._follower.problem}; still asking"
+        return self._broken or asking
+
+    @property
+    def ended(self) -> str:
+        """That the page goes on no longer; empty while it does."""
+        if not self._follower.ended or self._broken:
+            return ""
+        return "The job has ended, so this page follows it no longer. Load it again after a replay."
 
 
-def _tell_problems(follower: JobFollower, told: ui.element) -> None:
-    """Say why there is no answer, as long as there is none."""
-    said = ""
+def _tell(following: Following, told: ui.element) -> None:
+    """Say why there is no answer, as long as there is none, and when none is asked for any more."""
+    said = "", ""
 
     def look() -> None:
         nonlocal said
-        if follower.problem != said:
-            said = follower.problem
+        if said != (said := (following.problem, following.ended)):
             told.clear()
-            if said:
-                with told:
-                    problem(f"{said}; still asking")
+            with told:
+                if following.problem:
+                    problem(following.problem)
+                if following.ended:
+                    ui.label(following.ended)
 
     ui.timer(_LOOK_S, look)
 
@@ -80,20 +114,20 @@ class _Timeline:
         self._tail = tail
         self._box = box
         self._more = more
-        self.items: dict[int, ui.element] = {}
-        """By sequence."""
+        self.items: dict[tuple[int, str], ui.element] = {}
+        """By sequence and time: a stream that is made anew counts from 1 again."""
 
     async def show(self, update: UpdateReply) -> None:
         """Add an update, or show it again now that it is settled."""
         took = await self._took(update)
-        item = self.items.get(update.sequence)
+        item = self.items.get((update.sequence, update.published))
         if item is None:
             if len(self.items) >= _MOST_SHOWN:
                 oldest = next(iter(self.items))
                 self.items.pop(oldest).delete()
                 self._more.set_visibility(True)
             with self._box:
-                item = self.items[update.sequence] = ui.element("li")
+                item = self.items[update.sequence, update.published] = ui.element("li")
         item.clear()
         item.classes(replace=_LEVELS[update.progress].value)
         with item:
@@ -113,18 +147,18 @@ class _Timeline:
             ui.link(f"{update.reason}: dead letter {update.dead_letter}", f"/dead-letters/{update.dead_letter}")
         elif update.progress is UpdateProgress.DEAD_LETTERED:
             ui.label(DEAD_LETTER_GONE)
-        self._folded_body(update.sequence)
+        self._folded_body(update)
 
-    def _folded_body(self, sequence: int) -> None:
+    def _folded_body(self, update: UpdateReply) -> None:
         async def open_body() -> None:
             box.clear()
             with box:
                 try:
-                    message = await get_message(self._client, STATUS_STREAM, sequence)
+                    message = await get_message(self._client, STATUS_STREAM, update.sequence)
                 except RelayError as error:
                     problem(str(error))
                     return
-                if message is None:
+                if message is None or message.time != update.published:  # a stream made anew has another one there
                     ui.label("It is no longer stored.")
                 else:
                     body_text(message.body)
@@ -135,16 +169,18 @@ class _Timeline:
 
     async def _took(self, update: UpdateReply) -> str:
         """When it was settled, as far as that is known: the relay keeps it for dead letters alone."""
+        if update.progress is UpdateProgress.PENDING:
+            return ""
         ended = "dead-lettered" if update.progress is UpdateProgress.DEAD_LETTERED else "relayed"
         published = dt.datetime.fromisoformat(update.published)
-        milliseconds = self._tail.relayed_ms(update.sequence)
+        milliseconds = self._tail.relayed_ms(update.uuid, update.sequence)
         if milliseconds is not None:
             settled = published + dt.timedelta(milliseconds=milliseconds)
         elif update.dead_letter is not None and (letter := await self._letter(update.dead_letter)) is not None:
             settled = letter
             milliseconds = (settled - published).total_seconds() * 1000
         else:
-            return "" if update.progress is UpdateProgress.PENDING else f"when it was {ended} is not known: no receipt"
+            return f"when it was {ended} is not known: no receipt"
         return f"{ended} {settled.astimezone(dt.UTC):%H:%M:%S.%f}"[:-3] + f", after {max(0.0, milliseconds):,.1f} ms"
 
     async def _letter(self, sequence: int) -> dt.datetime | None:

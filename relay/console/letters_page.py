@@ -22,7 +22,7 @@ from relay.dead_letters.reasons import ReasonCounts
 from relay.dead_letters.selection import Selection, parse_selection
 
 _GREY: Final = "#8a949e"
-_ERROR_CHARS: Final = 100
+_TEXT_CHARS: Final = 100
 _MOST_BARS: Final = 60
 _MINUTE_MS: Final = 60_000
 _STEPS_MIN: Final = (1, 5, 15, 60, 360, 1440)
@@ -168,16 +168,16 @@ def _row(row: Row, prefix: str) -> dict[str, Any]:
         "seq": letter.sequence,
         "letter": f"{prefix}/dead-letters/{letter.sequence}",
         "failed": letter.failed_at[:19].replace("T", " "),
-        "reason": letter.reason,
-        "job": letter.job,
+        "reason": _short(letter.reason),
+        "job": _short(letter.job),
         "jobs": f"{prefix}/jobs/{letter.job}" if is_job_uuid(letter.job) else "",
-        "status": row.status,
+        "status": _short(row.status),
         "error": _short(letter.error),
     }
 
 
-def _short(error: str) -> str:
-    return error if len(error) <= _ERROR_CHARS else f"{error[:_ERROR_CHARS]} ..."
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]} ..."
 
 
 def _counts(watching: Watching) -> None:
@@ -185,15 +185,15 @@ def _counts(watching: Watching) -> None:
         text = ui.label()
         chart = ui.echart(_options(), renderer="svg").classes("chart")
         options = cast("dict[str, Any]", chart.options)
-    shown: list[ReasonCounts] = []
+    shown: list[tuple[ReasonCounts, bool]] = []
 
     def show() -> None:
-        snapshot = watching.view.snapshot
-        if snapshot is None or shown == [snapshot.dead_letters]:
+        view = watching.view
+        if view.snapshot is None or shown == [now := (view.snapshot.dead_letters, view.trouble is not None)]:
             return
-        counts = snapshot.dead_letters
-        shown[:] = [counts]
-        text.text = _sentence(counts)
+        shown[:] = [now]
+        counts, is_outdated = now
+        text.text = ("Outdated, there is no news: " if is_outdated else "") + _sentence(counts)
         chart.set_visibility(bool(counts.per_minute))
         options["series"] = bars(counts.per_minute)
         chart.update()

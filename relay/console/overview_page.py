@@ -175,8 +175,8 @@ def _lane(row: LaneRow, trouble: str | None) -> dict[str, Any]:
         "lane": lane.lane,
         **_state(row.urgency, trouble),
         "owner": row.owner,
-        "waiting": lane.waiting,
-        "delivered": lane.delivered,
+        "waiting": "-" if lane.trouble else lane.waiting,
+        "delivered": "-" if lane.trouble else lane.delivered,
         "rate": rate(row.deliveries_per_s),
         "oldest": "" if lane.oldest_s is None else format_duration(lane.oldest_s),
     }

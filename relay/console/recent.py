@@ -44,7 +44,8 @@ class Recent:
 def _per_s(interval: Interval | None, name: str) -> float | None:
     if interval is None:
         return None
-    return round(interval.published if name == "published" else interval.settled.get(name, 0.0), 1)
+    per_s = interval.published if name == "published" else interval.settled.get(name)
+    return None if per_s is None else round(per_s, 1)
 
 
 def _p99_ms(interval: Interval | None, name: str) -> float | None:
@@ -60,14 +61,14 @@ def series(points: Iterable[Point], name: str) -> list[tuple[str, float | None]]
 def figures(view: View) -> dict[str, str]:
     """What a view knows in figures, by name; `-` for what it does not know."""
     interval, snapshot = view.interval, view.snapshot if view.trouble is None else None
-    lanes = () if snapshot is None else snapshot.lanes
-    oldest_s = max((lane.oldest_s or 0.0 for lane in lanes), default=0.0)
+    # Of a lane with a trouble nobody knows how much waits there.
+    lanes = None if snapshot is None or any(lane.trouble for lane in snapshot.lanes) else snapshot.lanes
     return {
         "published/s": rate(interval and interval.published),
-        "acknowledged/s": rate(interval and interval.settled.get("acknowledged", 0.0)),
-        "dead-lettered/s": rate(interval and interval.settled.get("dead_lettered", 0.0)),
-        "not settled": "-" if snapshot is None else f"{sum(lane.unsettled for lane in lanes):,}",
-        "oldest": "-" if snapshot is None else format_duration(oldest_s),
+        "acknowledged/s": rate(interval and interval.settled.get("acknowledged")),
+        "dead-lettered/s": rate(interval and interval.settled.get("dead_lettered")),
+        "not settled": "-" if lanes is None else f"{sum(lane.unsettled for lane in lanes):,}",
+        "oldest": "-" if lanes is None else format_duration(max((lane.oldest_s or 0.0 for lane in lanes), default=0.0)),
         "dead letters": "-" if snapshot is None else f"{snapshot.dead_letters.total:,}",
     }
 

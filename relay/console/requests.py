@@ -25,7 +25,10 @@ def is_known_host(host: str, settings: ConsoleSettings) -> bool:
 
 def is_same_origin(origin: str, host: str) -> bool:
     """Whether the header Origin names the site that the header Host names."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return parts.scheme in {"http", "https"} and parts.netloc.lower() == host.lower()
 
 

@@ -119,11 +119,12 @@ class _Exports:
             await Response("this export is not known any more", 404)(scope, receive, send)
             return
         file = f'attachment; filename="dead-letters-{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.jsonl"'
-        response = StreamingResponse(
-            self._actions.export(export), media_type="application/jsonl", headers={"Content-Disposition": file}
-        )
         try:
-            await response(scope, receive, send)
+            async with contextlib.aclosing(self._actions.export(export)) as lines:
+                response = StreamingResponse(
+                    lines, media_type="application/jsonl", headers={"Content-Disposition": file}
+                )
+                await response(scope, receive, send)
         except RelayError as error:  # without its end, the browser does not take the file for whole
             _log.warning("an export was broken off", error=str(error))
 

@@ -5,7 +5,7 @@ import datetime as dt
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import nats.errors
@@ -17,15 +17,22 @@ from relay.contract.subjects import (
     DLQ_SUBJECTS,
     REASON_HEADER,
     RECEIPT_SUBJECTS,
+    SOURCE_SEQUENCE_HEADER,
     SOURCE_SUBJECT_HEADER,
     STATUS_SUBJECTS,
+    is_job_uuid,
 )
 from relay.core.receipt import Receipt
 from relay.dead_letters.stored import status_in
 from relay.nats.frames import FrameClient
 
+K = TypeVar("K")
+V = TypeVar("V")
 MOST_ROWS: Final = 20_000
 MOST_RECEIPTS: Final = 50_000
+MOST_LETTERS: Final = 1000
+_NAME_CHARS: Final = 64
+_LONGEST_MS: Final = 1e12
 PUBLISHED: Final = "published"
 DEAD_LETTERED: Final = "dead-lettered"
 
@@ -69,7 +76,10 @@ class Tail:
         self.number = 0
         """Of the last message."""
         self._rows: deque[Heard] = deque(maxlen=MOST_ROWS)
-        self._relayed_ms: OrderedDict[int, float] = OrderedDict()
+        self._relayed_ms: OrderedDict[tuple[str, int], float] = OrderedDict()
+        """By job and sequence: a stream that is made anew counts from 1 again."""
+        self._letters: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Job and source of those heard last: a dead letter is published again until JOB_DLQ has stored it."""
         self._client: FrameClient | None = None
         self._rights = Rights()
         self._watchers = set[str]()
@@ -105,9 +115,9 @@ class Tail:
             if wanted.takes(self._rows[index]):
                 yield self._rows[index]
 
-    def relayed_ms(self, sequence: int) -> float | None:
+    def relayed_ms(self, job: str, sequence: int) -> float | None:
         """How long it took until an update was settled; None without its receipt."""
-        return self._relayed_ms.get(sequence)
+        return self._relayed_ms.get((job, sequence))
 
     async def _adjust(self) -> None:
         if self._client is None or not self.may_hear:
@@ -126,7 +136,13 @@ class Tail:
 
     async def _dead_letter(self, message: Msg) -> None:
         headers = message.headers or {}
+        if REASON_HEADER not in headers:
+            return  # `relay doctor` tries whether it may publish here
         job = _token(headers.get(SOURCE_SUBJECT_HEADER, message.subject))
+        source = job[:_NAME_CHARS], headers.get(SOURCE_SEQUENCE_HEADER, "")[:_NAME_CHARS]
+        if source in self._letters:
+            return
+        _remember(self._letters, source, None, MOST_LETTERS)
         self._add(job, status_in(message.data), DEAD_LETTERED, headers.get(REASON_HEADER, ""))
 
     async def _receipt(self, message: Msg) -> None:
@@ -134,15 +150,23 @@ class Tail:
             receipt = msgspec.json.decode(message.data, type=Receipt)
         except (ValueError, RecursionError):
             return  # of another version
-        self._relayed_ms[receipt.sequence] = receipt.relayed_ms
-        if len(self._relayed_ms) > MOST_RECEIPTS:
-            self._relayed_ms.popitem(last=False)
+        if not is_job_uuid(receipt.uuid) or not abs(receipt.relayed_ms) < _LONGEST_MS:
+            return  # such a job has no page, and such a time no date
+        _remember(self._relayed_ms, (receipt.uuid, receipt.sequence), receipt.relayed_ms, MOST_RECEIPTS)
         if self._watchers and receipt.reason is None:
             self._add(receipt.uuid, receipt.status or "", receipt.outcome, f"after {receipt.relayed_ms:.1f} ms")
 
     def _add(self, job: str, status: str, what: str, detail: str) -> None:
+        """Each text is cut: what producers send may be large, and many rows are kept."""
         self.number += 1
-        self._rows.append(Heard(self.number, dt.datetime.now(dt.UTC), job, status, what, detail))
+        at, texts = dt.datetime.now(dt.UTC), (job[:_NAME_CHARS], status[:_NAME_CHARS], what, detail[:_NAME_CHARS])
+        self._rows.append(Heard(self.number, at, *texts))
+
+
+def _remember(known: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    known[key] = value
+    if len(known) > most:
+        known.popitem(last=False)
 
 
 def _token(subject: str) -> str:

@@ -1,10 +1,10 @@
 """Is the promise being kept? The answer in one word, one shape and one sentence. Without I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from relay.contract.errors import NotProvisioned
+from relay.contract.errors import BrokerUnavailable, NotProvisioned, RelayError
 from relay.doctor.findings import Finding, Level, fail
 from relay.doctor.state_checks import check_state
 from relay.overview.watch import View
@@ -26,10 +26,12 @@ class Standing:
 
     Args:
         view: the latest view, to begin with.
+        ours: the settings here, as `check_state` compares them with those of the workers.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, ours: Mapping[str, float]) -> None:
         self.view = view
+        self._ours = ours
         self._broker: Sequence[Finding] = ()
         self._state: Sequence[Finding] = ()
         self._state_before: Sequence[Finding] = ()
@@ -40,7 +42,7 @@ class Standing:
         if view.trouble is not None or view.snapshot is None:
             self._state = ()
         else:
-            now = check_state(view.snapshot)
+            now = check_state(view.snapshot, self._ours)
             self._state, self._state_before = now, self._state or now
         if not connected:
             self._broker = ()
@@ -57,12 +59,16 @@ class Standing:
 
     @property
     def verdict(self) -> Verdict:
-        """The milder one of the last two views: a worker that connects again at once is no alarm."""
+        """That of the latest view. If only one of the last two is broken, it is neither an alarm nor green.
+
+        A worker may just be connecting again; or something breaks again and again.
+        """
         if self.view.trouble is not None:
-            known = isinstance(self.view.error, NotProvisioned)
-            return Verdict(Level.FAIL, "Updates do not flow" if known else "No news from NATS", self.view.trouble)
-        found = [self._judged(state) for state in (self._state, self._state_before)]
-        return min(found, key=lambda each: _LEVELS.index(each.level))
+            return Verdict(Level.FAIL, _headline(self.view.error), self.view.trouble)
+        now, before = self._judged(self._state), self._judged(self._state_before)
+        if (now.level is Level.FAIL) == (before.level is Level.FAIL):
+            return now
+        return Verdict(Level.WARN, "Updates may not flow", (now if now.level is Level.FAIL else before).reason)
 
     def _judged(self, state: Sequence[Finding]) -> Verdict:
         """The worst of the findings decides; nothing is good before all has been looked at."""
@@ -74,3 +80,10 @@ class Standing:
         if worst.level is Level.WARN:
             return Verdict(Level.WARN, "Updates flow, have a look", f"{worst.check}: {worst.found}")
         return Verdict(Level.OK, "Updates flow", "no update waits for long, and the doctor finds nothing")
+
+
+def _headline(error: RelayError | None) -> str:
+    """What a view without news means."""
+    if isinstance(error, NotProvisioned):
+        return "Updates do not flow"
+    return "No news from NATS" if isinstance(error, BrokerUnavailable) else "The state is not known"

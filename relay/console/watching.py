@@ -11,7 +11,7 @@ from relay.console.recent import Recent
 from relay.console.rights import Rights, find_rights
 from relay.console.tail import Tail
 from relay.console.verdict import Standing
-from relay.contract.errors import BrokerUnavailable
+from relay.contract.errors import ConfigurationError, RelayError
 from relay.contract.settings import Settings
 from relay.doctor.checks import check_broker
 from relay.nats.connection import close, connect
@@ -36,7 +36,7 @@ class Watching:
         """None before the first connection, and until `rights` are known."""
         self.rights = Rights()
         self.tail = Tail()
-        self.standing = Standing(View(dt.datetime.now(dt.UTC), None, None))
+        self.standing = Standing(View(dt.datetime.now(dt.UTC), None, None), settings.delivery.followed)
         self.recent = Recent(EVERY_S)
         self.number = 0
         """Grows with each view."""
@@ -74,13 +74,16 @@ class Watching:
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until NATS answers; meanwhile the pages say why it does not."""
-        began_s = time.monotonic()
+        began_s, first = time.monotonic(), True
         while True:
             try:
                 return await ask()
-            except BrokerUnavailable as error:
+            except RelayError as error:
+                if isinstance(error, ConfigurationError) and first:
+                    raise  # later a file may be just about to be renewed
                 trouble = f"for {time.monotonic() - began_s:.0f} s now: {error}"
                 self._take(View(dt.datetime.now(dt.UTC), None, None, trouble, error))
+            first = False
             await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _watch(self, reader: SnapshotReader) -> None:

@@ -10,14 +10,13 @@ from relay.contract.text import format_counts, format_duration, format_size, how
 from relay.dead_letters.runbook import ADVICE
 from relay.doctor.findings import Finding, fail, graded, ok, unchecked, warn
 from relay.overview.reports import find_disagreements
-from relay.overview.rows import OLD_S, TOO_OLD_S
+from relay.overview.rows import OLD_S, TOO_OLD_S, UNANSWERED_S
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot
 from relay.topology.copies import REMEDY
 
 NEARLY_FULL: Final = 0.8
 FULL: Final = 0.95
 CLOCK_S: Final = 1.0
-UNANSWERED_S: Final = 10.0
 LOST_FOR_S: Final = 3600.0
 UNTRIED_S: Final = 60.0
 """Workers try after 20 seconds."""

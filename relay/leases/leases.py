@@ -138,7 +138,7 @@ class Leases:
                 case _:
                     pass  # not a key of the relay
         revisions = {entry.key: entry.revision for entry in entries}
-        floors = {int(entry.key[5:]): entry.floor for entry in entries if entry.floor and entry.key[:5] == "lane."}
+        floors = {lane: entry.floor for entry in entries if entry.floor and (lane := _lane_of(entry.key)) is not None}
         return LeaseTable(frozenset(workers), owners, revisions, info["config"]["max_age"] / _NS_PER_S, floors, workers)
 
     async def announce(self) -> None:
@@ -225,6 +225,11 @@ class Leases:
             self._last_values.pop(subject, None)
         else:
             self._last_values[subject] = value
+
+
+def _lane_of(key: str) -> int | None:
+    kind, _, lane = key.partition(".")
+    return int(lane) if kind == "lane" and _LANE.fullmatch(lane) else None
 
 
 def _subject(key: str) -> str:

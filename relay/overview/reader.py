@@ -9,7 +9,14 @@ from typing import Any, Final
 
 import nats.errors
 
-from relay.contract.errors import BrokerUnavailable, JetStreamError, NotPermitted, NotProvisioned, UnsuitableServer
+from relay.contract.errors import (
+    BrokerUnavailable,
+    JetStreamError,
+    NotPermitted,
+    NotProvisioned,
+    Unanswered,
+    UnsuitableServer,
+)
 from relay.contract.subjects import (
     ADVISORY_STREAM,
     CANARY_SUBJECT,
@@ -106,7 +113,8 @@ class SnapshotReader:
         try:
             missing = await missing_permissions(self._client, [*count, ask])
         except (nats.errors.Error, OSError) as error:
-            raise BrokerUnavailable([], describe(error)) from error
+            kind = Unanswered if isinstance(error, TimeoutError) and self._client.is_connected else BrokerUnavailable
+            raise kind([], describe(error)) from error
         return _Permissions(not any(permission in missing for permission in count), ask not in missing)
 
     async def _stream_info(self, stream: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:

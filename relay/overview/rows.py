@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from relay.contract.report import LaneReport, Report
+from relay.contract.report import ConnectionReport, LaneReport, Report
+from relay.contract.text import format_duration, how_many
 from relay.overview.snapshot import Interval, LaneSnapshot, Snapshot
 
 OLD_S: Final = 60.0
 """From this age on, an update that waits is worth a look."""
 TOO_OLD_S: Final = 600.0
+UNANSWERED_S: Final = 10.0
+"""From this time on, an update that the Facilitator does not answer is worth a look; from three times of it, broken."""
 
 
 class Urgency(StrEnum):
@@ -19,6 +22,9 @@ class Urgency(StrEnum):
     NONE = "ok"
     LOOK = "warn"
     BROKEN = "fail"
+
+
+_LEVELS: Final = list(Urgency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +57,13 @@ class WorkerRow:
 
 def lane_rows(snapshot: Snapshot, interval: Interval | None) -> list[LaneRow]:
     """A row for each lane, in their order."""
-    reported = {lane.lane: lane for report in snapshot.reports.values() for lane in report.lanes}
-    return [
-        LaneRow(
-            lane,
-            lane.trouble or (lane.owner or "nobody") + _state(reported.get(lane.lane)),
-            interval.deliveries.get(lane.lane) if interval else None,
-            _lane_urgency(lane),
-        )
-        for lane in snapshot.lanes
-    ]
+    reported = {(report.worker, lane.lane): lane for report in snapshot.reports.values() for lane in report.lanes}
+    rows: list[LaneRow] = []
+    for lane in snapshot.lanes:
+        owner, urgency = _driven(snapshot, lane, reported.get((lane.owner or "", lane.lane)))
+        rate = interval.deliveries.get(lane.lane) if interval else None
+        rows.append(LaneRow(lane, owner, rate, max(urgency, _by_age(lane), key=_LEVELS.index)))
+    return rows
 
 
 def worker_rows(snapshot: Snapshot, interval: Interval | None) -> Iterator[WorkerRow]:
@@ -74,26 +77,54 @@ def worker_rows(snapshot: Snapshot, interval: Interval | None) -> Iterator[Worke
             yield from _connection_rows(report, interval.settled_by.get(worker) if interval else None)
 
 
-def _state(reported: LaneReport | None) -> str:
-    if reported is not None and reported.held:
-        return " (waits for what an earlier owner had)"
-    return " (its memory is full)" if reported is not None and reported.full else ""
+def _driven(snapshot: Snapshot, lane: LaneSnapshot, reported: LaneReport | None) -> tuple[str, Urgency]:
+    """Who drives the lane, or what is wrong with it, in words; as bad as the checks of the doctor find it."""
+    if lane.trouble is not None or lane.owner is None:
+        return lane.trouble or "nobody", Urgency.BROKEN
+    state, urgency = "", Urgency.NONE
+    if reported is not None and reported.trouble is not None:
+        state, urgency = reported.trouble, Urgency.BROKEN
+    elif reported is not None and reported.unexplained:
+        updates = how_many(reported.unexplained, "update")
+        state, urgency = f"the Facilitator says that it has {updates} that cannot have reached it", Urgency.BROKEN
+    elif lane.owner not in snapshot.workers:
+        state, urgency = "is stopping, or dead", Urgency.LOOK
+    elif lane.owner not in snapshot.reports and snapshot.may_ask_workers:
+        state, urgency = "does not answer", Urgency.LOOK
+    elif reported is not None and reported.held:
+        state = "waits for what an earlier owner had"
+    elif reported is not None and reported.full:
+        state = "its memory is full"
+    return f"{lane.owner} ({state})" if state else lane.owner, urgency
 
 
-def _lane_urgency(lane: LaneSnapshot) -> Urgency:
+def _by_age(lane: LaneSnapshot) -> Urgency:
     age_s = lane.oldest_s or 0.0
-    if lane.owner is None or lane.trouble is not None or age_s >= TOO_OLD_S:
+    if age_s >= TOO_OLD_S:
         return Urgency.BROKEN
     return Urgency.LOOK if age_s >= OLD_S else Urgency.NONE
 
 
 def _connection_rows(report: Report, settled_per_s: float | None) -> Iterator[WorkerRow]:
+    troubles = {each.trouble for each in report.connections}
+    missing = "; ".join(each for each in report.missing if each not in troubles)
     if not report.connections:
-        state = "; ".join(report.missing) or "not connected yet"
-        yield WorkerRow(report.worker, report, settled_per_s, None, None, state, Urgency.BROKEN)
+        yield WorkerRow(
+            report.worker, report, settled_per_s, None, None, missing or "not connected yet", Urgency.BROKEN
+        )
     for number, each in enumerate(report.connections):
-        urgency = Urgency.BROKEN if each.trouble else Urgency.NONE
-        state = each.trouble or "signed in"
+        state, urgency = _connection(each)
+        if missing and number == 0:
+            state, urgency = f"{state}; missing: {missing}", Urgency.BROKEN
         yield WorkerRow(
             report.worker, report, settled_per_s, each.unanswered, each.window, state, urgency, is_first=number == 0
         )
+
+
+def _connection(each: ConnectionReport) -> tuple[str, Urgency]:
+    if each.trouble is not None:
+        return each.trouble, Urgency.BROKEN
+    if each.waiting_s >= UNANSWERED_S:
+        urgency = Urgency.BROKEN if each.waiting_s >= 3 * UNANSWERED_S else Urgency.LOOK
+        return f"has not answered for {format_duration(each.waiting_s)}", urgency
+    return "signed in", Urgency.NONE

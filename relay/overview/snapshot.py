@@ -108,8 +108,9 @@ class Interval:
     seconds: float
     published: float
     settled: Mapping[str, float]
-    """By outcome."""
-    retries: float
+    """By outcome; empty if no worker has given a report at both moments."""
+    retries: float | None
+    """Likewise, then None."""
     deliveries: Mapping[int, float]
     """By lane."""
     settled_by: Mapping[str, float]
@@ -123,19 +124,22 @@ def between(before: Snapshot, after: Snapshot) -> Interval:
     seconds = max(after.taken_s - before.taken_s, 1e-3)
     pairs = [(before.reports[name], report) for name, report in after.reports.items() if name in before.reports]
     settled = {
-        name: sum(new.updates.get(name, 0) - old.updates.get(name, 0) for old, new in pairs) for name in OUTCOMES
+        name: sum(new.updates.get(name, 0) - old.updates.get(name, 0) for old, new in pairs)
+        for name in (OUTCOMES if pairs else ())
     }
-    earlier = {lane.lane: lane.deliveries for lane in before.lanes}
+    earlier = {lane.lane: lane.deliveries for lane in before.lanes if lane.trouble is None}
     # A consumer or a stream that was deleted and made again counts from 0.
     deliveries = {
-        lane.lane: max(0, lane.deliveries - earlier[lane.lane]) for lane in after.lanes if lane.lane in earlier
+        lane.lane: max(0, lane.deliveries - earlier[lane.lane])
+        for lane in after.lanes
+        if lane.lane in earlier and lane.trouble is None
     }
     settled_by = {new.worker: sum(new.updates.values()) - sum(old.updates.values()) for old, new in pairs}
     return Interval(
         seconds=seconds,
         published=_published(before.streams[STATUS_STREAM], after.streams[STATUS_STREAM]) / seconds,
         settled={name: count / seconds for name, count in settled.items()},
-        retries=sum(new.retries - old.retries for old, new in pairs) / seconds,
+        retries=sum(new.retries - old.retries for old, new in pairs) / seconds if pairs else None,
         deliveries={lane: count / seconds for lane, count in deliveries.items()},
         settled_by={name: count / seconds for name, count in settled_by.items()},
         latencies={name: found for name in TIMINGS if (found := _latency(name, pairs)) is not None},

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Final, Literal
 
 _OF_LIBRARIES: Final = (
-    *("PROMETHEUS_", "PYDANTIC_", "TYPER_", "_TYPER_", "WEBSOCKETS_"),
-    *("_RELAY_COMPLETE", "SSLKEYLOGFILE", "TERMINAL_WIDTH"),
+    *("NICEGUI_", "PROMETHEUS_", "PYDANTIC_", "TYPER_", "_TYPER_", "WEBSOCKETS_"),
+    *("_RELAY_COMPLETE", "MARKDOWN_CONTENT_CACHE_SIZE", "RST_CONTENT_CACHE_SIZE", "SSLKEYLOGFILE", "TERMINAL_WIDTH"),
+    "WEB_CONCURRENCY",
 )
 """Beginnings of names. They are set for other programs of an image, and would end the relay, or change what it does."""
 _SIZES: Final = ("COLUMNS", "LINES")

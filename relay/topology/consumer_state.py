@@ -38,7 +38,7 @@ def consumer_state_of(info: Mapping[str, Any]) -> ConsumerState:
         ack_floor=info["ack_floor"]["stream_seq"],
         told_at_s=dt.datetime.fromisoformat(info["ts"]).timestamp(),
         made_at_s=dt.datetime.fromisoformat(info["created"]).timestamp(),
-        ack_wait_s=info["config"]["ack_wait"] / _NS_PER_S,
+        ack_wait_s=info["config"].get("ack_wait", 0) / _NS_PER_S,
     )
 
 

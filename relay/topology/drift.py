@@ -24,7 +24,7 @@ class Drift:
     missing_copies: int = 0
     """How many copies of streams and lane consumers are lost, away or behind."""
     ack_wait_s: float | None = None
-    """The shortest `ack_wait` of the lane consumers; None if there are none."""
+    """The shortest `ack_wait` of the lane consumers; None if none has one."""
 
 
 def find_drift(wanted: Wanted, actual: Actual) -> Drift:
@@ -40,7 +40,7 @@ def find_drift(wanted: Wanted, actual: Actual) -> Drift:
     )
     plan = make_lasting_plan(lasting, actual)
     harmful, harmless = [step for step in plan.steps if _harms(step)], [step for step in plan.steps if not _harms(step)]
-    waits_ns: list[int] = [info["config"]["ack_wait"] for info in actual.consumers.values()]
+    waits_ns = [info["config"]["ack_wait"] for info in actual.consumers.values() if "ack_wait" in info["config"]]
     return Drift(
         tuple(f"{text}; {_REMEDY}" for text in (*plan.refusals, *(step.difference for step in harmful))),
         (

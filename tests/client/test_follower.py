@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from cli_kit import TIMEOUT_S
+from history_kit import History
 
 from relay.client.follower import JobFollower, follow
 from relay.local.faults import stall
@@ -62,3 +63,34 @@ async def test_follow_from_the_start(connect, scene):
     (problem,) = following.problems
     assert f"no update of job {JOB} is stored" in problem
     assert [1, 2, 3, 4, 5, 6] == [sequence for sequence, _, progress in following.shown if progress == "acknowledged"]
+
+
+async def test_nothing_is_given_twice(nc):
+    """An update behind one that waits is given once as settled; each is given again when something becomes of it."""
+    history, follower = History(JOB), JobFollower(JOB)
+    await history.start(nc)
+
+    async def given(*updates: tuple[int, str, int]) -> list[int]:
+        history.updates = [*updates]
+        return [update.sequence for update in await follower.ask(nc)]
+
+    waits, first, second = (1, "pending", 1), (1, "acknowledged", 1), (2, "acknowledged", 2)
+    assert [1, 2] == await given(waits, second)
+    assert [] == await given(waits, second)
+    assert [1] == await given(first, second)
+    assert [] == await given(first, second)
+    # The second is replayed, which removes it; then the stream is made anew, and counts from 1 again.
+    assert [3] == await given(first, (3, "pending", 3))
+    assert [] == await given(first)
+    assert [1] == await given((1, "acknowledged", 4))
+    assert [2] == await given((1, "acknowledged", 4), (2, "dead_lettered", 5))
+    assert "" == follower.problem
+
+
+async def test_answer_of_another_version(nc):
+    """What cannot be read is told, and asked for again."""
+    history, follower = History(JOB), JobFollower(JOB)
+    await history.start(nc)
+    history.updates = [(1, "on_hold", 1)]
+    assert [] == await follower.ask(nc)
+    assert "cannot be read: Invalid enum value 'on_hold'" in follower.problem

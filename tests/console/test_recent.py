@@ -1,6 +1,7 @@
 """The figures of now, and what the charts show, from views alone."""
 
 import datetime as dt
+from dataclasses import replace
 
 from snapshot_kit import snapshot
 
@@ -12,7 +13,7 @@ AT = dt.datetime(2026, 11, 22, 3, 14, tzinfo=dt.UTC)
 INTERVAL = Interval(
     seconds=2.0,
     published=200.52,
-    settled={"acknowledged": 199.0},
+    settled={"acknowledged": 199.0, "duplicate": 0.0, "dead_lettered": 0.0},
     retries=0.0,
     deliveries={},
     settled_by={},
@@ -53,3 +54,14 @@ def test_figures():
         "dead letters": "0",
     } == figures(View(AT, waiting, INTERVAL))
     assert {"-"} == set(figures(View(AT, waiting, None, "for 2 s now: away")).values())
+
+
+def test_what_nobody_reports_is_unknown():
+    """Without reports nobody knows what was settled, without its consumer nobody knows what waits in a lane."""
+    recent, without = Recent(2.0), replace(INTERVAL, settled={}, latencies={})
+    recent.add(View(AT, snapshot(), without))
+    (dead_lettered,) = series(recent.points, "dead_lettered")
+    assert dead_lettered[1] is None
+    lost = snapshot(lanes=(LaneSnapshot(0, "a", 1200), LaneSnapshot(1, "a", trouble="its consumer is missing")))
+    told = figures(View(AT, lost, without))
+    assert {"published/s": "200.5", "dead letters": "0"} == {name: text for name, text in told.items() if text != "-"}

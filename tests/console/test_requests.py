@@ -46,6 +46,7 @@ def test_host_elsewhere():
         ("null", False),
         ("", False),
         ("file://console.example:8090", False),
+        ("http://[", False),
     ],
 )
 def test_origin(origin, same):

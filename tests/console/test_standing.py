@@ -6,7 +6,7 @@ import pytest
 from snapshot_kit import report, snapshot
 
 from relay.console.verdict import Standing
-from relay.contract.errors import BrokerUnavailable, NotProvisioned
+from relay.contract.errors import BrokerUnavailable, JetStreamError, NotProvisioned
 from relay.doctor.findings import Level, fail, ok, warn
 from relay.overview.snapshot import LaneSnapshot
 from relay.overview.watch import View
@@ -21,13 +21,14 @@ FINE = [ok("topology", "as it should be")]
 LOOKING = (Level.WARN, "Looking")
 FLOWS = (Level.OK, "Updates flow")
 HAVE_A_LOOK = (Level.WARN, "Updates flow, have a look")
+MAYBE_NOT = (Level.WARN, "Updates may not flow")
 FLOWS_NOT = (Level.FAIL, "Updates do not flow")
 NO_NEWS = (Level.FAIL, "No news from NATS")
 
 
-def after(*views: View, broker=FINE, connected: bool = True) -> Standing:
+def after(*views: View, broker=FINE, connected: bool = True, ours=None) -> Standing:
     """What is known when the servers have been checked, and then these views have come."""
-    standing = Standing(NEVER)
+    standing = Standing(NEVER, ours or {})
     standing.take_broker(broker)
     for view in views:
         standing.take(view, connected=connected)
@@ -70,10 +71,26 @@ def test_trouble():
     unprovisioned = after(GOOD, View(AT, None, None, f"for 2 s now: {missing}", missing))
     assert FLOWS_NOT == says(unprovisioned)
     assert ["state", "topology"] == [finding.check for finding in unprovisioned.findings]
+    strange = JetStreamError("$JS.API.STREAM.INFO.JOB_DLQ", 503, 10008, "unavailable")
+    unknown = after(GOOD, View(AT, GOOD.snapshot, None, f"for 2 s now: {strange}", strange))
+    assert (Level.FAIL, "The state is not known") == says(unknown)
 
 
-def test_milder_of_two_views():
-    """One bad view is no alarm, two are; a view from before a trouble does not count."""
-    assert FLOWS == says(after(GOOD, BROKEN))
+def test_one_broken_view():
+    """It is no alarm, two are; nor is it green, also if it comes again and again. One before a trouble counts not."""
+    for views in ((GOOD, BROKEN), (BROKEN, GOOD), (GOOD, BROKEN, GOOD, BROKEN)):
+        standing = after(*views)
+        assert MAYBE_NOT == says(standing)
+        assert "nobody drives lane 0" in standing.verdict.reason
     assert FLOWS_NOT == says(after(GOOD, BROKEN, BROKEN))
+    assert FLOWS == says(after(BROKEN, GOOD, GOOD))
     assert FLOWS_NOT == says(after(GOOD, AWAY, BROKEN))
+    assert HAVE_A_LOOK == says(after(GOOD, WORTH_A_LOOK))
+
+
+def test_other_settings():
+    """A worker with other settings than here is worth a look, as `relay doctor` says."""
+    view = View(AT, snapshot(report(settings={"RELAY_ACK_WAIT": 9})), None)
+    standing = after(view, ours={"RELAY_ACK_WAIT": 5})
+    assert HAVE_A_LOOK == says(standing)
+    assert "RELAY_ACK_WAIT is 5 here, and 9" in standing.verdict.reason

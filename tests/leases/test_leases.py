@@ -18,7 +18,7 @@ from relay_kit import ACKED, Scene, new_job
 from tcp_proxy import TcpProxy
 
 from relay.contract.errors import BrokerUnavailable, JetStreamError
-from relay.contract.subjects import LEASE_STREAM, LEASE_SUBJECTS
+from relay.contract.subjects import FLOOR_HEADER, LEASE_STREAM, LEASE_SUBJECTS
 from relay.leases.leases import Leases
 from relay.leases.ownership import Ownership
 from relay.local.facilitator import FacilitatorSimulator
@@ -65,6 +65,14 @@ async def test_two_rivals(worker):
         views = await asyncio.gather(a.read(), b.read())
         won = await asyncio.gather(a.acquire(lane, views[0]), b.acquire(lane, views[1]))
         assert [await owner_of(a, lane)] == [name for name, lease in zip("ab", won, strict=True) if lease is not None]
+
+
+async def test_keys_of_others(worker, provisioned):
+    """Keys that no relay has written are read and left alone."""
+    for key in ("lane.x", "lane", "other"):
+        await publish_confirmed(provisioned, f"$KV.RELAY_LEASES.{key}", b"somebody", {FLOOR_HEADER: "1"})
+    table = await (await worker("a")).read()
+    assert ({}, {}, frozenset()) == (table.owners, table.floors, table.workers)
 
 
 async def test_taken_lane(worker):

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 
 from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
 from relay_kit import Scene, new_job
 
 from relay.contract.subjects import (
@@ -76,6 +77,15 @@ async def test_large_updates_are_not_read_again_and_again(provisioned, monkeypat
     await delivery.ack_sync()
     third = await reader.read()
     assert (8, None) == (counts[0], third.lanes[3].oldest_s)
+
+
+async def test_consumer_that_acknowledges_nothing(provisioned):
+    """A lane's consumer that somebody made anew, without acknowledgements, has no `ack_wait`. It can be looked at."""
+    jetstream, name = provisioned.jetstream(), "relay-lane-0"
+    await jetstream.delete_consumer(STATUS_STREAM, name)
+    config = ConsumerConfig(durable_name=name, filter_subject="job.status.0.*", ack_policy=AckPolicy.NONE)
+    await jetstream.add_consumer(STATUS_STREAM, config)
+    assert [None] * 4 == [lane.trouble for lane in (await SnapshotReader(provisioned).read()).lanes]
 
 
 async def test_no_worker_answers(provisioned):

@@ -40,12 +40,22 @@ def test_canaries_are_not_published_updates(before, after):
 
 
 def test_restarts():
-    """A worker that is not in both snapshots is not counted, and a counter that starts again gives no negative rate."""
+    """A worker that is not in both snapshots is not counted, and a counter that starts again gives no negative rate.
+
+    Without any worker in both, nobody knows what was settled.
+    """
     before = taken(1, report("old", updates={"acknowledged": 1000}), published=50, deliveries=50)
     after = taken(2, report("new", updates={"acknowledged": 3}), published=1, deliveries=1)
     found = between(before, after)
-    assert {"acknowledged": 0, "duplicate": 0, "dead_lettered": 0} == found.settled
+    assert ({}, None) == (found.settled, found.retries)
     assert (0, {0: 0}, {}) == (found.published, found.deliveries, found.settled_by)
+
+
+def test_lane_whose_consumer_is_made_again():
+    """While a lane's consumer was missing, nobody counted its deliveries: they are no burst afterwards."""
+    missing = snapshot(lanes=(LaneSnapshot(0, "w", trouble="its consumer is missing"),))
+    assert {} == between(missing, taken(1, deliveries=1000)).deliveries
+    assert {} == between(taken(0, deliveries=1000), missing).deliveries
 
 
 def test_no_time():

@@ -306,3 +306,10 @@ def test_running_with_other_settings():
         f"RELAY_MAX_DELIVER is 20 here, and 50 in {lanes}",
     ) == tuple(text.partition(", which")[0] for text in drift.warnings)
     assert 2.0 == drift.ack_wait_s
+
+
+def test_consumer_without_ack_wait():
+    """A lane's consumer that somebody made without acknowledgements has none; that of the others counts."""
+    infos = [consumer_info(lane, ack_wait=2 * NS) for lane in range(4)]
+    del infos[0]["config"]["ack_wait"]
+    assert 2.0 == find_drift(wanted(), actual(stream_info(), *infos)).ack_wait_s
