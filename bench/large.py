@@ -245,6 +245,8 @@ def _disconnects(server: NatsServer) -> int:
 class Mixed:
     """Latency of small updates at RATE, without large ones among them and with: quantiles in milliseconds."""
 
+    system: str
+    """`relay`, or `floor`: a subscriber of the updates, which does nothing with them."""
     large_bytes: int
     large_every: int
     """One of so many is large; 0: none."""
@@ -255,7 +257,7 @@ class Mixed:
 
 
 async def mixed(seconds: float) -> list[Mixed]:
-    """One relay, with large updates among the small ones in every other turn."""
+    """One relay, with large updates among the small ones in every other turn; then the same with the floor."""
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
         folder = Path(name)
         recorded = ("-m", "bench.sink", "0", "0", str(_RECORDED_BYTES))
@@ -265,23 +267,38 @@ async def mixed(seconds: float) -> list[Mixed]:
             await provision_for(broker, url)
             async with Child("relay", ("-m", "relay", "serve"), relay_environment(broker, url), folder) as relay:
                 relay.ignore()
-                await _turn(server.url, sink, folder, 1.0, 0)  # warms up, and is not counted
-                turns = (0, _LARGE_EVERY) * _MIXED_TURNS
-                return [await _turn(server.url, sink, folder, seconds, every) for every in turns]
+                turns = await _Turns("relay", sink, server.url, folder).all(seconds)
+            floor = ("-m", "bench.systems.floor_core", str(_RECORDED_BYTES))
+            async with Child("floor", floor, {"BENCH_NATS_URL": server.url}, folder) as subscriber:
+                await subscriber.says(START_S)
+                return turns + await _Turns("floor", subscriber, server.url, folder).all(seconds)
 
 
-async def _turn(url: str, sink: Child, folder: Path, seconds: float, large_every: int) -> Mixed:
-    arguments = ("-m", "bench.publisher", url, "--rate", str(RATE), "--seconds", str(seconds))
-    large = ("--large-every", str(large_every), "--large-bytes", str(_LARGE_BYTES))
-    recorder = Recorder(sink, folder)
-    async with Child("publisher", arguments + large, {}, folder) as publisher:
-        published = await publisher.says(seconds + START_S)
-    small = published["published"] - (published["published"] // large_every if large_every else 0)
-    await recorder.wait(small, START_S)
-    pairs = await recorder.take()
-    values = quantiles(pairs.latencies_ms, _MIXED_QUANTILES)
-    shown = dict(zip(_MIXED_QUANTILES, values, strict=True))
-    return Mixed(_LARGE_BYTES, large_every, len(pairs), shown, published["late_p99_ms"])
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """Publishes to a system; `taker` is the process where its small updates arrive."""
+
+    system: str
+    taker: Child
+    server_url: str
+    folder: Path
+
+    async def all(self, seconds: float) -> list[Mixed]:
+        await self._turn(1.0, 0)  # warms up, and is not counted
+        return [await self._turn(seconds, every) for every in (0, _LARGE_EVERY) * _MIXED_TURNS]
+
+    async def _turn(self, seconds: float, large_every: int) -> Mixed:
+        arguments = ("-m", "bench.publisher", self.server_url, "--rate", str(RATE), "--seconds", str(seconds))
+        large = ("--large-every", str(large_every), "--large-bytes", str(_LARGE_BYTES))
+        recorder = Recorder(self.taker, self.folder)
+        async with Child("publisher", arguments + large, {}, self.folder) as publisher:
+            published = await publisher.says(seconds + START_S)
+        small = published["published"] - (published["published"] // large_every if large_every else 0)
+        await recorder.wait(small, START_S)
+        pairs = await recorder.take()
+        values = quantiles(pairs.latencies_ms, _MIXED_QUANTILES)
+        shown = dict(zip(_MIXED_QUANTILES, values, strict=True))
+        return Mixed(self.system, _LARGE_BYTES, large_every, len(pairs), shown, published["late_p99_ms"])
 
 
 async def deliveries(url: str) -> int:

@@ -1,6 +1,7 @@
 """`relay query` with a running relay."""
 
 import asyncio
+import datetime as dt
 import functools
 import json
 
@@ -8,8 +9,10 @@ import pytest
 from cli_kit import TIMEOUT_S
 from relay_kit import Scene
 
+from relay.cli.query_display import details, row
 from relay.contract.subjects import Reason
 from relay.local.facilitator import FacilitatorSimulator
+from relay.query.replies import UpdateProgress, UpdateReply
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"
 
@@ -58,6 +61,21 @@ async def test_history(command, scene):
         as_json.out
     )
     assert "unreadable       dead_lettered (unknown_status, dead letter 1)" in told.out.splitlines()[1]
+
+
+def test_dead_letter_that_is_gone():
+    """If the dead letter is gone, that is said instead of where it is."""
+    update = UpdateReply(
+        uuid=JOB,
+        status="failed",
+        terminal=True,
+        sequence=3,
+        published="2026-11-22T06:30:12.035538791Z",
+        progress=UpdateProgress.DEAD_LETTERED,
+    )
+    told = details(update, dt.datetime.now(dt.UTC)).splitlines()[-1]
+    assert "relayed    dead_lettered: its dead letter is gone, and `relay dlq` did not remove it" == told
+    assert row(update).endswith("  dead_lettered")
 
 
 async def test_unknown_job(command, scene):
