@@ -12,6 +12,7 @@ from relay.contract.errors import RelayError
 _STDIN: Final = 0
 _MAX_LINES: Final = 256
 """How many lines are read ahead."""
+_LOOK_S: Final = 0.5
 
 
 class InputUnreadable(RelayError):  # noqa: N818 - named for what happened
@@ -42,8 +43,12 @@ async def stdin_lines() -> AsyncIterator[bytes]:
     def pass_on(item: bytes | OSError) -> bool:
         putting = lines.put(item)
         try:
-            asyncio.run_coroutine_threadsafe(putting, loop).result()
-        except (RuntimeError, concurrent.futures.CancelledError):  # the event loop has ended
+            put = asyncio.run_coroutine_threadsafe(putting, loop)
+            # A loop that ends just now takes the coroutine and never runs it.
+            while not concurrent.futures.wait([put], _LOOK_S).done and not loop.is_closed():
+                pass
+            put.result(0)
+        except (RuntimeError, TimeoutError, concurrent.futures.CancelledError):  # the event loop has ended
             putting.close()
             return False
         return True

@@ -1,6 +1,7 @@
 """`relay publish`: from arguments, from standard input, and as raw bytes."""
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import signal
@@ -134,8 +135,11 @@ async def test_without_stream(publish):
     assert Ended(1, "", expected) == await publish(A, "received")
 
 
-def test_lines_that_nobody_takes_any_more(monkeypatch):
-    """When the command ends, as by Ctrl-C, the thread that reads ahead ends as well, without a traceback."""
+@pytest.mark.parametrize("just_then", [False, True])
+def test_lines_that_nobody_takes_any_more(monkeypatch, just_then):
+    """When the command ends, as by Ctrl-C, the thread that reads ahead ends as well, without a traceback; also if the
+    event loop ends just when it is given a line.
+    """
     reading, writing = os.pipe()
     os.write(writing, b"line\n" * 1000)
     os.close(writing)
@@ -145,7 +149,10 @@ def test_lines_that_nobody_takes_any_more(monkeypatch):
     before = set(threading.enumerate())
 
     async def first_line() -> bytes:
-        return await anext(stdin.stdin_lines())
+        line = await anext(stdin.stdin_lines())
+        if just_then:
+            monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", lambda *_: concurrent.futures.Future())
+        return line
 
     assert b"line\n" == asyncio.run(first_line())
     for thread in set(threading.enumerate()) - before:
