@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import nats.errors
@@ -17,6 +17,7 @@ from relay.contract.errors import (
     Unanswered,
     UnsuitableServer,
 )
+from relay.contract.report import Report
 from relay.contract.subjects import (
     ADVISORY_STREAM,
     CANARY_SUBJECT,
@@ -99,7 +100,7 @@ class SnapshotReader:
             taken_s=time.monotonic(),
             server_ahead_s=dt.datetime.fromisoformat(status["ts"]).timestamp() - (asked_s + half_s),
             clock_error_s=half_s,
-            lanes=tuple(lanes),
+            lanes=tuple(_aged(lane, reports) for lane in lanes),
             streams=streams,
             workers=leases.workers,
             reports=reports,
@@ -141,6 +142,15 @@ class SnapshotReader:
             return LaneSnapshot(lane, owner, trouble=f"consumer {lane_consumer(lane)} is missing")
         oldest_s = await self._oldest.age_s(lane, state)
         return LaneSnapshot(lane, owner, state.waiting, state.pending, state.delivered_count, oldest_s)
+
+
+def _aged(lane: LaneSnapshot, reports: Mapping[str, Report]) -> LaneSnapshot:
+    """The lane, whose oldest update is at least as old as its owner says: the server's clock may have been set back."""
+    report = reports.get(lane.owner or "")
+    if lane.oldest_s is None or report is None:
+        return lane
+    at_hand_s = [each.oldest_at_hand_s for each in report.lanes if each.lane == lane.lane]
+    return replace(lane, oldest_s=max([lane.oldest_s, *at_hand_s]))
 
 
 def _lane_count(status_info: Mapping[str, Any]) -> int:

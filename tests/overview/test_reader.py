@@ -7,7 +7,9 @@ from collections import Counter
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 from relay_kit import Scene, new_job
+from snapshot_kit import WORKER, report
 
+from relay.contract.report import LaneReport
 from relay.contract.subjects import (
     DLQ_STREAM,
     REPORT_SUBJECT,
@@ -23,8 +25,9 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.frames import FrameClient
-from relay.overview.reader import SnapshotReader
+from relay.overview.reader import SnapshotReader, _aged
 from relay.overview.reports import gather_reports
+from relay.overview.snapshot import LaneSnapshot
 from relay.topology.provision import Topology, provision
 
 TIMEOUT_S = 30
@@ -49,6 +52,14 @@ async def test_read(nats_server):
     assert ({owner}, {owner}) == (set(found.workers), set(found.reports))
     assert (2, 0, ReasonCounts()) == (found.streams[STATUS_STREAM].last_sequence, found.advisories, found.dead_letters)
     assert abs(found.server_ahead_s) < 1
+
+
+def test_oldest_after_a_clock_was_set_back():
+    """If the server tells no age, because an update was stored in its future, the owner knows how long it has it."""
+    lane, of_other = LaneSnapshot(0, WORKER, delivered=1, oldest_s=0.0), LaneSnapshot(1, "other", oldest_s=7.0)
+    at_hand = report(lanes=[LaneReport(0, 1, 1, held=False, oldest_at_hand_s=120.0, trouble=None)])
+    assert [120.0, 7.0] == [_aged(each, {WORKER: at_hand}).oldest_s for each in (lane, of_other)]
+    assert 0.0 == _aged(lane, {WORKER: report(lanes=[])}).oldest_s
 
 
 async def test_large_updates_are_not_read_again_and_again(provisioned, monkeypatch):
