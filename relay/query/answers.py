@@ -229,8 +229,10 @@ def _decode_request(job: str, request: bytes, kind: type[R]) -> R:
     if not request.strip():
         return kind()
     try:
-        return msgspec.json.decode(request, type=kind)
-    except ValueError as error:  # DecodeError and UnicodeDecodeError are ValueErrors
+        return msgspec.json.decode(request.decode(), type=kind)
+    except UnicodeDecodeError:
+        raise QueryError(BAD_REQUEST, "the request cannot be read: it is not UTF-8") from None
+    except msgspec.DecodeError as error:
         raise QueryError(BAD_REQUEST, f"the request cannot be read: {error}") from None
 
 

@@ -1,5 +1,6 @@
 """Writes docs/asyncapi.yaml and docs/schemas from the models: `make schemas`. A test keeps them in step."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +61,7 @@ _SERVICE_ERROR: Final = {
 
 def schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schemas, by file name without its ending."""
-    structs = {name: _DIALECT | msgspec.json.schema(kind) for name, kind in STRUCTS.items()}
+    structs = {name: _DIALECT | _dedented(msgspec.json.schema(kind)) for name, kind in STRUCTS.items()}
     update = _DIALECT | JobStatusUpdate.model_json_schema()
     return {"update": update, "dead_letter_headers": _DIALECT | _DEAD_LETTER, **structs}
 
@@ -159,7 +160,18 @@ def _components() -> dict[str, Any]:
     template = "#/components/schemas/{name}"
     _, components = msgspec.json.schema_components(STRUCTS.values(), ref_template=template)
     update = JobStatusUpdate.model_json_schema(ref_template=template.replace("name", "model"))
-    return {**update.pop("$defs"), "JobStatusUpdate": update, **components}
+    return {**update.pop("$defs"), "JobStatusUpdate": update, **_dedented(components)}
+
+
+def _dedented(schema: Any) -> Any:
+    """`schema` with descriptions that are not indented; some releases of msgspec leave them as they are in the code."""
+    if isinstance(schema, list):
+        return [_dedented(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    described = "description" in schema and isinstance(schema["description"], str)
+    text = {"description": inspect.cleandoc(schema["description"])} if described else {}
+    return {name: _dedented(each) for name, each in schema.items()} | text
 
 
 def _ref(place: str, name: str) -> dict[str, str]:

@@ -392,14 +392,13 @@ async def test_slow_readers(scene):
 
 NOT_A_UUID = "is not a UUID in lower case with hyphens"
 UNREADABLE = "the request cannot be read:"
-NOT_UTF8 = "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
 UNKNOWN = f"no update of job {UUID} is stored: none was published, or JOB_STATUS keeps it no longer"
 REFUSALS = [
     ("job.query.nonsense", b"", "400", f"'nonsense' {NOT_A_UUID}"),
     (query_subject(UUID.upper()), b"", "400", f"'{UUID.upper()}' {NOT_A_UUID}"),
     ("job.history.\u00e9" + "x" * 80, b"", "400", f"'\\xe9{'x' * 59}...' {NOT_A_UUID}"),
     (query_subject(UUID), b"{", "400", f"{UNREADABLE} Input data was truncated"),
-    (query_subject(UUID), b'{"\xff":1}', "400", f"{UNREADABLE} {NOT_UTF8}"),
+    (query_subject(UUID), b'{"\xff":1}', "400", f"{UNREADABLE} it is not UTF-8"),
     (query_subject(UUID), b"[]", "400", f"{UNREADABLE} Expected `object`, got `array`"),
     (query_subject(UUID), b'{"body": true}', "400", f"{UNREADABLE} Object contains unknown field `body`"),
     (history_subject(UUID), b'{"limit": 201}', "400", f"{UNREADABLE} Expected `int` <= 200 - at `$.limit`"),
