@@ -27,6 +27,14 @@ class ServerClock:
         """Whether the server has told its time."""
         return self._error_s < float("inf")
 
+    def age_s(self, stored_at_s: float, delivered_s: float, wall_s: float, now_s: float) -> float:
+        """How long ago the server stored an update, at `wall_s` by this machine's wall clock.
+
+        It is at least the time since its delivery, on the monotonic clock: small differences are not corrected, and a
+        server's clock that was set back has stored it in the future.
+        """
+        return max(wall_s + self.correction_s - stored_at_s, now_s - delivered_s)
+
     def told(self, told_at_s: float, asked_s: float, answered_s: float, now_s: float) -> None:
         """The server made an answer at `told_at_s` on its clock, between two moments on this one.
 

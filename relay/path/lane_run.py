@@ -107,9 +107,9 @@ class LaneRun:
 
     def report(self) -> LaneReport:
         """The state of the lane."""
-        lane, wall_s, now_s = self.lane, time.time() + self._clock.correction_s, monotonic()
-        # If the server's clock was set back, an update was stored in the future, but it has been at hand for some time.
-        ages_s = (max(wall_s - each.delivery.stored_at_s, now_s - each.delivered_s) for each in lane.at_hand())
+        lane, wall_s, now_s = self.lane, time.time(), monotonic()
+        at_hand = lane.at_hand()
+        ages_s = [self._clock.age_s(each.delivery.stored_at_s, each.delivered_s, wall_s, now_s) for each in at_hand]
         return LaneReport(
             lane=lane.number,
             at_hand=len(lane),

@@ -42,7 +42,7 @@ class Receipts:
         if len(self._queue) >= _QUEUE_SIZE:
             self._metrics.receipt_dropped()
             return
-        stored_s = time.time() + self._clock.correction_s - settled.stored_at_s
+        age_s = self._clock.age_s(settled.stored_at_s, settled.delivered_s, time.time(), monotonic())
         receipt = Receipt(
             uuid=settled.job,
             status=settled.status,
@@ -50,7 +50,7 @@ class Receipts:
             outcome=settled.outcome,
             reason=settled.reason,
             attempts=settled.attempts,
-            relayed_ms=round(1e3 * max(stored_s, monotonic() - settled.delivered_s), 3),
+            relayed_ms=round(1e3 * age_s, 3),
         )
         headers = trace_headers_of(settled.headers) or None
         self._queue.append((receipt_subject(settled.job), msgspec.json.encode(receipt), headers))

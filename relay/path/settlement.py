@@ -76,7 +76,7 @@ class Settlement:
 
     def answered(self, answers: Sequence[Answered[Update]]) -> None:
         """Settle what was answered together, or let it wait for its next attempt."""
-        now_s, wall_s = monotonic(), time.time() + self._lanes.clock.correction_s
+        now_s, wall_s, clock = monotonic(), time.time(), self._lanes.clock
         lanes: set[Lane] = set()
         acknowledged: list[DeliveryLike] = []
         hot_path_s: list[float] = []
@@ -97,9 +97,8 @@ class Settlement:
                 acknowledged.append(update.delivery)
                 if verdict.outcome is Outcome.ACKNOWLEDGED:  # of a duplicate it is only likely that it is stored
                     latest = update
-                # Small differences of the clocks are not corrected, so it may seem to be stored after its delivery.
-                stored_s = max(wall_s - update.delivery.stored_at_s, now_s - update.delivered_s)
-                end_to_end_s.setdefault(verdict.outcome, []).append(stored_s)
+                age_s = clock.age_s(update.delivery.stored_at_s, update.delivered_s, wall_s, now_s)
+                end_to_end_s.setdefault(verdict.outcome, []).append(age_s)
                 if update.sent_s is not None:
                     hot_path_s.append(update.sent_s - update.delivered_s)
                 if self._observers or update.delivery.headers:
@@ -135,9 +134,9 @@ class Settlement:
             update.lane.settle(update, verdict.outcome)
             update.delivery.ack()
             hot_path_s = [] if update.sent_s is None else [update.sent_s - update.delivered_s]
-            stored_s = time.time() + self._lanes.clock.correction_s - update.delivery.stored_at_s
-            end_to_end_s = max(stored_s, monotonic() - update.delivered_s)
-            self._metrics.answered(hot_path_s, [], {verdict.outcome: [end_to_end_s]})
+            delivery, clock = update.delivery, self._lanes.clock
+            age_s = clock.age_s(delivery.stored_at_s, update.delivered_s, time.time(), monotonic())
+            self._metrics.answered(hot_path_s, [], {verdict.outcome: [age_s]})
             self._tell(update, verdict.outcome)
         else:
             self._fail(update, verdict, monotonic())
