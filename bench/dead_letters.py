@@ -38,7 +38,8 @@ from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, api_stream_info, 
 from relay.dead_letters import window
 from relay.local.cluster import NatsCluster
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.topology.provision import provision, topology_of
 
 PUBLISHERS = 256

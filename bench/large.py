@@ -33,7 +33,8 @@ from bench.scene import START_S, Broker, Recorder, note, provision_for, relay_en
 from relay.contract.environment import load_settings
 from relay.contract.subjects import STATUS_STREAM, api_consumer_info, lane_consumer
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request
 from relay.observability.logs import configure
 
 

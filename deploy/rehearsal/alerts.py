@@ -33,8 +33,9 @@ from relay.contract.subjects import LEASE_STREAM, STATUS_STREAM, api_stream_info
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.ledger import DROPPED
-from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 
 ROOT: Final = Path(__file__).parents[2]
 RULES: Final = {

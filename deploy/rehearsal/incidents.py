@@ -39,8 +39,9 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING
 from relay.local.ledger import DROPPED
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.topology.provision import Topology, provision
 
 USERS: Final = Path(__file__).parents[2] / "deploy/nats/users.conf"

@@ -21,8 +21,9 @@ from relay.contract.settings import NatsSettings
 from relay.contract.subjects import DLQ_STREAM, api_stream_info, status_subject
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
-from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 
 ROOT: Final = Path(__file__).parents[2]
 ROLES: Final = ("producer", "runner", "relay", "operator", "observer", "admin")

@@ -7,8 +7,8 @@ import typer
 from relay.cli.common import complain, nats_client, read_settings, run
 from relay.contract.errors import UnsafeChange
 from relay.contract.settings import Settings
-from relay.nats.connection import require_server
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import require_server
 from relay.overview.reports import find_disagreements, gather_all_reports
 from relay.topology import provision as topology
 from relay.topology.plan import Plan

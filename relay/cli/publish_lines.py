@@ -10,8 +10,8 @@ from relay.cli.common import complain, tell
 from relay.cli.stdin import stdin_lines
 from relay.contract.errors import RelayError
 from relay.contract.model import JobStatusUpdate
-from relay.nats.connection import PubAck
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import PubAck
 from relay.producer import publish_update
 
 _WINDOW: Final = 256

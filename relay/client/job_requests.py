@@ -13,9 +13,9 @@ from relay.client.errors import RequestsUnavailable, RequestUnsettled
 from relay.client.pushes import JobRequest
 from relay.contract.errors import BrokerUnavailable, ConfigurationError, JetStreamError, NotPermitted, UnsuitableServer
 from relay.contract.subjects import REQUEST_STREAM, api_consumer_info, api_durable_create, api_pull
-from relay.nats.connection import api_request, not_permitted
 from relay.nats.err_codes import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
+from relay.nats.jetstream import api_request, not_permitted
 from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
 from relay.producer.options import DEFAULT_SERVER, Credentials

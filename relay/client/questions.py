@@ -10,8 +10,8 @@ import nats.errors
 from relay.client.errors import InvalidQuery, NoAnswer, NoRelayRunning, QueryFailed, refusal
 from relay.contract.subjects import history_subject, is_job_uuid, query_subject
 from relay.contract.text import describe
-from relay.nats.connection import not_permitted
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import not_permitted
 from relay.query.replies import HistoryReply, HistoryRequest, QueryRequest, UpdateReply
 
 ANSWER_TIMEOUT_S: Final = 6.0

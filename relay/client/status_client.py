@@ -21,8 +21,8 @@ from relay.contract.model import JobStatus
 from relay.contract.subjects import RECEIPT_SUBJECTS, receipt_subject
 from relay.core.backoff import Backoff
 from relay.core.receipt import Receipt
-from relay.nats.connection import not_permitted
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import not_permitted
 from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
 from relay.producer.options import DEFAULT_SERVER, Credentials, time_of_call

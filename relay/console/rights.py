@@ -19,8 +19,8 @@ from relay.contract.subjects import (
 )
 from relay.contract.text import describe
 from relay.dead_letters.reasons import SUBJECTS_TO_COUNT
-from relay.nats.connection import api_request, not_permitted
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, not_permitted
 from relay.nats.permissions import UNPARSABLE, Permission, missing_permissions
 
 _TIMEOUT_S: Final = 3.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from relay.nats.connection import Requester
+from relay.nats.jetstream import Requester
 from relay.nats.messages import StoredMessage, find_message
 from relay.timing.room import Room
 

@@ -6,7 +6,7 @@ from typing import Final
 from relay.contract.subjects import STATUS_STREAM, job_filter
 from relay.contract.wire import Unsendable, decode
 from relay.dead_letters.stored import StoredDeadLetter, status_in
-from relay.nats.connection import Requester
+from relay.nats.jetstream import Requester
 from relay.nats.messages import find_message
 
 _JOBS_REMEMBERED: Final = 4096

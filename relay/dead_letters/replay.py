@@ -36,8 +36,8 @@ from relay.dead_letters.lookups import Lookups
 from relay.dead_letters.replay_message import ReplayMessage, is_replay_id, origin_of_replay, replay_message_of
 from relay.dead_letters.sources import SourceUpdates
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.nats.connection import Requester, publish_confirmed
 from relay.nats.err_codes import TOO_LARGE, WRONG_LAST_SEQUENCE
+from relay.nats.jetstream import Requester, publish_confirmed
 from relay.nats.messages import StoredMessage, delete_message
 
 _JOBS_REMEMBERED: Final = 4096

@@ -26,8 +26,8 @@ from relay.contract.subjects import (
 from relay.dead_letters.lookups import Lookups
 from relay.dead_letters.moments import unix_us
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
+from relay.nats.jetstream import Requester, api_request
 from relay.nats.messages import delete_message
 
 _STRIDE: Final = 64

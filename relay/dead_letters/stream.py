@@ -36,10 +36,10 @@ from relay.dead_letters.moments import moment_of_ns
 from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.nats.ack_subject import parse_ack_subject
-from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
 from relay.nats.headers import parse_headers
+from relay.nats.jetstream import Requester, api_request
 from relay.nats.messages import delete_message, get_message
 from relay.timing.waiting import set_within
 

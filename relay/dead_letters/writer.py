@@ -32,9 +32,9 @@ from relay.core.verdict import DeadLetter
 from relay.dead_letters.index import DeadLetterIndex
 from relay.dead_letters.moments import moment_of_us
 from relay.dead_letters.stored import stored_us
-from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import publish_confirmed
 
 _MAX_ERROR_CHARS: Final = 1000
 """Bounded, because an error of the Facilitator can repeat the whole update, which is in the body already."""

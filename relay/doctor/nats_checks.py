@@ -15,8 +15,9 @@ from relay.contract.subjects import api_account_info
 from relay.contract.text import format_size, redact_url
 from relay.doctor.findings import Finding, Level, fail, graded, ok, warn
 from relay.doctor.state_checks import FULL, NEARLY_FULL
-from relay.nats.connection import api_request, close, connect, require_server
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, require_server
 from relay.topology.provision import check, topology_of
 
 NATS: Final = "nats"

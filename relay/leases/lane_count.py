@@ -5,7 +5,7 @@ from typing import Final
 
 from relay.contract.errors import RelayError
 from relay.contract.subjects import STATUS_STREAM, api_stream_info, lanes_of_transform
-from relay.nats.connection import Requester, api_request
+from relay.nats.jetstream import Requester, api_request
 from relay.observability.logs import get_logger
 
 _log = get_logger(__name__)

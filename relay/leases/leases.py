@@ -28,9 +28,9 @@ from relay.contract.subjects import (
     worker_key,
 )
 from relay.core.floors import Floors
-from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.err_codes import WRONG_LAST_SEQUENCE
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.nats.messages import find_message
 from relay.observability.logs import get_logger
 from relay.timing.clock import monotonic

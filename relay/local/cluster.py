@@ -14,8 +14,9 @@ from relay.contract.errors import LocalServerError, RelayError
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import api_consumer_info, api_consumer_stepdown, api_stream_info, api_stream_stepdown
 from relay.local.server import NatsServer, reserve_port
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request
 from relay.timing.waiting import set_within
 
 NODES: Final = 3

@@ -11,8 +11,8 @@ from typing import Final
 
 from relay.contract.errors import PublishUnconfirmed
 from relay.local.jobs import StatusMessage
-from relay.nats.connection import PubAck
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import PubAck
 from relay.producer import publish_body
 
 _AGAIN_AFTER_S: Final = 0.1

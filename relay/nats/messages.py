@@ -11,9 +11,9 @@ import msgspec
 
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import api_message_delete, api_message_get
-from relay.nats.connection import ErrorAnswer, Requester, api_request, api_request_as
 from relay.nats.err_codes import NO_MESSAGE, NOT_DELETED
 from relay.nats.headers import parse_headers
+from relay.nats.jetstream import ErrorAnswer, Requester, api_request, api_request_as
 
 _TIMEOUT_S: Final = 5.0
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from relay.contract.text import describe
+
 _TRY_AGAIN: Final = "wait, or raise it"
 _CLIENT_PORT: Final = "use the port for clients in RELAY_NATS_URL, which is 4222 unless the server has another one"
 _MEANINGS: Final[Mapping[str, tuple[str, str]]] = {
@@ -54,3 +56,8 @@ def error_in(unread: bytes) -> str | None:
         if line.startswith(b"-ERR"):
             return line.removeprefix(b"-ERR").strip().strip(b"'").decode(errors="replace")
     return None
+
+
+def describe_nats(error: BaseException) -> str:
+    """The message of an error of nats-py, without what nats-py puts around the words of the server."""
+    return describe(error).removeprefix("nats: ").strip("'")

@@ -33,9 +33,9 @@ from relay.contract.subjects import (
 from relay.contract.text import describe
 from relay.dead_letters.reasons import SUBJECTS_TO_COUNT, ReasonCounter, ReasonCounts
 from relay.leases.leases import Leases
-from relay.nats.connection import api_request
 from relay.nats.err_codes import STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request
 from relay.nats.permissions import Permission, missing_permissions
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot, Snapshot, StreamSnapshot

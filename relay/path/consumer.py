@@ -23,10 +23,10 @@ from relay.core.memory import Share
 from relay.core.pull import PullWindow, Signal
 from relay.core.stall import StallWatch
 from relay.nats.ack_subject import ack_of_nothing, ack_subject, origin_of, parse_ack_subject
-from relay.nats.connection import api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND
 from relay.nats.frames import FrameClient, publication
 from relay.nats.headers import DESCRIPTION, STATUS, parse_headers
+from relay.nats.jetstream import api_request
 from relay.observability.logs import get_logger
 from relay.path.delivery import Delivery
 from relay.timing.waiting import set_within

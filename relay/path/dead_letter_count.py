@@ -5,7 +5,7 @@ from typing import Final
 
 from relay.contract.errors import RelayError
 from relay.contract.subjects import DLQ_STREAM, api_stream_info
-from relay.nats.connection import Requester, api_request
+from relay.nats.jetstream import Requester, api_request
 from relay.observability.metrics import Metrics
 
 _LOOK_EVERY_S: Final = 10.0

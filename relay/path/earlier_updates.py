@@ -12,7 +12,7 @@ from relay.core.repeats import may_be_stored
 from relay.core.update import Update
 from relay.core.verdict import Outcome
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.nats.connection import Requester
+from relay.nats.jetstream import Requester
 from relay.nats.messages import StoredMessage, find_message
 
 _LOOKUP_TIMEOUT_S: Final = 1.0

@@ -9,9 +9,9 @@ from relay.contract.facilitator_messages import PushKind
 from relay.contract.subjects import MSG_ID_HEADER, cheated_subject, request_subject
 from relay.core.backoff import Backoff
 from relay.core.session import Pushed
-from relay.nats.connection import publish_confirmed
 from relay.nats.err_codes import TOO_LARGE
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import publish_confirmed
 from relay.observability.logs import get_logger
 from relay.observability.metrics import Metrics
 from relay.timing.room import Room

@@ -15,8 +15,8 @@ from typing import Any, Final
 from relay.contract.errors import RelayError
 from relay.contract.subjects import STATUS_STREAM, STATUS_SUBJECTS, Reason, api_stream_info, is_marker
 from relay.core.verdict import DeadLetter
-from relay.nats.connection import api_request
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request
 from relay.nats.messages import StoredMessage, find_message
 from relay.observability.logs import get_logger
 from relay.path.undelivered import Undelivered

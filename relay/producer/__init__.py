@@ -14,7 +14,7 @@ publisher. So what is imported here must name models and settings for type check
 from typing import TYPE_CHECKING, Any
 
 from relay.contract.errors import ConfigurationError, JetStreamError, PublishUnconfirmed, RelayError
-from relay.nats.connection import PubAck
+from relay.nats.jetstream import PubAck
 from relay.producer.confirmed import message_id, publish_body, publish_update
 from relay.producer.errors import (
     FlushIncomplete,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from nats.aio.client import Client
 
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
-from relay.nats.connection import PubAck, publish_confirmed
+from relay.nats.jetstream import PubAck, publish_confirmed
 from relay.nats.nats_py import cancellable
 
 if TYPE_CHECKING:  # see __init__.py

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from relay.nats.connection import PubAck
+from relay.nats.jetstream import PubAck
 
 if TYPE_CHECKING:  # see __init__.py
     from relay.contract.model import JobStatusUpdate

@@ -13,8 +13,8 @@ from relay.contract.sizes import MAX_FRAME_BYTES
 from relay.contract.subjects import MSG_ID_HEADER, status_subject
 from relay.contract.text import describe
 from relay.core.backoff import Backoff
-from relay.nats.connection import PubAck, headers_size, publish_confirmed
 from relay.nats.err_codes import NO_LEADER, TOO_LARGE, WRONG_STREAM
+from relay.nats.jetstream import PubAck, headers_size, publish_confirmed
 from relay.nats.reconnector import Reconnector
 from relay.observability.logs import get_logger
 from relay.producer.confirmed import message_id, name_of

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from relay.nats.connection import PubAck
+from relay.nats.jetstream import PubAck
 from relay.observability.logs import get_logger
 from relay.producer.errors import NotInEventLoop, PublisherClosed
 from relay.producer.options import (

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-from relay.nats.connection import PubAck
+from relay.nats.jetstream import PubAck
 from relay.observability.logs import get_logger
 from relay.producer.errors import PublisherClosed
 from relay.producer.options import (

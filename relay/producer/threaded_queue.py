@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from relay.contract.subjects import status_subject
-from relay.nats.connection import PubAck
+from relay.nats.jetstream import PubAck
 from relay.producer.confirmed import name_of
 from relay.producer.errors import NotReady, PublisherClosed, PublishTimedOut
 from relay.producer.options import PublisherOptions

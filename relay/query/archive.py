@@ -18,7 +18,7 @@ from relay.contract.subjects import (
     lane_consumer,
 )
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.nats.connection import Requester
+from relay.nats.jetstream import Requester
 from relay.nats.messages import StoredMessage, find_message
 from relay.topology.consumer_state import find_consumer_state
 

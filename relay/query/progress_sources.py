@@ -25,7 +25,7 @@ import nats.errors
 
 from relay.contract.subjects import lane_progress_subject
 from relay.core.progress import LaneProgress, Settled
-from relay.nats.connection import Requester
+from relay.nats.jetstream import Requester
 from relay.nats.messages import StoredMessage
 from relay.query.archive import AckFloor, Archive
 

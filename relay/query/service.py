@@ -20,8 +20,8 @@ from nats.micro.service import EndpointInfo, EndpointStats, Service, ServiceConf
 from relay.contract.errors import BrokerUnavailable, RelayError
 from relay.contract.subjects import HISTORY_SUBJECTS, QUERY_SUBJECTS, STATUS_SERVICE
 from relay.contract.text import one_line
-from relay.nats.connection import Requester
 from relay.nats.frames import FrameClient, publication
+from relay.nats.jetstream import Requester
 from relay.nats.pipeline import Pipeline, pipelined
 from relay.observability.logs import get_logger
 from relay.query.answers import BAD_REQUEST, Answers, QueryError

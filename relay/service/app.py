@@ -34,8 +34,9 @@ from relay.facilitator.connection import Endpoint
 from relay.leases.lane_count import LaneCount
 from relay.leases.leases import Leases
 from relay.leases.ownership import Ownership
-from relay.nats.connection import Requester, close, connect, require_server
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import Requester, require_server
 from relay.network.listener import listen
 from relay.observability.logs import get_logger
 from relay.observability.loop_lag import measure_loop_lag

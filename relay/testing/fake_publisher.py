@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol, Self, TypeVar
 from relay.contract.errors import JetStreamError, RelayError
 from relay.contract.model import JobStatusUpdate
 from relay.contract.subjects import STATUS_STREAM, status_subject
-from relay.nats.connection import PubAck
 from relay.nats.err_codes import STREAM_FULL
+from relay.nats.jetstream import PubAck
 from relay.producer.confirmed import message_id, name_of
 from relay.producer.errors import (
     InvalidUpdate,

@@ -15,8 +15,8 @@ from relay.contract.subjects import (
     lane_of_consumer,
 )
 from relay.core.continuity import ConsumerState
-from relay.nats.connection import Requester, api_request
 from relay.nats.err_codes import CONSUMER_NOT_FOUND, CONSUMER_OFFLINE, REMEDIES
+from relay.nats.jetstream import Requester, api_request
 from relay.nats.messages import find_message
 from relay.timing.clock import monotonic
 from relay.timing.room import Room

@@ -14,8 +14,8 @@ from typing import Any, Final
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, RelayError
 from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info
 from relay.core.server_clock import ServerClock
-from relay.nats.connection import Requester, api_request, not_permitted, publish_confirmed
 from relay.nats.err_codes import STREAM_NOT_FOUND
+from relay.nats.jetstream import Requester, api_request, not_permitted, publish_confirmed
 from relay.observability.logs import get_logger
 from relay.timing.clock import monotonic
 

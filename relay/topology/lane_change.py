@@ -11,8 +11,8 @@ import nats.errors
 
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange
-from relay.nats.connection import Requester, api_request, publish_confirmed
 from relay.nats.err_codes import CONSUMER_EXISTS, WRONG_LAST_SEQUENCE
+from relay.nats.jetstream import Requester, api_request, publish_confirmed
 from relay.topology.plan import LaneChange
 
 _LOCK_CONSUMER: Final = "relay-changing-lanes"

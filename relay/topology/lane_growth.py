@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from relay.contract import subjects
 from relay.contract.subjects import STATUS_STREAM
-from relay.nats.connection import Requester, api_request
+from relay.nats.jetstream import Requester, api_request
 from relay.nats.messages import find_message
 
 WAITS_KEY: Final = "relay.waits-for"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from relay.contract.subjects import LEASE_STREAM, api_stream_info, api_stream_update
-from relay.nats.connection import Requester, api_request
+from relay.nats.jetstream import Requester, api_request
 
 _NS_PER_S: Final = 1_000_000_000
 _MARGIN_S: Final = 0.5

@@ -10,9 +10,9 @@ from relay.contract.errors import JetStreamError, UnsafeChange, UnsuitableServer
 from relay.contract.settings import DeliverySettings
 from relay.contract.subjects import api_stream_names
 from relay.core.floors import Floor
-from relay.nats.connection import api_request, require_server
 from relay.nats.err_codes import CONSUMER_OFFLINE, STREAM_NOT_FOUND
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, require_server
 from relay.nats.messages import find_message
 from relay.topology.comparison import Config
 from relay.topology.consumer_state import lane_consumers

@@ -16,7 +16,7 @@ from relay.cli import program
 from relay.contract.subjects import DLQ_STREAM, DLQ_SUBJECTS, STATUS_STREAM, Reason, status_subject
 from relay.dead_letters import stream
 from relay.local.server import NatsServer
-from relay.nats.connection import publish_confirmed
+from relay.nats.jetstream import publish_confirmed
 
 BAD = json.dumps({"uuid": JOB, "status": "finished", "metadata": {"n": [1, 2]}}).encode()
 

@@ -24,7 +24,8 @@ from relay.client import (
 )
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import REQUEST_STREAM, api_consumer_delete, api_consumer_info
-from relay.nats.connection import api_request, connect
+from relay.nats.connection import connect
+from relay.nats.jetstream import api_request
 from relay.producer import JobStatusUpdate, StatusPublisher
 from relay.topology.provision import provision
 

@@ -25,8 +25,9 @@ from relay.dead_letters import stream
 from relay.dead_letters.purge import PurgePlan
 from relay.dead_letters.selection import Selection
 from relay.local.server import NatsServer
-from relay.nats.connection import close, connect, publish_confirmed
+from relay.nats.connection import close, connect
 from relay.nats.frames import publication
+from relay.nats.jetstream import publish_confirmed
 from relay.topology.provision import provision, topology_of
 
 pytestmark = IN_BROWSER

@@ -16,7 +16,7 @@ from relay.dead_letters.replay import Replayer
 from relay.dead_letters.replay_all import ReplaySummary
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import publish_confirmed
+from relay.nats.jetstream import publish_confirmed
 
 
 async def test_replay(dlq):

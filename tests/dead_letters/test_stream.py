@@ -21,7 +21,7 @@ from relay.dead_letters import stream
 from relay.dead_letters.purge import remove
 from relay.dead_letters.selection import Selection
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.topology.provision import provision
 
 # Reading

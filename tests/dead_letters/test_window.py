@@ -17,7 +17,7 @@ from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.window import for_each
 from relay.local.server import DEFAULT_MAX_PAYLOAD
-from relay.nats.connection import publish_confirmed
+from relay.nats.jetstream import publish_confirmed
 from relay.nats.pipeline import Pipeline
 
 

@@ -10,7 +10,7 @@ from pages import ROOT, blocks, table_after
 from relay import client
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import REQUEST_STREAM, api_consumer_info
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 
 PAGE = ROOT / "docs" / "job-requests.md"
 

@@ -17,7 +17,7 @@ from relay.contract import subjects
 from relay.contract.settings_table import settings_table
 from relay.contract.subjects import STATUS_STREAM, api_stream_info, lane_of, stored_subject
 from relay.contract.wire import Frame, decode
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 SETTINGS = {row.variable for row in settings_table()}

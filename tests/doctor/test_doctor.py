@@ -32,7 +32,7 @@ from relay.doctor.state_checks import STATE_CHECKS
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING, Moment, stall
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 
 HOTKEY = Keypair.create_from_uri("//Alice")
 STRANGER = Keypair.create_from_uri("//Stranger")

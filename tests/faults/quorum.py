@@ -24,7 +24,7 @@ from relay.local import cluster as nats_cluster
 from relay.local.cluster import NODES, NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import stall
-from relay.nats.connection import publish_confirmed
+from relay.nats.jetstream import publish_confirmed
 from relay.service import app
 from relay.service.app import Relay
 

@@ -41,8 +41,9 @@ from relay.contract.subjects import DLQ_SUBJECTS, STATUS_STREAM, Reason, api_con
 from relay.dead_letters import stream
 from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import close, connect
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request
 from relay.observability import logs
 
 LIVE_JOBS: Final = 1000

@@ -11,7 +11,7 @@ from relay_kit import ACKED, STATUSES, TERMED, Scene, new_job
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason, api_consumer_delete, api_pull, lane_consumer
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 
 
 @contextlib.asynccontextmanager

@@ -30,7 +30,7 @@ from relay.facilitator.websocket import CannotConnect, ConnectionClosed, connect
 from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.network.dialer import Dialer
 from relay.network.listener import listen
 from relay.service.health import HealthServer

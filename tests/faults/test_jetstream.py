@@ -35,7 +35,7 @@ from relay.core.floors import Floors
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import refuse, stall
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.path.backlog import Backlog
 from relay.service.app import Relay
 from relay.service.intervals import DEFAULTS

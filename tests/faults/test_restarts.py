@@ -17,7 +17,7 @@ from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import Fault, stall
 from relay.local.ledger import DROPPED
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.service.intervals import DEFAULTS
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from tcp_server import reserved_port
 from relay.contract.errors import JetStreamError
 from relay.contract.subjects import REQUEST_STREAM, api_consumer_info
 from relay.local.facilitator import FacilitatorSimulator
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-integration" / "bin" / "python"

@@ -27,8 +27,8 @@ from relay.dead_letters.replay_all import ReplaySummary, replay_all
 from relay.dead_letters.selection import Selection
 from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
-from relay.nats.connection import PubAck, api_request, publish_confirmed
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import PubAck, api_request, publish_confirmed
 from relay.nats.messages import get_message
 from relay.nats.pipeline import pipelined
 

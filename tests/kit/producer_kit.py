@@ -11,7 +11,8 @@ from relay.contract.model import JobStatusUpdate
 from relay.contract.settings import NatsSettings
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request
 from relay.producer import StatusPublisher
 
 _WAIT_S = 10

@@ -45,7 +45,8 @@ from relay.dead_letters.stored import StoredDeadLetter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
 from relay.nats.ack_subject import ack_of_nothing, all_acks, parse_ack_subject
-from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.nats.messages import find_message
 from relay.service.app import Relay
 from relay.service.intervals import DEFAULTS, Intervals

@@ -24,7 +24,7 @@ from relay.leases.ownership import Ownership
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.faults import DROP_BEFORE_STORING
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.observability.metrics import Metrics
 from relay.topology.provision import Topology, provision
 

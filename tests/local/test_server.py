@@ -16,7 +16,7 @@ import pytest
 from relay.contract.errors import LocalServerError
 from relay.local import server as local_server
 from relay.local.server import DEFAULT_MAX_PAYLOAD, MAX_PENDING, NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024

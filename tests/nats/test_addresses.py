@@ -13,7 +13,7 @@ from relay.contract import contradictions
 from relay.contract.environment import load_settings
 from relay.contract.errors import BrokerUnavailable, ConfigurationError
 from relay.local.server import NatsServer
-from relay.nats.connection import require_server
+from relay.nats.jetstream import require_server
 
 SECRET = "p@ss:/?#[]%word +é,"
 USERS = f'authorization {{ user: "{SECRET}", password: "{SECRET}" }}'

@@ -24,9 +24,9 @@ from relay.contract.subjects import (
 from relay.local.cluster import NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.err_codes import CONSUMER_OFFLINE
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.topology.provision import check, look, resume_lanes, topology_of
 
 

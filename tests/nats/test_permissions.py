@@ -36,7 +36,8 @@ from relay.contract.subjects import (
     api_stream_info,
     lane_consumer,
 )
-from relay.nats.connection import api_request, close, connect, publish_confirmed
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.topology.provision import check, provision, topology_of
 
 JOB = "123e4567-e89b-42d3-a456-426614174000"

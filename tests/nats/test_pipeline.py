@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from relay.nats.connection import Response
+from relay.nats.jetstream import Response
 from relay.nats.pipeline import Pipeline, pipelined
 
 TIMEOUT_S = 10

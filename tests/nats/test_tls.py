@@ -18,7 +18,8 @@ from relay.contract.settings import DeliverySettings, NatsSettings
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request
 from relay.topology.provision import provision, topology_of
 
 SERVER_REMOVE = "$JS.API.SERVER.REMOVE"

@@ -23,8 +23,8 @@ from relay.dead_letters.reasons import ReasonCounts
 from relay.leases.leases import Leases
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.overview.reader import SnapshotReader, _aged
 from relay.overview.reports import gather_reports
 from relay.overview.snapshot import LaneSnapshot

@@ -44,7 +44,7 @@ from relay.dead_letters.stored import StoredDeadLetter
 from relay.dead_letters.writer import DeadLetterWriter
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.observability.metrics import Metrics
 from relay.path import advisories
 from relay.path.advisories import Advisories

@@ -12,7 +12,7 @@ from relay.contract.errors import PublishUnconfirmed
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason
 from relay.local.facilitator import FacilitatorSimulator
 from relay.local.server import NatsServer
-from relay.nats.connection import publish_confirmed
+from relay.nats.jetstream import publish_confirmed
 from relay.nats.messages import get_message
 from relay.service.intervals import Intervals
 

@@ -9,8 +9,8 @@ from relay_kit import Scene, new_job, update
 
 from relay.contract.subjects import STATUS_STREAM, api_pull, lane_consumer, status_subject
 from relay.core.memory import Memory, Share
-from relay.nats.connection import publish_confirmed
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import publish_confirmed
 from relay.path.consumer import PullConsumer
 from relay.path.delivery import Delivery
 

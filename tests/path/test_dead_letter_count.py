@@ -3,7 +3,7 @@ import asyncio
 from relay_kit import Scene, gauges, new_job
 
 from relay.contract.subjects import DLQ_STREAM, Reason
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.path.dead_letter_count import DeadLetterCount
 
 

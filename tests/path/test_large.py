@@ -21,7 +21,7 @@ from relay.contract.subjects import (
 )
 from relay.local.faults import Fault
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 
 SIZE_BYTES = 900_000
 UPDATES = 60

@@ -6,7 +6,7 @@ from relay_kit import ACKED, TERMED, Scene, counters, new_job, update
 
 from relay.contract import subjects
 from relay.contract.subjects import Reason
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.query.archive import Archive
 
 SHORTEST_NS = 1_000_000_000

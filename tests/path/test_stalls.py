@@ -8,7 +8,7 @@ from tcp_proxy import TcpProxy
 
 from relay.contract import subjects
 from relay.local.server import NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.service.intervals import Intervals
 
 SOON = Intervals(stalled_after_s=0.4)

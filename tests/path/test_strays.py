@@ -8,7 +8,7 @@ from relay_kit import Scene, counters, missing, new_job, said
 
 from relay.contract.subjects import DLQ_STREAM, STATUS_STREAM, Reason, api_stream_info, api_stream_update
 from relay.dead_letters.replay import Replayer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.nats.messages import find_message
 from relay.path.strays import Strays
 

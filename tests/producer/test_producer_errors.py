@@ -12,7 +12,7 @@ from relay_kit import new_job
 from relay.contract.errors import ConfigurationError
 from relay.contract.subjects import STATUS_STREAM, api_stream_info
 from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.producer import (
     FlushIncomplete,
     InvalidUpdate,

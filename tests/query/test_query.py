@@ -25,7 +25,7 @@ from relay.contract.subjects import (
 from relay.local.cluster import NatsCluster
 from relay.local.faults import stall
 from relay.local.server import DEFAULT_MAX_PAYLOAD
-from relay.nats.connection import api_request, publish_confirmed
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.query.answers import Answers
 from relay.query.archive import Archive
 from relay.query.progress_sources import ProgressSources

@@ -14,7 +14,7 @@ from relay.contract.subjects import REQUEST_STREAM
 from relay.doctor.checks import run_checks
 from relay.local.server import NatsServer
 from relay.nats import frames
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.service.intervals import DEFAULTS
 from relay.topology.provision import provision, topology_of
 

@@ -13,7 +13,8 @@ from relay.contract.subjects import STATUS_STREAM
 from relay.doctor.checks import run_checks
 from relay.local.cluster import ADMIN, ELECTION_TIMEOUT_S, NatsCluster
 from relay.local.facilitator import FacilitatorSimulator
-from relay.nats.connection import api_request, close, connect
+from relay.nats.connection import close, connect
+from relay.nats.jetstream import api_request
 from relay.service.intervals import DEFAULTS
 from relay.topology.copies import count_missing, find_lost
 from relay.topology.provision import check, topology_of

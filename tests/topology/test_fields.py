@@ -7,7 +7,7 @@ from relay_kit import Scene, said
 
 from relay.contract import subjects
 from relay.contract.errors import UnsafeChange
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.service.intervals import Intervals
 from relay.topology.fields import CONSUMER_FIELDS, STREAM_FIELDS, Owner
 from relay.topology.plan import Actual, make_plan

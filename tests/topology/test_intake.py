@@ -14,8 +14,8 @@ from relay_kit import Scene, gauges, new_job
 
 from relay.contract.errors import PublishUnconfirmed
 from relay.contract.subjects import CANARY_SUBJECT, STATUS_STREAM, api_stream_info, status_subject
-from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.frames import FrameClient
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.overview.reader import SnapshotReader
 from relay.service.intervals import DEFAULTS
 from relay.topology.intake import Intake, idle_s

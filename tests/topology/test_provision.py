@@ -12,8 +12,8 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from relay.contract import subjects
 from relay.contract.errors import JetStreamError, PublishUnconfirmed, UnsafeChange, UnsuitableServer
 from relay.local.server import DEFAULT_MAX_PAYLOAD, NatsServer
-from relay.nats.connection import api_request, publish_confirmed
 from relay.nats.err_codes import CONSUMER_OFFLINE
+from relay.nats.jetstream import api_request, publish_confirmed
 from relay.topology import lane_change
 from relay.topology import provision as provision_module
 from relay.topology.consumer_state import lane_consumers

@@ -8,7 +8,7 @@ import pytest
 from test_provision import consumer_info, publish, relayed, stream_config
 
 from relay.contract import subjects
-from relay.nats.connection import api_request
+from relay.nats.jetstream import api_request
 from relay.topology.lane_growth import RAISED_KEY, WAITS_KEY, lanes_before, raised_from
 from relay.topology.provision import provision, resume_lanes
 
