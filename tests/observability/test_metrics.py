@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,8 +18,16 @@ def series(metrics: Metrics) -> Iterator[tuple[str, float]]:
             yield f"{sample.name}{{{labels}}}" if labels else sample.name, sample.value
 
 
+ELSEWHERE = {"relay_build_info", "relay_log_lines_dropped_total"}
+"""What no method of Metrics tells of."""
+
+
+def names(series: Iterable[str]) -> set[str]:
+    return {name.partition("{")[0] for name in series}
+
+
 def test_what_happens_is_counted():
-    """Every event is counted in its series, and in no other."""
+    """Every event is counted in its series, and in no other; no metric is left out here."""
     metrics = Metrics(lanes=2)
     before = dict(series(metrics))
     metrics.answered([0.000_3], [0.011], {Outcome.ACKNOWLEDGED: [0.003], Outcome.DUPLICATE: [0.004]})
@@ -47,12 +55,16 @@ def test_what_happens_is_counted():
     metrics.copies(3)
     metrics.clock(-2.5)
     metrics.loop_lagged(0.2)
-    after = dict(series(metrics))
-    changed = {
-        name: value
-        for name, value in after.items()
-        if value != before.get(name) and name.startswith("relay_") and "_bucket{" not in name
-    }
+    metrics.in_trouble(1, troubled=True)
+    metrics.hold("requests", lambda: 12)
+    metrics.unexplained()
+    metrics.pushes_state(up=False)
+    metrics.markers_ended(2)
+    metrics.not_permitted(5)
+    metrics.controlled("passed")
+    after = {name: value for name, value in series(metrics) if name.startswith("relay_") and "_bucket{" not in name}
+    changed = {name: value for name, value in after.items() if value != before.get(name)}
+    assert ELSEWHERE == names(after) - names(changed)
     assert changed == {
         "relay_updates_total{outcome=acknowledged}": 1,
         "relay_updates_total{outcome=duplicate}": 1,
@@ -96,6 +108,13 @@ def test_what_happens_is_counted():
         "relay_end_to_end_seconds_sum": 0.007,
         "relay_facilitator_round_trip_seconds_count": 1,
         "relay_facilitator_round_trip_seconds_sum": 0.011,
+        "relay_lane_in_trouble{lane=1}": 1,
+        "relay_held_bytes{by=requests}": 12,
+        "relay_unexplained_duplicates_total": 1,
+        "relay_pushes_up": 0,
+        "relay_markers_total": 2,
+        "relay_not_permitted": 5,
+        "relay_controls_total{outcome=passed}": 1,
     }
 
 
