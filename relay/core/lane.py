@@ -266,7 +266,7 @@ class Lane:
         """The update has ended with this outcome: forget it, and free its job's next one."""
         assert update.state is State.OUT, "only what was taken can be settled"
         del self._at_hand[update.sequence]
-        self.share.at_hand_bytes -= update.size_bytes
+        self.share.at_hand_bytes -= update.held_bytes
         self._settled[update.sequence] = outcome
         if len(self._settled) > _SETTLED_REMEMBERED:
             self._settled.popitem(last=False)
@@ -312,7 +312,7 @@ class Lane:
             update.text, update.status = content.text, content.status
             admission.repairs.extend(content.repairs)
             if content.text is not delivery.body:
-                update.size_bytes += len(content.text)
+                update.held_bytes += len(content.text)
         if delivery.headers:
             traceparent = traceparent_of(delivery.headers)
             admission.malformed_traceparents += traceparent is not None and parse_traceparent(traceparent) is None
@@ -324,7 +324,7 @@ class Lane:
         update.maybe_stored = redelivered or delivery.stored_at_s < self._consumer_made_at_s
         update.maybe_dead_lettered = delivery.stored_at_s <= newest_s + _CLOCK_SKEW_S
         self._at_hand[update.sequence] = update
-        self.share.at_hand_bytes += update.size_bytes
+        self.share.at_hand_bytes += update.held_bytes
         if (job := self._jobs.get(token)) is None:
             job = self._jobs[token] = _Job([update])
         else:

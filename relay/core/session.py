@@ -153,7 +153,7 @@ class Session(Generic[T]):
     Args:
         window: how many updates may be unanswered at a time.
         window_bytes: how many bytes of them; the last one sent may exceed this.
-        size_of: the bytes of an update.
+        size_of: how many bytes of memory an update holds.
         reply_timeout_s: how long an answer may take.
         authentication: the first message on every connection; None where a proxy signs in for us. Then an empty object
             is sent first, which the Facilitator answers with an error. During an outage the first message makes it

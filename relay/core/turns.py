@@ -38,7 +38,7 @@ class Turns:
             lane = in_turn.popleft()
             if (update := lane.take(now_s)) is not None:
                 taken.append(update)
-                room_bytes -= update.size_bytes
+                room_bytes -= update.held_bytes
                 in_turn.append(lane)
         if taken:  # the next turn is that of the lane after the last one
             self.lanes.rotate(-1 - self.lanes.index(taken[-1].lane))

@@ -69,7 +69,7 @@ class Update:
     """When it was first delivered to this worker."""
     touched_s: float
     """When the server last heard that it is worked on: at its latest delivery or +WPI."""
-    size_bytes: int = 0
+    held_bytes: int = 0
     """The memory for its bytes: as delivered, and `text` if that is not the delivered body itself."""
     text: bytes = b""
     """What to send to the Facilitator, UTF-8 JSON; empty if it cannot be sent, and then `dead_letter` says why."""

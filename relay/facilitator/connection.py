@@ -41,7 +41,7 @@ _MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """The largest message that we accept: an error reply contains the whole update that it refuses, escaped once more."""
 _GIVING_UP: Final = CloseCode.PROTOCOL_ERROR
 """The code with which we close a connection whose replies cannot be paired any more."""
-_TOLD_IN_VAIN: Final = 10
+_LOGGED_DROPS: Final = 10
 """While the Facilitator drops every connection at the first update, this many are logged, and the others as debug."""
 _CANCELLED: Final = ConnectionClosed(Close(CloseCode.GOING_AWAY, ""), ours=True)
 """Stands for the end of the connection when we are cancelled: a drop would be blamed on an update."""
@@ -53,7 +53,7 @@ class UpdateSupply(Protocol):
     def take(self, room: int, room_bytes: int, now_s: float) -> Sequence[Update]:
         """Up to `room` updates, until they have `room_bytes` or more.
 
-        The caller must send them now: they count as OUT when this returns.
+        The caller must send them now: they are OUT (core/update.py) when this returns.
         """
         ...
 
@@ -121,7 +121,7 @@ class FacilitatorConnection:
         self._ping_timeout_s = ping_timeout_s
         self._supply: UpdateSupply | None = None
         self._socket: WebSocket | None = None
-        self._in_vain = 0
+        self._drops_in_a_row = 0
         """How many connections in a row were lost at an update, and none was answered since."""
         self._refused = False
         """Whether the Facilitator has refused the sign-in on the present connection."""
@@ -154,13 +154,15 @@ class FacilitatorConnection:
             if not updates:
                 return
             texts: list[bytes] = []
+            held_bytes = 0
             for update in updates:
                 texts.append(update.text)
+                held_bytes += update.held_bytes
                 if update.sent_s is None:
                     update.sent_s = now_s
             socket.send(*texts)
-            if sum(map(len, texts)) < AT_ONCE_BYTES:
-                return
+            if held_bytes < AT_ONCE_BYTES:
+                return  # there was no more to take
 
     async def run(self, supply: UpdateSupply, answers: AnswerSink, pushes: PushQueue) -> None:
         """Connect, send and receive, and connect again, until cancelled.
@@ -197,7 +199,7 @@ class FacilitatorConnection:
             self._socket = None
             # Also if cancelled: what was not answered must go back to its lanes.
             lost = self._session.closed(ended.close.code if ended.close else None)
-            self._in_vain += lost.suspect is not None
+            self._drops_in_a_row += lost.suspect is not None
             answers.lost(lost)
             if lost.dropped_alone:
                 self._pace.dropped_at_suspect()
@@ -230,7 +232,7 @@ class FacilitatorConnection:
         for message in messages:
             event = self._session.received(message, now_s)
             if isinstance(event, Answered):
-                self._in_vain = 0
+                self._drops_in_a_row = 0
                 answered.append(event)
                 continue
             if answered:
@@ -247,7 +249,7 @@ class FacilitatorConnection:
             case Opened() as opened:
                 self._signed_in(opened, socket, answers)
             case Suspicion() as suspicion:
-                self._judge(suspicion, socket, answers)
+                self._send_suspect(suspicion, socket, answers)
                 self.send()
             case SignInRefused(error):
                 self._pace.refused()
@@ -263,18 +265,19 @@ class FacilitatorConnection:
         self.trouble = None
         self._pace.signed_in()
         self._metrics.connection_opened()
-        (_log.info if self._in_vain <= _TOLD_IN_VAIN else _log.debug)(
+        (_log.info if self._drops_in_a_row <= _LOGGED_DROPS else _log.debug)(
             "connected to the Facilitator", url=self._shown_url
         )
         answers.opened()
         if opened.control is not None:
             socket.send(opened.control)
         elif opened.suspicion is not None:
-            self._judge(opened.suspicion, socket, answers)
+            self._send_suspect(opened.suspicion, socket, answers)
         self._beat(socket)
         self.send()
 
-    def _judge(self, suspicion: Suspicion[Update], socket: WebSocket, answers: AnswerSink) -> None:
+    def _send_suspect(self, suspicion: Suspicion[Update], socket: WebSocket, answers: AnswerSink) -> None:
+        """Send the suspect again, by itself, if it may go; if not, the session forgets it."""
         if answers.suspected(suspicion):
             self._session.probe(monotonic())
             socket.send(suspicion.suspect.text)
@@ -307,7 +310,7 @@ class FacilitatorConnection:
 
     def _note_lost(self, ended: ConnectionClosed) -> None:
         how = str(ended) if self._given_up is None else f"given up: {self._given_up}"
-        quietly = self._in_vain > _TOLD_IN_VAIN
+        quietly = self._drops_in_a_row > _LOGGED_DROPS
         if self.trouble is None:
             self._metrics.connection_lost()
             self._complain(f"the connection to the Facilitator was {how}", quietly=quietly)

@@ -1,9 +1,10 @@
 """What the relay counts and times, for Prometheus. No label ever carries a job's UUID.
 
-To add a metric, for example of the bytes forwarded:
+To add a metric, for example of the bytes forwarded (CONTRIBUTING.md has the rest, such as where updates are written):
 
 1. Define it here, in the section of its subject: `self._forwarded = self._counter("relay_forwarded_bytes", "...")`.
-2. Add a method beside it that says what happened, `def forwarded(self, size_bytes: int)`; call it where it happens.
+2. Add a method beside it that says what happened, `def forwarded(self, size_bytes: int)`; call it where it happens,
+   and in tests/observability/test_metrics.py.
 3. Describe it in docs/metrics.md, in the section of the same name; tests/docs/test_metrics_md.py compares the two.
 4. If somebody should watch it, add a panel to deploy/grafana/ or an alert; tests/docs/ checks their queries.
 
@@ -168,7 +169,7 @@ class Metrics:
 
     def _define_flow(self) -> None:
         self._in_flight = self._gauge("relay_in_flight", "Updates sent and not yet answered.")
-        self._in_flight_bytes = self._gauge("relay_in_flight_bytes", "Bytes of the updates sent and not yet answered.")
+        self._in_flight_bytes = self._gauge("relay_in_flight_bytes", "Memory of the updates sent and not yet answered.")
         self._window_use = self._gauge(
             "relay_window_use_ratio", "Updates in flight, as a share of the windows of all connections."
         )

@@ -1,7 +1,6 @@
 """Requests and replies on `job.query.<uuid>` and `job.history.<uuid>`, as JSON.
 
-A new field of a reply is added in three places: UpdateReply; `_update_reply` in answers.py, which fills it; and the
-table in subjects.md, which tests/docs/test_subjects_md.py compares with UpdateReply.
+To add a field to a reply: "Where a change goes" in CONTRIBUTING.md lists the places.
 """
 
 from enum import StrEnum

@@ -41,7 +41,7 @@ from relay.path.undelivered import Undelivered
 from relay.service.intervals import DEFAULTS, Intervals
 from relay.timing.room import Room
 
-_size_of: Final = attrgetter("size_bytes")
+_held_bytes: Final = attrgetter("held_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Line:
             window=settings.window,
             reply_timeout_s=settings.reply_timeout_s,
             authentication=settings.authentication,
-            size_of=_size_of,
+            size_of=_held_bytes,
         )
         self.connection = FacilitatorConnection(
             settings.endpoint,

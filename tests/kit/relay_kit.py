@@ -360,7 +360,7 @@ async def heard_no_receipt(nc: Client, job: str) -> None:
 
 
 def counters(relay: Relay) -> Counter[str]:
-    """The relay's counters by name and label, such as `relay_retries`, without those of lanes."""
+    """The relay's counters by name without `_total`, and label, such as `relay_retries`; without those of lanes."""
     return Counter({name: int(value) for name, value in _samples(relay, "counter") if not name.startswith(_OF_LANES)})
 
 
